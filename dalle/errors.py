@@ -1,0 +1,56 @@
+"""What a caller can do wrong, as exceptions.
+
+    DalleError (ValueError)      a caller's mistake: the message has the value and the limit
+    ├── ConfigError              a configuration that contradicts itself, or an unknown key
+    ├── PromptError              a prompt that is empty or too long
+    ├── ParameterError           a sampling or generation parameter outside its range
+    ├── ImageError               a picture that cannot be read, or has the wrong size
+    ├── CheckpointError          a model directory that is missing, damaged, foreign or too new
+    ├── DataError                training data that is missing, damaged or stamped by another tokenizer
+    └── EngineError              a request that the engine cannot take
+
+The library's own mistakes are asserts, never one of these.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DalleError",
+    "DataError",
+    "EngineError",
+    "ImageError",
+    "ParameterError",
+    "PromptError",
+]
+
+
+class DalleError(ValueError):
+    """A caller's mistake. Catch this to catch them all."""
+
+
+class ConfigError(DalleError):
+    """A configuration that contradicts itself, or has an unknown key."""
+
+
+class PromptError(DalleError):
+    """A prompt that is empty, or longer than the model's text length."""
+
+
+class ParameterError(DalleError):
+    """A sampling or generation parameter outside its range."""
+
+
+class ImageError(DalleError):
+    """A picture that cannot be read, or does not have the size that the model needs."""
+
+
+class CheckpointError(DalleError):
+    """A model directory that is missing, damaged, foreign, or of a newer format."""
+
+
+class DataError(DalleError):
+    """Training data that is missing, damaged, or stamped by another tokenizer."""
+
+
+class EngineError(DalleError):
+    """A request that the engine cannot take."""
