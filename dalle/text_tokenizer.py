@@ -101,11 +101,10 @@ class TextTokenizer:
         Ids that cut a character in two give U+FFFD there. Raises `ParameterError` for an id outside 0..vocab_size - 1.
         """
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+        last = self.vocab_size - 1
         for position, token in enumerate(ids):
-            if not isinstance(token, int) or not 0 <= token < self.vocab_size:
-                raise ParameterError(
-                    f"the text id at position {position} is {token!r}; it must be an integer in 0..{self.vocab_size - 1}"
-                )
+            if not isinstance(token, int) or not 0 <= token <= last:
+                raise ParameterError(f"the text id at position {position} is {token!r}; it must be one of 0..{last}")
         text: str = self._bpe.decode([token for token in ids if token not in (self.pad_id, self.eos_id)])
         return text
 
