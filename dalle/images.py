@@ -1,0 +1,231 @@
+"""Pictures in and out: files and bytes to PIL, PIL to tensors, PIL to bytes.
+
+The tensor space of the whole library is float32 of shape (3, H, W), or (B, 3, H, W), in [-1, 1]; a PIL image here is
+always RGB. Sizes are (height, width), as in tensors. Colour profiles are not applied.
+"""
+
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from dalle.errors import DalleError, ImageError, ParameterError
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageFormat",
+    "ImageSource",
+    "contact_sheet",
+    "encode_image",
+    "load_image",
+    "open_image",
+    "to_pil",
+    "to_tensor",
+]
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+MAX_PIXELS = 64 * 2**20
+# Only these: Pillow has readers that run other programs, and readers that nobody has attacked yet.
+READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+LOSSY_QUALITY = 90
+GUTTER = 8
+LABEL_LINES = 4
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """A picture as float32 of shape (3, H, W) in [-1, 1]; transparency goes over white."""
+    pixels = torch.from_numpy(np.array(_to_rgb(image)))
+    return rearrange(pixels, "h w c -> c h w").float() / 127.5 - 1
+
+
+def to_pil(tensor: torch.Tensor) -> Image.Image:
+    """The inverse of `to_tensor`: (3, H, W) of any float type, clamped to [-1, 1] and rounded to the nearest of 256.
+
+    Raises `ImageError` for another shape, and for values that are not finite.
+    """
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
+        raise ImageError(f"a picture is a float tensor (3, H, W), not {tensor.dtype} {tuple(tensor.shape)}")
+    if not tensor.isfinite().all():
+        raise ImageError("the picture has values that are not finite")
+    pixels = ((tensor.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(rearrange(pixels, "c h w -> h w c").contiguous().cpu().numpy())
+
+
+@contextmanager
+def open_image(
+    source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = READABLE
+) -> Iterator[Image.Image]:
+    """A file's header as a PIL image that is not decoded yet, for the body of a `with`.
+
+    max_pixels: height x width beyond which the file is refused before any pixel is decoded.
+    Raises `ImageError`, with the file's name and the reason, for a file that cannot be read, and for whatever Pillow
+    raises in the body: its decoders fail on a damaged file in many ways.
+    """
+    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the picture")
+    try:
+        with Image.open(stream, formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{name} has {image.height} x {image.width} pixels; the limit is {max_pixels} in all")
+            yield image
+    except DalleError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a picture in one of the formats {', '.join(formats)}") from error
+    except Exception as error:
+        raise ImageError(f"{name} cannot be read: {error}") from error
+
+
+def load_image(
+    source: ImageSource, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """A PNG, JPEG, WebP, GIF, BMP or TIFF (its first frame) as an upright RGB picture without metadata.
+
+    EXIF orientation is honoured, transparency goes over white.
+    size: (height, width) of the result: the largest centred rectangle of these proportions, resized (Lanczos).
+    max_pixels: height x width beyond which a file is refused before it is decoded.
+    Raises `ImageError` for a file that cannot be read, `ParameterError` for a size below 1.
+    """
+    if size is not None and min(size) < 1:
+        raise ParameterError(f"size is {size}; height and width must be at least 1")
+    with open_image(source, max_pixels=max_pixels) as image:
+        picture = _to_rgb(ImageOps.exif_transpose(image))
+        picture.info = {}
+        return picture if size is None else ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
+
+
+def encode_image(
+    image: Image.Image,
+    *,
+    format: ImageFormat,
+    quality: int | None = None,
+    text: Mapping[str, str] | None = None,
+) -> bytes:
+    """The bytes of an image file.
+
+    quality: 1..100 of JPEG and WebP, 90 if not given; PNG is lossless and has none.
+    text: written into a PNG as UTF-8 chunks (iTXt); keys are 1..79 Latin-1 characters. JPEG and WebP take none.
+    Raises `ParameterError` for these, `ImageError` for a picture larger than the format holds.
+    """
+    if format not in ("png", "jpeg", "webp"):
+        raise ParameterError(f"format is {format!r}; it must be png, jpeg or webp")
+    if format == "png":
+        if quality is not None:
+            raise ParameterError(f"quality is {quality}, but PNG is lossless: leave it out, or choose jpeg or webp")
+        options: dict[str, Any] = {"pnginfo": _png_text(text or {})}
+    else:
+        if text:
+            raise ParameterError(f"only PNG carries text, not {format}: {', '.join(text)}")
+        quality = LOSSY_QUALITY if quality is None else quality
+        if not 1 <= quality <= 100:
+            raise ParameterError(f"quality is {quality}; it must be in 1..100")
+        options = {"quality": quality}
+    buffer = io.BytesIO()
+    try:
+        _to_rgb(image).save(buffer, format, **options)
+    except (OSError, ValueError) as error:
+        size = f"{image.height} x {image.width}"
+        raise ImageError(f"a picture of {size} pixels cannot be written as {format}: {error}") from error
+    return buffer.getvalue()
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], *, labels: Sequence[str] | None = None, columns: int | None = None
+) -> Image.Image:
+    """Pictures side by side on white, in reading order, near-square unless `columns` says otherwise.
+
+    labels: one for each picture, drawn under it: wrapped to the cell, cut with an ellipsis after four lines. The font
+        is Pillow's own, which has Latin letters, Greek and Cyrillic; others are drawn as boxes.
+    Raises `ParameterError` without pictures, for another number of labels, and for columns below 1.
+    """
+    if not images:
+        raise ParameterError("a contact sheet needs at least one picture")
+    if labels is not None and len(labels) != len(images):
+        raise ParameterError(f"{len(labels)} labels for {len(images)} pictures; give one for each")
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    if columns < 1:
+        raise ParameterError(f"columns is {columns}; it must be at least 1")
+    columns = min(columns, len(images))
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    font_size = max(12, width // 20)
+    font = ImageFont.load_default(font_size)
+    lines: list[list[str]] = [[] for _ in images]
+    if labels is not None:
+        width = max(width, 8 * font_size)
+        lines = [_label_lines(label, font, width) for label in labels]
+    line_height = math.ceil(font_size * 1.3)
+    label_height = max(map(len, lines)) * line_height
+    cell_width, cell_height = width + GUTTER, height + label_height + GUTTER
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * cell_width + GUTTER, rows * cell_height + GUTTER), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, label) in enumerate(zip(images, lines, strict=True)):
+        left, top = GUTTER + i % columns * cell_width, GUTTER + i // columns * cell_height
+        sheet.paste(_to_rgb(image), (left + (width - image.width) // 2, top + (height - image.height) // 2))
+        for j, line in enumerate(label):
+            draw.text((left + width / 2, top + height + (j + 0.5) * line_height), line, "black", font, anchor="mm")
+    return sheet
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion clips everything above 255 to white.
+        return Image.fromarray(np.round(np.asarray(image, np.float32) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(f"a picture of mode {image.mode} (32-bit greys) has no known range; give 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _png_text(text: Mapping[str, str]) -> PngInfo:
+    info = PngInfo()
+    for key, value in text.items():
+        try:
+            if not 1 <= len(key.encode("latin-1")) <= 79 or "\0" in key:
+                raise ValueError("keys have 1..79 characters, none of them NUL")
+            info.add_itxt(key, value)
+        except ValueError as error:  # UnicodeEncodeError is one
+            raise ParameterError(f"PNG cannot carry the text {key[:80]!r}: {error}") from error
+    return info
+
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _label_lines(label: str, font: Font, width: int) -> list[str]:
+    """At most LABEL_LINES lines that fit the width; the last one ends in an ellipsis if there was more."""
+    lines = list(islice(_wrapped(label, font, width), LABEL_LINES + 1))
+    if len(lines) > LABEL_LINES:
+        last = lines[LABEL_LINES - 1]
+        while last and font.getlength(last + "…") > width:
+            last = last[:-1]
+        lines[LABEL_LINES - 1 :] = [last + "…"]
+    return lines
+
+
+def _wrapped(label: str, font: Font, width: int) -> Iterator[str]:
+    for paragraph in label.splitlines():
+        rest = " ".join(paragraph.split())
+        while rest:
+            end = 1
+            while end < len(rest) and font.getlength(rest[: end + 1]) <= width:
+                end += 1
+            if end < len(rest) and rest[end] != " " and " " in rest[:end]:
+                end = rest.rindex(" ", 0, end)
+            yield rest[:end]
+            rest = rest[end:].lstrip()
