@@ -1,0 +1,212 @@
+"""A model directory: `config.json`, `tokenizer.json`, and one safetensors file for each network.
+
+    config.json                  format, format version, name, the networks' configurations, SHA-256 of the other files
+    tokenizer.json               the text tokenizer
+    image_tokenizer.safetensors  weights of the image tokenizer
+    decoder.safetensors          weights of the decoder
+
+A directory of stage 1 has the image tokenizer alone. Loading is strict: every file is hashed, every shape compared,
+nothing is unpickled. The model's digest is the SHA-256 of `config.json`, which names the digests of all the rest.
+Weights may be stored in half precision; they are always loaded as float32.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dalle.config import Config
+from dalle.errors import CheckpointError, ConfigError
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder, DecoderConfig
+
+__all__ = ["FORMAT_VERSION", "Checkpoint", "file_digest", "load_checkpoint", "load_image_tokenizer", "save_checkpoint"]
+
+Network = TypeVar("Network", bound=nn.Module)
+
+FORMAT = "dalle"
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a model directory holds. Networks are float32, on the CPU, in evaluation mode."""
+
+    name: str
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: TextTokenizer | None = None
+    decoder: Decoder | None = None
+    about: Mapping[str, str]
+    """Free text by key: licence, data, training."""
+    digest: str = ""
+    """SHA-256 of config.json, in hex; set by loading and saving."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    name: str,
+    image_tokenizer: ImageTokenizer,
+    text_tokenizer: TextTokenizer | None = None,
+    decoder: Decoder | None = None,
+    about: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
+
+    `dtype` is that of the stored weights: float32, float16 or bfloat16.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    networks: dict[str, ImageTokenizer | Decoder] = {"image_tokenizer": image_tokenizer}
+    if decoder is not None:
+        networks["decoder"] = decoder
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        files = Path(temporary) / "model"
+        files.mkdir()
+        if text_tokenizer is not None:
+            text_tokenizer.save(files / TOKENIZER_FILE)
+        for part, network in networks.items():
+            weights = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
+            save_file(weights, files / f"{part}.safetensors", {"format": "pt"})
+        config = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "about": dict(about or {}),
+            **{part: network.config.to_dict() for part, network in networks.items()},
+            "digests": {path.name: file_digest(path) for path in sorted(files.iterdir())},
+        }
+        (files / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in files.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(Path(temporary) / "before")
+        files.rename(folder)
+    return file_digest(folder / CONFIG_FILE)
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a model directory.
+
+    Raises `CheckpointError`, naming the file and what was expected, if anything is missing, damaged, foreign, of
+    another shape, or of a newer format.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    _check_digests(folder, config["digests"])
+    image_tokenizer = _load_network(folder, config, "image_tokenizer", ImageTokenizerConfig, ImageTokenizer)
+    text_tokenizer, decoder = None, None
+    if "decoder" in config:
+        decoder = _load_network(folder, config, "decoder", DecoderConfig, Decoder)
+        text_tokenizer = TextTokenizer.load(folder / TOKENIZER_FILE)
+        _check_fit(folder, image_tokenizer, text_tokenizer, decoder.config)
+    return Checkpoint(
+        name=config["name"],
+        about=config["about"],
+        image_tokenizer=image_tokenizer,
+        text_tokenizer=text_tokenizer,
+        decoder=decoder,
+        digest=file_digest(folder / CONFIG_FILE),
+    )
+
+
+def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
+    """The image tokenizer of a model directory of either stage. Raises `CheckpointError` as `load_checkpoint` does."""
+    return load_checkpoint(folder).image_tokenizer
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder; a model directory has {CONFIG_FILE} and *.safetensors")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is no model directory") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise CheckpointError(f'{path} is no configuration of ours: it lacks "format": "{FORMAT}"')
+    version = config.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}: upgrade to read it"
+        )
+    shapes = {"name": str, "about": dict, "image_tokenizer": dict, "digests": dict}
+    for key, kind in shapes.items():
+        if not isinstance(config.get(key), kind):
+            raise CheckpointError(f"{path} lacks {key!r}, or it is no {kind.__name__}")
+    unknown = set(config) - {"format", "format_version", "decoder", *shapes}
+    if unknown:
+        raise CheckpointError(f"{path} has unknown keys: {', '.join(sorted(unknown))}")
+    return config
+
+
+def _check_digests(folder: Path, digests: dict[str, str]) -> None:
+    for name, expected in digests.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{path} is missing; {CONFIG_FILE} lists it")
+        found = file_digest(path)
+        if found != expected:
+            raise CheckpointError(
+                f"{path} is damaged or not of this model: its SHA-256 is {found[:12]}..., not {str(expected)[:12]}..."
+            )
+
+
+def _load_network(
+    folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: type[Network]
+) -> Network:
+    path = folder / f"{part}.safetensors"
+    if path.name not in config["digests"]:
+        raise CheckpointError(f"{folder / CONFIG_FILE} describes {part!r} but lists no digest of {path.name}")
+    try:
+        with torch.device("meta"):
+            network = network_class(config_class.from_dict(config[part]))
+        weights = load_file(path)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in sorted({*expected, *found}):
+        if expected.get(key) != found.get(key):
+            raise CheckpointError(f"{path}: {key} has shape {found.get(key)}, expected {expected.get(key)}")
+    network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    return network.eval()
+
+
+def _check_fit(folder: Path, image: ImageTokenizer, text: TextTokenizer, decoder: DecoderConfig) -> None:
+    facts = {
+        "text vocabulary": (text.vocab_size, decoder.text_vocab_size),
+        "text length": (text.text_length, decoder.text_length),
+        "codebook size": (image.config.codebook_size, decoder.codebook_size),
+    }
+    for name, (of_tokenizer, of_decoder) in facts.items():
+        if of_tokenizer != of_decoder:
+            raise CheckpointError(
+                f"{folder}: the tokenizer's {name} is {of_tokenizer}, the decoder's is {of_decoder}: "
+                "they are not of one model"
+            )

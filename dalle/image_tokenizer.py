@@ -1,0 +1,229 @@
+"""Image tokenizer: a convolutional VQ autoencoder. `encode(images) -> codes` and `decode(codes) -> images`.
+
+Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w) in [0, codebook_size), where h = H / factor and
+w = W / factor. Nothing depends on the nominal image size, so any picture whose sides are multiples of the factor works.
+
+The network is the VQGAN of Esser et al. 2021 (arXiv 2012.09841, taming-transformers), block for block, so that
+checkpoints of that family fit in. One addition: a `patch_size` above 1 folds pixels into channels before the first
+convolution and unfolds them after the last, which is what makes it quick on a CPU.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.config import Config, require
+from dalle.errors import ImageError
+from dalle.quantize import Quantized, VectorQuantizer
+
+__all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
+
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTokenizerConfig(Config):
+    """Shape of an image tokenizer. A level halves the resolution of the one before it."""
+
+    image_size: int = 128
+    """Nominal height and width in pixels; a multiple of `factor`."""
+    patch_size: int = 1
+    """Pixels folded into channels at either end, per side. 1 is the plain VQGAN."""
+    widths: tuple[int, ...] = (128, 128, 256, 256)
+    """Channels of each level, from the finest to the coarsest."""
+    num_res_blocks: int = 2
+    """Residual blocks for each level of the encoder; the decoder has one more."""
+    attention_levels: tuple[int, ...] = ()
+    """Levels with attention after each residual block; 0 is the finest."""
+    middle_attention: bool = True
+    """Attention between the two residual blocks at the coarsest resolution."""
+    norm_groups: int = 32
+    """Groups of the group norms; divides every width."""
+    norm_epsilon: float = 1e-6
+    codebook_size: int = 4096
+    codebook_dim: int = 16
+    normalize_codes: bool = True
+    """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) >= 1, "widths needs at least one level")
+        require(self.patch_size >= 1, f"patch_size is {self.patch_size}; it must be at least 1")
+        require(self.num_res_blocks >= 1, f"num_res_blocks is {self.num_res_blocks}; it must be at least 1")
+        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
+        require(self.codebook_dim >= 1, f"codebook_dim is {self.codebook_dim}; it must be at least 1")
+        for width in self.widths:
+            require(width % self.norm_groups == 0, f"width {width} is no multiple of norm_groups {self.norm_groups}")
+        for level in self.attention_levels:
+            require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")
+        require(
+            self.image_size > 0 and self.image_size % self.factor == 0,
+            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code, on a side."""
+        return self.patch_size * 2 ** (len(self.widths) - 1)
+
+    @property
+    def grid_size(self) -> int:
+        """Codes on a side of the nominal image."""
+        return self.image_size // self.factor
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, config: ImageTokenizerConfig, in_width: int, out_width: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(config, in_width)
+        self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
+        self.norm2 = _norm(config, out_width)
+        self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
+        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+
+
+class AttentionBlock(nn.Module):
+    """One head over all places of the grid."""
+
+    def __init__(self, config: ImageTokenizerConfig, width: int) -> None:
+        super().__init__()
+        self.norm = _norm(config, width)
+        self.query = nn.Conv2d(width, width, 1)
+        self.key = nn.Conv2d(width, width, 1)
+        self.value = nn.Conv2d(width, width, 1)
+        self.output = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (rearrange(p(normed), "b c h w -> b 1 (h w) c") for p in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.output(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # padded right and below only, as taming-transformers does
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _norm(config: ImageTokenizerConfig, width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_groups, width, eps=config.norm_epsilon)
+
+
+def _middle(config: ImageTokenizerConfig, width: int) -> nn.Sequential:
+    attention = [AttentionBlock(config, width)] if config.middle_attention else []
+    return nn.Sequential(ResidualBlock(config, width, width), *attention, ResidualBlock(config, width, width))
+
+
+def _level(config: ImageTokenizerConfig, level: int, in_width: int, num_blocks: int) -> list[nn.Module]:
+    blocks: list[nn.Module] = []
+    width = config.widths[level]
+    for i in range(num_blocks):
+        blocks.append(ResidualBlock(config, in_width if i == 0 else width, width))
+        if level in config.attention_levels:
+            blocks.append(AttentionBlock(config, width))
+    return blocks
+
+
+class Encoder(nn.Sequential):
+    """(B, 3, H, W) pixels -> (B, codebook_dim, h, w) latents."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        widths = config.widths
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(config.patch_size),
+            nn.Conv2d(3 * config.patch_size**2, widths[0], 3, padding=1),
+        ]
+        for level, width in enumerate(widths):
+            layers += _level(config, level, widths[max(level - 1, 0)], config.num_res_blocks)
+            if level < len(widths) - 1:
+                layers.append(Downsample(width))
+        layers += [_middle(config, widths[-1]), _norm(config, widths[-1]), nn.SiLU()]
+        layers.append(nn.Conv2d(widths[-1], config.codebook_dim, 3, padding=1))
+        super().__init__(*layers)
+
+
+class Decoder(nn.Sequential):
+    """(B, codebook_dim, h, w) codebook rows -> (B, 3, H, W) pixels."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        widths = config.widths
+        layers: list[nn.Module] = [
+            nn.Conv2d(config.codebook_dim, widths[-1], 3, padding=1),
+            _middle(config, widths[-1]),
+        ]
+        for level in reversed(range(len(widths))):
+            layers += _level(
+                config, level, widths[min(level + 1, len(widths) - 1)], config.num_res_blocks + 1
+            )
+            if level > 0:
+                layers.append(Upsample(widths[level]))
+        layers += [_norm(config, widths[0]), nn.SiLU()]
+        layers.append(nn.Conv2d(widths[0], 3 * config.patch_size**2, 3, padding=1))
+        layers.append(nn.PixelShuffle(config.patch_size))
+        super().__init__(*layers)
+
+
+class ImageTokenizer(nn.Module):
+    """Encoder, quantizer and decoder. `encode` and `decode` are the contract; the rest is for training."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = VectorQuantizer(
+            config.codebook_size, config.codebook_dim, normalize=config.normalize_codes
+        )
+        self.decoder = Decoder(config)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization.
+
+        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
+        """
+        factor = self.config.factor
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+            raise ImageError(
+                f"images of shape {tuple(images.shape)}; expected (B, 3, H, W), H and W multiples of {factor}"
+            )
+        return rearrange(self.encoder(images), "b d h w -> b h w d")
+
+    def pixels(self, vectors: Tensor) -> Tensor:
+        """(B, h, w, codebook_dim) -> (B, 3, H, W), not clamped, differentiable."""
+        return self.decoder(rearrange(vectors, "b h w d -> b d h w"))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes. Raises `ImageError` as `latents` does."""
+        return self.quantizer.encode(self.latents(images))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, h, w) codes in [0, codebook_size) -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` on other codes."""
+        size = self.config.codebook_size
+        if codes.ndim != 3 or (codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size):
+            raise ImageError(f"codes of shape {tuple(codes.shape)}; expected (B, h, w) with values in [0, {size})")
+        return self.pixels(self.quantizer.decode(codes)).clamp(-1, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """(B, 3, H, W) -> reconstruction (B, 3, H, W), not clamped, and what was quantized."""
+        quantized = self.quantizer(self.latents(images))
+        return self.pixels(quantized.vectors), quantized

@@ -1,0 +1,144 @@
+"""Vector quantizer: `encode` and `decode` are inverses on the codebook; around them what training needs.
+
+Latents are float tensors (..., D) and codes int64 tensors (...) in [0, K). The quantizer itself has no state but the
+codebook (K, D); `CodebookAverage` holds the moving averages of a codebook that is not trained by gradient.
+
+Follows VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937), with moving averages from VQ-VAE-2 (Razavi et al. 2019),
+l2-normalised low-dimensional codes from ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627) as LlamaGen has them, and the
+restart of unused codes from Jukebox (Dhariwal et al. 2020).
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+__all__ = ["CodebookAverage", "Quantized", "VectorQuantizer", "codebook_statistics"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What the quantizer gives to training, for latents (..., D)."""
+
+    vectors: Tensor
+    """(..., D): the codebook rows, with the gradient passed straight through to the latents."""
+    latents: Tensor
+    """(..., D): the latents as they were compared with the codebook (of unit length if it is normalised)."""
+    codes: Tensor
+    """(...): int64 in [0, K)."""
+    commitment_loss: Tensor
+    """Scalar: mean squared distance that pulls the latents to their rows."""
+    codebook_loss: Tensor
+    """Scalar: the same distance, pulling the rows to the latents: for a codebook trained by gradient."""
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of K rows of D numbers.
+
+    With `normalize`, latents and rows are scaled to unit length for the search and for the lookup alike; the stored
+    rows may then have any length.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int, *, normalize: bool) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.codebook = nn.Parameter(torch.empty(codebook_size, codebook_dim))
+        nn.init.uniform_(self.codebook, -1 / codebook_size, 1 / codebook_size)
+
+    def rows(self) -> Tensor:
+        """(K, D): the codebook as it is searched and looked up."""
+        return self.place(self.codebook)
+
+    def place(self, vectors: Tensor) -> Tensor:
+        """(..., D) -> (..., D): scaled to unit length if the codebook is normalised, else as they are."""
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """(..., D) -> (...): the index of the nearest row, by squared distance; the lowest index of equals."""
+        flat = self.place(latents).reshape(-1, latents.shape[-1]).float()
+        rows = self.rows().float()
+        # |x - r|^2 without |x|^2, which is the same for every row
+        distances = rows.square().sum(-1) - 2 * flat @ rows.T
+        return distances.argmin(-1).reshape(latents.shape[:-1])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(...) -> (..., D): the rows of these codes."""
+        return F.embedding(codes, self.rows())
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """(..., D) -> `Quantized`: the training view of `decode(encode(latents))`."""
+        latents = self.place(latents)
+        codes = self.encode(latents.detach())
+        rows = self.decode(codes)
+        return Quantized(
+            vectors=latents + (rows - latents).detach(),
+            latents=latents,
+            codes=codes,
+            commitment_loss=F.mse_loss(latents, rows.detach()),
+            codebook_loss=F.mse_loss(rows, latents.detach()),
+        )
+
+
+class CodebookAverage(nn.Module):
+    """Moving averages that move a codebook instead of a gradient: each row follows the mean of its latents.
+
+    A row whose average use falls below `restart_below` of an equal share is dead, and starts again from a latent of
+    the batch at hand. The state is in two buffers, so that it is saved and resumed like any other.
+    """
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, quantizer: VectorQuantizer, *, decay: float, restart_below: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.restart_below = restart_below
+        codebook = quantizer.codebook
+        self.register_buffer("counts", torch.zeros(len(codebook), device=codebook.device))
+        self.register_buffer("sums", torch.zeros_like(codebook))
+
+    @torch.no_grad()
+    def start(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> None:
+        """Set every row to a latent drawn from `latents` (M, D), M >= 1: a codebook that covers what the encoder
+        gives has no collapse to recover from."""
+        num_rows = len(quantizer.codebook)
+        drawn = torch.randint(len(latents), (num_rows,), generator=generator)
+        if len(latents) >= num_rows:
+            drawn = torch.randperm(len(latents), generator=generator)[:num_rows]
+        rows = quantizer.place(latents)[drawn.to(latents.device)].float()
+        self.counts.fill_(1.0)
+        self.sums.copy_(rows)
+        quantizer.codebook.copy_(rows)
+
+    @torch.no_grad()
+    def update(self, quantizer: VectorQuantizer, quantized: Quantized, generator: torch.Generator) -> int:
+        """Move the codebook towards this batch and restart dead rows. Returns how many were restarted."""
+        latents = quantized.latents.detach().reshape(-1, self.sums.shape[-1]).float()
+        codes = quantized.codes.reshape(-1)
+        counts = torch.bincount(codes, minlength=len(self.counts)).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, latents)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+
+        dead = (self.counts < self.restart_below * len(codes) / len(self.counts)).nonzero().squeeze(1)
+        dead = dead[torch.randperm(len(dead), generator=generator).to(dead.device)][: len(latents)]
+        drawn = torch.randperm(len(latents), generator=generator)[: len(dead)].to(latents.device)
+        share = len(codes) / len(self.counts)
+        self.counts[dead] = share
+        self.sums[dead] = latents[drawn] * share
+
+        rows = self.sums / rearrange(self.counts.clamp_min(1e-6), "k -> k 1")
+        quantizer.codebook.copy_(quantizer.place(rows))
+        return len(dead)
+
+
+def codebook_statistics(counts: Tensor) -> tuple[float, float]:
+    """Usage and perplexity of a codebook, from how often each code occurred (K,) over a whole data set.
+
+    Usage is the share of codes that occurred at all, in [0, 1]; perplexity is exp of the entropy, in [1, K].
+    """
+    share = counts.double() / counts.sum().clamp_min(1)
+    entropy = -(share * share.clamp_min(1e-12).log()).sum()
+    return (counts > 0).double().mean().item(), entropy.exp().item()

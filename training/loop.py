@@ -1,0 +1,307 @@
+"""The loop that both stages run in: device, precision, schedule, checkpoint, resume, progress, logging.
+
+A stage is a `Task`: it makes the batch of a step and takes the step. Every random number of a step is a function of
+(seed, step), and the whole state is tensors in one safetensors file that is replaced atomically. So a run may be
+killed at any moment and resumed; it then goes on, on the same machine, as if nothing had happened, bit for bit.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dalle.config import Config, require
+from dalle.errors import DataError
+
+__all__ = [
+    "LoopConfig",
+    "Task",
+    "WeightAverage",
+    "autocast",
+    "choose_device",
+    "clip_and_step",
+    "learning_rate_scale",
+    "train",
+]
+
+STATE_FILE = "state.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig(Config):
+    """How long, on what, and how often to look. Part of every stage's configuration."""
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    warmup_steps: int = 200
+    """Steps in which the learning rate rises from 0; then it falls along a cosine."""
+    final_rate: float = 0.05
+    """Where the cosine ends, as a share of the peak learning rate."""
+    max_grad_norm: float = 1.0
+    average_decay: float = 0.999
+    """Of the moving average of the weights, which is what is exported."""
+    device: str = "auto"
+    """`auto` takes CUDA if there is one, else the CPU; or any device name of torch."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward and backward pass; `auto` takes bfloat16 where the hardware computes in it natively."""
+    workers: int = 1
+    """Processes that prepare batches ahead; 0 prepares them in line."""
+    log_steps: int = 20
+    look_steps: int = 1000
+    """Validate and draw pictures every so many steps, and at the end."""
+    save_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        require(0 <= self.final_rate <= 1, f"final_rate is {self.final_rate}; it must be in [0, 1]")
+        require(self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
+        require(0 <= self.average_decay < 1, f"average_decay is {self.average_decay}; it must be in [0, 1)")
+        require(self.log_steps >= 1, f"log_steps is {self.log_steps}; it must be at least 1")
+        require(self.look_steps >= 1, f"look_steps is {self.look_steps}; it must be at least 1")
+
+
+class Task(Protocol):
+    """What a stage gives to the loop."""
+
+    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
+        """Everything that changes from step to step, by name."""
+
+    def batch(self, step: int) -> Mapping[str, Tensor]:
+        """The batch of a step, as a pure function of it. Runs in a worker process."""
+
+    def train_step(self, step: int, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor | float]:
+        """One optimisation step. Returns the scalars to log, `loss` among them."""
+
+    def look(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
+        """Validation scalars, and picture grids (3, H, W) in [-1, 1]."""
+
+    def export(self, folder: Path) -> None:
+        """Write the artefact of the stage."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto` or a name of torch's stands for. Raises `ConfigError` for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require(not name.startswith("cuda") or torch.cuda.is_available(), f"device is {name!r}, but there is no CUDA here")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        require(False, f"device is {name!r}: {error}")
+        raise AssertionError from error
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a forward pass. `auto` is bfloat16 on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        precision = "bfloat16" if native else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def learning_rate_scale(config: LoopConfig, step: int) -> float:
+    """In [0, 1]: linear warm-up, then a cosine down to `final_rate` at the last step."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class WeightAverage(nn.Module):
+    """Exponential moving average of a module's parameters (its buffers are copied). Quick at first: the decay is
+    min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage."""
+
+    updates: Tensor
+
+    def __init__(self, module: nn.Module, *, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        count = int(self.updates)
+        decay = min(self.decay, (1 + count) / (10 + count))
+        averages, currents = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+        for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            average.copy_(current)
+        self.updates += 1
+
+
+def clip_and_step(
+    optimizers: list[torch.optim.Optimizer], config: LoopConfig, step: int, loss: Tensor
+) -> dict[str, float]:
+    """Clip the gradients of these optimizers' parameters to the global norm, set the rates, step, zero.
+
+    A parameter group's `peak_rate` is its learning rate at the top of the schedule. Raises `DataError` if the loss or
+    the gradient is not finite: nothing is updated then, and the last checkpoint stays as it is.
+    """
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    if not (torch.isfinite(norm) and torch.isfinite(loss)):
+        raise DataError(
+            f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}: not finite. "
+            "The last checkpoint is kept; a lower learning rate or max_grad_norm may help"
+        )
+    scale = learning_rate_scale(config, step)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_rate"] * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {"gradient_norm": float(norm), "rate_scale": scale}
+
+
+class _Batches(Dataset[Mapping[str, Tensor]]):
+    """A task's batches by step, for the workers of a `DataLoader`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __getitem__(self, step: int) -> Mapping[str, Tensor]:
+        return self.task.batch(step)
+
+
+def _start_worker(_: int) -> None:
+    # the cores belong to the training step, and Ctrl-C to the main process
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _save(task: Task, step: int, folder: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, part in task.state().items():
+        if isinstance(part, nn.Module):
+            tensors |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
+        else:
+            for index, values in part.state_dict()["state"].items():
+                tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
+    temporary = folder / (STATE_FILE + ".part")
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(folder / STATE_FILE)
+
+
+def _restore(task: Task, folder: Path) -> int:
+    """Load the saved state into the task. Returns the number of steps done, 0 if nothing was saved."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        step = int(file.metadata()["step"])
+    for name, part in task.state().items():
+        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
+        if isinstance(part, nn.Module):
+            part.load_state_dict(own)
+        else:
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in own.items():
+                index, kind = key.split("/")
+                state.setdefault(int(index), {})[kind] = value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+    return step
+
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    """Make the run folder, or check that the run in it had the same configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIG_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        for key in sorted({*before, *config}):
+            if before.get(key) != config.get(key):
+                raise DataError(
+                    f"{folder} holds a run with {key} = {before.get(key)!r}, not {config.get(key)!r}: "
+                    "resume it with its own configuration, or give another --run folder"
+                )
+    else:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """A list that receives the signal number when somebody asks the run to stop (Ctrl-C, or a polite kill)."""
+    caught: list[int] = []
+    handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, Any]) -> bool:
+    """Run a task from where its folder left off to `config.steps`, then export it to `folder/model`.
+
+    Returns False if it was asked to stop before the end: it has saved its state by then, and the same command goes on.
+    Raises `DataError` for a folder of another configuration, or when the loss is no longer finite.
+    """
+    _claim(folder, whole_config)
+    device = choose_device(config.device)
+    start = _restore(task, folder)
+    loader = DataLoader(
+        _Batches(task),
+        batch_size=None,
+        sampler=range(start, config.steps),
+        num_workers=config.workers,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+    )
+    # scalars logged after the last save are dropped: they will be logged again
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+    saved = time.monotonic()
+    with _stop_signal() as stop, tqdm(total=config.steps, initial=start, desc=folder.name, unit="step") as bar:
+        for step, batch in zip(range(start, config.steps), loader, strict=True):
+            torch.manual_seed((config.seed << 32) + step)
+            on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+            scalars = task.train_step(step, on_device)
+            done = step + 1
+            bar.update()
+            if done % config.log_steps == 0 or done == config.steps:
+                numbers = {key: float(value) for key, value in scalars.items()}
+                bar.set_postfix({"loss": f"{numbers['loss']:.4f}"})
+                for key, number in numbers.items():
+                    writer.add_scalar(f"train/{key}", number, done)
+            if done % config.look_steps == 0 or done == config.steps:
+                _look(task, writer, done)
+            if stop or done == config.steps or time.monotonic() - saved > 60 * config.save_minutes:
+                _save(task, done, folder)
+                saved = time.monotonic()
+            if stop and done < config.steps:
+                tqdm.write(f"stopped after step {done}; the same command goes on from there")
+                writer.close()
+                return False
+    writer.close()
+    task.export(folder / "model")
+    return True
+
+
+def _look(task: Task, writer: SummaryWriter, step: int) -> None:
+    numbers, pictures = task.look()
+    for key, number in numbers.items():
+        writer.add_scalar(f"val/{key}", number, step)
+    for key, picture in pictures.items():
+        writer.add_image(key, ((picture.clamp(-1, 1) + 1) / 2).cpu(), step)
+    tqdm.write(f"step {step}: " + ", ".join(f"{key} {number:.4g}" for key, number in numbers.items()))

@@ -1,0 +1,56 @@
+"""Presets by name: functions that return a whole configuration. `--help` of a stage lists them."""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import tyro
+
+from dalle.config import Config
+from dalle.errors import DalleError
+from dalle.image_tokenizer import ImageTokenizerConfig
+from training.loop import LoopConfig
+from training.vq import VQTrainingConfig
+
+__all__ = ["VQ_PRESETS", "run_preset"]
+
+
+def vq_emoji() -> VQTrainingConfig:
+    """64 codes for a 128 x 128 picture: the default model's image tokenizer, under an hour on two cores with bf16."""
+    return VQTrainingConfig(
+        run="runs/vq-emoji",
+        model=ImageTokenizerConfig(patch_size=4, widths=(64, 128, 256), num_res_blocks=1, norm_groups=16),
+        loop=LoopConfig(steps=3800, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
+    )
+
+
+def vq_tiny() -> VQTrainingConfig:
+    """A minute on one core: to see that everything runs, not to see pictures."""
+    return VQTrainingConfig(
+        run="runs/vq-tiny",
+        model=ImageTokenizerConfig(
+            patch_size=8, widths=(16, 32), num_res_blocks=1, norm_groups=8, codebook_size=64, codebook_dim=8
+        ),
+        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
+        unquantized_steps=20,
+    )
+
+
+C = TypeVar("C", bound=Config)
+
+VQ_PRESETS = {"emoji": vq_emoji, "tiny": vq_tiny}
+
+
+def run_preset(
+    program: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
+) -> None:
+    """The command line of a stage: a preset's name, then any of its fields to change. Exit code 2 for a caller's
+    mistake, 3 for a run that was asked to stop before its end."""
+    choices = {name: ((preset.__doc__ or "").strip(), preset()) for name, preset in presets.items()}
+    try:
+        config = tyro.extras.overridable_config_cli(choices, prog=f"python -m {program}", description=description)
+        finished = run(config)
+    except DalleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0 if finished else 3)

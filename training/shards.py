@@ -1,0 +1,170 @@
+"""Reading picture-caption pairs from WebDataset shards, in an order that is a pure function of (seed, step).
+
+A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once and then read at random places, so that
+a resumed run sees exactly the batches that an unbroken one would have seen, without any state of the reader.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dalle.errors import DataError
+
+__all__ = ["PairShards", "WeightedEpochs", "find_shards"]
+
+PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
+
+
+def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
+    """The tar files that these paths name: files as they are, glob patterns and folders expanded, sorted.
+
+    Raises `DataError` for a name that matches nothing.
+    """
+    found: list[Path] = []
+    for pattern in map(Path, patterns):
+        if pattern.is_dir():
+            matches = sorted(pattern.glob("*.tar"))
+        else:
+            matches = sorted(pattern.parent.glob(pattern.name))
+        if not matches:
+            raise DataError(f"no shards at {pattern}: `python -m training.emoji` or `python -m training.folder` write some")
+        found += matches
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    shard: int
+    picture: tuple[int, int]
+    """Offset and length of the picture's bytes in the shard."""
+    metadata: tuple[int, int]
+    weight: float
+
+
+class PairShards:
+    """Picture-caption pairs by number, in the order of the shards.
+
+    The files are opened at first use, so that the object can be sent to the workers of a `DataLoader`.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, progress: bool = False) -> None:
+        self.paths = list(paths)
+        self._entries: list[_Entry] = []
+        for shard, path in enumerate(tqdm(self.paths, desc="index shards", disable=not progress, leave=False)):
+            self._index(shard, path)
+        if not self._entries:
+            raise DataError(f"no picture-caption pairs in {', '.join(map(str, self.paths))}")
+
+    def _index(self, shard: int, path: Path) -> None:
+        parts: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with tarfile.open(path, "r:") as archive:
+                for member in archive:
+                    stem, suffix = os.path.splitext(member.name)
+                    kind = "picture" if suffix.lower() in PICTURE_SUFFIXES else suffix
+                    parts.setdefault(stem, {})[kind] = (member.offset_data, member.size)
+        except (OSError, tarfile.TarError) as error:
+            raise DataError(f"{path} is no readable tar shard: {error}") from error
+        with open(path, "rb") as file:
+            for stem, found in parts.items():
+                if "picture" not in found or ".json" not in found:
+                    raise DataError(f"{path}: {stem} lacks its {'picture' if '.json' in found else '.json'}")
+                metadata = json.loads(os.pread(file.fileno(), found[".json"][1], found[".json"][0]))
+                weight = float(metadata.get("weight", 1.0))
+                self._entries.append(_Entry(shard, found["picture"], found[".json"], weight))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_files"}
+
+    @cached_property
+    def _files(self) -> list[int]:
+        return [os.open(path, os.O_RDONLY) for path in self.paths]
+
+    def _read(self, shard: int, place: tuple[int, int]) -> bytes:
+        return os.pread(self._files[shard], place[1], place[0])
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(len,) float64: how often each pair is drawn in an epoch, on average."""
+        return np.array([entry.weight for entry in self._entries])
+
+    def metadata(self, number: int) -> dict[str, Any]:
+        """The JSON beside a picture."""
+        entry = self._entries[number]
+        return json.loads(self._read(entry.shard, entry.metadata))
+
+    def picture(self, number: int) -> Tensor:
+        """(3, H, W) uint8."""
+        entry = self._entries[number]
+        try:
+            with Image.open(io.BytesIO(self._read(entry.shard, entry.picture))) as image:
+                pixels = np.array(image.convert("RGB"))
+        except OSError as error:
+            raise DataError(f"{self.paths[entry.shard]}: picture {number} cannot be read: {error}") from error
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def images(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
+        """(B, 3, H, W) float32 in [-1, 1]. Raises `DataError` if the pictures differ in size."""
+        pictures = [self.picture(int(number)) for number in numbers]
+        sizes = {tuple(picture.shape) for picture in pictures}
+        if len(sizes) > 1:
+            raise DataError(f"pictures of different sizes in one batch: {sorted(sizes)}")
+        return torch.stack(pictures).float() / 127.5 - 1
+
+
+class WeightedEpochs:
+    """Which items are in the batch of a step: shuffled epochs in which item i occurs weight[i] times on average.
+
+    The batch is a pure function of (seed, step). A weight of 1 is once in every epoch exactly; a weight of 0.3 is in
+    three epochs of ten; 2.5 is two or three times.
+    """
+
+    def __init__(self, weights: np.ndarray, *, batch_size: int, seed: int) -> None:
+        if len(weights) == 0 or not (weights >= 0).all() or not weights.sum() > 0:
+            raise DataError("sampling weights must be non-negative, with a positive sum")
+        self.weights = weights
+        self.batch_size = batch_size
+        self.seed = seed
+        self._ends: list[int] = []
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._cached is None or self._cached[0] != epoch:
+            random = np.random.default_rng([self.seed, epoch])
+            times = np.floor(self.weights + random.random(len(self.weights))).astype(np.int64)
+            order = np.repeat(np.arange(len(self.weights)), times)
+            random.shuffle(order)
+            self._cached = (epoch, order)
+        return self._cached[1]
+
+    def batch(self, step: int) -> np.ndarray:
+        """(batch_size,) int64: the items of this step, counted from 0."""
+        position, stop = step * self.batch_size, (step + 1) * self.batch_size
+        parts = []
+        epoch = 0
+        while position < stop:
+            while epoch >= len(self._ends):
+                previous = self._ends[-1] if self._ends else 0
+                self._ends.append(previous + len(self._epoch(len(self._ends))))
+            start = self._ends[epoch - 1] if epoch else 0
+            if position < self._ends[epoch]:
+                part = self._epoch(epoch)[position - start : stop - start]
+                parts.append(part)
+                position += len(part)
+            epoch += 1
+        return np.concatenate(parts)

@@ -1,0 +1,235 @@
+"""Stage 1: train an image tokenizer on pictures. `python -m training.vq PRESET` writes `RUN/model`.
+
+The codebook is watched from the first step. Training begins without quantization; after `unquantized_steps` the
+codebook is started from what the encoder gives by then, so that every entry has a meaning on its first day, and
+entries that fall out of use are started again.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.checkpoint import load_image_tokenizer, save_checkpoint
+from dalle.config import Config, require
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.quantize import CodebookAverage, codebook_statistics
+from training.loop import LoopConfig, WeightAverage, autocast, choose_device, clip_and_step, train
+from training.shards import PairShards, WeightedEpochs, find_shards
+from training.vgg import VGG16Features
+from training.vq_losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    perceptual_distance,
+    random_crops,
+)
+
+__all__ = ["VQTask", "VQTrainingConfig"]
+
+NUM_LOOK_PICTURES = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQTrainingConfig(Config):
+    """Everything that decides a stage 1 run."""
+
+    model: ImageTokenizerConfig
+    loop: LoopConfig
+    run: str
+    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
+    train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
+    val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    flip: bool = True
+    """Mirror every second picture at random."""
+    pixel_loss: Literal["l1", "l2"] = "l2"
+    perceptual_weight: float = 0.0
+    perceptual_crop: int = 64
+    """Side of the random square, in pixels, that the perceptual loss looks at."""
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    """Step at which the discriminator starts to pull on the decoder; it learns from the first."""
+    discriminator_width: int = 64
+    discriminator_layers: int = 2
+    commitment_weight: float = 0.25
+    codebook: Literal["average", "gradient"] = "average"
+    """How the codebook learns: by moving averages, or by gradient."""
+    codebook_decay: float = 0.99
+    restart_below: float = 0.05
+    """Restart an entry used less than this share of an equal share. Only with moving averages."""
+    unquantized_steps: int = 300
+    start_from: str | None = None
+    """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
+    only_decoder: bool = False
+    """Keep encoder and codebook, so that codes stay what they are, and train the way back to pixels alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "adversarial_weight", "commitment_weight", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
+        require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
+        require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
+
+
+class VQTask:
+    """A `training.loop.Task`: batches of pictures, reconstruction, and the codebook's own learning."""
+
+    def __init__(self, config: VQTrainingConfig) -> None:
+        self.config = config
+        self.device = choose_device(config.loop.device)
+        torch.manual_seed(config.loop.seed)
+        model = ImageTokenizer(config.model) if config.start_from is None else load_image_tokenizer(config.start_from)
+        self.model = model.to(self.device).train()
+        self.model.requires_grad_(not config.only_decoder)
+        self.model.decoder.requires_grad_(True)
+        self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
+        self.average = WeightAverage(self.model, decay=config.loop.average_decay)
+        self.codebook_average = CodebookAverage(
+            self.model.quantizer, decay=config.codebook_decay, restart_below=config.restart_below
+        )
+        self.optimizer = self._optimizer(self.model)
+        self.adversarial = config.adversarial_weight > 0
+        if self.adversarial:
+            discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
+            self.discriminator = discriminator.to(self.device)
+            self.discriminator_optimizer = self._optimizer(self.discriminator)
+        self.vgg = VGG16Features(last_block=4).to(self.device) if config.perceptual_weight > 0 else None
+
+        self.pairs = PairShards(find_shards(config.train_shards), progress=True)
+        self.val_pairs = PairShards(find_shards(config.val_shards))
+        self.epochs = WeightedEpochs(self.pairs.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
+
+    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        for group in groups:
+            group["peak_rate"] = self.config.learning_rate
+        return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99))
+
+    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
+        parts: dict[str, nn.Module | torch.optim.Optimizer] = {
+            "model": self.model,
+            "average": self.average,
+            "codebook_average": self.codebook_average,
+            "optimizer": self.optimizer,
+        }
+        if self.adversarial:
+            parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
+        return parts
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        images = self.pairs.images(self.epochs.batch(step))
+        if self.config.flip:
+            flipped = np.random.default_rng([self.config.loop.seed, step, 1]).random(len(images)) < 0.5
+            images[flipped] = images[flipped].flip(-1)
+        return {"images": images}
+
+    def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        config, images = self.config, batch["images"]
+        generator = torch.Generator().manual_seed((config.loop.seed << 32) + step)
+        warming = config.start_from is None and step < config.unquantized_steps
+        if config.start_from is None and step == config.unquantized_steps:
+            self._start_codebook(step, generator)
+
+        with autocast(self.device, config.loop.precision):
+            latents = self.model.latents(images)
+        quantized = self.model.quantizer(latents.float())
+        with autocast(self.device, config.loop.precision):
+            drawn = self.model.pixels(quantized.latents if warming else quantized.vectors).float()
+
+        pixel_loss = F.l1_loss(drawn, images) if config.pixel_loss == "l1" else F.mse_loss(drawn, images)
+        scalars: dict[str, Tensor | float] = {"pixel_loss": pixel_loss}
+        loss = pixel_loss
+        if self.vgg is not None:
+            crops = random_crops(drawn, images, config.perceptual_crop, generator)
+            with autocast(self.device, config.loop.precision):
+                perceptual_loss = perceptual_distance(self.vgg, *crops)
+            loss = loss + config.perceptual_weight * perceptual_loss
+            scalars["perceptual_loss"] = perceptual_loss
+        if self.adversarial and step >= config.adversarial_start:
+            with autocast(self.device, config.loop.precision):
+                generator_loss = -self.discriminator(drawn).float().mean()
+            weight = config.adversarial_weight * adaptive_weight(loss, generator_loss, self._last_layer())
+            loss = loss + weight * generator_loss
+            scalars |= {"generator_loss": generator_loss, "adaptive_weight": weight}
+        if not warming and not config.only_decoder:
+            loss = loss + config.commitment_weight * quantized.commitment_loss
+            if config.codebook == "gradient":
+                loss = loss + quantized.codebook_loss
+            scalars["commitment_loss"] = quantized.commitment_loss
+        loss.backward()
+        scalars |= clip_and_step([self.optimizer], config.loop, step, loss.detach())
+
+        if not warming and config.codebook == "average" and not config.only_decoder:
+            scalars["restarted"] = self.codebook_average.update(self.model.quantizer, quantized, generator)
+        counts = torch.bincount(quantized.codes.flatten(), minlength=len(self.model.quantizer.codebook))
+        scalars["batch_usage"], scalars["batch_perplexity"] = codebook_statistics(counts)
+        if self.adversarial:
+            with autocast(self.device, config.loop.precision):
+                verdicts = self.discriminator(images).float(), self.discriminator(drawn.detach()).float()
+            judged = discriminator_loss(*verdicts)
+            self.discriminator_optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients here
+            judged.backward()
+            clip_and_step([self.discriminator_optimizer], config.loop, step, judged.detach())
+            scalars["discriminator_loss"] = judged
+        self.average.update(self.model)
+        return {"loss": loss.detach()} | scalars
+
+    def _last_layer(self) -> nn.Parameter:
+        return [p for p in self.model.decoder.parameters() if p.ndim == 4][-1]
+
+    @torch.no_grad()
+    def _start_codebook(self, step: int, generator: torch.Generator) -> None:
+        latents, num_codes = [], len(self.model.quantizer.codebook)
+        while sum(map(len, latents)) < 2 * num_codes and len(latents) < 64:
+            images = self.batch(step + len(latents))["images"].to(self.device)
+            latents.append(rearrange(self.model.latents(images), "b h w d -> (b h w) d"))
+        self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
+        self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
+
+    @torch.no_grad()
+    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """PSNR in dB of the averaged weights on validation pictures (mean over pictures), codebook usage and
+        perplexity, and a grid of pictures above their reconstructions."""
+        tokenizer: ImageTokenizer = self.average.module
+        size = tokenizer.config.codebook_size
+        errors, counts, shown = [], torch.zeros(size, dtype=torch.int64), None
+        numbers = range(min(NUM_LOOK_PICTURES, len(self.val_pairs)))
+        for start in range(0, len(numbers), 32):
+            images = self.val_pairs.images(numbers[start : start + 32]).to(self.device)
+            codes = tokenizer.encode(images)
+            drawn = tokenizer.decode(codes)
+            counts += torch.bincount(codes.flatten(), minlength=size).cpu()
+            errors.append(((drawn - images) / 2).square().mean((1, 2, 3)))
+            if shown is None:
+                shown = rearrange([images[:12], drawn[:12]], "two b c h w -> c (two h) (b w)")
+        assert shown is not None
+        usage, perplexity = codebook_statistics(counts)
+        psnr = -10 * torch.cat(errors).clamp_min(1e-10).log10().mean().item()
+        return {"psnr": psnr, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
+
+    def export(self, folder: Path) -> None:
+        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module)
+
+
+def main() -> None:
+    from training.presets import VQ_PRESETS, run_preset
+
+    run_preset(
+        "training.vq", __doc__, VQ_PRESETS, lambda config: train(VQTask(config), config.loop, Path(config.run), config.to_dict())
+    )
+
+
+if __name__ == "__main__":
+    main()

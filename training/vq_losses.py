@@ -1,0 +1,71 @@
+"""Losses of stage 1 beyond the pixels: a perceptual distance and a patch discriminator.
+
+The perceptual distance follows Johnson et al. 2016 and LPIPS (Zhang et al. 2018, arXiv 1801.03924): features are
+normalised over channels before they are compared. The discriminator and its adaptive weight follow VQGAN (Esser et
+al. 2021, arXiv 2012.09841).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.vgg import VGG16Features
+
+__all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss", "perceptual_distance", "random_crops"]
+
+
+def perceptual_distance(vgg: VGG16Features, images: Tensor, targets: Tensor) -> Tensor:
+    """Scalar: mean squared distance of channel-normalised features from block 2 on, averaged over blocks.
+
+    Images and targets are (B, 3, H, W) in [-1, 1]; only the images get a gradient.
+    """
+    with torch.no_grad():
+        wanted = [F.normalize(feature, dim=1) for feature in vgg(targets)[1:]]
+    drawn = [F.normalize(feature, dim=1) for feature in vgg(images)[1:]]
+    distances = [(a - b).square().sum(1).mean() for a, b in zip(drawn, wanted, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def random_crops(images: Tensor, targets: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random square of `size` pixels from both (B, 3, H, W): a cheaper, unbiased view for a costly loss."""
+    height, width = images.shape[2:]
+    if size >= min(height, width):
+        return images, targets
+    top = int(torch.randint(height - size + 1, (), generator=generator))
+    left = int(torch.randint(width - size + 1, (), generator=generator))
+    window = (..., slice(top, top + size), slice(left, left + size))
+    return images[window], targets[window]
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Images (B, 3, H, W) -> (B, 1, h, w): for each patch, high if it looks real (PatchGAN, Isola et al. 2016).
+
+    Group norm stands in for batch norm, so that a verdict does not depend on the other pictures of the batch.
+    """
+
+    def __init__(self, width: int, num_layers: int) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        channels = width
+        for layer in range(1, num_layers + 1):
+            wider = min(width * 2**layer, width * 8)
+            stride = 2 if layer < num_layers else 1
+            layers += [
+                nn.Conv2d(channels, wider, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(8, wider),
+                nn.LeakyReLU(0.2),
+            ]
+            channels = wider
+        layers.append(nn.Conv2d(channels, 1, 4, padding=1))
+        super().__init__(*layers)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Scalar hinge loss of the verdicts on real and on reconstructed pictures."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: nn.Parameter) -> Tensor:
+    """Scalar in [0, 1e4]: what makes both losses pull equally hard on the decoder's last layer."""
+    (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
+    (adversarial,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
+    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
