@@ -1,0 +1,291 @@
+"""Engine: continuous batching over the slots of a preallocated key-value cache. `add`, `cancel`, `step`.
+
+It sees ids only: no text, no pictures, no threads, no clock. One request is one picture. A guided request takes two
+slots, with the caption and without, that start, step and finish as one unit; an unguided one takes one slot.
+
+Every step runs all slots, busy or not, so the shape of the computation never changes. Together with noise that has no
+order, this makes a request's codes independent of its slot, its neighbours, and whoever came or went before. Prefill
+runs each text row alone, for the same reason, and leaves the row's last token to the first step.
+
+Every picture of a model has the same number of codes, so when a request will be done is known when it is admitted.
+"""
+
+import dataclasses
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dalle.errors import EngineError
+from dalle.sampling import FilterParams, SamplingParams, check_seed, guide, gumbel_noise, sample
+from dalle.transformer import Decoder
+
+__all__ = ["Engine", "Request", "StepResult"]
+
+PREFILLS_KEPT = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture to draw."""
+
+    text_ids: Tensor
+    """(T,) int64: the caption's row."""
+    null_ids: Tensor | None = None
+    """(T,) int64: what guidance leads away from: the null caption, or a negative prompt. Needed if guided."""
+    params: SamplingParams
+    seed: int
+    index: int = 0
+    """Of the picture among those with the same seed."""
+    prefix: Tensor | None = None
+    """(M,) int64, M < N: codes that are given, in raster order; drawing goes on behind them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step did."""
+
+    finished: dict[int, Tensor]
+    """Codes (N,) int64 on the CPU, by request id."""
+    drawn: dict[int, int]
+    """For each request that stepped, how many codes it has now, those given included."""
+
+
+@dataclasses.dataclass
+class _Active:
+    """A request in its slots."""
+
+    id: int
+    request: Request
+    slots: list[int]
+    codes: list[int]
+
+
+class Engine:
+    """Draws codes for many requests at once, on the decoder's device.
+
+    `num_slots` is the number of rows in every step: pictures drawn at once without guidance, twice those with it.
+    """
+
+    def __init__(self, decoder: Decoder, *, num_slots: int) -> None:
+        if num_slots < 2:
+            raise EngineError(f"num_slots is {num_slots}; it must be at least 2, the rows of one guided picture")
+        self.decoder = decoder
+        self.layout = decoder.layout
+        self.num_slots = num_slots
+        self.cache = decoder.new_cache(num_slots)
+        self.device = decoder.embedding.weight.device
+        self.num_steps = 0
+        """Steps run so far."""
+        self._ids = itertools.count()
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._active: dict[int, _Active] = {}
+        self._free = list(range(num_slots))[::-1]
+        self._prefills: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+
+    @property
+    def num_active(self) -> int:
+        """Requests that have slots."""
+        return len(self._active)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for slots."""
+        return len(self._waiting)
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free)
+
+    def add(self, request: Request) -> int:
+        """Queue a request, first come first served. Returns its id.
+
+        Raises `EngineError` for ids of another length or outside the vocabulary, a prefix that leaves nothing to
+        draw, or guidance without `null_ids`; `ParameterError` for a bad seed.
+        """
+        self._check(request)
+        request_id = next(self._ids)
+        self._waiting.append((request_id, request))
+        return request_id
+
+    def cancel(self, request_id: int) -> bool:
+        """Forget a request; its slots are free at once. False if it was finished or unknown."""
+        active = self._active.pop(request_id, None)
+        if active is not None:
+            self._free += active.slots
+            return True
+        kept = deque(entry for entry in self._waiting if entry[0] != request_id)
+        found = len(kept) < len(self._waiting)
+        self._waiting = kept
+        return found
+
+    @torch.inference_mode()
+    def step(self) -> StepResult:
+        """Admit who fits, then draw one code for every request that has slots."""
+        self._admit()
+        if not self._active:
+            return StepResult(finished={}, drawn={})
+        active = list(self._active.values())
+        codes = self._draw(active, self._forward(active))
+        self.num_steps += 1
+        for entry, code in zip(active, codes.tolist(), strict=True):
+            entry.codes.append(code)
+        return StepResult(
+            drawn={entry.id: len(entry.codes) for entry in active},
+            finished={entry.id: self._finish(entry) for entry in active if len(entry.codes) == self.layout.num_codes},
+        )
+
+    def codes_so_far(self, request_id: int) -> Tensor:
+        """(M,) int64: the codes that an active request has, those given included; empty if it waits."""
+        active = self._active.get(request_id)
+        return torch.tensor(active.codes if active is not None else [], dtype=torch.int64)
+
+    def steps_until_finished(self, request_id: int) -> int:
+        """How many more steps a request needs, waiting included, if nothing else is added in front or cancelled.
+
+        Raises `EngineError` for a request that is finished or unknown.
+        """
+        if request_id in self._active:
+            return self._num_left(self._active[request_id])
+        if all(request_id != waiting for waiting, _ in self._waiting):
+            raise EngineError(f"request {request_id} is not in the engine: it is finished, cancelled or unknown")
+        # play admission forward: slots are given back in order of finishing, and taken in order of arrival
+        ends = sorted((self._num_left(entry), len(entry.slots)) for entry in self._active.values())
+        free, now = len(self._free), 0
+        for waiting, request in self._waiting:
+            while free < self._num_rows(request):
+                now, released = ends.pop(0)
+                free += released
+            free -= self._num_rows(request)
+            finish = now + self._num_codes_to_draw(request)
+            if waiting == request_id:
+                return finish
+            ends = sorted([*ends, (finish, self._num_rows(request))])
+        raise AssertionError("a waiting request was not reached")
+
+    def run(self, requests: Sequence[Request], on_step: Callable[[StepResult], None] | None = None) -> list[Tensor]:
+        """Draw these requests to the end and return their codes (N,), in order. Others in the engine advance too."""
+        ids = [self.add(request) for request in requests]
+        results: dict[int, Tensor] = {}
+        while not all(request_id in results for request_id in ids):
+            result = self.step()
+            results |= result.finished
+            if on_step is not None:
+                on_step(result)
+        return [results[request_id] for request_id in ids]
+
+    # -- admission
+
+    def _check(self, request: Request) -> None:
+        rows = [("text_ids", request.text_ids)]
+        rows += [("null_ids", request.null_ids)] if request.null_ids is not None else []
+        for name, ids in rows:
+            if ids.shape != (self.layout.text_length,):
+                raise EngineError(f"{name} has shape {tuple(ids.shape)}; expected ({self.layout.text_length},)")
+            if not 0 <= int(ids.min()) <= int(ids.max()) < self.layout.text_vocab_size:
+                raise EngineError(f"{name} has ids outside [0, {self.layout.text_vocab_size})")
+        if request.params.guided and request.null_ids is None:
+            raise EngineError(f"guidance_scale is {request.params.guidance_scale}, but there are no null_ids")
+        if request.index < 0:
+            raise EngineError(f"index is {request.index}; it must be at least 0")
+        check_seed(request.seed)
+        prefix, size = request.prefix, self.decoder.config.codebook_size
+        if prefix is not None and len(prefix):
+            if prefix.ndim != 1 or len(prefix) >= self.layout.num_codes:
+                raise EngineError(
+                    f"prefix has shape {tuple(prefix.shape)}; expected (M,) with M below {self.layout.num_codes}"
+                )
+            if not 0 <= int(prefix.min()) <= int(prefix.max()) < size:
+                raise EngineError(f"prefix has codes outside [0, {size})")
+
+    @staticmethod
+    def _num_rows(request: Request) -> int:
+        return 2 if request.params.guided else 1
+
+    def _num_codes_to_draw(self, request: Request) -> int:
+        return self.layout.num_codes - (0 if request.prefix is None else len(request.prefix))
+
+    def _num_left(self, active: _Active) -> int:
+        return self.layout.num_codes - len(active.codes)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._free) >= self._num_rows(self._waiting[0][1]):
+            request_id, request = self._waiting.popleft()
+            texts = [request.text_ids, request.null_ids][: self._num_rows(request)]
+            slots = [self._free.pop() for _ in texts]
+            codes = [] if request.prefix is None else request.prefix.tolist()
+            for slot, text_ids in zip(slots, texts, strict=True):
+                assert text_ids is not None
+                self._prefill(slot, text_ids, codes)
+            self._active[request_id] = _Active(request_id, request, slots, codes)
+
+    def _prefill(self, slot: int, text_ids: Tensor, codes: list[int]) -> None:
+        """Fill a slot with a row but for its last token. The keys and values of the last few rows are kept, since the
+        pictures of one prompt share theirs, and all prompts share the null caption."""
+        prefix = torch.tensor([codes], dtype=torch.int64)
+        row = self.layout.row(text_ids[None].cpu(), prefix)[:, :-1]
+        key = row.numpy().tobytes()
+        length = row.shape[1]
+        if key in self._prefills:
+            self._prefills.move_to_end(key)
+            values, padding = self._prefills[key]
+            self.cache.values[:, :, slot, :, :length] = values
+            self.cache.padding[slot] = padding
+            return
+        positions = torch.arange(length, device=self.device)[None]
+        self.cache.padding[slot] = False
+        view = self.cache.view(torch.tensor([slot], device=self.device), positions)
+        self.decoder(row.to(self.device), positions, view)
+        self._prefills[key] = (
+            self.cache.values[:, :, slot, :, :length].clone(),
+            self.cache.padding[slot].clone(),
+        )
+        if len(self._prefills) > PREFILLS_KEPT:
+            self._prefills.popitem(last=False)
+
+    # -- the step
+
+    def _forward(self, active: list[_Active]) -> Tensor:
+        """Run every slot on its last token. Returns logits (num_slots, codebook_size); free slots hold noise."""
+        ids = torch.zeros(self.num_slots, 1, dtype=torch.int64)
+        positions = torch.full((self.num_slots, 1), self.layout.text_length - 1)
+        for entry in active:
+            texts = [entry.request.text_ids, entry.request.null_ids]
+            for slot, text_ids in zip(entry.slots, texts, strict=False):
+                assert text_ids is not None
+                last_text = int(text_ids[-1])
+                ids[slot] = entry.codes[-1] + self.layout.text_vocab_size if entry.codes else last_text
+                positions[slot] += len(entry.codes)
+        slots = torch.arange(self.num_slots, device=self.device)
+        view = self.cache.view(slots, positions.to(self.device))
+        hidden = self.decoder(ids.to(self.device), view.positions, view)
+        return self.decoder.image_logits(hidden[:, 0]).float()
+
+    def _draw(self, active: list[_Active], logits: Tensor) -> Tensor:
+        """The next code of each active request, (active,) int64."""
+        device = self.device
+        places = [len(entry.codes) for entry in active]
+        params = [entry.request.params for entry in active]
+        scales = [p.guidance_at(place, self.layout.num_codes) for p, place in zip(params, places, strict=True)]
+        guided = guide(
+            logits[[entry.slots[0] for entry in active]],
+            logits[[entry.slots[-1] for entry in active]],
+            torch.tensor(scales, device=device),
+        )
+        # u + s (c - u) is not c to the last bit even where both are the same row
+        plain = torch.tensor([not p.guided for p in params], device=device)
+        guided = torch.where(plain[:, None], logits[[entry.slots[0] for entry in active]], guided)
+        noise = gumbel_noise(
+            torch.tensor([entry.request.seed for entry in active], device=device),
+            torch.tensor([entry.request.index for entry in active], device=device),
+            torch.tensor(places, device=device),
+            logits.shape[1],
+        )
+        return sample(guided, FilterParams.stack(params, device), noise)
+
+    def _finish(self, entry: _Active) -> Tensor:
+        del self._active[entry.id]
+        self._free += entry.slots
+        return torch.tensor(entry.codes, dtype=torch.int64)

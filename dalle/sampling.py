@@ -1,0 +1,148 @@
+"""Sampling: pure functions on logits (B, V), and noise that has no order.
+
+The noise of a token is a pure function of (seed, index, position, token). A draw is the argmax of logits plus Gumbel
+noise (Gumbel 1954; Maddison et al. 2014), so the same request draws the same codes alone or beside any other.
+
+Filters are applied in the order of the fields below, each to what the one before left: temperature, top-k, top-p
+(Holtzman et al. 2019, arXiv 1904.09751), min-p (Nguyen et al. 2024, 2407.01082). Guidance comes before them all (Ho and
+Salimans 2022, 2207.12598).
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dalle.config import Config
+from dalle.errors import ParameterError
+
+__all__ = ["FilterParams", "SamplingParams", "filter_logits", "gumbel_noise", "guide", "sample"]
+
+MAX_SEED = 2**63 - 1
+_MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams(Config):
+    """How codes are drawn. Raises `ParameterError` for a value outside its range."""
+
+    temperature: float = 1.0
+    """0 or more; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest codes, and those as likely as the last of them; 0 keeps all."""
+    top_p: float = 1.0
+    """In (0, 1]: keep the likeliest codes until their probabilities reach p; the one that crosses it is kept."""
+    min_p: float = 0.0
+    """In [0, 1]: keep codes at least this probable, as a share of the likeliest one's probability."""
+    guidance_scale: float = 1.0
+    """1 or more; 1 is off, and costs nothing."""
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Whether guidance is full from the first code, or rises from 1 to its scale at the last."""
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "temperature": (0 <= self.temperature < math.inf, "at least 0"),
+            "top_k": (self.top_k >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+            "guidance_scale": (1 <= self.guidance_scale <= 100, "in [1, 100]"),
+            "guidance_schedule": (self.guidance_schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+        }
+        for name, (holds, limit) in ranges.items():
+            if not holds:
+                raise ParameterError(f"{name} is {getattr(self, name)}; it must be {limit}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether sampling needs a second row without the caption."""
+        return self.guidance_scale != 1
+
+    def guidance_at(self, position: int, num_codes: int) -> float:
+        """The guidance scale for the code at a position in 0..num_codes - 1."""
+        progress = (position + 1) / num_codes
+        rise = {"constant": 1.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}
+        return 1 + (self.guidance_scale - 1) * rise[self.guidance_schedule]
+
+
+def check_seed(seed: int) -> int:
+    """The seed, or `ParameterError` if it is not in [0, 2^63)."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ParameterError(f"seed is {seed}; it must be in [0, {MAX_SEED}]")
+    return seed
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele et al. 2014) on int64: a bijection in which every bit depends on all others."""
+    for shift, factor in ((30, _MIX[1]), (27, _MIX[2]), (31, None)):
+        bits = bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))
+        bits = bits if factor is None else bits * _signed(factor)
+    return bits
+
+
+def gumbel_noise(seeds: Tensor, indices: Tensor, positions: Tensor, num_tokens: int) -> Tensor:
+    """Standard Gumbel noise (B, num_tokens), float64, from int64 seeds, image indices and positions (B,).
+
+    The key absorbs seed, index and position one after the other; a token's 53 bits are a mix of key and token.
+    """
+    step = _signed(_MIX[0])
+    key = _mix(seeds + step)
+    key = _mix(key ^ (indices + 1) * step)
+    key = _mix(key ^ (positions + 1) * step)
+    tokens = torch.arange(1, num_tokens + 1, device=seeds.device)
+    bits = (_mix(key[:, None] + tokens * step) >> 11) & ((1 << 53) - 1)
+    return -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-53))
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+    """Logits (B, V) pushed away from those without the caption: u + s (c - u), scale (B,)."""
+    return unconditional + scale[:, None] * (conditional - unconditional)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterParams:
+    """The filters of each row, as columns: temperature, top_k (0 for none), top_p and min_p, all (B,)."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+    @classmethod
+    def stack(cls, params: list[SamplingParams], device: torch.device) -> "FilterParams":
+        """The parameters of several rows."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: torch.tensor([getattr(p, name) for p in params], device=device) for name in names})
+
+
+def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
+    """Logits (B, V) over the temperature (not for rows at 0), and -inf where a filter drops a token."""
+    greedy = params.temperature == 0
+    logits = logits / torch.where(greedy, 1.0, params.temperature)[:, None]
+    vocab_size = logits.shape[1]
+    if (params.top_k > 0).any() or (params.top_p < 1).any():
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        last = torch.where(params.top_k > 0, params.top_k.clamp(max=vocab_size), vocab_size) - 1
+        kept = ordered >= ordered.gather(1, last[:, None])
+        ordered = ordered.masked_fill(~kept, -math.inf)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        # a row that asks for all of it keeps all of it, whatever the sum rounds to
+        kept &= (before < params.top_p[:, None]) | (params.top_p == 1)[:, None]
+        logits = logits.masked_fill(~torch.zeros_like(kept).scatter(1, order, kept), -math.inf)
+    if (params.min_p > 0).any():
+        floor = logits.amax(-1, keepdim=True) + params.min_p.log()[:, None]
+        logits = logits.masked_fill(logits < floor, -math.inf)
+    return logits
+
+
+def sample(logits: Tensor, params: FilterParams, noise: Tensor) -> Tensor:
+    """One token for each row, (B,) int64: the argmax of filtered logits plus noise (B, V); without noise at
+    temperature 0."""
+    noise = torch.where((params.temperature == 0)[:, None], 0.0, noise)
+    return (filter_logits(logits, params) + noise).argmax(-1)

@@ -1,0 +1,60 @@
+"""Small models of every shape that the tests share. Everything runs on one thread: the tests are for numbers."""
+
+import pytest
+import torch
+
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder, DecoderConfig
+
+CAPTIONS = ["a red panda", "a green heart", "two blue fish in the sea", "flag of nowhere", "smiling face, emoji style"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def text_tokenizer() -> TextTokenizer:
+    return TextTokenizer.train(CAPTIONS, vocab_size=300, text_length=12, lowercase=True)
+
+
+@pytest.fixture
+def image_tokenizer() -> ImageTokenizer:
+    config = ImageTokenizerConfig(
+        image_size=16, patch_size=2, widths=(8, 16), num_res_blocks=1, norm_groups=4, codebook_size=32, codebook_dim=4
+    )
+    return ImageTokenizer(config).eval()
+
+
+def decoder_config(**changes: object) -> DecoderConfig:
+    """A decoder small enough to run a thousand times, over rows of 12 text positions and 4 x 4 codes."""
+    values: dict[str, object] = {
+        "text_vocab_size": 300,
+        "text_length": 12,
+        "codebook_size": 32,
+        "grid_height": 4,
+        "grid_width": 4,
+        "width": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "mlp_width": 48,
+    }
+    return DecoderConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+def lively_decoder(**changes: object) -> Decoder:
+    """A decoder with weights large enough that its codes depend on everything before them."""
+    decoder = Decoder(decoder_config(**changes)).eval()
+    for parameter in decoder.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return decoder

@@ -1,0 +1,188 @@
+"""The engine: a request's codes are its own, whatever happens beside it, and it is done when it said it would be."""
+
+import random
+
+import pytest
+import torch
+from conftest import lively_decoder
+from torch import Tensor
+
+from dalle.engine import Engine, Request
+from dalle.errors import EngineError, ParameterError
+from dalle.sampling import SamplingParams
+from dalle.transformer import Decoder
+
+NULL = torch.tensor([0] * 11 + [1])
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    return lively_decoder()
+
+
+def request(number: int, **changes: object) -> Request:
+    """A request of its own kind: guided or not, filtered or not, with a prefix or not, all from its number."""
+    chance = random.Random(number)
+    text_ids = torch.tensor([chance.randrange(2, 300) for _ in range(11)] + [1])
+    text_ids[: chance.randrange(8)] = 0
+    params = SamplingParams(
+        temperature=chance.choice([0.0, 0.7, 1.0]),
+        top_k=chance.choice([0, 0, 8]),
+        top_p=chance.choice([1.0, 0.9]),
+        min_p=chance.choice([0.0, 0.05]),
+        guidance_scale=chance.choice([1.0, 1.0, 3.0]),
+        guidance_schedule=chance.choice(["constant", "linear"]),
+    )
+    prefix = torch.tensor([chance.randrange(32) for _ in range(4)]) if chance.random() < 0.3 else None
+    values: dict[str, object] = {
+        "text_ids": text_ids,
+        "null_ids": NULL,
+        "params": params,
+        "seed": chance.randrange(2**63),
+        "index": number % 3,
+        "prefix": prefix,
+    }
+    return Request(**(values | changes))  # type: ignore[arg-type]
+
+
+def draw(decoder: Decoder, *requests: Request, num_slots: int = 8) -> list[Tensor]:
+    return Engine(decoder, num_slots=num_slots).run(requests)
+
+
+@torch.inference_mode()
+def test_greedy_codes_are_those_of_the_uncached_decoder(decoder: Decoder) -> None:
+    greedy = request(3, params=SamplingParams(temperature=0), prefix=None)
+    codes = torch.zeros(1, 16, dtype=torch.int64)
+    for place in range(16):
+        _, logits = decoder.teacher_forced(greedy.text_ids[None], codes)
+        codes[0, place] = logits[0, place].argmax()
+    assert torch.equal(draw(decoder, greedy)[0], codes[0])
+    assert len(set(codes[0].tolist())) > 4  # or the test would prove little
+
+
+@torch.inference_mode()
+def test_greedy_guidance_is_that_of_the_uncached_decoder(decoder: Decoder) -> None:
+    params = SamplingParams(temperature=0, guidance_scale=4, guidance_schedule="linear")
+    guided = request(5, params=params, prefix=None)
+    codes = torch.zeros(2, 16, dtype=torch.int64)
+    for place in range(16):
+        _, logits = decoder.teacher_forced(torch.stack([guided.text_ids, NULL]), codes)
+        conditional, unconditional = logits[:, place]
+        scale = params.guidance_at(place, 16)
+        codes[:, place] = (unconditional + scale * (conditional - unconditional)).argmax()
+    assert torch.equal(draw(decoder, guided)[0], codes[0])
+
+
+def test_guidance_leads_away_from_the_null_caption(decoder: Decoder) -> None:
+    plain, guided = (request(1, params=SamplingParams(guidance_scale=s), prefix=None) for s in (1.0, 6.0))
+    other = request(1, params=SamplingParams(guidance_scale=6.0), prefix=None, null_ids=request(9).text_ids)
+    codes = draw(decoder, plain, guided, other)
+    assert len({tuple(c.tolist()) for c in codes}) == 3
+
+
+def test_codes_are_the_same_in_any_company(decoder: Decoder) -> None:
+    """Requests join and are cancelled at random; every one that finishes has the codes it has alone."""
+    alone = {number: draw(decoder, request(number))[0] for number in range(24)}
+    for trial in range(4):
+        chance = random.Random(trial)
+        engine = Engine(decoder, num_slots=8)
+        order = chance.sample(range(24), 24)
+        numbers: dict[int, int] = {}
+        cancelled: set[int] = set()
+        finished: dict[int, Tensor] = {}
+        while order or engine.num_active or engine.num_waiting:
+            for _ in range(chance.randrange(3)):
+                if order:
+                    number = order.pop()
+                    numbers[engine.add(request(number))] = number
+            candidates = sorted(set(numbers) - set(finished) - cancelled)
+            if candidates and chance.random() < 0.1:
+                victim = chance.choice(candidates)
+                assert engine.cancel(victim)
+                cancelled.add(victim)
+            finished |= engine.step().finished
+        assert set(finished) | cancelled == set(numbers)
+        assert len(finished) > 10
+        for request_id, codes in finished.items():
+            assert torch.equal(codes, alone[numbers[request_id]])
+        assert engine.num_free_slots == 8
+
+
+def test_finish_is_known_at_admission(decoder: Decoder) -> None:
+    engine = Engine(decoder, num_slots=5)
+    ids = [engine.add(request(number)) for number in range(12)]
+    expected = {request_id: engine.steps_until_finished(request_id) for request_id in ids}
+    done: dict[int, int] = {}
+    while len(done) < len(ids):
+        for request_id in engine.step().finished:
+            done[request_id] = engine.num_steps
+    assert done == expected
+    with pytest.raises(EngineError, match="not in the engine"):
+        engine.steps_until_finished(ids[0])
+
+
+def test_finish_is_known_in_mid_flight(decoder: Decoder) -> None:
+    engine = Engine(decoder, num_slots=4)
+    for number in range(6):
+        engine.add(request(number))
+    for _ in range(5):
+        engine.step()
+    late = engine.add(request(7))
+    expected = engine.num_steps + engine.steps_until_finished(late)
+    while late not in engine.step().finished:
+        pass
+    assert engine.num_steps == expected
+
+
+def test_a_prefix_is_kept_and_saves_its_steps(decoder: Decoder) -> None:
+    whole = draw(decoder, request(2, prefix=None))[0]
+    engine = Engine(decoder, num_slots=4)
+    again = engine.run([request(2, prefix=whole[:10])])[0]
+    assert torch.equal(again, whole)
+    assert engine.num_steps == 6
+
+
+def test_index_and_seed_make_different_pictures(decoder: Decoder) -> None:
+    free = SamplingParams()
+    kinds = [request(4, params=free, prefix=None, seed=s, index=i) for s, i in ((1, 0), (1, 1), (2, 0), (1, 0))]
+    first, second, third, fourth = draw(decoder, *kinds)
+    assert torch.equal(first, fourth)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
+
+
+def test_cancelled_slots_are_free_at_once(decoder: Decoder) -> None:
+    engine = Engine(decoder, num_slots=2)
+    running, waiting, last = (engine.add(request(n, params=SamplingParams(guidance_scale=2))) for n in range(3))
+    engine.step()
+    assert (engine.num_active, engine.num_waiting, engine.num_free_slots) == (1, 2, 0)
+    assert engine.codes_so_far(running).shape[0] >= 1
+    assert engine.cancel(waiting)
+    assert engine.cancel(running)
+    assert not engine.cancel(running)
+    assert (engine.num_active, engine.num_waiting, engine.num_free_slots) == (0, 1, 2)
+    assert last in engine.step().drawn
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_ids": torch.zeros(5, dtype=torch.int64)}, r"text_ids has shape \(5,\); expected \(12,\)"),
+        ({"text_ids": torch.full((12,), 300)}, r"text_ids has ids outside \[0, 300\)"),
+        ({"null_ids": None, "params": SamplingParams(guidance_scale=2)}, "no null_ids"),
+        ({"prefix": torch.zeros(16, dtype=torch.int64)}, "M below 16"),
+        ({"prefix": torch.tensor([32])}, r"codes outside \[0, 32\)"),
+        ({"index": -1}, "index is -1"),
+    ],
+)
+def test_impossible_requests_are_refused(decoder: Decoder, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        Engine(decoder, num_slots=2).add(request(0, **changes))
+
+
+def test_bad_seed_and_too_few_slots_are_refused(decoder: Decoder) -> None:
+    with pytest.raises(ParameterError, match="seed is -1"):
+        Engine(decoder, num_slots=2).add(request(0, seed=-1))
+    with pytest.raises(EngineError, match="num_slots is 1"):
+        Engine(decoder, num_slots=1)

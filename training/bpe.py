@@ -1,0 +1,53 @@
+"""Train the text tokenizer on the captions of training shards. `python -m training.bpe` writes one `tokenizer.json`."""
+
+import sys
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from dalle.errors import DalleError
+from dalle.text_tokenizer import TextTokenizer
+from training.captions import all_captions
+from training.shards import PairShards, find_shards
+
+__all__ = ["train_text_tokenizer"]
+
+
+def train_text_tokenizer(
+    shards: tuple[str, ...] = ("data/emoji/train-*.tar",),
+    /,
+    *,
+    out: Path = Path("runs/bpe/tokenizer.json"),
+    vocab_size: int = 4096,
+    text_length: int = 32,
+    lowercase: bool = True,
+) -> TextTokenizer:
+    """Train a byte-level BPE on every caption, name and keyword of the pairs.
+
+    Args:
+        shards: Tar files, folders or glob patterns.
+        out: Where to write the tokenizer.
+        vocab_size: Tokens, at least 258: the bytes, padding and the end.
+        text_length: Fixed length of an encoded prompt, in tokens, the end included.
+        lowercase: Let `A Red Panda` and `a red panda` mean the same.
+    """
+    pairs = PairShards(find_shards(shards), progress=True)
+    captions = (caption for i in tqdm(range(len(pairs)), desc="captions") for caption in all_captions(pairs.metadata(i)))
+    tokenizer = TextTokenizer.train(captions, vocab_size=vocab_size, text_length=text_length, lowercase=lowercase)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out)
+    print(f"{out}: {tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]}")
+    return tokenizer
+
+
+def main() -> None:
+    try:
+        tyro.cli(train_text_tokenizer, prog="python -m training.bpe")
+    except DalleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Token shards: pictures and captions as codes and text ids, written once, so that stage 2 sees neither.
+
+A token shard is a safetensors file with, for M pairs and V captions of each:
+
+    codes     (M, H, W)   uint16 or int32
+    text_ids  (M, V, T)   uint16 or int32
+    weights   (M,)        float32, how often a pair is drawn in an epoch
+
+and in its header the digests of the two tokenizers that made it. Shards of other tokenizers are refused.
+"""
+
+import dataclasses
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import tyro
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from dalle.checkpoint import load_image_tokenizer
+from dalle.errors import DalleError, DataError
+from dalle.image_tokenizer import ImageTokenizer
+from dalle.text_tokenizer import TextTokenizer
+from training.captions import draw_caption
+from training.loop import choose_device, keep_memory
+from training.shards import PairShards, find_shards
+
+__all__ = ["TokenShards", "codes_digest", "write_token_shards"]
+
+BATCH_SIZE = 32
+PAIRS_PER_SHARD = 16384
+
+
+def codes_digest(image_tokenizer: ImageTokenizer) -> str:
+    """SHA-256 over all that decides codes: configuration, encoder and codebook. The way back to pixels may be trained
+    further without making token shards stale."""
+    digest = hashlib.sha256(json.dumps(image_tokenizer.config.to_dict()).encode())
+    for name, value in sorted(image_tokenizer.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compact(ids: Tensor, vocab_size: int) -> Tensor:
+    return ids.to(torch.uint16 if vocab_size <= 2**16 else torch.int32)
+
+
+@torch.no_grad()
+def write_token_shards(
+    pairs: PairShards,
+    image_tokenizer: ImageTokenizer,
+    text_tokenizer: TextTokenizer,
+    out: Path,
+    *,
+    num_captions: int,
+    seed: int,
+    device: torch.device,
+) -> list[Path]:
+    """Encode all pairs into `out/00000.safetensors` and so on. Each pair gets `num_captions` captions drawn at random
+    by `training.captions`; a caption that is too long for the row is drawn again. Returns the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    image_tokenizer = image_tokenizer.to(device).eval()
+    stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
+    written = []
+    bar = tqdm(total=len(pairs), desc="encode", unit="pair")
+    for start in range(0, len(pairs), PAIRS_PER_SHARD):
+        numbers = range(start, min(start + PAIRS_PER_SHARD, len(pairs)))
+        codes, text_ids = [], []
+        for first in range(numbers.start, numbers.stop, BATCH_SIZE):
+            batch = range(first, min(first + BATCH_SIZE, numbers.stop))
+            codes.append(image_tokenizer.encode(pairs.images(batch).to(device)).cpu())
+            captions = [c for number in batch for c in _captions(pairs, number, text_tokenizer, num_captions, seed)]
+            text_ids.append(text_tokenizer.encode_batch(captions).unflatten(0, (len(batch), num_captions)))
+            bar.update(len(batch))
+        tensors = {
+            "codes": _compact(torch.cat(codes), image_tokenizer.config.codebook_size),
+            "text_ids": _compact(torch.cat(text_ids), text_tokenizer.vocab_size),
+            "weights": torch.tensor(pairs.weights[numbers.start : numbers.stop], dtype=torch.float32),
+        }
+        path = out / f"{len(written):05d}.safetensors"
+        save_file(tensors, path.with_suffix(".part"), stamp)
+        path.with_suffix(".part").replace(path)
+        written.append(path)
+    return written
+
+
+def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_captions: int, seed: int) -> list[str]:
+    metadata, chance = pairs.metadata(number), random.Random(f"{seed}/{number}")
+    captions: list[str] = []
+    for _ in range(20 * num_captions):
+        caption = draw_caption(metadata, chance)
+        if len(tokenizer.tokenize(caption)) < tokenizer.text_length:
+            captions.append(caption)
+        if len(captions) == num_captions:
+            return captions
+    raise DataError(
+        f"the captions of pair {number} do not fit into {tokenizer.text_length - 1} tokens: {metadata['captions'][0]!r}; "
+        "train the text tokenizer with a greater text_length"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenShards:
+    """All token shards of a set, in memory: a million pairs of 64 codes and 8 captions of 32 tokens are 640 MB."""
+
+    codes: Tensor
+    """(M, H, W) as stored."""
+    text_ids: Tensor
+    """(M, V, T) as stored."""
+    weights: Tensor
+    """(M,) float32."""
+
+    @classmethod
+    def load(cls, paths: Sequence[Path], image_tokenizer: ImageTokenizer, text_tokenizer: TextTokenizer) -> "TokenShards":
+        """Raises `DataError` for a file that is damaged, or stamped by other tokenizers than these."""
+        expected = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
+        parts: dict[str, list[Tensor]] = {"codes": [], "text_ids": [], "weights": []}
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    stamp = file.metadata() or {}
+                    for name, tensors in parts.items():
+                        tensors.append(file.get_tensor(name))
+            except (OSError, SafetensorError) as error:
+                raise DataError(f"{path} is no readable token shard: {error}") from error
+            for key, value in expected.items():
+                if stamp.get(key) != value:
+                    which = "image" if key == "codes_digest" else "text"
+                    raise DataError(
+                        f"{path} was made by another {which} tokenizer: {key} {str(stamp.get(key))[:12]}, not "
+                        f"{value[:12]}; write it again with python -m training.codes"
+                    )
+        return cls(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+
+
+def encode_pairs(
+    shards: tuple[str, ...] = ("data/emoji/train-*.tar",),
+    /,
+    *,
+    image_tokenizer: Path = Path("runs/vq-emoji/model"),
+    text_tokenizer: Path = Path("runs/bpe/tokenizer.json"),
+    out: Path = Path("runs/codes/train"),
+    num_captions: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Write token shards for stage 2.
+
+    Args:
+        shards: Picture-caption shards: tar files, folders or glob patterns.
+        image_tokenizer: Model directory of stage 1.
+        text_tokenizer: The `tokenizer.json` of training.bpe.
+        out: Folder for the token shards.
+        num_captions: Captions drawn for each picture; training picks one of them each time.
+        seed: Of the captions.
+        device: `auto`, `cpu`, `cuda`.
+    """
+    keep_memory()
+    written = write_token_shards(
+        PairShards(find_shards(shards), progress=True),
+        load_image_tokenizer(image_tokenizer),
+        TextTokenizer.load(text_tokenizer),
+        out,
+        num_captions=num_captions,
+        seed=seed,
+        device=choose_device(device),
+    )
+    print(f"{len(written)} token shards in {out}")
+
+
+def main() -> None:
+    try:
+        tyro.cli(encode_pairs, prog="python -m training.codes")
+    except DalleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

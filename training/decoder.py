@@ -1,0 +1,217 @@
+"""Stage 2: train the decoder on token shards. `python -m training.decoder PRESET` writes `RUN/model`, ready to draw.
+
+Hidden matrices are trained by Muon (Jordan et al. 2024), the rest by AdamW: on these data it reaches a given loss in
+about half the steps of AdamW alone. The caption is dropped from some rows, so that the model also learns pictures
+without a caption, which is what classifier-free guidance needs (Ho and Salimans 2022, arXiv 2207.12598).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.config import Config, require
+from dalle.errors import DataError
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder, DecoderConfig
+from training.codes import TokenShards
+from training.loop import LoopConfig, WeightAverage, autocast, choose_device, clip_and_step, train
+from training.shards import WeightedEpochs, find_shards
+
+__all__ = ["DecoderTask", "DecoderTrainingConfig"]
+
+LOOK_BATCH = 64
+NUM_LOOK_ROWS = 256
+NUM_LOOK_PICTURES = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderTrainingConfig(Config):
+    """Everything that decides a stage 2 run. Vocabularies, text length and grid come from the tokenizers."""
+
+    model: DecoderConfig
+    loop: LoopConfig
+    run: str
+    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
+    name: str = "emoji"
+    """Of the model, as `dalle models` lists it."""
+    image_tokenizer: str = "runs/vq-emoji/model"
+    text_tokenizer: str = "runs/bpe/tokenizer.json"
+    train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
+    val_shards: tuple[str, ...] = ("runs/codes/val/*.safetensors",)
+    matrix_rate: float = 0.02
+    """Peak learning rate of Muon, for the matrices of the blocks."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW, for embeddings, heads, norms and biases."""
+    weight_decay: float = 0.1
+    text_loss_weight: float = 0.1
+    image_loss_weight: float = 1.0
+    caption_dropout: float = 0.1
+    """Share of rows that see the null caption."""
+    code_noise: float = 0.05
+    """Share of input codes replaced at random; the targets stay. Keeps the model from trusting its past blindly."""
+    start_from: str | None = None
+    """Model directory whose decoder training starts from; its shape replaces `model`."""
+
+    def __post_init__(self) -> None:
+        for name in ("text_loss_weight", "image_loss_weight", "weight_decay"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("matrix_rate", "learning_rate"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("caption_dropout", "code_noise"):
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+class DecoderTask:
+    """A `training.loop.Task`: rows of text ids and codes, and the cross-entropy of each next token."""
+
+    def __init__(self, config: DecoderTrainingConfig) -> None:
+        self.config = config
+        self.device = choose_device(config.loop.device)
+        self.image_tokenizer = load_image_tokenizer(config.image_tokenizer)
+        self.text_tokenizer = TextTokenizer.load(config.text_tokenizer)
+        self.rows, self.val_rows = (
+            TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)
+            for shards in (config.train_shards, config.val_shards)
+        )
+        torch.manual_seed(config.loop.seed)
+        self.model = self._new_model().to(self.device)
+        self.average = WeightAverage(self.model, decay=config.loop.average_decay)
+        self.matrix_optimizer, self.optimizer = self._optimizers()
+        self.null_ids = self.text_tokenizer.null_ids
+        self.epochs = WeightedEpochs(
+            self.rows.weights.double().numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
+        )
+
+    def _new_model(self) -> Decoder:
+        if self.config.start_from is not None:
+            decoder = load_checkpoint(self.config.start_from).decoder
+            if decoder is None:
+                raise DataError(f"{self.config.start_from} has no decoder to start from")
+            return decoder.train()
+        grid_height, grid_width = self.rows.codes.shape[1:]
+        return Decoder(
+            dataclasses.replace(
+                self.config.model,
+                text_vocab_size=self.text_tokenizer.vocab_size,
+                text_length=self.text_tokenizer.text_length,
+                pad_id=self.text_tokenizer.pad_id,
+                codebook_size=self.image_tokenizer.config.codebook_size,
+                grid_height=grid_height,
+                grid_width=grid_width,
+            )
+        )
+
+    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        config = self.config
+        matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
+        muon = torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
+        muon.param_groups[0]["peak_rate"] = config.matrix_rate
+        groups = [
+            {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        for group in groups:
+            group["peak_rate"] = config.learning_rate
+        return muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+
+    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
+        return {
+            "model": self.model,
+            "average": self.average,
+            "matrix_optimizer": self.matrix_optimizer,
+            "optimizer": self.optimizer,
+        }
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        numbers = torch.from_numpy(self.epochs.batch(step))
+        random = np.random.default_rng([self.config.loop.seed, step, 2])
+        captions = torch.from_numpy(random.integers(self.rows.text_ids.shape[1], size=len(numbers)))
+        text_ids = self.rows.text_ids[numbers, captions].long()
+        codes = self.rows.codes[numbers].long()
+        dropped = torch.from_numpy(random.random(len(numbers)) < self.config.caption_dropout)
+        text_ids[dropped] = self.null_ids
+        noise = torch.from_numpy(random.integers(self.image_tokenizer.config.codebook_size, size=codes.shape))
+        noisy = torch.from_numpy(random.random(codes.shape) < self.config.code_noise)
+        return {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
+
+    def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats: of text ids that are not padding, and of codes."""
+        with autocast(self.device, self.config.loop.precision):
+            text_logits, image_logits = model.teacher_forced(text_ids, input_codes)
+        targets = text_ids[:, text_ids.shape[1] - text_logits.shape[1] :]
+        targets = targets.masked_fill(targets == model.config.pad_id, -100)
+        text_loss = F.cross_entropy(text_logits.float().flatten(0, 1), targets.flatten())
+        return text_loss, F.cross_entropy(image_logits.float().flatten(0, 1), codes.flatten())
+
+    def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+        config = self.config
+        text_loss, image_loss = self._losses(self.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
+        loss = config.text_loss_weight * text_loss + config.image_loss_weight * image_loss
+        loss.backward()
+        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], config.loop, step, loss.detach())
+        self.average.update(self.model)
+        return {"loss": loss.detach(), "text_loss": text_loss.detach(), "image_loss": image_loss.detach()} | scalars
+
+    @torch.no_grad()
+    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Losses of the averaged weights on as many rows of validation and of training, with the first caption of
+        each; and pictures drawn for validation captions, above the real ones as the image tokenizer sees them."""
+        model: Decoder = self.average.module
+        numbers: dict[str, float] = {}
+        for name, rows in (("", self.val_rows), ("train_", self.rows)):
+            chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_LOOK_ROWS, len(rows.codes))).long()
+            losses = []
+            for part in chosen.split(LOOK_BATCH):
+                codes = rows.codes[part].long().to(self.device)
+                losses.append(torch.stack(self._losses(model, rows.text_ids[part, 0].long().to(self.device), codes, codes)))
+            text_loss, image_loss = torch.stack(losses).mean(0).tolist()
+            numbers |= {f"{name}text_loss": text_loss, f"{name}image_loss": image_loss}
+        return numbers, {"drawn above real": self._draw(model)}
+
+    def _draw(self, model: Decoder) -> Tensor:
+        from dalle.engine import Engine, Request
+        from dalle.sampling import SamplingParams
+
+        chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_LOOK_PICTURES).long()
+        engine = Engine(model, num_slots=2 * NUM_LOOK_PICTURES)
+        params = SamplingParams(guidance_scale=3.0)
+        requests = [
+            Request(text_ids=self.val_rows.text_ids[i, 0].long(), null_ids=self.null_ids, params=params, seed=i, index=0)
+            for i in chosen.tolist()
+        ]
+        drawn = model.layout.grid(torch.stack(engine.run(requests)))
+        codes = torch.cat([drawn, self.val_rows.codes[chosen].long()])
+        pictures = self.image_tokenizer.decode(codes)
+        return rearrange(pictures, "(two b) c h w -> c (two h) (b w)", two=2)
+
+    def export(self, folder: Path) -> None:
+        save_checkpoint(
+            folder,
+            name=self.config.name,
+            image_tokenizer=self.image_tokenizer,
+            text_tokenizer=self.text_tokenizer,
+            decoder=self.average.module,
+        )
+
+
+def main() -> None:
+    from training.presets import DECODER_PRESETS, run_preset
+
+    run_preset(
+        "training.decoder",
+        __doc__,
+        DECODER_PRESETS,
+        lambda config: train(DecoderTask(config), config.loop, Path(config.run), config.to_dict()),
+    )
+
+
+if __name__ == "__main__":
+    main()
