@@ -1,0 +1,279 @@
+"""The folder program and the shard writer, end to end on generated pictures."""
+
+import csv
+import io
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle.errors import DataError
+from training.folder import FolderOptions, Report, build, main, position
+from training.shard_writer import ShardWriter, encode_webp
+from training.shards import PairShards, find_shards
+
+
+def _save(path: Path, size: tuple[int, int] = (20, 20), colour: str = "red", **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def _pairs(shards: Path) -> dict[str, tuple[dict[str, Any], np.ndarray]]:
+    """Metadata and pixels (H, W, 3) by id, over all shards of a folder."""
+    pairs = PairShards(find_shards([shards]))
+    found = {}
+    for number in range(len(pairs)):
+        metadata = pairs.metadata(number)
+        found[metadata["id"]] = (metadata, pairs.picture(number).permute(1, 2, 0).numpy())
+    assert len(found) == len(pairs)
+    return found
+
+
+def _build(source: Path, out: Path, **options: Any) -> Report:
+    return build(FolderOptions(source=source, out=out, **options))
+
+
+def test_a_folder_of_pictures_with_texts(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    for path, text in (
+        ("a.png", "a red square\n\n  red  \n"),
+        ("deep/b.JPG", "another"),
+        ("c.webp", "ein rotes Rechteck ä"),
+    ):
+        picture = _save(source / path)
+        picture.with_suffix(".txt").write_text(text, encoding="utf-8")
+    report = _build(source, tmp_path / "out", size=16, val_fraction=0)
+    assert report == Report(num_train=3, num_val=0, problems=[])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["problems.jsonl", "train-000.tar"]
+    pairs = _pairs(tmp_path / "out")
+    assert {id: metadata["captions"] for id, (metadata, _) in pairs.items()} == {
+        "a.png": ["a red square", "red"],
+        "deep/b.JPG": ["another"],
+        "c.webp": ["ein rotes Rechteck ä"],
+    }
+    metadata, pixels = pairs["a.png"]
+    assert metadata == {
+        "id": "a.png",
+        "style": "",
+        "captions": ["a red square", "red"],
+        "weight": 1.0,
+        "keywords_en": [],
+    }
+    assert pixels.shape == (16, 16, 3) and (pixels == [255, 0, 0]).all()
+
+
+def test_pictures_are_cut_turned_and_laid_over_white(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    source.mkdir()
+    wide = Image.new("RGB", (40, 20), "blue")
+    wide.paste("lime", (10, 0, 30, 20))
+    wide.save(source / "wide.png")
+    turned = Image.new("RGB", (20, 20), "black")
+    turned.paste("white", (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera lay on its side: turn by 90 degrees clockwise.
+    turned.save(source / "turned.png", exif=exif)
+    clear = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+    clear.paste((0, 0, 0, 255), (0, 0, 10, 20))
+    clear.save(source / "clear.png")
+    palette = Image.new("P", (20, 20), 0)
+    palette.putpalette([200, 10, 10, 0, 0, 0])
+    palette.save(source / "palette.gif", transparency=0)
+    for path in list(source.iterdir()):
+        path.with_suffix(".txt").write_text(path.stem)
+    report = _build(source, tmp_path / "out", size=8, val_fraction=0)
+    assert report.problems == []
+    pixels = {metadata["captions"][0]: picture for metadata, picture in _pairs(tmp_path / "out").values()}
+    assert pixels["wide"][..., 1].min() > 200 and pixels["wide"][..., 2].max() < 50
+    for name in ("turned", "clear"):
+        # Black on the left, white on the right; the filter rings a little.
+        assert pixels[name][:, :2].max() < 20 and pixels[name][:, 6:].min() > 235, name
+    assert (pixels["palette"] == 255).all()
+
+
+def _bomb() -> bytes:
+    """A PNG that says it has 100,000 x 100,000 pixels, and is a few bytes long."""
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")]
+    chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "pictures", tmp_path / "out"
+    for name in ("bomb", "broken", "cut", "good", "latin", "mute", "silent"):
+        _save(source / f"{name}.png", size=(64, 64))
+        (source / f"{name}.txt").write_text(name)
+    (source / "bomb.png").write_bytes(_bomb())
+    (source / "broken.png").write_bytes(b"no picture")
+    (source / "cut.png").write_bytes((source / "good.png").read_bytes()[:60])
+    (source / "latin.txt").write_bytes(b"caf\xe9")
+    (source / "mute.txt").unlink()
+    (source / "silent.txt").write_text(" \n")
+    (source / "orphan.txt").write_text("an orphan")
+    assert main([str(source), "--out", str(out), "--size", "16"]) == 0
+    assert capsys.readouterr().out == (
+        f"1 pairs for training, 0 for validation in {out}; 7 left out, see {out / 'problems.jsonl'}\n"
+    )
+    assert list(_pairs(out)) == ["good.png"]
+    lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
+    problems = {line["id"]: line["problem"] for line in lines}
+    assert list(problems) == ["bomb.png", "broken.png", "cut.png", "latin.png", "mute.png", "silent.png", "orphan.txt"]
+    for id, said in (
+        ("bomb.png", "pixels"),
+        ("broken.png", "not a picture"),
+        ("cut.png", "cannot be read"),
+        ("latin.png", "latin.txt cannot be read as UTF-8"),
+        ("mute.png", "mute.txt is missing"),
+        ("silent.png", "silent.txt is empty"),
+        ("orphan.txt", "no picture orphan beside it"),
+    ):
+        assert said in problems[id]
+
+
+def test_a_csv_file_with_its_own_columns(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        _save(tmp_path / f"images/{name}.png")
+    table = tmp_path / "table.csv"
+    with open(table, "w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "text", "other"])
+        writer.writerow(["images/a.png", 'a "red" square, plain', "x"])
+        writer.writerow(["images/a.png", "two\nlines", "x"])
+        writer.writerow(["images/b.png", "", "x"])
+        writer.writerow(["", "nothing", "x"])
+        writer.writerow(["images/a.png", "two", "x"])
+        writer.writerow([str(tmp_path / "images/c.png"), "by its whole path", "x"])
+        writer.writerow(["images/gone.png", "gone", "x"])
+    out = tmp_path / "out"
+    report = _build(table, out, size=8, val_fraction=0, image_column="file", caption_column="text")
+    assert report.num_train == 2
+    captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(out).items()}
+    assert captions == {
+        "images/a.png": ['a "red" square, plain', "two", "lines"],
+        str(tmp_path / "images/c.png"): ["by its whole path"],
+    }
+    assert [problem["id"] for problem in report.problems] == ["table.csv, line 6", "images/b.png", "images/gone.png"]
+    with pytest.raises(DataError, match=r"no column 'image'; its columns are file, text, other"):
+        _build(table, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_jsonl_file_with_lists_of_captions(tmp_path: Path) -> None:
+    _save(tmp_path / "a.png")
+    _save(tmp_path / "b.png")
+    rows = [
+        json.dumps({"image": "a.png", "caption": ["one", "two", 3, "one"], "more": {}}),
+        "",
+        "{broken",
+        '"a string"',
+        json.dumps({"image": "b.png", "caption": "half \ud83d"}),
+        json.dumps({"image": "b.png"}),
+        json.dumps({"image": 7, "caption": "seven"}),
+        json.dumps({"image": "b.png", "caption": "späte Zeile"}),
+    ]
+    table = tmp_path / "table.jsonl"
+    table.write_text("\n".join(rows))
+    report = _build(table, tmp_path / "out", size=8, val_fraction=0)
+    captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
+    assert captions == {"a.png": ["one", "two"], "b.png": ["späte Zeile"]}
+    assert [problem["id"] for problem in report.problems] == [f"table.jsonl, line {line}" for line in (3, 4, 5, 7)]
+    said = [problem["problem"] for problem in report.problems]
+    assert "not JSON" in said[0] and "not a JSON object" in said[1] and "surrogate" in said[2] and "'image'" in said[3]
+
+
+def test_validation_is_by_hash_and_does_not_move(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    for number in range(60):
+        _save(source / f"{number}.png").with_suffix(".txt").write_text(str(number))
+    report = _build(source, tmp_path / "out", size=8, val_fraction=0.25)
+    expected = {f"{number}.png" for number in range(60) if position(f"{number}.png") < 0.25}
+    assert report.num_val == len(expected) > 5 and report.num_train == 60 - len(expected)
+    (val,) = find_shards([tmp_path / "out" / "val.tar"])
+    pairs = PairShards([val])
+    assert {pairs.metadata(number)["id"] for number in range(len(pairs))} == expected
+    (source / "0.png").unlink()
+    (source / "0.txt").unlink()
+    _build(source, tmp_path / "fewer", size=8, val_fraction=0.25)
+    pairs = PairShards([tmp_path / "fewer" / "val.tar"])
+    assert {pairs.metadata(number)["id"] for number in range(len(pairs))} == expected - {"0.png"}
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    for number in range(7):
+        _save(source / f"{number}.png", colour=f"rgb({number}, 0, 0)").with_suffix(".txt").write_text(str(number))
+    for out in ("one", "two"):
+        _build(source, tmp_path / out, size=8, val_fraction=0.3)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["problems.jsonl", "train-000.tar", "val.tar"]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_sources_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for source, said in (
+        (tmp_path / "missing", "does not exist"),
+        (_save(tmp_path / "picture.png"), "neither a folder nor a .csv or .jsonl file"),
+        (empty, "has no picture with a caption that can be used"),
+    ):
+        assert main([str(source), "--out", str(tmp_path / "out")]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert line.startswith("error: ") and said in line
+    assert not list(tmp_path.glob("out/*.tar*"))
+    _save(empty / "mute.png")
+    with pytest.raises(DataError, match=r"the first of 1 problems: .*mute\.txt is missing"):
+        _build(empty, tmp_path / "out")
+    (tmp_path / "out" / "train-007.tar").touch()
+    with pytest.raises(DataError, match=r"already holds train-007\.tar"):
+        _build(empty, tmp_path / "out")
+
+
+def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"size is 4; it must be in 8\.\.2048"):
+        FolderOptions(source=tmp_path, out=tmp_path, size=4)
+    with pytest.raises(DataError, match=r"val-fraction is 1\.0"):
+        FolderOptions(source=tmp_path, out=tmp_path, val_fraction=1.0)
+
+
+def test_writer_counts_pairs_and_hides_owner_and_time(tmp_path: Path) -> None:
+    webp = encode_webp(Image.new("RGB", (4, 4), "red"))
+    with ShardWriter(tmp_path, "train", pairs_per_shard=2) as writer:
+        for number in range(5):
+            writer.write(f"{number:06d}", webp, {"id": "ä", "number": number})
+            assert not list(tmp_path.glob("*.tar"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000.tar", "train-001.tar", "train-002.tar"]
+    with tarfile.open(tmp_path / "train-001.tar") as archive:
+        members = archive.getmembers()
+        assert [member.name for member in members] == ["000002.json", "000002.webp", "000003.json", "000003.webp"]
+        assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members} == {
+            (0, 0, "", "", 0)
+        }
+        assert {member.mode for member in members} == {0o644}
+        json_file, webp_file = archive.extractfile(members[0]), archive.extractfile(members[1])
+        assert json_file is not None and json_file.read() == '{"id":"ä","number":2}'.encode()
+        assert webp_file is not None and webp_file.read() == webp
+
+
+def test_writer_leaves_nothing_after_an_error_and_keeps_what_was(tmp_path: Path) -> None:
+    (tmp_path / "val.tar").write_bytes(b"before")
+    with pytest.raises(KeyError), ShardWriter(tmp_path, "val") as writer:
+        writer.write("0", b"", {})
+        raise KeyError
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("val.tar", b"before")]
+    with ShardWriter(tmp_path / "never", "val"):
+        pass
+    assert not (tmp_path / "never").exists()
+
+
+def test_webp_is_lossless() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode_webp(Image.fromarray(pixels)))) as image:
+        assert image.format == "WEBP" and (np.asarray(image.convert("RGB")) == pixels).all()

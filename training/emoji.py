@@ -1,0 +1,166 @@
+"""Real data: 20,868 captioned pictures of 128 x 128 pixels, made from openly licensed packages of emoji, icons and
+clip art. `python -m training.emoji --out FOLDER` writes, as shards for `training.shards`:
+
+    train-000.tar .. train-003.tar   19,526 pairs
+    val_combo.tar                    404: the concept is in train in at least three other styles, not in this one
+    val_family.tar                   213: the same, and in no style of the same family (fluent x 3, noto x 2)
+    val_modifier.tar                 190: a colour of a thing, a gender of a profession that is in train in no style
+    val_concept_comp.tar              93: a new concept, its words known
+    val_concept_new.tar              197: a new concept of new words; the floor
+    val_skin.tar                     122: a skin tone that train has not on that base
+    val_misc.tar                     123: icons and clip art
+    contact_sheet.png, NOTICE        a look at 384 of them; authors and licences
+
+Packages come from npm and Debian by their own clients, and need neither account nor key.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tqdm import tqdm
+
+from dalle.errors import DalleError, DataError
+from training.emoji_compare import compare, comparison_table, write_contact_sheet
+from training.emoji_names import Names, clip_art_path
+from training.emoji_notice import notice
+from training.emoji_packages import IconSet, Packages, fetch_packages
+from training.emoji_render import SIZE, RenderJob, render
+from training.emoji_sets import CLDR_PACKAGES, SETS, Entry, load_manifest, manifest_digest
+from training.shard_writer import ShardWriter
+
+__all__ = ["EmojiOptions", "build", "main"]
+
+BUILD_FILE = "build.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmojiOptions:
+    """Build the emoji, icon and clip art pairs from their packages (npm, and Debian's openclipart-svg).
+
+    An interrupted build goes on where it was when it is started again: packages are kept, and so is every shard that
+    was complete. The same options give the same bytes.
+    """
+
+    out: Path = Path("data/emoji")
+    """Folder of the shards, the contact sheet and the NOTICE."""
+    packages: Path | None = None
+    """Folder where downloaded packages are kept, about 600 MB with what is unpacked; OUT/.packages if not given."""
+    workers: int = os.cpu_count() or 1
+    """Processes that draw pictures. One needs about ten minutes for all of them."""
+    limit: int | None = None
+    """Only the first so many of the shuffled pairs, to try it out: all styles are among any hundred."""
+    compare: Path | None = None
+    """A folder of the same pairs built elsewhere: afterwards, print how far these are the same."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise DataError(f"workers is {self.workers}; it must be at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"limit is {self.limit}; it must be at least 1")
+
+
+def build(options: EmojiOptions) -> None:
+    """Fetch packages and write what is not there yet. Raises `DataError` if a package is missing or broken, or if the
+    folder holds shards of another build."""
+    entries = load_manifest()[: options.limit]
+    _claim(options)
+    npm = {picture_set.package: picture_set.version for picture_set in SETS if picture_set.kind != "clip art"}
+    packages = fetch_packages({**npm, **CLDR_PACKAGES}, options.packages or options.out / ".packages")
+    text = notice(packages, entries)
+    missing = [entry for entry in entries if not (options.out / f"{entry.shard}.tar").exists()]
+    if missing:
+        names = Names(packages)
+        jobs = _Jobs(packages)
+        missing.sort(key=lambda entry: (entry.shard, entry.key))
+        with tqdm(total=len(missing), desc="draw", unit="picture") as progress, _mapper(options.workers) as mapper:
+            for shard, group in groupby(missing, key=lambda entry: entry.shard):
+                members = list(group)
+                with ShardWriter(options.out, shard) as writer:
+                    pictures = mapper(render, map(jobs.job, members))
+                    for entry, picture in zip(members, pictures, strict=True):
+                        writer.write(entry.key, picture, names.metadata(entry))
+                        progress.update()
+    write_contact_sheet(options.out, options.out / "contact_sheet.png")
+    (options.out / "NOTICE").write_text(text, encoding="utf-8")
+
+
+class _Jobs:
+    """What to draw for an entry of the manifest. Sets are opened once."""
+
+    def __init__(self, packages: Packages) -> None:
+        self._packages = packages
+        self._icons: dict[str, IconSet] = {}
+
+    def job(self, entry: Entry) -> RenderJob:
+        picture_set = entry.picture_set
+        if picture_set.kind == "clip art":
+            return RenderJob(entry.id, clip_art_path(self._packages, entry.name), "clip art")
+        if picture_set.name == "fluent-3d":
+            folder = self._packages.folders[picture_set.package]
+            return RenderJob(entry.id, folder / "assets" / f"{entry.name}.webp", "picture")
+        if picture_set.name not in self._icons:
+            self._icons[picture_set.name] = self._packages.icons(picture_set.package)
+        icons = self._icons[picture_set.name]
+        name, mirrored = icons.drawn_as(entry.name)
+        return RenderJob(entry.id, icons.svg(name, picture_set.render_size), "svg", mirrored)
+
+
+def _claim(options: EmojiOptions) -> None:
+    """Write down what is built here, so that shards of two builds never lie in one folder."""
+    described: dict[str, Any] = {
+        "manifest": manifest_digest(),
+        "packages": {picture_set.package: picture_set.version for picture_set in SETS} | dict(CLDR_PACKAGES),
+        "resvg_py": version("resvg_py"),
+        "size": SIZE,
+        "limit": options.limit,
+    }
+    path = options.out / BUILD_FILE
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in described.items() if found.get(key) != value]
+        if changed:
+            raise DataError(
+                f"{options.out} holds a build with another {changed[0]} ({found.get(changed[0])}, now "
+                f"{described[changed[0]]}): delete it or choose another folder"
+            )
+    elif list(options.out.glob("*.tar")):
+        raise DataError(f"{options.out} holds shards that this program did not write; choose another folder")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Any]:
+    """`map` over processes, results in order."""
+    if workers == 1:
+        yield map
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield lambda function, jobs: pool.imap(function, jobs, chunksize=8)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code: 2, after one line on stderr, for a mistake or a failed download."""
+    try:
+        options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
+        build(options)
+        if options.compare is not None:
+            print(comparison_table(compare(options.out, options.compare)))
+    except DalleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

