@@ -82,7 +82,7 @@ def open_image(
     except DalleError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture in one of the formats {', '.join(formats)}") from error
+        raise ImageError(f"{name} is damaged, or not in one of the formats {', '.join(formats)}") from error
     except Exception as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
 
@@ -146,7 +146,7 @@ def contact_sheet(
     """Pictures side by side on white, in reading order, near-square unless `columns` says otherwise.
 
     labels: one for each picture, drawn under it: wrapped to the cell, cut with an ellipsis after four lines. The font
-        is Pillow's own, which has Latin letters, Greek and Cyrillic; others are drawn as boxes.
+        is Pillow's own, which has little more than ASCII: other letters are drawn as boxes.
     Raises `ParameterError` without pictures, for another number of labels, and for columns below 1.
     """
     if not images:

@@ -1,0 +1,212 @@
+"""What a picture says about how it was made: written into a PNG as text chunks, and read back.
+
+A receipt has all that is needed to make the picture again, and the codes that came out, for a replay to be compared
+with. Every chunk but the codes is readable in any viewer of PNG text. A file comes from anywhere: what is read is
+bounded in size, never evaluated, and a malformed chunk is one `ImageError` that names it.
+"""
+
+import base64
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dalle.errors import ImageError, ParameterError
+from dalle.images import open_image
+from dalle.sampling import check_seed
+
+__all__ = ["Receipt", "describe", "read_receipt"]
+
+# A grid of 1024 x 1024: far beyond any model, and 4 MiB at most when a hostile file asks for it.
+MAX_CODES = 2**20
+MAX_CHUNK_CHARACTERS = 8 * 2**20
+SOFTWARE = "dalle "
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """How one picture was made. Raises `ParameterError` for a value outside its range.
+
+    seed: of the request, in [0, 2^63).
+    index: of the picture in its request, 0 or more.
+    parameters: the sampling parameters by name: strings, finite numbers, booleans, None.
+    model, model_digest: the model's name, and its digest in lowercase hexadecimal.
+    codes: the grid, H rows of W code ids in 0..2^32 - 1.
+    version: of this library.
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    index: int
+    parameters: Mapping[str, Scalar]
+    model: str
+    model_digest: str
+    codes: tuple[tuple[int, ...], ...]
+    version: str
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        _require(self.index >= 0, f"index is {self.index}; it must be 0 or more")
+        for name, value in self.parameters.items():
+            is_scalar = (
+                value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+            )
+            _require(is_scalar, f"the parameter {name[:80]!r} must be a string, a finite number, a boolean or None")
+        _require(
+            re.fullmatch("[0-9a-f]+", self.model_digest) is not None,
+            f"model_digest is {self.model_digest[:80]!r}; it must be lowercase hexadecimal",
+        )
+        widths = {len(row) for row in self.codes}
+        _require(len(widths) == 1 and min(widths) > 0, f"codes has rows of {sorted(widths)} ids; it must be a grid")
+        count = len(self.codes) * min(widths)
+        _require(count <= MAX_CODES, f"codes has {count} ids; the limit is {MAX_CODES}")
+        lowest, highest = min(map(min, self.codes)), max(map(max, self.codes))
+        _require(0 <= lowest <= highest < 2**32, f"codes has ids in {lowest}..{highest}; they must be in 0..2^32 - 1")
+
+    def to_text(self) -> dict[str, str]:
+        """The chunks of a PNG, for the `text` of `dalle.images.encode_image`."""
+        chunks = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": str(self.seed),
+            "index": str(self.index),
+            "parameters": json.dumps(dict(self.parameters), ensure_ascii=False),
+            "model": self.model,
+            "model_digest": self.model_digest,
+            "codes": _pack(self.codes),
+            "software": SOFTWARE + self.version,
+        }
+        return {key: value for key, value in chunks.items() if value is not None}
+
+    @classmethod
+    def from_text(cls, text: Mapping[str, str]) -> "Receipt":
+        """The inverse of `to_text`; other chunks are ignored. Raises `ImageError` for a missing or malformed one."""
+        keys = ("prompt", "seed", "index", "parameters", "model", "model_digest", "codes", "software")
+        if missing := [key for key in keys if key not in text]:
+            raise ImageError(f"no receipt of this library: the text chunks {', '.join(missing)} are missing")
+        for key in (*keys, "negative_prompt"):
+            if len(text.get(key, "")) > MAX_CHUNK_CHARACTERS:
+                raise ImageError(f"the receipt's {key!r} has more than {MAX_CHUNK_CHARACTERS} characters")
+        try:
+            return cls(
+                # Pillow hands out a subclass of str that compares and pickles otherwise.
+                prompt=str(text["prompt"]),
+                negative_prompt=str(text["negative_prompt"]) if "negative_prompt" in text else None,
+                seed=_integer("seed", text["seed"]),
+                index=_integer("index", text["index"]),
+                parameters=_object("parameters", text["parameters"]),
+                model=str(text["model"]),
+                model_digest=str(text["model_digest"]),
+                codes=_unpack(text["codes"]),
+                version=_version(text["software"]),
+            )
+        except ParameterError as error:
+            raise ImageError(f"the receipt is malformed: {error}") from error
+
+
+def read_receipt(path: str | os.PathLike[str]) -> Receipt:
+    """The receipt of a PNG file.
+
+    Raises `ImageError` for a file that is not a PNG, is damaged, carries no receipt (naming what is missing), or a
+    malformed one.
+    """
+    with open_image(path, formats=("PNG",)) as image:
+        try:
+            return Receipt.from_text(image.text)  # type: ignore[attr-defined]  # of Pillow's PngImageFile
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error
+
+
+def describe(receipt: Receipt) -> str:
+    """The receipt for a person: one line for each field, longer texts indented.
+
+    Control characters and marks that reorder a line are escaped: a prompt from anywhere is shown on a terminal.
+    """
+    height, width = len(receipt.codes), len(receipt.codes[0])
+    fields = {
+        "prompt": receipt.prompt,
+        **({} if receipt.negative_prompt is None else {"negative prompt": receipt.negative_prompt}),
+        "seed": receipt.seed,
+        "index": receipt.index,
+        **{f"  {name}": json.dumps(value, ensure_ascii=False) for name, value in receipt.parameters.items()},
+        "model": receipt.model,
+        "model digest": receipt.model_digest,
+        "codes": f"{height} x {width}, ids {min(map(min, receipt.codes))}..{max(map(max, receipt.codes))}",
+        "software": SOFTWARE + receipt.version,
+    }
+    column = min(24, max(map(len, fields))) + 2
+    # A line feed in a name or a value must not begin a line that looks like a field.
+    indented = "\n" + " " * column
+    return "\n".join(_printable(f"{name:{column}}{value}").replace("\n", indented) for name, value in fields.items())
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ParameterError(message)
+
+
+def _pack(codes: tuple[tuple[int, ...], ...]) -> str:
+    """`uint16 HxW BASE64`, the ids row by row, little-endian, as one zlib stream; uint32 where an id needs it."""
+    dtype = "uint16" if max(map(max, codes)) < 2**16 else "uint32"
+    grid = np.array(codes, dtype=np.dtype(dtype).newbyteorder("<"))
+    packed = base64.b64encode(zlib.compress(grid.tobytes(), 9)).decode()
+    return f"{dtype} {grid.shape[0]}x{grid.shape[1]} {packed}"
+
+
+def _unpack(text: str) -> tuple[tuple[int, ...], ...]:
+    match = re.fullmatch(r"(uint16|uint32) ([1-9][0-9]{0,6})x([1-9][0-9]{0,6}) ([A-Za-z0-9+/]+={0,2})", text)
+    if match is None:
+        raise ParameterError("codes is not of the form 'uint16 HxW BASE64'")
+    height, width = int(match[2]), int(match[3])
+    _require(height * width <= MAX_CODES, f"codes says {height} x {width}; the limit is {MAX_CODES} ids")
+    dtype = np.dtype(match[1]).newbyteorder("<")
+    size = height * width * dtype.itemsize
+    stream = zlib.decompressobj()
+    try:
+        # One byte more than was promised tells a stream that is too long; a bomb is never unpacked further.
+        content = stream.decompress(base64.b64decode(match[4], validate=True), size + 1)
+    except (ValueError, zlib.error) as error:
+        raise ParameterError(f"codes cannot be unpacked: {error}") from error
+    _require(
+        len(content) == size and stream.eof and not stream.unused_data,
+        f"codes says {height} x {width} but does not unpack to {size} bytes",
+    )
+    return tuple(map(tuple, np.frombuffer(content, dtype).reshape(height, width).tolist()))
+
+
+def _integer(key: str, text: str) -> int:
+    _require(re.fullmatch("[0-9]{1,20}", text) is not None, f"{key} is {text[:40]!r}; it must be a whole number")
+    return int(text)
+
+
+def _object(key: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ParameterError(f"{key} is not JSON: {error}") from error
+    _require(isinstance(value, dict), f"{key} is {type(value).__name__}; it must be a JSON object")
+    result: dict[str, Any] = value
+    return result
+
+
+def _version(text: str) -> str:
+    _require(text.startswith(SOFTWARE), f"software is {text[:80]!r}; it must begin with {SOFTWARE!r}")
+    return text.removeprefix(SOFTWARE)
+
+
+# C0 and C1 controls but the line feed; line and paragraph separators, and the bidirectional marks; not the joiners that
+# make one emoji of several.
+UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _printable(text: str) -> str:
+    return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
