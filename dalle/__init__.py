@@ -1,0 +1,24 @@
+"""Text to image with a decoder-only Transformer: `DALLE.load().generate(prompt)`."""
+
+from dalle.engine import Engine, Request
+from dalle.errors import DalleError
+from dalle.image_tokenizer import ImageTokenizer
+from dalle.pipeline import DALLE, Picture, Prefix
+from dalle.sampling import SamplingParams
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder
+from dalle.version import __version__
+
+__all__ = [
+    "DALLE",
+    "DalleError",
+    "Decoder",
+    "Engine",
+    "ImageTokenizer",
+    "Picture",
+    "Prefix",
+    "Request",
+    "SamplingParams",
+    "TextTokenizer",
+    "__version__",
+]

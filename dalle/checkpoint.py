@@ -1,6 +1,7 @@
 """A model directory: `config.json`, `tokenizer.json`, and one safetensors file for each network.
 
-    config.json                  format, format version, name, the networks' configurations, SHA-256 of the other files
+    config.json                  format, format version, name, what is known about the model, its sampling parameters,
+                                 the networks' configurations, SHA-256 of the other files
     tokenizer.json               the text tokenizer
     image_tokenizer.safetensors  weights of the image tokenizer
     decoder.safetensors          weights of the decoder
@@ -26,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dalle.config import Config
-from dalle.errors import CheckpointError, ConfigError
+from dalle.errors import CheckpointError, ConfigError, ParameterError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
 
@@ -51,6 +53,8 @@ class Checkpoint:
     decoder: Decoder | None = None
     about: Mapping[str, str]
     """Free text by key: licence, data, training."""
+    sampling: SamplingParams
+    """What this model draws best with."""
     digest: str = ""
     """SHA-256 of config.json, in hex; set by loading and saving."""
 
@@ -69,6 +73,7 @@ def save_checkpoint(
     text_tokenizer: TextTokenizer | None = None,
     decoder: Decoder | None = None,
     about: Mapping[str, str] | None = None,
+    sampling: SamplingParams | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
     """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
@@ -93,6 +98,7 @@ def save_checkpoint(
             "format_version": FORMAT_VERSION,
             "name": name,
             "about": dict(about or {}),
+            "sampling": (sampling or SamplingParams()).to_dict(),
             **{part: network.config.to_dict() for part, network in networks.items()},
             "digests": {path.name: file_digest(path) for path in sorted(files.iterdir())},
         }
@@ -124,6 +130,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(
         name=config["name"],
         about=config["about"],
+        sampling=_load_sampling(folder, config),
         image_tokenizer=image_tokenizer,
         text_tokenizer=text_tokenizer,
         decoder=decoder,
@@ -153,7 +160,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}: upgrade to read it"
         )
-    shapes = {"name": str, "about": dict, "image_tokenizer": dict, "digests": dict}
+    shapes = {"name": str, "about": dict, "sampling": dict, "image_tokenizer": dict, "digests": dict}
     for key, kind in shapes.items():
         if not isinstance(config.get(key), kind):
             raise CheckpointError(f"{path} lacks {key!r}, or it is no {kind.__name__}")
@@ -161,6 +168,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {', '.join(sorted(unknown))}")
     return config
+
+
+def _load_sampling(folder: Path, config: dict[str, Any]) -> SamplingParams:
+    try:
+        return SamplingParams.from_dict(config["sampling"])
+    except (ConfigError, ParameterError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def _check_digests(folder: Path, digests: dict[str, str]) -> None:

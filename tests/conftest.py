@@ -1,9 +1,13 @@
 """Small models of every shape that the tests share. Everything runs on one thread: the tests are for numbers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from dalle.checkpoint import save_checkpoint
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
 
@@ -58,3 +62,27 @@ def lively_decoder(**changes: object) -> Decoder:
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     return decoder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model directory with lively weights, named `lively`: 4 x 4 codes, 16 x 16 pixels."""
+    torch.manual_seed(0)
+    text = TextTokenizer.train(CAPTIONS, vocab_size=300, text_length=12, lowercase=True)
+    image = ImageTokenizer(
+        ImageTokenizerConfig(
+            image_size=16, patch_size=2, widths=(8, 16), num_res_blocks=1, norm_groups=4, codebook_size=32, codebook_dim=4
+        )
+    )
+    torch.nn.init.normal_(image.quantizer.codebook)
+    folder = tmp_path_factory.mktemp("models") / "lively"
+    save_checkpoint(
+        folder,
+        name="lively",
+        image_tokenizer=image,
+        text_tokenizer=text,
+        decoder=lively_decoder(text_vocab_size=text.vocab_size),
+        about={"licence": "none"},
+        sampling=SamplingParams(guidance_scale=2.0, top_k=16),
+    )
+    return folder

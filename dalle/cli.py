@@ -1,0 +1,249 @@
+"""The `dalle` command: `generate`, `show`, `models`.
+
+Exit codes: 0 done, 2 a caller's mistake (one line on stderr), 130 interrupted. Pictures are written one by one as they
+are finished, whole or not at all, so whatever stops the command, those already drawn are kept.
+"""
+
+import hashlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from PIL import Image
+from tqdm import tqdm
+
+from dalle.engine import StepResult
+from dalle.errors import DalleError
+from dalle.images import contact_sheet, encode_image, load_image
+from dalle.model_store import DEFAULT_MODEL, describe_model, find_model, list_models
+from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
+from dalle.receipt import describe, read_receipt
+from dalle.sampling import SamplingParams
+from dalle.version import __version__
+
+__all__ = ["app", "main"]
+
+MAX_SHEET_PICTURES = 144
+
+app = typer.Typer(
+    help="Pictures from prompts, drawn by a decoder-only Transformer on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@app.command(no_args_is_help=True)
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts make several sets of pictures.")],
+    n: Annotated[int, typer.Option("--n", "-n", help=f"Pictures of each prompt, 1 to {MAX_PICTURES}.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="The same prompt, seed and options give the same pictures. Default: a new one.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures; made if it is not there.")] = Path(
+        "out"
+    ),
+    model: Annotated[str, typer.Option(help="Name (see `dalle models`) or directory.")] = DEFAULT_MODEL,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How hard to follow the prompt, 1 to 100; 1 is off, and twice as fast.")
+    ] = None,
+    guidance_schedule: Annotated[
+        Schedule | None, typer.Option(help="Guidance from the first code on, or rising towards the last.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 draws the likeliest codes; above 1 is wilder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest codes only; 0 for all.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest codes that make up p, in (0, 1].")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Drop codes below this share of the likeliest, in [0, 1].")] = None,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="A picture whose upper part is kept; the model finishes it.", metavar="FILE")
+    ] = None,
+    keep_rows: Annotated[
+        int | None, typer.Option(help="Rows of codes kept of --continue-from. Default: half of them.")
+    ] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long, with a warning.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or another device of torch.")] = "cpu",
+) -> None:
+    """Draw pictures of one or more prompts into a folder, with a contact sheet if there are several.
+
+    Options left out take the model's own values. Each PNG carries its prompt, seed, index, parameters and the model's
+    digest; `dalle show FILE` prints them, so that any picture can be drawn again.
+
+        dalle generate "a red panda, fluent 3d style emoji" --n 4 --seed 7 --out pandas
+    """
+    with _mistakes_in_words():
+        if keep_rows is not None and continue_from is None:
+            raise DalleError("--keep-rows needs a picture: --continue-from FILE")
+        dalle = DALLE.load(model, device=device)
+        given = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "guidance_scale": guidance_scale,
+            "guidance_schedule": guidance_schedule,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        params = SamplingParams.from_dict(dalle.sampling.to_dict() | chosen)
+        prefix = None
+        if continue_from is not None:
+            rows = dalle.decoder.layout.grid_height // 2 if keep_rows is None else keep_rows
+            prefix = Prefix(image=load_image(continue_from, size=dalle.image_size), num_rows=rows)
+        _prepare_folder(out)
+        _draw(dalle, prompts, params, n, seed, negative_prompt, prefix, truncate, out)
+
+
+def _draw(
+    dalle: DALLE,
+    prompts: list[str],
+    params: SamplingParams,
+    n: int,
+    seed: int | None,
+    negative_prompt: str | None,
+    prefix: Prefix | None,
+    truncate: bool,
+    out: Path,
+) -> None:
+    total = len(prompts) * n
+    pictures: list[Picture] = []
+    given = prefix.num_rows * dalle.decoder.layout.grid_width if prefix is not None else 0
+    with tqdm(total=total * (dalle.num_codes - given), unit="code", desc="draw", disable=None) as bar:
+
+        def on_step(result: StepResult) -> None:
+            bar.update(len(result.drawn))
+
+        drawing = dalle.generate(
+            prompts,
+            params,
+            n=n,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            prefix=prefix,
+            truncate=truncate,
+            on_step=on_step,
+        )
+        try:
+            for picture in drawing:
+                _write(out / _file_name(picture), encode_image(picture.image, format="png", text=picture.receipt.to_text()))
+                pictures.append(picture)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped: {len(pictures)} of {total} pictures are in {out}", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except OSError as error:
+            raise DalleError(
+                f"{error.strerror or error}: {len(pictures)} of {total} pictures are in {out}; the rest was not written"
+            ) from error
+    place: Path = out / _file_name(pictures[0])
+    if 1 < total <= MAX_SHEET_PICTURES:
+        place = out / "contact-sheet.png"
+        _write(place, _sheet(pictures, prompts, n))
+    drawn = "1 picture" if total == 1 else f"{total} pictures"
+    print(f"{drawn}, seed {pictures[0].seed}: {place}")
+
+
+def _sheet(pictures: list[Picture], prompts: list[str], n: int) -> bytes:
+    """The pictures prompt by prompt, each under its prompt; a row for each prompt if there are several of each."""
+    order = {prompt: i for i, prompt in enumerate(prompts)}
+    pictures = sorted(pictures, key=lambda picture: (order[picture.prompt], picture.index))
+    columns = n if len(prompts) > 1 and n > 1 else None
+    images = [picture.image.resize((2 * picture.image.width, 2 * picture.image.height), Image.Resampling.LANCZOS) for picture in pictures]
+    sheet = contact_sheet(images, labels=[picture.prompt for picture in pictures], columns=columns)
+    return encode_image(sheet, format="png")
+
+
+@app.command()
+def show(files: Annotated[list[Path], typer.Argument(help="PNGs that were drawn here.")]) -> None:
+    """Print what a picture was drawn from: prompt, seed, index, parameters, model."""
+    with _mistakes_in_words():
+        for file in files:
+            print(describe(read_receipt(file)))
+
+
+@app.command()
+def models() -> None:
+    """List the models that are there: those shipped, and those in the folder that DALLE_MODELS names."""
+    with _mistakes_in_words():
+        found = list_models()
+        if not found:
+            raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
+        for name in found:
+            print(describe_model(find_model(name)))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _mistakes_in_words() -> Iterator[None]:
+    """A caller's mistake is one line on stderr and exit code 2; a warning is one line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+        try:
+            yield
+        except DalleError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from error
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Make the folder and see that it can be written to, before anything is drawn."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / ".dalle-probe", b"")
+        (folder / ".dalle-probe").unlink()
+    except OSError as error:
+        raise DalleError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _file_name(picture: Picture) -> str:
+    """Readable, and different for whatever was drawn differently: prompt, digest of all parameters, seed and index."""
+    receipt = picture.receipt
+    words = re.sub(r"[^a-z0-9]+", "-", receipt.prompt.lower()).strip("-")[:40].strip("-") or "picture"
+    drawn_from = repr((receipt.prompt, receipt.negative_prompt, sorted(receipt.parameters.items()), receipt.model_digest))
+    return f"{words}-{hashlib.sha256(drawn_from.encode()).hexdigest()[:6]}-{receipt.seed}-{receipt.index}.png"
+
+
+def main() -> None:
+    """The console script. A reader that goes away (`dalle show ... | head`) is no error."""
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

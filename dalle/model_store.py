@@ -1,0 +1,54 @@
+"""Where models are: those in this package, and those in the folder that DALLE_MODELS names.
+
+A model is asked for by its name, which is its folder's name, or by the path of its directory.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dalle.errors import CheckpointError
+
+__all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models"]
+
+DEFAULT_MODEL = "emoji"
+PACKAGED = Path(__file__).parent / "models"
+
+
+def list_models() -> dict[str, Path]:
+    """Model directories by name. A model in the folder DALLE_MODELS hides one of the same name in the package."""
+    folders = [PACKAGED]
+    if os.environ.get("DALLE_MODELS"):
+        folders.append(Path(os.environ["DALLE_MODELS"]))
+    return {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob("*/config.json"))}
+
+
+def find_model(name: str | Path) -> Path:
+    """The directory of a model, by name or path. Raises `CheckpointError`, naming the models there are."""
+    known = list_models()
+    if str(name) in known:
+        return known[str(name)]
+    if Path(name).is_dir():
+        return Path(name)
+    names = ", ".join(known) or "none"
+    raise CheckpointError(f"there is no model {str(name)!r}: neither a model directory nor one of: {names}")
+
+
+def describe_model(folder: Path) -> str:
+    """A few lines about a model, read off its config.json alone. Raises `CheckpointError` if that cannot be read."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        image, decoder = config["image_tokenizer"], config.get("decoder")
+        facts = {"picture": f"{image['image_size']} x {image['image_size']} pixels"}
+        if decoder is not None:
+            grid = f"{decoder['grid_height']} x {decoder['grid_width']}"
+            facts["codes"] = f"{grid}, of {image['codebook_size']}"
+            facts["decoder"] = f"{decoder['depth']} layers of width {decoder['width']}"
+            facts["prompt"] = f"up to {decoder['text_length'] - 1} tokens"
+        facts |= config["about"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json of ours: {error!r}") from error
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    lines = [f"{folder.name}  ({size:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""The product in a dozen lines: prompt -> text ids -> codes -> pixels.
+
+    model = DALLE.load()
+    for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7):
+        picture.image.save(f"{picture.index}.png")
+"""
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle.checkpoint import load_checkpoint
+from dalle.engine import Engine, Request, StepResult
+from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
+from dalle.image_tokenizer import ImageTokenizer
+from dalle.images import to_pil, to_tensor
+from dalle.model_store import DEFAULT_MODEL, find_model
+from dalle.receipt import Receipt
+from dalle.sampling import SamplingParams, check_seed
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder
+from dalle.version import __version__
+
+__all__ = ["DALLE", "MAX_PICTURES", "Picture", "Prefix"]
+
+MAX_PICTURES = 1000
+"""Of one prompt in one call."""
+NUM_SLOTS = 8
+"""Rows in a step: four guided pictures at once. On a CPU a step reads all weights anyway, so fewer save little."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture that was drawn, and what it was drawn from."""
+
+    image: Image.Image
+    receipt: Receipt
+
+    @property
+    def prompt(self) -> str:
+        return self.receipt.prompt
+
+    @property
+    def seed(self) -> int:
+        return self.receipt.seed
+
+    @property
+    def index(self) -> int:
+        """Of the picture among those of its prompt, from 0."""
+        return self.receipt.index
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The top of a given picture, which the model finishes."""
+
+    image: Image.Image
+    """RGB, of the model's picture size."""
+    num_rows: int
+    """Rows of codes that are kept; each is as many rows of pixels as the image tokenizer's factor."""
+
+
+class DALLE:
+    """A model directory, loaded: text tokenizer, decoder and image tokenizer."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        digest: str,
+        text_tokenizer: TextTokenizer,
+        image_tokenizer: ImageTokenizer,
+        decoder: Decoder,
+        sampling: SamplingParams,
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.decoder = decoder
+        self.sampling = sampling
+        """What this model draws best with; the default of `generate`."""
+
+    @classmethod
+    def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str = "cpu") -> "DALLE":
+        """A model by name or path. Raises `CheckpointError` if it is missing, damaged, or has no decoder."""
+        checkpoint = load_checkpoint(find_model(model))
+        if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
+            raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
+        return cls(
+            name=checkpoint.name,
+            digest=checkpoint.digest,
+            text_tokenizer=checkpoint.text_tokenizer,
+            image_tokenizer=checkpoint.image_tokenizer.to(device),
+            decoder=checkpoint.decoder.to(device),
+            sampling=checkpoint.sampling,
+        )
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        params: SamplingParams | None = None,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        prefix: Prefix | None = None,
+        truncate: bool = False,
+        on_step: Callable[[StepResult], None] | None = None,
+    ) -> Iterator[Picture]:
+        """Draw n pictures of each prompt; each is yielded as soon as it is done, the first prompt's first.
+
+        Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed one is drawn;
+        the pictures tell it. `params` defaults to the model's own; `truncate` cuts a prompt that is too long, with a
+        warning, instead of refusing it; `on_step` sees every step of the engine.
+
+        Raises, before anything is drawn: `PromptError` for an empty or over-long prompt, `ParameterError` for n not
+        in 1..1000, a seed outside [0, 2^63), or a negative prompt without guidance; `ImageError` for a prefix of
+        another size.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        params = params or self.sampling
+        if not 1 <= n <= MAX_PICTURES:
+            raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
+        if negative_prompt is not None and not params.guided:
+            raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
+        seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
+        null_ids = self.text_tokenizer.encode(negative_prompt or "", truncate=truncate)
+        prefix_codes = self._prefix_codes(prefix) if prefix is not None else None
+        rows = [self._encode(prompt, truncate=truncate) for prompt in prompts]
+        requests = {
+            (i, index): Request(
+                text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=index, prefix=prefix_codes
+            )
+            for i, text_ids in enumerate(rows)
+            for index in range(n)
+        }
+        return self._draw(requests, prompts, negative_prompt, on_step)
+
+    @property
+    def num_codes(self) -> int:
+        """Codes, and so steps, of a picture."""
+        return self.decoder.layout.num_codes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of a picture, in pixels."""
+        factor, layout = self.image_tokenizer.config.factor, self.decoder.layout
+        return layout.grid_height * factor, layout.grid_width * factor
+
+    def decode(self, codes: Tensor) -> Image.Image:
+        """The picture of one grid of codes (H, W)."""
+        return to_pil(self.image_tokenizer.decode(codes[None].to(self.decoder.embedding.weight.device))[0])
+
+    def _encode(self, prompt: str, *, truncate: bool) -> Tensor:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+        return self.text_tokenizer.encode(prompt, truncate=truncate)
+
+    def _prefix_codes(self, prefix: Prefix) -> Tensor:
+        grid_height, (height, width) = self.decoder.layout.grid_height, self.image_size
+        if not 0 <= prefix.num_rows < grid_height:
+            raise ParameterError(f"{prefix.num_rows} rows are to be kept; it must be in 0..{grid_height - 1}")
+        if prefix.image.size != (width, height):
+            raise ImageError(f"the picture is {prefix.image.height} x {prefix.image.width}; expected {height} x {width}")
+        codes = self.image_tokenizer.encode(to_tensor(prefix.image)[None].to(self.decoder.embedding.weight.device))
+        return codes[0, : prefix.num_rows].flatten().cpu()
+
+    def _draw(
+        self,
+        requests: dict[tuple[int, int], Request],
+        prompts: list[str],
+        negative_prompt: str | None,
+        on_step: Callable[[StepResult], None] | None,
+    ) -> Iterator[Picture]:
+        engine = Engine(self.decoder, num_slots=NUM_SLOTS)
+        pending = {engine.add(request): key for key, request in requests.items()}
+        while pending:
+            result = engine.step()
+            if on_step is not None:
+                on_step(result)
+            for request_id, codes in result.finished.items():
+                key = pending.pop(request_id)
+                yield self._picture(prompts[key[0]], negative_prompt, requests[key], codes)
+
+    @torch.inference_mode()
+    def _picture(self, prompt: str, negative_prompt: str | None, request: Request, codes: Tensor) -> Picture:
+        grid = self.decoder.layout.grid(codes[None])[0]
+        parameters = request.params.to_dict()
+        if request.prefix is not None:
+            parameters["prefix_codes"] = len(request.prefix)
+        receipt = Receipt(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=request.seed,
+            index=request.index,
+            parameters=parameters,
+            model=self.name,
+            model_digest=self.digest,
+            codes=tuple(tuple(row) for row in grid.tolist()),
+            version=__version__,
+        )
+        return Picture(image=self.decode(grid), receipt=receipt)

@@ -1,0 +1,151 @@
+"""The `dalle` command as a person runs it: a real process, a real folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dalle.receipt import read_receipt
+
+
+@pytest.fixture
+def dalle(model_folder: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
+    environment = os.environ | {"DALLE_MODELS": str(model_folder.parent), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dalle.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, **options)  # type: ignore[call-overload,no-any-return]
+
+    run.environment = environment  # type: ignore[attr-defined]
+    return run
+
+
+def pictures(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_generate_show_and_draw_again(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["generate", "a red panda", "--model", "lively", "--n", "3", "--seed", "7"]
+    done = dalle(*arguments, "--out", "first")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3 pictures, seed 7: first/contact-sheet.png\n"
+    names = pictures(tmp_path / "first")
+    assert len(names) == 4
+    with Image.open(tmp_path / "first" / "contact-sheet.png") as sheet:
+        assert sheet.width > 3 * 8
+    one = tmp_path / "first" / next(name for name in names if name.endswith("-7-1.png"))
+    receipt = read_receipt(one)
+    assert (receipt.prompt, receipt.seed, receipt.index, receipt.model) == ("a red panda", 7, 1, "lively")
+    shown = dalle("show", str(one))
+    assert shown.returncode == 0
+    for fact in ("a red panda", "guidance_scale", receipt.model_digest):
+        assert fact in shown.stdout
+
+    dalle(*arguments, "--out", "second")
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_one_picture_has_no_sheet(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = dalle("generate", "판다", "--model", "lively", "--seed", "1", "--out", "one", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    (name,) = pictures(tmp_path / "one")
+    assert read_receipt(tmp_path / "one" / name).prompt == "판다"
+    assert read_receipt(tmp_path / "one" / name).parameters["temperature"] == 0
+
+
+def test_continue_from_a_picture(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
+    more = ["--continue-from", "red.png", "--keep-rows", "3", "--out", "out"]
+    done = dalle("generate", "a fish", "--model", "lively", *more)
+    assert done.returncode == 0, done.stderr
+    (name,) = pictures(tmp_path / "out")
+    assert read_receipt(tmp_path / "out" / name).parameters["prefix_codes"] == 12
+
+
+def test_models_are_listed(dalle) -> None:  # type: ignore[no-untyped-def]
+    done = dalle("models")
+    assert done.returncode == 0
+    assert "lively" in done.stdout
+    assert "4 x 4, of 32" in done.stdout
+    assert "licence: none" in done.stdout
+
+
+def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore[no-untyped-def]
+    assert all(command in dalle("--help").stdout for command in ("generate", "show", "models"))
+    assert '--n 4 --seed 7 --out pandas' in dalle("generate", "--help").stdout
+    assert dalle("--version").stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "word " * 50], "tokens; the limit is 11"),
+        (["generate", "a", "--n", "0"], "n is 0; it must be in 1..1000"),
+        (["generate", "a", "--n", "10000"], "n is 10000; it must be in 1..1000"),
+        (["generate", "a", "--temperature", "-1"], "temperature is -1.0; it must be at least 0"),
+        (["generate", "a", "--top-p", "1.1"], "top_p is 1.1; it must be in (0, 1]"),
+        (["generate", "a", "--keep-rows", "2"], "--keep-rows needs a picture"),
+        (["generate", "a", "--continue-from", "none.png"], "none.png"),
+        (["generate", "a", "--model", "nobody"], "there is no model 'nobody'"),
+        (["generate", "a", "--out", "/proc/nowhere/out"], "cannot write to /proc/nowhere/out"),
+        (["generate", "a", "--out", "file.txt"], "cannot write to file.txt"),
+        (["show", "file.txt"], "file.txt"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(dalle, tmp_path: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file.txt").write_text("no picture")
+    model = ["--model", "lively"] if arguments[0] == "generate" and "--model" not in arguments else []
+    done = dalle(*arguments, *model)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("out/*.png"))
+
+
+def test_a_damaged_model_is_one_line(dalle, model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in model_folder.iterdir():
+        content = path.read_bytes()
+        (damaged / path.name).write_bytes(content[:-100] if path.name == "decoder.safetensors" else content)
+    done = dalle("generate", "a", "--model", str(damaged))
+    assert done.returncode == 2
+    assert "decoder.safetensors is damaged" in done.stderr
+
+
+def test_ctrl_c_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-m", "dalle.cli", "generate", "a", "--model", "lively", "--n", "1000", "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=dalle.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("out/*.png"))) < 8 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    kept = list(tmp_path.glob("out/*.png"))
+    assert 8 <= len(kept) < 1000
+    assert f"stopped: {len(kept)} of 1000 pictures are in out" in errors
+    assert not list(tmp_path.glob("out/*.part"))
+    assert all(read_receipt(path).prompt == "a" for path in kept)
+
+
+def test_a_full_disk_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A file size limit of the process stands in for the disk: the kernel refuses the write all the same."""
+    import resource
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    done = dalle("generate", "a", "--model", "lively", "--n", "2", "--out", "out", preexec_fn=limit)
+    assert done.returncode == 2
+    assert "0 of 2 pictures are in out; the rest was not written" in done.stderr
+    assert not list(tmp_path.glob("out/*"))

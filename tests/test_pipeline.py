@@ -1,0 +1,115 @@
+"""The pipeline: prompt to picture, the same every time, in any company."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dalle import DALLE, Picture, Prefix, SamplingParams
+from dalle.checkpoint import load_checkpoint, save_checkpoint
+from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
+from dalle.images import to_tensor
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> DALLE:
+    return DALLE.load(model_folder)
+
+
+def codes_of(pictures: list[Picture]) -> dict[tuple[str, int], tuple[tuple[int, ...], ...]]:
+    return {(picture.prompt, picture.index): picture.receipt.codes for picture in pictures}
+
+
+def test_pictures_are_their_own(model: DALLE) -> None:
+    together = codes_of(list(model.generate(["a red panda", "a green heart"], n=5, seed=3)))
+    assert len(together) == 10
+    assert len(set(together.values())) == 10
+    for prompt in ("a red panda", "a green heart"):
+        alone = codes_of(list(model.generate(prompt, n=2, seed=3)))
+        assert alone == {key: together[key] for key in alone}
+
+
+def test_a_picture_is_the_decoded_codes(model: DALLE) -> None:
+    (picture,) = model.generate("a red panda", seed=1)
+    assert picture.image.size == (16, 16)
+    codes = torch.tensor(picture.receipt.codes)
+    assert codes.shape == (4, 4)
+    assert np.array_equal(np.array(model.decode(codes)), np.array(picture.image))
+    assert picture.receipt.model_digest == model.digest
+    assert picture.receipt.parameters == SamplingParams(guidance_scale=2.0, top_k=16).to_dict()
+
+
+def test_without_a_seed_one_is_drawn_and_told(model: DALLE) -> None:
+    (first,), (second,) = model.generate("a red panda"), model.generate("a red panda")
+    assert first.seed != second.seed
+    (again,) = model.generate("a red panda", seed=first.seed)
+    assert again.receipt == first.receipt
+
+
+def test_prompts_differ_by_more_than_case(model: DALLE) -> None:
+    lower, upper, other = (next(model.generate(p, seed=1)).receipt.codes for p in ("a panda", "A PANDA", "a fish"))
+    assert lower == upper
+    assert lower != other
+
+
+def test_a_negative_prompt_matters_and_needs_guidance(model: DALLE) -> None:
+    plain = next(model.generate("a red panda", seed=1)).receipt
+    negative = next(model.generate("a red panda", seed=1, negative_prompt="blue fish")).receipt
+    assert plain.codes != negative.codes
+    assert (plain.negative_prompt, negative.negative_prompt) == (None, "blue fish")
+    with pytest.raises(ParameterError, match="guidance_scale must be above 1"):
+        model.generate("a red panda", SamplingParams(), negative_prompt="blue fish")
+
+
+def test_a_prefix_is_kept_and_the_rest_is_drawn(model: DALLE) -> None:
+    source = next(model.generate("a green heart", seed=8)).image
+    expected = model.image_tokenizer.encode(to_tensor(source)[None])[0, :2]
+    (picture,) = model.generate("a red panda", seed=1, prefix=Prefix(image=source, num_rows=2))
+    assert torch.equal(torch.tensor(picture.receipt.codes)[:2], expected)
+    assert picture.receipt.parameters["prefix_codes"] == 8
+    with pytest.raises(ParameterError, match=r"4 rows are to be kept; it must be in 0\.\.3"):
+        model.generate("a red panda", prefix=Prefix(image=source, num_rows=4))
+    with pytest.raises(ImageError, match="8 x 8; expected 16 x 16"):
+        model.generate("a red panda", prefix=Prefix(image=source.resize((8, 8)), num_rows=1))
+
+
+def test_every_step_is_seen(model: DALLE) -> None:
+    drawn: list[int] = []
+    list(model.generate("a red panda", n=6, seed=1, on_step=lambda result: drawn.append(len(result.drawn))))
+    assert sum(drawn) == 6 * model.num_codes
+    assert drawn == [4] * 16 + [2] * 16  # guided pictures take two of eight slots
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_empty_prompts_are_refused_before_anything_is_drawn(model: DALLE, prompt: str) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        model.generate(["a red panda", prompt])
+
+
+def test_long_prompts_are_refused_or_cut_on_request(model: DALLE) -> None:
+    with pytest.raises(PromptError, match="limit is 11"):
+        model.generate("x" * 50)
+    with pytest.warns(UserWarning, match="cut"):
+        assert len(list(model.generate("x" * 50, truncate=True))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, r"n is 0; it must be in 1\.\.1000"),
+        ({"n": 10_000}, "n is 10000"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+    ],
+)
+def test_parameters_outside_their_range_are_refused(model: DALLE, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        model.generate("a red panda", **arguments)  # type: ignore[arg-type]
+
+
+def test_an_image_tokenizer_alone_cannot_draw(model: DALLE, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "stage1", name="stage 1", image_tokenizer=model.image_tokenizer)
+    assert load_checkpoint(tmp_path / "stage1").decoder is None
+    with pytest.raises(CheckpointError, match="image tokenizer alone"):
+        DALLE.load(tmp_path / "stage1")
