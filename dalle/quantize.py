@@ -56,7 +56,7 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def encode(self, latents: Tensor) -> Tensor:
-        """(..., D) -> (...): the index of the nearest row, by squared distance; the lowest index of equals."""
+        """(..., D) -> (...): the index of the nearest row, by squared distance in float32; of equals, the lowest."""
         flat = self.place(latents).reshape(-1, latents.shape[-1]).float()
         rows = self.rows().float()
         # |x - r|^2 without |x|^2, which is the same for every row
@@ -85,19 +85,22 @@ class CodebookAverage(nn.Module):
     """Moving averages that move a codebook instead of a gradient: each row follows the mean of its latents.
 
     A row whose average use falls below `restart_below` of an equal share is dead, and starts again from a latent of
-    the batch at hand. The state is in two buffers, so that it is saved and resumed like any other.
+    the batch at hand. Each row begins with an equal share, so that a trained codebook is not dead on arrival. The state
+    is in two buffers, so that it is saved and resumed like any other.
     """
 
     counts: Tensor
+    """(K,): average use of each row, in equal shares."""
     sums: Tensor
+    """(K, D): the sum of its latents on the same scale; divided by the count, the row."""
 
     def __init__(self, quantizer: VectorQuantizer, *, decay: float, restart_below: float) -> None:
         super().__init__()
         self.decay = decay
         self.restart_below = restart_below
         codebook = quantizer.codebook
-        self.register_buffer("counts", torch.zeros(len(codebook), device=codebook.device))
-        self.register_buffer("sums", torch.zeros_like(codebook))
+        self.register_buffer("counts", torch.ones(len(codebook), device=codebook.device))
+        self.register_buffer("sums", quantizer.place(codebook.detach()).clone())
 
     @torch.no_grad()
     def start(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> None:
@@ -117,17 +120,17 @@ class CodebookAverage(nn.Module):
         """Move the codebook towards this batch and restart dead rows. Returns how many were restarted."""
         latents = quantized.latents.detach().reshape(-1, self.sums.shape[-1]).float()
         codes = quantized.codes.reshape(-1)
+        share = len(codes) / len(self.counts)
         counts = torch.bincount(codes, minlength=len(self.counts)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents)
-        self.counts.lerp_(counts, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
+        self.counts.lerp_(counts / share, 1 - self.decay)
+        self.sums.lerp_(sums / share, 1 - self.decay)
 
-        dead = (self.counts < self.restart_below * len(codes) / len(self.counts)).nonzero().squeeze(1)
+        dead = (self.counts < self.restart_below).nonzero().squeeze(1)
         dead = dead[torch.randperm(len(dead), generator=generator).to(dead.device)][: len(latents)]
         drawn = torch.randperm(len(latents), generator=generator)[: len(dead)].to(latents.device)
-        share = len(codes) / len(self.counts)
-        self.counts[dead] = share
-        self.sums[dead] = latents[drawn] * share
+        self.counts[dead] = 1.0
+        self.sums[dead] = latents[drawn]
 
         rows = self.sums / rearrange(self.counts.clamp_min(1e-6), "k -> k 1")
         quantizer.codebook.copy_(quantizer.place(rows))
