@@ -62,15 +62,21 @@ def generate(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 draws the likeliest codes; above 1 is wilder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest codes only; 0 for all.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest codes that make up p, in (0, 1].")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Drop codes below this share of the likeliest, in [0, 1].")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest codes that make up p, in (0, 1].")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop codes below this share of the likeliest, in [0, 1].")
+    ] = None,
     continue_from: Annotated[
         Path | None, typer.Option(help="A picture whose upper part is kept; the model finishes it.", metavar="FILE")
     ] = None,
     keep_rows: Annotated[
         int | None, typer.Option(help="Rows of codes kept of --continue-from. Default: half of them.")
     ] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long, with a warning.")] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Cut a prompt that is too long, with a warning.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or another device of torch.")] = "cpu",
 ) -> None:
     """Draw pictures of one or more prompts into a folder, with a contact sheet if there are several.
@@ -133,7 +139,9 @@ def _draw(
         )
         try:
             for picture in drawing:
-                _write(out / _file_name(picture), encode_image(picture.image, format="png", text=picture.receipt.to_text()))
+                _write(
+                    out / _file_name(picture), encode_image(picture.image, format="png", text=picture.receipt.to_text())
+                )
                 pictures.append(picture)
         except KeyboardInterrupt:
             bar.close()
@@ -156,7 +164,10 @@ def _sheet(pictures: list[Picture], prompts: list[str], n: int) -> bytes:
     order = {prompt: i for i, prompt in enumerate(prompts)}
     pictures = sorted(pictures, key=lambda picture: (order[picture.prompt], picture.index))
     columns = n if len(prompts) > 1 and n > 1 else None
-    images = [picture.image.resize((2 * picture.image.width, 2 * picture.image.height), Image.Resampling.LANCZOS) for picture in pictures]
+    images = [
+        picture.image.resize((2 * picture.image.width, 2 * picture.image.height), Image.Resampling.LANCZOS)
+        for picture in pictures
+    ]
     sheet = contact_sheet(images, labels=[picture.prompt for picture in pictures], columns=columns)
     return encode_image(sheet, format="png")
 
@@ -232,7 +243,9 @@ def _file_name(picture: Picture) -> str:
     """Readable, and different for whatever was drawn differently: prompt, digest of all parameters, seed and index."""
     receipt = picture.receipt
     words = re.sub(r"[^a-z0-9]+", "-", receipt.prompt.lower()).strip("-")[:40].strip("-") or "picture"
-    drawn_from = repr((receipt.prompt, receipt.negative_prompt, sorted(receipt.parameters.items()), receipt.model_digest))
+    drawn_from = repr(
+        (receipt.prompt, receipt.negative_prompt, sorted(receipt.parameters.items()), receipt.model_digest)
+    )
     return f"{words}-{hashlib.sha256(drawn_from.encode()).hexdigest()[:6]}-{receipt.seed}-{receipt.index}.png"
 
 

@@ -22,7 +22,6 @@ from dalle.quantize import Quantized, VectorQuantizer
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTokenizerConfig(Config):
     """Shape of an image tokenizer. A level halves the resolution of the one before it."""
@@ -171,9 +170,7 @@ class Decoder(nn.Sequential):
             _middle(config, widths[-1]),
         ]
         for level in reversed(range(len(widths))):
-            layers += _level(
-                config, level, widths[min(level + 1, len(widths) - 1)], config.num_res_blocks + 1
-            )
+            layers += _level(config, level, widths[min(level + 1, len(widths) - 1)], config.num_res_blocks + 1)
             if level > 0:
                 layers.append(Upsample(widths[level]))
         layers += [_norm(config, widths[0]), nn.SiLU()]
@@ -189,9 +186,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = VectorQuantizer(
-            config.codebook_size, config.codebook_dim, normalize=config.normalize_codes
-        )
+        self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, normalize=config.normalize_codes)
         self.decoder = Decoder(config)
 
     def latents(self, images: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The product in a dozen lines: prompt -> text ids -> codes -> pixels.
 
-    model = DALLE.load()
-    for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7):
-        picture.image.save(f"{picture.index}.png")
+model = DALLE.load()
+for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7):
+    picture.image.save(f"{picture.index}.png")
 """
 
 import dataclasses
@@ -167,7 +167,9 @@ class DALLE:
         if not 0 <= prefix.num_rows < grid_height:
             raise ParameterError(f"{prefix.num_rows} rows are to be kept; it must be in 0..{grid_height - 1}")
         if prefix.image.size != (width, height):
-            raise ImageError(f"the picture is {prefix.image.height} x {prefix.image.width}; expected {height} x {width}")
+            raise ImageError(
+                f"the picture is {prefix.image.height} x {prefix.image.width}; expected {height} x {width}"
+            )
         codes = self.image_tokenizer.encode(to_tensor(prefix.image)[None].to(self.decoder.embedding.weight.device))
         return codes[0, : prefix.num_rows].flatten().cpu()
 

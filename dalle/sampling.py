@@ -18,7 +18,7 @@ from torch import Tensor
 from dalle.config import Config
 from dalle.errors import ParameterError
 
-__all__ = ["FilterParams", "SamplingParams", "filter_logits", "gumbel_noise", "guide", "sample"]
+__all__ = ["FilterParams", "SamplingParams", "check_seed", "filter_logits", "guide", "gumbel_noise", "sample"]
 
 MAX_SEED = 2**63 - 1
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -48,7 +48,10 @@ class SamplingParams(Config):
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
             "guidance_scale": (1 <= self.guidance_scale <= 100, "in [1, 100]"),
-            "guidance_schedule": (self.guidance_schedule in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+            "guidance_schedule": (
+                self.guidance_schedule in ("constant", "linear", "cosine"),
+                "constant, linear or cosine",
+            ),
         }
         for name, (holds, limit) in ranges.items():
             if not holds:

@@ -71,7 +71,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = TextTokenizer.train(CAPTIONS, vocab_size=300, text_length=12, lowercase=True)
     image = ImageTokenizer(
         ImageTokenizerConfig(
-            image_size=16, patch_size=2, widths=(8, 16), num_res_blocks=1, norm_groups=4, codebook_size=32, codebook_dim=4
+            image_size=16,
+            patch_size=2,
+            widths=(8, 16),
+            num_res_blocks=1,
+            norm_groups=4,
+            codebook_size=32,
+            codebook_dim=4,
         )
     )
     torch.nn.init.normal_(image.quantizer.codebook)

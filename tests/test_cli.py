@@ -19,7 +19,7 @@ def dalle(model_folder: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
 
     def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "dalle.cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, **options)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, **options)  # type: ignore[call-overload]
 
     run.environment = environment  # type: ignore[attr-defined]
     return run
@@ -78,7 +78,7 @@ def test_models_are_listed(dalle) -> None:  # type: ignore[no-untyped-def]
 
 def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore[no-untyped-def]
     assert all(command in dalle("--help").stdout for command in ("generate", "show", "models"))
-    assert '--n 4 --seed 7 --out pandas' in dalle("generate", "--help").stdout
+    assert "--n 4 --seed 7 --out pandas" in dalle("generate", "--help").stdout
     assert dalle("--version").stdout.strip()
 
 

@@ -33,7 +33,9 @@ def train_text_tokenizer(
         lowercase: Let `A Red Panda` and `a red panda` mean the same.
     """
     pairs = PairShards(find_shards(shards), progress=True)
-    captions = (caption for i in tqdm(range(len(pairs)), desc="captions") for caption in all_captions(pairs.metadata(i)))
+    captions = (
+        caption for i in tqdm(range(len(pairs)), desc="captions") for caption in all_captions(pairs.metadata(i))
+    )
     tokenizer = TextTokenizer.train(captions, vocab_size=vocab_size, text_length=text_length, lowercase=lowercase)
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)

@@ -68,7 +68,7 @@ def write_token_shards(
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
-    written = []
+    written: list[Path] = []
     bar = tqdm(total=len(pairs), desc="encode", unit="pair")
     for start in range(0, len(pairs), PAIRS_PER_SHARD):
         numbers = range(start, min(start + PAIRS_PER_SHARD, len(pairs)))
@@ -101,8 +101,8 @@ def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_capt
         if len(captions) == num_captions:
             return captions
     raise DataError(
-        f"the captions of pair {number} do not fit into {tokenizer.text_length - 1} tokens: {metadata['captions'][0]!r}; "
-        "train the text tokenizer with a greater text_length"
+        f"the captions of pair {number} do not fit into {tokenizer.text_length - 1} tokens: "
+        f"{metadata['captions'][0]!r}; train the text tokenizer with a greater text_length"
     )
 
 
@@ -118,7 +118,9 @@ class TokenShards:
     """(M,) float32."""
 
     @classmethod
-    def load(cls, paths: Sequence[Path], image_tokenizer: ImageTokenizer, text_tokenizer: TextTokenizer) -> "TokenShards":
+    def load(
+        cls, paths: Sequence[Path], image_tokenizer: ImageTokenizer, text_tokenizer: TextTokenizer
+    ) -> "TokenShards":
         """Raises `DataError` for a file that is damaged, or stamped by other tokenizers than these."""
         expected = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
         parts: dict[str, list[Tensor]] = {"codes": [], "text_ids": [], "weights": []}

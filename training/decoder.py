@@ -164,14 +164,16 @@ class DecoderTask:
     def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Losses of the averaged weights on as many rows of validation and of training, with the first caption of
         each; and pictures drawn for validation captions, above the real ones as the image tokenizer sees them."""
-        model: Decoder = self.average.module
+        model = self.average.module
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_LOOK_ROWS, len(rows.codes))).long()
             losses = []
             for part in chosen.split(LOOK_BATCH):
                 codes = rows.codes[part].long().to(self.device)
-                losses.append(torch.stack(self._losses(model, rows.text_ids[part, 0].long().to(self.device), codes, codes)))
+                losses.append(
+                    torch.stack(self._losses(model, rows.text_ids[part, 0].long().to(self.device), codes, codes))
+                )
             text_loss, image_loss = torch.stack(losses).mean(0).tolist()
             numbers |= {f"{name}text_loss": text_loss, f"{name}image_loss": image_loss}
         return numbers, {"drawn above real": self._draw(model)}
@@ -184,7 +186,9 @@ class DecoderTask:
         engine = Engine(model, num_slots=2 * NUM_LOOK_PICTURES)
         params = SamplingParams(guidance_scale=3.0)
         requests = [
-            Request(text_ids=self.val_rows.text_ids[i, 0].long(), null_ids=self.null_ids, params=params, seed=i, index=0)
+            Request(
+                text_ids=self.val_rows.text_ids[i, 0].long(), null_ids=self.null_ids, params=params, seed=i, index=0
+            )
             for i in chosen.tolist()
         ]
         drawn = model.layout.grid(torch.stack(engine.run(requests)))

@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -36,9 +36,12 @@ __all__ = [
     "autocast",
     "choose_device",
     "clip_and_step",
+    "keep_memory",
     "learning_rate_scale",
     "train",
 ]
+
+M = TypeVar("M", bound=nn.Module)
 
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
@@ -126,23 +129,26 @@ def learning_rate_scale(config: LoopConfig, step: int) -> float:
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class WeightAverage(nn.Module):
+class WeightAverage(nn.Module, Generic[M]):
     """Exponential moving average of a module's parameters (its buffers are copied). Quick at first: the decay is
     min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage."""
 
+    module: M
+    """The averaged copy, without gradients, in evaluation mode."""
     updates: Tensor
 
-    def __init__(self, module: nn.Module, *, decay: float) -> None:
+    def __init__(self, module: M, *, decay: float) -> None:
         super().__init__()
         self.decay = decay
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: M) -> None:
         count = int(self.updates)
         decay = min(self.decay, (1 + count) / (10 + count))
-        averages, currents = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        averages: list[Tensor] = list(self.module.parameters())
+        currents = [p.detach() for p in module.parameters()]
         torch._foreach_lerp_(averages, currents, 1 - decay)
         for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(current)
@@ -198,7 +204,9 @@ def _save(task: Task, step: int, folder: Path) -> None:
             for index, values in part.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
     temporary = folder / (STATE_FILE + ".part")
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)})
+    save_file(
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)}
+    )
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(folder / STATE_FILE)

@@ -39,7 +39,9 @@ def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
         else:
             matches = sorted(pattern.parent.glob(pattern.name))
         if not matches:
-            raise DataError(f"no shards at {pattern}: `python -m training.emoji` or `python -m training.folder` write some")
+            raise DataError(
+                f"no shards at {pattern}: `python -m training.emoji` or `python -m training.folder` write some"
+            )
         found += matches
     return found
 

@@ -37,6 +37,8 @@ class VGG16Features(nn.Module):
     `last_block` of 3 gives relu1_2, relu2_2, relu3_3 with 64, 128, 256 channels; 4 adds relu4_3 with 512.
     """
 
+    mean: Tensor
+
     def __init__(self, last_block: int, weights: Path | None = None) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
@@ -51,11 +53,11 @@ class VGG16Features(nn.Module):
                     kernel = kernel.flip(1) if block == 1 and i == 0 else kernel
                     conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1)
                     conv.weight.data.copy_(kernel)
+                    assert conv.bias is not None
                     conv.bias.data.copy_(torch.from_numpy(layer["1"][:]))
                     convs += [conv, nn.ReLU()]
                 self.blocks.append(nn.Sequential(*convs))
         self.requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         hidden = (images + 1) * 127.5 - self.mean

@@ -191,8 +191,9 @@ class VQTask:
 
     @torch.no_grad()
     def _start_codebook(self, step: int, generator: torch.Generator) -> None:
-        latents, num_codes = [], len(self.model.quantizer.codebook)
-        while sum(map(len, latents)) < 2 * num_codes and len(latents) < 64:
+        latents: list[Tensor] = []
+        num_codes = len(self.model.quantizer.codebook)
+        while sum(len(part) for part in latents) < 2 * num_codes and len(latents) < 64:
             images = self.batch(step + len(latents))["images"].to(self.device)
             latents.append(rearrange(self.model.latents(images), "b h w d -> (b h w) d"))
         self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
@@ -202,7 +203,7 @@ class VQTask:
     def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """PSNR in dB of the averaged weights on validation pictures (mean over pictures), codebook usage and
         perplexity, and a grid of pictures above their reconstructions."""
-        tokenizer: ImageTokenizer = self.average.module
+        tokenizer = self.average.module
         size = tokenizer.config.codebook_size
         errors, counts, shown = [], torch.zeros(size, dtype=torch.int64), None
         numbers = range(min(NUM_LOOK_PICTURES, len(self.val_pairs)))
@@ -227,7 +228,10 @@ def main() -> None:
     from training.presets import VQ_PRESETS, run_preset
 
     run_preset(
-        "training.vq", __doc__, VQ_PRESETS, lambda config: train(VQTask(config), config.loop, Path(config.run), config.to_dict())
+        "training.vq",
+        __doc__,
+        VQ_PRESETS,
+        lambda config: train(VQTask(config), config.loop, Path(config.run), config.to_dict()),
     )
 
 
