@@ -39,8 +39,12 @@ class KVCache:
         return self.values.numel() * self.values.element_size()
 
     def view(self, slots: Tensor, positions: Tensor) -> "CacheView":
-        """The cache as a forward pass over rows (B,) at these slots sees it, writing to positions (B, L)."""
-        return CacheView(self, slots, positions)
+        """The cache as a forward pass over rows at these slots (B,) sees it, writing to positions (B, L)."""
+        return CacheView(self, slots, slots, positions)
+
+    def whole_view(self, positions: Tensor) -> "CacheView":
+        """The cache as a forward pass over all slots, in order, sees it. It reads in place, where `view` copies."""
+        return CacheView(self, torch.arange(len(positions), device=positions.device), slice(None), positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,8 @@ class CacheView:
     cache: KVCache
     slots: Tensor
     """(B,) int64."""
+    read: Tensor | slice
+    """The same slots as an index to read by: a slice copies nothing."""
     positions: Tensor
     """(B, L) int64."""
 
@@ -59,7 +65,7 @@ class CacheView:
     def mark_padding(self, is_padding: Tensor) -> Tensor:
         """Note which of the positions written hold padding, (B, L) bool; returns it for the whole slots (B, length)."""
         self.cache.padding[self.slots[:, None], self.positions] = is_padding
-        return self.cache.padding[self.slots]
+        return self.cache.padding[self.read]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,4 +81,4 @@ class LayerCache:
         slots, positions = self.view.slots[:, None], self.view.positions
         stored_keys[slots, :, positions] = keys.transpose(1, 2).to(stored_keys.dtype)
         stored_values[slots, :, positions] = values.transpose(1, 2).to(stored_values.dtype)
-        return stored_keys[self.view.slots], stored_values[self.view.slots]
+        return stored_keys[self.view.read], stored_values[self.view.read]

@@ -258,8 +258,7 @@ class Engine:
                 last_text = int(text_ids[-1])
                 ids[slot] = entry.codes[-1] + self.layout.text_vocab_size if entry.codes else last_text
                 positions[slot] += len(entry.codes)
-        slots = torch.arange(self.num_slots, device=self.device)
-        view = self.cache.view(slots, positions.to(self.device))
+        view = self.cache.whole_view(positions.to(self.device))
         hidden = self.decoder(ids.to(self.device), view.positions, view)
         return self.decoder.image_logits(hidden[:, 0]).float()
 

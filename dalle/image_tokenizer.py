@@ -52,8 +52,12 @@ class ImageTokenizerConfig(Config):
         require(self.num_res_blocks >= 1, f"num_res_blocks is {self.num_res_blocks}; it must be at least 1")
         require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
         require(self.codebook_dim >= 1, f"codebook_dim is {self.codebook_dim}; it must be at least 1")
+        require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}; it must be at least 1")
         for width in self.widths:
-            require(width % self.norm_groups == 0, f"width {width} is no multiple of norm_groups {self.norm_groups}")
+            require(
+                width > 0 and width % self.norm_groups == 0,
+                f"width {width} is no multiple of norm_groups {self.norm_groups}",
+            )
         for level in self.attention_levels:
             require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")
         require(
