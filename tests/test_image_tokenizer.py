@@ -1,0 +1,238 @@
+"""The image tokenizer: shapes of every configuration, refusals, and what encode and decode owe to each other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dalle.errors import ConfigError, ImageError
+from dalle.image_tokenizer import AttentionBlock, ImageTokenizer, ImageTokenizerConfig
+from dalle.quantize import CodebookAverage
+
+
+def config(**changes: object) -> ImageTokenizerConfig:
+    """A small tokenizer of 32 x 32 pixels."""
+    values: dict[str, object] = {
+        "image_size": 32,
+        "patch_size": 1,
+        "widths": (8, 16),
+        "num_res_blocks": 1,
+        "norm_groups": 4,
+        "codebook_size": 64,
+        "codebook_dim": 4,
+    }
+    return ImageTokenizerConfig(**(values | changes))  # type: ignore[arg-type]
+
+
+VARIANTS: dict[str, tuple[dict[str, object], int]] = {
+    "plain VQGAN": ({}, 2),
+    "patches of 2": ({"patch_size": 2}, 4),
+    "patches of 4, one level": ({"patch_size": 4, "widths": (8,)}, 4),
+    "four levels of different widths": ({"widths": (4, 8, 8, 12)}, 8),
+    "patches of 4 and three levels": ({"patch_size": 4, "widths": (8, 8, 16), "image_size": 64}, 16),
+    "two blocks a level": ({"num_res_blocks": 2}, 2),
+    "attention at both levels": ({"attention_levels": (0, 1)}, 2),
+    "no attention at all": ({"middle_attention": False}, 2),
+    "codes of any length": ({"normalize_codes": False}, 2),
+    "codes of one number": ({"codebook_dim": 1, "normalize_codes": False}, 2),
+}
+
+
+def lively(changes: dict[str, object]) -> ImageTokenizer:
+    """An untrained tokenizer whose codebook covers what its encoder gives, so that pictures have many codes."""
+    tokenizer = ImageTokenizer(config(**changes)).eval()
+    with torch.no_grad():
+        latents = tokenizer.latents(pictures(8, tokenizer.config.image_size)).flatten(0, 2)
+    average = CodebookAverage(tokenizer.quantizer, decay=0.9, restart_below=0.0)
+    average.start(tokenizer.quantizer, latents, torch.Generator().manual_seed(0))
+    return tokenizer
+
+
+def pictures(num: int, size: int, width: int | None = None) -> Tensor:
+    """(num, 3, size, width or size) in [-1, 1]: on a coloured ground, a square of another colour."""
+    width = size if width is None else width
+    colours = 2 * torch.rand(2, num, 3) - 1
+    images = colours[0, :, :, None, None].expand(-1, -1, size, width).clone()
+    for image, colour in zip(images, colours[1], strict=True):
+        side = int(torch.randint(size // 4, size // 2 + 1, ()))
+        top, left = (int(torch.randint(extent - side + 1, ())) for extent in (size, width))
+        image[:, top : top + side, left : left + side] = colour[:, None, None]
+    return images
+
+
+@pytest.mark.parametrize(("changes", "factor"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_shapes_and_ranges(changes: dict[str, object], factor: int) -> None:
+    tokenizer = lively(changes)
+    size = tokenizer.config.image_size
+    grid = size // factor
+    assert (tokenizer.config.factor, tokenizer.config.grid_size) == (factor, grid)
+    images = pictures(3, size)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (3, grid, grid) and codes.dtype == torch.int64
+    assert codes.min() >= 0 and codes.max() < 64 and len(codes.unique()) > 4
+    drawn = tokenizer.decode(codes)
+    assert drawn.shape == images.shape and drawn.dtype == torch.float32
+    assert drawn.abs().max() <= 1
+    assert tokenizer.latents(images).shape == (3, grid, grid, tokenizer.config.codebook_dim)
+
+
+@pytest.mark.parametrize(("changes", "factor"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_any_size_that_is_a_multiple_of_the_factor(changes: dict[str, object], factor: int) -> None:
+    tokenizer = lively(changes)
+    codes = tokenizer.encode(pictures(2, 3 * factor, 5 * factor))
+    assert codes.shape == (2, 3, 5)
+    assert tokenizer.decode(codes).shape == (2, 3, 3 * factor, 5 * factor)
+    assert tokenizer.encode(pictures(1, factor)).shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in VARIANTS.values()], ids=VARIANTS.keys())
+def test_the_picture_beside_it_changes_nothing(changes: dict[str, object]) -> None:
+    tokenizer = lively(changes)
+    images = pictures(5, tokenizer.config.image_size)
+    codes = tokenizer.encode(images)
+    assert torch.equal(codes, torch.cat([tokenizer.encode(image[None]) for image in images]))
+    together, alone = tokenizer.decode(codes), torch.cat([tokenizer.decode(rows[None]) for rows in codes])
+    assert (together - alone).abs().max() < 1e-5
+
+
+def test_training_pass_is_encode_and_decode() -> None:
+    tokenizer = lively({})
+    images = pictures(2, 32)
+    drawn, quantized = tokenizer(images)
+    assert torch.equal(quantized.codes, tokenizer.encode(images))
+    assert (drawn.clamp(-1, 1) - tokenizer.decode(quantized.codes)).abs().max() < 1e-5
+    drawn.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in tokenizer.encoder[1].parameters()), "straight through"
+
+
+def test_attention_is_where_it_was_asked_for() -> None:
+    def count(**changes: object) -> tuple[int, int]:
+        tokenizer = ImageTokenizer(config(num_res_blocks=2, **changes))
+        encoder, decoder = (
+            sum(isinstance(layer, AttentionBlock) for layer in half.modules())
+            for half in (tokenizer.encoder, tokenizer.decoder)
+        )
+        return encoder, decoder
+
+    assert count(middle_attention=False) == (0, 0)
+    assert count() == (1, 1)
+    assert count(attention_levels=(1,)) == (3, 4), "the decoder has one block more for each level"
+    assert count(attention_levels=(0, 1), middle_attention=False) == (4, 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 4, 32, 32), (1, 3, 30, 32), (1, 3, 32, 6)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    tokenizer = ImageTokenizer(config(patch_size=2))
+    with pytest.raises(ImageError) as caught:
+        tokenizer.encode(torch.zeros(shape))
+    assert str(caught.value) == f"images of shape {shape}; expected (B, 3, H, W), H and W multiples of 4"
+
+
+@pytest.mark.parametrize("codes", [torch.full((1, 2, 2), 64), torch.tensor([[[3, -1]]]), torch.zeros(2, 2).long()])
+def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
+    with pytest.raises(ImageError, match=r"expected \(B, h, w\) with values in \[0, 64\)"):
+        ImageTokenizer(config()).decode(codes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 33}, "image_size is 33; it must be a multiple of 2"),
+        ({"image_size": 0}, "image_size is 0; it must be a multiple of 2"),
+        ({"image_size": -32}, "image_size is -32; it must be a multiple of 2"),
+        ({"patch_size": 8, "widths": (8, 8, 8, 8)}, "image_size is 32; it must be a multiple of 64"),
+        ({"patch_size": 0}, "patch_size is 0; it must be at least 1"),
+        ({"widths": ()}, "widths needs at least one level"),
+        ({"widths": (8, 10)}, "width 10 is no multiple of norm_groups 4"),
+        ({"widths": (0, 8)}, "width 0 is no multiple of norm_groups 4"),
+        ({"widths": (8, -8)}, "width -8 is no multiple of norm_groups 4"),
+        ({"norm_groups": 0}, "norm_groups is 0; it must be at least 1"),
+        ({"num_res_blocks": 0}, "num_res_blocks is 0; it must be at least 1"),
+        ({"codebook_size": 1}, "codebook_size is 1; it must be at least 2"),
+        ({"codebook_dim": 0}, "codebook_dim is 0; it must be at least 1"),
+        ({"attention_levels": (2,)}, "attention level 2 is not in 0..1"),
+        ({"attention_levels": (-1,)}, "attention level -1 is not in 0..1"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in VARIANTS.values()], ids=VARIANTS.keys())
+def test_config_round_trip(changes: dict[str, object]) -> None:
+    before = config(**changes)
+    assert ImageTokenizerConfig.from_dict(before.to_dict()) == before
+
+
+def palette_squares(num: int) -> Tensor:
+    """(num, 3, 16, 16): squares on grounds of eight colours, on a raster of 4: a language that is learnt in seconds."""
+    corners = torch.cartesian_prod(*[torch.tensor([-0.8, 0.8])] * 3)
+    images = torch.empty(num, 3, 4, 4)
+    for image in images:
+        ground, colour = corners[torch.randperm(8)[:2]]
+        side = int(torch.randint(1, 3, ()))
+        top, left = torch.randint(4 - side + 1, (2,)).tolist()
+        image[:] = ground[:, None, None]
+        image[:, top : top + side, left : left + side] = colour[:, None, None]
+    return F.interpolate(images, scale_factor=4.0, mode="nearest")
+
+
+@pytest.fixture(scope="module")
+def trained() -> ImageTokenizer:
+    """A tokenizer that has learnt the squares, by the plain recipe of VQ-VAE."""
+    torch.manual_seed(0)
+    changes = {"image_size": 16, "patch_size": 4, "widths": (32,), "middle_attention": False, "norm_groups": 8}
+    tokenizer = ImageTokenizer(config(codebook_size=32, codebook_dim=8, **changes))
+    average = CodebookAverage(tokenizer.quantizer, decay=0.9, restart_below=0.05)
+    optimizer = torch.optim.AdamW([*tokenizer.encoder.parameters(), *tokenizer.decoder.parameters()])
+    generator = torch.Generator().manual_seed(0)
+    num_steps, num_unquantized = 300, 30
+    for step in range(num_steps):
+        images = palette_squares(16)
+        latents = tokenizer.latents(images)
+        if step == num_unquantized:
+            average.start(tokenizer.quantizer, latents.flatten(0, 2), generator)
+        quantized = tokenizer.quantizer(latents)
+        if step < num_unquantized:
+            loss = F.mse_loss(tokenizer.pixels(quantized.latents), images)
+        else:
+            loss = F.mse_loss(tokenizer.pixels(quantized.vectors), images) + 0.25 * quantized.commitment_loss
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1.0, 2 - 2 * step / num_steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step >= num_unquantized:
+            average.update(tokenizer.quantizer, quantized, generator)
+    return tokenizer.eval()
+
+
+def test_trained_encode_and_decode_are_inverses_but_for_a_few_codes(trained: ImageTokenizer) -> None:
+    images = palette_squares(64)
+    codes = trained.encode(images)
+    drawn = trained.decode(codes)
+    variance = (images - images.mean((2, 3), keepdim=True)).square().mean()
+    assert (drawn - images).square().mean() < variance / 5
+
+    codes_again = trained.encode(drawn)
+    assert (codes_again == codes).float().mean() > 0.85
+    drawn_again = trained.decode(codes_again)
+    assert (drawn_again - drawn).square().mean() < variance / 30
+    assert (trained.encode(drawn_again) == codes_again).float().mean() > 0.9
+
+
+def test_a_code_is_about_the_pixels_at_its_place(trained: ImageTokenizer) -> None:
+    red, green = torch.tensor([0.8, -0.8, -0.8]), torch.tensor([-0.8, 0.8, -0.8])
+    ground = red[None, :, None, None].expand(1, 3, 16, 16)
+    for row, column in ((0, 0), (1, 3), (2, 1), (3, 3)):
+        place = (..., slice(4 * row, 4 * row + 4), slice(4 * column, 4 * column + 4))
+        images = ground.clone()
+        images[place] = green[:, None, None]
+        codes = trained.encode(images)
+        assert (codes[0] == codes[0, row, column]).sum() == 1, "the square has a code of its own"
+        drawn = trained.decode(codes)
+        assert (drawn - images)[place].norm() < (drawn - ground)[place].norm(), "and its colour is drawn there"
+        moved = F.avg_pool2d((drawn - trained.decode(trained.encode(ground))).norm(dim=1), 4)
+        assert divmod(int(moved.argmax()), 4) == (row, column)
