@@ -1,0 +1,92 @@
+"""How an evaluation is shown: tables for people, and a sheet of pictures that nobody has picked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dalle.checkpoint import Checkpoint
+from dalle.images import contact_sheet, to_pil
+from training.generation import RECALL_AT, Drawn, Numbers
+from training.shards import PairShards
+
+__all__ = ["report", "sheet"]
+
+SHEET_COLUMNS = 6
+GAP = 4
+"""White pixels between a drawn and a real picture on the sheet."""
+
+
+def sheet(drawn: Drawn, pairs: PairShards) -> Image.Image:
+    """For each example of a split its prompt, under the picture drawn for it and the real one beside that."""
+    cells, prompts = [], []
+    for prompt, number, image in drawn.examples:
+        real = pairs.images([number])[0]
+        gap = torch.ones(3, image.shape[1], GAP)
+        cells.append(to_pil(torch.cat([image, gap, real], dim=2)))
+        prompts.append(prompt)
+    return contact_sheet(cells, labels=prompts, columns=SHEET_COLUMNS)
+
+
+def _cell(value: float | int | None, kind: str) -> str:
+    if value is None:
+        return "-"
+    return {"count": f"{value}", "share": f"{100 * value:.1f}", "number": f"{value:.2f}", "fine": f"{value:.3f}"}[kind]
+
+
+def _table(numbers: Mapping[str, Numbers], columns: Sequence[tuple[str, str, str]]) -> str:
+    """Markdown, a row for each split. Columns: title, keys joined by a blank, kind."""
+    lines = [["split", *(title for title, _, _ in columns)], ["---", *("---:" for _ in columns)]]
+    for split, row in numbers.items():
+        lines.append([split, *(" / ".join(_cell(row[key], kind) for key in keys.split()) for _, keys, kind in columns)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report(
+    checkpoint: Checkpoint,
+    settings: Mapping[str, Any],
+    reconstruction: Mapping[str, Numbers],
+    generation: Mapping[str, Numbers],
+) -> str:
+    """The whole report as Markdown; `generation` may be empty."""
+    codebook_size = checkpoint.image_tokenizer.config.codebook_size
+    parts = [
+        f"# {checkpoint.name}, {checkpoint.digest[:12]}",
+        "## Reconstruction",
+        "PSNR in dB, SSIM and the perceptual distance of stage 1: means over pictures. Usage in % and perplexity of "
+        f"the codebook ({codebook_size} codes): over all pictures of the row together.",
+        _table(
+            reconstruction,
+            [
+                ("pictures", "pictures", "count"),
+                ("PSNR", "psnr", "number"),
+                ("SSIM", "ssim", "fine"),
+                ("perceptual", "perceptual", "fine"),
+                ("usage", "usage", "share"),
+                ("perplexity", "perplexity", "number"),
+            ],
+        ),
+    ]
+    if generation:
+        sampling = ("guidance_scale", "temperature", "top_k", "top_p", "seed")
+        parts += [
+            "## Generation",
+            f"Drawn with {', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
+            "reconstructed from the real picture / bound (recall: blind guess, style: the real picture itself). "
+            "A share of 200 pictures has a standard error of up to 3.5. Frechet distances of rows with other numbers "
+            "of pictures do not compare.",
+            _table(
+                generation,
+                [
+                    ("pictures", "pictures", "count"),
+                    *(
+                        (f"recall@{k}", f"recall_at_{k} reconstructed_recall_at_{k} chance_recall_at_{k}", "share")
+                        for k in RECALL_AT
+                    ),
+                    ("style", "style_accuracy reconstructed_style_accuracy real_style_accuracy", "share"),
+                    ("Frechet", "frechet_distance reconstructed_frechet_distance", "number"),
+                ],
+            ),
+        ]
+    return "\n\n".join(parts) + "\n"
