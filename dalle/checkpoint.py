@@ -77,9 +77,13 @@ def save_checkpoint(
 ) -> str:
     """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
 
-    `dtype` is that of the stored weights: float32, float16 or bfloat16.
+    `dtype` is that of the stored weights: float32, float16 or bfloat16. Raises `CheckpointError` if something else than
+    a model directory is there, or if the parts do not fit together.
     """
     folder = Path(folder)
+    _check_replaceable(folder)
+    if decoder is not None:
+        _check_fit(folder, image_tokenizer, text_tokenizer, decoder.config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     networks: dict[str, ImageTokenizer | Decoder] = {"image_tokenizer": image_tokenizer}
     if decoder is not None:
@@ -103,6 +107,7 @@ def save_checkpoint(
         }
         (files / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in files.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         if folder.exists():
@@ -124,7 +129,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     text_tokenizer, decoder = None, None
     if "decoder" in config:
         decoder = _load_network(folder, config, "decoder", DecoderConfig, Decoder)
-        text_tokenizer = TextTokenizer.load(folder / TOKENIZER_FILE)
+        text_tokenizer = TextTokenizer.load(_listed(folder, config, TOKENIZER_FILE))
         _check_fit(folder, image_tokenizer, text_tokenizer, decoder.config)
     return Checkpoint(
         name=config["name"],
@@ -142,6 +147,14 @@ def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
     return load_checkpoint(folder).image_tokenizer
 
 
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists():
+        there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+        ours = {CONFIG_FILE, TOKENIZER_FILE, *(name for name in there if name.endswith(".safetensors"))}
+        if foreign := sorted(set(there) - ours):
+            raise CheckpointError(f"{folder} is no model directory to be replaced: it has {', '.join(foreign)}")
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
@@ -150,7 +163,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is no model directory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f'{path} is no configuration of ours: it lacks "format": "{FORMAT}"')
@@ -181,19 +194,27 @@ def _check_digests(folder: Path, digests: dict[str, str]) -> None:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise CheckpointError(f"{path} is missing; {CONFIG_FILE} lists it")
-        found = file_digest(path)
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
         if found != expected:
             raise CheckpointError(
                 f"{path} is damaged or not of this model: its SHA-256 is {found[:12]}..., not {str(expected)[:12]}..."
             )
 
 
+def _listed(folder: Path, config: dict[str, Any], name: str) -> Path:
+    """A file whose digest has been checked."""
+    if name not in config["digests"]:
+        raise CheckpointError(f"{folder / CONFIG_FILE} lists no digest of {name}, which its model needs")
+    return folder / name
+
+
 def _load_network(
     folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: type[Network]
 ) -> Network:
-    path = folder / f"{part}.safetensors"
-    if path.name not in config["digests"]:
-        raise CheckpointError(f"{folder / CONFIG_FILE} describes {part!r} but lists no digest of {path.name}")
+    path = _listed(folder, config, f"{part}.safetensors")
     try:
         with torch.device("meta"):
             network = network_class(config_class.from_dict(config[part]))
@@ -211,7 +232,9 @@ def _load_network(
     return network.eval()
 
 
-def _check_fit(folder: Path, image: ImageTokenizer, text: TextTokenizer, decoder: DecoderConfig) -> None:
+def _check_fit(folder: Path, image: ImageTokenizer, text: TextTokenizer | None, decoder: DecoderConfig) -> None:
+    if text is None:
+        raise CheckpointError(f"{folder}: a decoder needs its text tokenizer")
     facts = {
         "text vocabulary": (text.vocab_size, decoder.text_vocab_size),
         "text length": (text.text_length, decoder.text_length),

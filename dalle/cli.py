@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +77,9 @@ def generate(
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut a prompt that is too long, with a warning.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or another device of torch.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, or another name of torch.")
+    ] = "auto",
 ) -> None:
     """Draw pictures of one or more prompts into a folder, with a contact sheet if there are several.
 
@@ -147,10 +149,8 @@ def _draw(
             bar.close()
             print(f"stopped: {len(pictures)} of {total} pictures are in {out}", file=sys.stderr)
             raise typer.Exit(130) from None
-        except OSError as error:
-            raise DalleError(
-                f"{error.strerror or error}: {len(pictures)} of {total} pictures are in {out}; the rest was not written"
-            ) from error
+        except _CannotWriteError as error:
+            raise DalleError(f"{error}; {len(pictures)} of {total} pictures are in {out}") from error
     place: Path = out / _file_name(pictures[0])
     if 1 < total <= MAX_SHEET_PICTURES:
         place = out / "contact-sheet.png"
@@ -225,7 +225,11 @@ def _prepare_folder(folder: Path) -> None:
         _write(folder / ".dalle-probe", b"")
         (folder / ".dalle-probe").unlink()
     except OSError as error:
-        raise DalleError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise _CannotWriteError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+class _CannotWriteError(DalleError):
+    """The disk is full, or the folder is gone or not ours."""
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -234,9 +238,11 @@ def _write(path: Path, content: bytes) -> None:
     try:
         part.write_bytes(content)
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise _CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def _file_name(picture: Picture) -> str:

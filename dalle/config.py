@@ -35,9 +35,7 @@ class Config:
         hints = typing.get_type_hints(cls)
         converted = {key: _from_json(f"{cls.__name__}.{key}", hints[key], value) for key, value in values.items()}
         for name, field in known.items():
-            has_default = (
-                field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-            )
+            has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
             require(name in converted or has_default, f"{cls.__name__} needs the key {name!r}")
         return cls(**converted)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
+from dalle.device import choose_device
 from dalle.engine import Engine, Request, StepResult
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
 from dalle.image_tokenizer import ImageTokenizer
@@ -87,8 +88,12 @@ class DALLE:
         """What this model draws best with; the default of `generate`."""
 
     @classmethod
-    def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str = "cpu") -> "DALLE":
-        """A model by name or path. Raises `CheckpointError` if it is missing, damaged, or has no decoder."""
+    def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto") -> "DALLE":
+        """A model by name or path, on a device as `choose_device` takes it.
+
+        Raises `CheckpointError` if the model is missing, damaged, or has no
+        decoder; `ParameterError` for a device that is not there."""
+        place = choose_device(device)
         checkpoint = load_checkpoint(find_model(model))
         if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
             raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
@@ -96,8 +101,8 @@ class DALLE:
             name=checkpoint.name,
             digest=checkpoint.digest,
             text_tokenizer=checkpoint.text_tokenizer,
-            image_tokenizer=checkpoint.image_tokenizer.to(device),
-            decoder=checkpoint.decoder.to(device),
+            image_tokenizer=checkpoint.image_tokenizer.to(place),
+            decoder=checkpoint.decoder.to(place),
             sampling=checkpoint.sampling,
         )
 

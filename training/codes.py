@@ -25,11 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.checkpoint import load_image_tokenizer
+from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
 from training.captions import draw_caption
-from training.loop import choose_device, keep_memory
+from training.loop import keep_memory
 from training.shards import PairShards, find_shards
 
 __all__ = ["TokenShards", "codes_digest", "write_token_shards"]

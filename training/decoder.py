@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
+from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
 from training.codes import TokenShards
-from training.loop import LoopConfig, WeightAverage, autocast, choose_device, clip_and_step, train
+from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.shards import WeightedEpochs, find_shards
 
 __all__ = ["DecoderTask", "DecoderTrainingConfig"]

@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dalle.config import Config, require
+from dalle.device import choose_device
 from dalle.errors import DataError
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "Task",
     "WeightAverage",
     "autocast",
-    "choose_device",
     "clip_and_step",
     "keep_memory",
     "learning_rate_scale",
@@ -99,18 +99,6 @@ class Task(Protocol):
 
     def export(self, folder: Path) -> None:
         """Write the artefact of the stage."""
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `auto` or a name of torch's stands for. Raises `ConfigError` for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    require(not name.startswith("cuda") or torch.cuda.is_available(), f"device is {name!r}, but there is no CUDA here")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        require(False, f"device is {name!r}: {error}")
-        raise AssertionError from error
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
+from dalle.device import choose_device
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.quantize import CodebookAverage, codebook_statistics
-from training.loop import LoopConfig, WeightAverage, autocast, choose_device, clip_and_step, train
+from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.shards import PairShards, WeightedEpochs, find_shards
 from training.vgg import VGG16Features
 from training.vq_losses import (
