@@ -228,7 +228,9 @@ def _load_network(
     for key in sorted({*expected, *found}):
         if expected.get(key) != found.get(key):
             raise CheckpointError(f"{path}: {key} has shape {found.get(key)}, expected {expected.get(key)}")
-    network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    # copied: what load_file gives is the file itself, mapped, and changes with it
+    copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
+    network.load_state_dict(copies, assign=True)
     return network.eval()
 
 

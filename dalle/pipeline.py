@@ -91,8 +91,9 @@ class DALLE:
     def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto") -> "DALLE":
         """A model by name or path, on a device as `choose_device` takes it.
 
-        Raises `CheckpointError` if the model is missing, damaged, or has no
-        decoder; `ParameterError` for a device that is not there."""
+        Raises `CheckpointError` if the model is missing, damaged, or has no decoder; `ParameterError` for a device
+        that is not there.
+        """
         place = choose_device(device)
         checkpoint = load_checkpoint(find_model(model))
         if checkpoint.decoder is None or checkpoint.text_tokenizer is None:

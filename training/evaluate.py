@@ -27,13 +27,14 @@ import tyro
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
+from dalle.device import choose_device
 from dalle.errors import DalleError, DataError, ParameterError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.quantize import codebook_statistics
 from dalle.sampling import SamplingParams, check_seed
 from training.features import PictureFeatures, load_gallery
 from training.generation import Drawn, Numbers, batches, draw, evenly, judge
-from training.loop import autocast, choose_device, keep_memory
+from training.loop import autocast, keep_memory
 from training.measures import psnr, ssim
 from training.report import report, sheet
 from training.shards import PairShards, find_shards
