@@ -32,12 +32,13 @@ from dalle.errors import DalleError, DataError, ParameterError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.quantize import codebook_statistics
 from dalle.sampling import SamplingParams, check_seed
-from training.features import PictureFeatures, load_gallery
-from training.generation import Drawn, Numbers, batches, draw, evenly, judge
+from training.features import PictureFeatures, batches, evenly, load_gallery
+from training.generation import Drawn, Numbers, draw, judge
 from training.loop import autocast, keep_memory
 from training.measures import psnr, ssim
 from training.report import report, sheet
 from training.shards import PairShards, find_shards
+from training.style import load_style_reference
 from training.vgg import VGG16Features
 from training.vq_losses import perceptual_distance
 
@@ -95,14 +96,16 @@ def evaluate(
     if checkpoint.decoder is not None:
         checkpoint.decoder.to(place)
         embed = PictureFeatures(place)
-        gallery = load_gallery(splits, embed, out.resolve().parent)
+        kept = out.resolve().parent
+        gallery = load_gallery(splits, embed, kept)
+        reference = load_style_reference(splits, gallery, checkpoint.image_tokenizer, embed, kept)
         shown = "val_combo" if "val_combo" in splits else next(iter(_val_first(splits)))
         drawn = {}
         for name, pairs in splits.items():
             drawn[name] = draw(name, pairs, checkpoint, embed, params, num=num, seed=seed, start=gallery.starts[name])
             if name == shown:
                 sheet(drawn[name], pairs).save(out / "sheet.png")
-        generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
+        generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, reference, one))
     else:
         (out / "sheet.png").unlink(missing_ok=True)  # not of this model
 

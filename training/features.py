@@ -11,9 +11,9 @@ minutes on a CPU, and so is kept in a file named after them.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,19 @@ from training.loop import autocast
 from training.shards import PairShards
 from training.vgg import VGG16Features
 
-__all__ = ["Features", "Gallery", "PictureFeatures", "concept_of", "load_gallery"]
+__all__ = [
+    "Features",
+    "Gallery",
+    "PictureFeatures",
+    "batches",
+    "concept_of",
+    "evenly",
+    "kept_features",
+    "load_gallery",
+    "shards_digest",
+]
+
+Item = TypeVar("Item")
 
 BATCH_SIZE = 32
 POOLED = 4
@@ -113,20 +125,9 @@ def load_gallery(splits: Mapping[str, PairShards], embed: PictureFeatures, folde
 
     The digest is over the shards' names, sizes and times of change. Raises `DataError` for a file that is damaged.
     """
-    path = folder / f"gallery-{_digest(splits)}.safetensors"
     num_pairs = sum(map(len, splits.values()))
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        features = _embed_all(splits, embed, num_pairs)
-        temporary = path.with_suffix(".part")
-        save_file({"content": features.content, "style": features.style}, temporary)
-        temporary.replace(path)
-    try:
-        features = Features(**load_file(path))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise DataError(f"{path} is no readable gallery; delete it, and it is made again: {error}") from error
-    if len(features) != num_pairs:
-        raise DataError(f"{path} has {len(features)} pictures, the shards have {num_pairs}; delete it to make it again")
+    path = folder / f"gallery-{shards_digest(splits)}.safetensors"
+    features = kept_features(path, num_pairs, lambda: _embed_all(splits, embed, num_pairs))
     metadata = [pairs.metadata(number) for pairs in splits.values() for number in range(len(pairs))]
     lengths = [len(pairs) for pairs in splits.values()]
     return Gallery(
@@ -135,6 +136,35 @@ def load_gallery(splits: Mapping[str, PairShards], embed: PictureFeatures, folde
         styles=np.array([one.get("style") or "" for one in metadata]),
         starts=dict(zip(splits, np.cumsum([0, *lengths[:-1]]).tolist(), strict=True)),
     )
+
+
+def kept_features(path: Path, num_pictures: int, compute: Callable[[], Features]) -> Features:
+    """The features in a file, computed and written there if there is none. Raises `DataError` for a damaged one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        computed = compute()
+        temporary = path.with_suffix(".part")
+        save_file({"content": computed.content, "style": computed.style}, temporary)
+        temporary.replace(path)
+    try:
+        features = Features(**load_file(path))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise DataError(f"{path} has no readable features; delete it, and it is made again: {error}") from error
+    if len(features) != num_pictures:
+        raise DataError(f"{path} has {len(features)} pictures, not {num_pictures}; delete it, and it is made again")
+    return features
+
+
+def evenly(num_pairs: int, num: int) -> list[int]:
+    """At most `num` different numbers in 0..num_pairs - 1, evenly spaced, with both ends."""
+    return np.linspace(0, num_pairs - 1, min(num, num_pairs)).round().astype(int).tolist()
+
+
+def batches(items: Sequence[Item], title: str) -> Iterator[Sequence[Item]]:
+    """The items in runs of 32, behind a progress bar."""
+    starts = range(0, len(items), BATCH_SIZE)
+    for start in tqdm(starts, desc=title, unit="batch", leave=False):
+        yield items[start : start + BATCH_SIZE]
 
 
 def _embed_all(splits: Mapping[str, PairShards], embed: PictureFeatures, num_pairs: int) -> Features:
@@ -147,7 +177,8 @@ def _embed_all(splits: Mapping[str, PairShards], embed: PictureFeatures, num_pai
     return Features.cat(parts)
 
 
-def _digest(splits: Mapping[str, PairShards]) -> str:
+def shards_digest(splits: Mapping[str, PairShards]) -> str:
+    """Twelve hex digits that stand for the shards and for how features are made of them."""
     paths = [path for pairs in splits.values() for path in pairs.paths]
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([FORMAT, facts]).encode()).hexdigest()[:12]

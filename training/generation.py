@@ -1,8 +1,8 @@
 """Draw pictures for the captions of real pairs, and judge them by the real pictures that are nearest to them.
 
 Concept recall at k: is one of the k real pictures nearest in content, of all in its style, of the right concept?
-Style accuracy: is the real picture nearest in style, of all but the pair's own, in the right style? Both are measured
-in the same way on reconstructions of the pairs' real pictures, which no decoder of these codes can hope to surpass.
+Style accuracy: does `training.style` tell the right style from it? Both are measured in the same way on reconstructions
+of the pairs' real pictures, which no decoder of these codes can hope to surpass.
 """
 
 import dataclasses
@@ -16,29 +16,18 @@ from tqdm import tqdm
 from dalle.checkpoint import Checkpoint
 from dalle.engine import Engine, Request, StepResult
 from dalle.sampling import SamplingParams
-from training.features import Features, Gallery, PictureFeatures
+from training.features import Features, Gallery, PictureFeatures, batches, evenly
 from training.measures import chance_recall, frechet_distance, nearest, standardised
 from training.shards import PairShards
+from training.style import StyleJudge, StyleReference
 
-__all__ = ["RECALL_AT", "Drawn", "Numbers", "batches", "draw", "evenly", "judge"]
+__all__ = ["RECALL_AT", "Drawn", "Numbers", "draw", "judge"]
 
 Numbers = dict[str, float | int | None]
 
-BATCH_SIZE = 32
 NUM_SLOTS = 16
 NUM_EXAMPLES = 24
 RECALL_AT = (1, 5)
-
-
-def evenly(num_pairs: int, num: int) -> list[int]:
-    """At most `num` different numbers in 0..num_pairs - 1, evenly spaced, with both ends."""
-    return np.linspace(0, num_pairs - 1, min(num, num_pairs)).round().astype(int).tolist()
-
-
-def batches(numbers: Sequence[int], title: str) -> "tqdm[Sequence[int]]":
-    """The numbers in runs of 32, behind a progress bar."""
-    parts = [numbers[start : start + BATCH_SIZE] for start in range(0, len(numbers), BATCH_SIZE)]
-    return tqdm(parts, desc=title, unit="batch", leave=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,11 +102,12 @@ def draw(
     )
 
 
-def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
+def judge(gallery: Gallery, reference: StyleReference | None, drawn: Drawn) -> Numbers:
     """Shares in [0, 1] and distances, of the drawn pictures and of what bounds them.
 
     `recall_at_1` and so on, each with `reconstructed_` in front for reconstructions and `chance_` for a blind guess;
-    `style_accuracy`, with `real_` in front for the pairs' real pictures themselves (None if there is but one style);
+    `style_accuracy`, with `real_` in front for the pairs' real pictures themselves, by a judge of real pictures (None
+    if the reference has fewer than two styles);
     `frechet_distance` to the pairs' real pictures, in features of which each has variance 1 over the
     gallery (None for a single picture, which has no covariance).
     """
@@ -130,8 +120,7 @@ def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
             numbers_of[f"{who}recall_at_{k}"] = (ranks < k).double().mean().item()
     for k in RECALL_AT:
         numbers_of[f"chance_recall_at_{k}"] = _chance(gallery, numbers, k)
-    for who, features in (("", drawn.drawn), ("reconstructed_", drawn.reconstructed), ("real_", real)):
-        numbers_of[f"{who}style_accuracy"] = _style_accuracy(gallery, numbers, features.style)
+    numbers_of |= _style_accuracies(gallery, reference, drawn)
     units = gallery.features.means()
     for who, features in (("", drawn.drawn), ("reconstructed_", drawn.reconstructed)):
         pair = [standardised(one.means(), units) for one in (features, real)]
@@ -162,9 +151,24 @@ def _chance(gallery: Gallery, numbers: Tensor, k: int) -> float:
     return float(np.mean(chances))
 
 
-def _style_accuracy(gallery: Gallery, numbers: Tensor, style: Tensor) -> float | None:
-    if len(np.unique(gallery.styles)) < 2:
-        return None
-    places = gallery.features.style
-    found = nearest(standardised(style, places), standardised(places, places), 1, without=numbers)[:, 0]
-    return float((gallery.styles[found.numpy()] == gallery.styles[numbers.numpy()]).mean())
+def _style_accuracies(gallery: Gallery, reference: StyleReference | None, drawn: Drawn) -> Numbers:
+    judged = {
+        "style_accuracy": drawn.drawn.style,
+        "reconstructed_style_accuracy": drawn.reconstructed.style,
+        "real_style_accuracy": gallery.features.style[drawn.numbers],
+    }
+    if reference is None:
+        return dict.fromkeys(judged)
+    # a judge must not have seen the very pictures that it judges
+    unseen = ~torch.isin(reference.numbers, drawn.numbers)
+    numbers = reference.numbers[unseen]
+    styles = gallery.styles[numbers.numpy()]
+    if len(np.unique(styles)) < 2:
+        return dict.fromkeys(judged)
+    through = StyleJudge(reference.reconstructed.style[unseen], styles)
+    plain = StyleJudge(gallery.features.style[numbers], styles)
+    expected = gallery.styles[drawn.numbers.numpy()]
+    return {
+        name: float(((plain if name.startswith("real") else through)(style) == expected).mean())
+        for name, style in judged.items()
+    }
