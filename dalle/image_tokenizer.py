@@ -146,7 +146,7 @@ def _level(config: ImageTokenizerConfig, level: int, in_width: int, num_blocks: 
     return blocks
 
 
-class Encoder(nn.Sequential):
+class ImageEncoder(nn.Sequential):
     """(B, 3, H, W) pixels -> (B, codebook_dim, h, w) latents."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
@@ -164,7 +164,7 @@ class Encoder(nn.Sequential):
         super().__init__(*layers)
 
 
-class Decoder(nn.Sequential):
+class ImageDecoder(nn.Sequential):
     """(B, codebook_dim, h, w) codebook rows -> (B, 3, H, W) pixels."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
@@ -189,9 +189,9 @@ class ImageTokenizer(nn.Module):
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = ImageEncoder(config)
         self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, normalize=config.normalize_codes)
-        self.decoder = Decoder(config)
+        self.decoder = ImageDecoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization.

@@ -20,10 +20,11 @@ from dalle.image_tokenizer import ImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
 from training import evaluate as program
 from training.evaluate import evaluate, find_splits
-from training.features import Features, Gallery, PictureFeatures, concept_of, load_gallery
-from training.generation import Drawn, evenly, judge
+from training.features import Features, Gallery, PictureFeatures, concept_of, evenly, load_gallery
+from training.generation import Drawn, judge
 from training.measures import chance_recall, frechet_distance, nearest, psnr, ssim, standardised
 from training.shard_writer import ShardWriter, encode_webp
+from training.style import StyleJudge, StyleReference, load_style_reference
 
 # -- measures
 
@@ -62,15 +63,13 @@ def test_nearest_looks_from_the_mean_of_the_gallery() -> None:
     queries = corner + torch.tensor([[9.0, 1], [-1, -9]])
     assert nearest(queries, gallery, 2).tolist() == [[0, 1], [3, 2]]
     assert nearest(queries, gallery, 9).shape == (2, 4)
-    assert nearest(queries, gallery, 1, without=torch.tensor([0, 0])).tolist() == [[1], [3]]
 
 
 def test_nearest_is_the_same_in_many_rows_as_in_one() -> None:
     gallery, queries = torch.randn(40, 8), torch.randn(600, 8)
-    without = torch.arange(600) % 40
-    found = nearest(queries, gallery, 3, without=without)
+    found = nearest(queries, gallery, 3)
     for i in (0, 255, 256, 599):
-        assert torch.equal(found[i], nearest(queries[i : i + 1], gallery, 3, without=without[i : i + 1])[0])
+        assert torch.equal(found[i], nearest(queries[i : i + 1], gallery, 3)[0])
 
 
 def test_chance_recall_counts_all_draws() -> None:
@@ -146,12 +145,18 @@ def drawn_as(gallery: Gallery, numbers: list[int], looks: list[int], reconstruct
     )
 
 
+def reference_of(gallery: Gallery, numbers: list[int], reconstructions: list[int]) -> StyleReference:
+    """These pictures, of which the image tokenizer makes others of the gallery."""
+    return StyleReference(numbers=torch.tensor(numbers), reconstructed=gallery.features[torch.tensor(reconstructions)])
+
+
 def test_a_picture_is_right_if_its_nearest_in_the_style_has_the_concept() -> None:
     #                     0123456789ab    012345 is one style; 6 shows what 0 shows, in the other
     gallery = hand_made("abcdefabcdeg", "AAAAAABBBBBB")
     numbers = [0, 1, 6, 11]
     # 0: drawn as 0 of the other style, the right concept in the wrong style; 1: drawn as c; 11: as itself
-    found = judge(gallery, drawn_as(gallery, numbers, [6, 2, 0, 11], numbers))
+    reference = reference_of(gallery, list(range(12)), list(range(12)))
+    found = judge(gallery, reference, drawn_as(gallery, numbers, [6, 2, 0, 11], numbers))
     assert found["recall_at_1"] == 0.75
     assert found["reconstructed_recall_at_1"] == found["reconstructed_recall_at_5"] == 1
     assert found["style_accuracy"] == 0.5
@@ -165,17 +170,39 @@ def test_a_picture_is_right_if_its_nearest_in_the_style_has_the_concept() -> Non
 
 def test_two_pictures_of_a_concept_in_a_style_are_both_right() -> None:
     gallery = hand_made("aabcdefg", "AAAAAAAA")  # say, two skin tones
-    found = judge(gallery, drawn_as(gallery, [0, 1], [1, 0], [2, 3]))
+    reference = reference_of(gallery, [2, 3, 4, 5], [2, 3, 4, 5])
+    found = judge(gallery, reference, drawn_as(gallery, [0, 1], [1, 0], [2, 3]))
     assert found["recall_at_1"] == 1
     assert found["reconstructed_recall_at_1"] == 0
     assert found["chance_recall_at_1"] == pytest.approx(2 / 8)
     assert found["style_accuracy"] is found["real_style_accuracy"] is None  # there is but one
 
 
-def test_style_is_judged_without_the_pair_itself() -> None:
-    gallery = hand_made("abc", "AAB")  # 2 is alone in its style, so that it looks most like another
-    found = judge(gallery, drawn_as(gallery, [0, 1, 2], [0, 1, 2], [0, 1, 2]))
-    assert found["real_style_accuracy"] == pytest.approx(2 / 3)
+def test_style_is_judged_by_what_comes_out_of_codes() -> None:
+    # 0 to 5 are real; the image tokenizer makes C of A (6 to 8), and D of B (9 to 11)
+    gallery = hand_made("abcdefghijkl", "AAABBBCCCDDD")
+    reference = reference_of(gallery, [0, 1, 3, 4], [6, 7, 9, 10])
+    # 2 and 5 are drawn as a reconstruction of A, and "reconstructed" as they are
+    found = judge(gallery, reference, drawn_as(gallery, [2, 5], [8, 8], [2, 5]))
+    assert found["style_accuracy"] == 0.5  # 2 looks like A out of codes, 5 does not look like B
+    assert found["real_style_accuracy"] == 1
+
+
+def test_style_is_judged_without_the_pairs_themselves() -> None:
+    gallery = hand_made("abcde", "AABBC")  # 4 is alone in its style, so that nothing else shows what that is
+    everything = list(range(5))
+    found = judge(gallery, reference_of(gallery, everything, everything), drawn_as(gallery, [4], [4], [4]))
+    assert found["style_accuracy"] == found["real_style_accuracy"] == 0
+    assert judge(gallery, None, drawn_as(gallery, [4], [4], [4]))["style_accuracy"] is None
+
+
+def test_the_style_judge_measures_in_units_of_the_scatter_within_styles() -> None:
+    # the styles differ by 1 in the second number; the first is ten times as wide, and says nothing
+    styles = np.array(["A", "B"] * 200)
+    features = torch.randn(400, 2) * torch.tensor([10.0, 0.1])
+    features[1::2, 1] += 1
+    judged = StyleJudge(features, styles)(torch.tensor([[30.0, 0], [-30, 1], [-30, 0.2], [30, 0.8]]))
+    assert judged.tolist() == ["A", "B", "A", "B"]
 
 
 def test_the_concept_is_the_code_points_else_the_name_else_the_caption() -> None:
@@ -283,7 +310,7 @@ def test_a_damaged_gallery_is_refused(shards: Path, tmp_path: Path, embed: Pictu
     load_gallery(splits, embed, tmp_path)
     (kept,) = tmp_path.glob("gallery-*.safetensors")
     kept.write_bytes(kept.read_bytes()[:1000])
-    with pytest.raises(DataError, match="no readable gallery"):
+    with pytest.raises(DataError, match="no readable features"):
         load_gallery(splits, embed, tmp_path)
 
 
@@ -291,9 +318,31 @@ def test_real_pictures_are_recognised(shards: Path, tmp_path: Path, embed: Pictu
     splits = find_splits([str(shards)])
     gallery = load_gallery(splits, embed, tmp_path)
     numbers = list(range(9))
-    found = judge(gallery, drawn_as(gallery, numbers, numbers, numbers[::-1]))
+    found = judge(gallery, None, drawn_as(gallery, numbers, numbers, numbers[::-1]))
     assert found["recall_at_1"] == 1
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_style_reference_is_kept_for_its_tokenizer(
+    shards: Path, tmp_path: Path, embed: PictureFeatures, image_tokenizer: ImageTokenizer
+) -> None:
+    splits = find_splits([str(shards)])
+    gallery = load_gallery(splits, embed, tmp_path)
+    reference = load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path)
+    assert reference is not None
+    assert reference.numbers.tolist() == [0, 1, 2, 3, 4, 5]  # all of train, nothing of val
+    through = image_tokenizer.decode(image_tokenizer.encode(splits["train"].images(range(6))))
+    assert torch.equal(reference.reconstructed.style, embed(through).style)
+
+    load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path)
+    assert len(list(tmp_path.glob("style-*"))) == 1
+    with torch.no_grad():
+        next(image_tokenizer.decoder.parameters()).add_(0.1)
+    load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path)
+    assert len(list(tmp_path.glob("style-*"))) == 2
+
+    del splits["train"]
+    assert load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path) is None
 
 
 def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

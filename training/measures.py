@@ -49,19 +49,14 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     return rearrange(likeness, "(b c) 1 h w -> b (c h w)", c=3).mean(1).float()
 
 
-def nearest(queries: Tensor, gallery: Tensor, k: int, *, without: Tensor | None = None) -> Tensor:
+def nearest(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
     """(Q, min(k, M)) int64: for each query (Q, D) the nearest pictures of a gallery (M, D), the nearest first, by the
-    cosine of the angle seen from the gallery's mean.
-
-    without: (Q,) the picture of the gallery that a query must not find.
-    """
+    cosine of the angle seen from the gallery's mean."""
     mean = gallery.float().mean(0)
     places = F.normalize(gallery.float() - mean, dim=1)
     found = []
     for start in range(0, len(queries), ROWS_AT_ONCE):
         likeness = F.normalize(queries[start : start + ROWS_AT_ONCE].float() - mean, dim=1) @ places.T
-        if without is not None:
-            likeness.scatter_(1, without[start : start + ROWS_AT_ONCE, None], -math.inf)
         found.append(likeness.topk(min(k, len(gallery)), dim=1).indices)
     return torch.cat(found)
 
