@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from dalle.errors import DataError
-from training.emoji import EmojiOptions, build, main
-from training.emoji_compare import compare, comparison_table
-from training.emoji_names import clip_art_text, codepoints_of, plain_codepoints, slug
-from training.emoji_packages import IconSet, fetch_packages
-from training.emoji_render import RenderJob, render
-from training.emoji_sets import (
+from training.emoji.compare import compare, comparison_table
+from training.emoji.names import clip_art_text, codepoints_of, plain_codepoints, slug
+from training.emoji.packages import IconSet, fetch_packages
+from training.emoji.program import EmojiOptions, build, main
+from training.emoji.render import RenderJob, render
+from training.emoji.sets import (
     CLDR_PACKAGES,
     SETS,
     SETS_BY_NAME,

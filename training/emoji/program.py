@@ -30,12 +30,12 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DalleError, DataError
-from training.emoji_compare import compare, comparison_table, write_contact_sheet
-from training.emoji_names import Names, clip_art_path
-from training.emoji_notice import notice
-from training.emoji_packages import IconSet, Packages, fetch_packages
-from training.emoji_render import SIZE, RenderJob, render
-from training.emoji_sets import CLDR_PACKAGES, SETS, Entry, load_manifest, manifest_digest
+from training.emoji.compare import compare, comparison_table, write_contact_sheet
+from training.emoji.names import Names, clip_art_path
+from training.emoji.notice import notice
+from training.emoji.packages import IconSet, Packages, fetch_packages
+from training.emoji.render import SIZE, RenderJob, render
+from training.emoji.sets import CLDR_PACKAGES, SETS, Entry, load_manifest, manifest_digest
 from training.shard_writer import ShardWriter
 
 __all__ = ["EmojiOptions", "build", "main"]
@@ -160,7 +160,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,7 +4,7 @@ rules that make captions and sampling weights. No files are read here but the ma
 The manifest pins what no rule gives: which pictures are in (besides the neutral one, one of five skin tones for each
 concept and set; no two equal pictures in a set), their order, and which are held out. One line of tab-separated fields
 for each picture, in the order of sets and, within them, of packages: id, split, and, as a JSON object, the metadata in
-which people decided otherwise than the rules of `training.emoji_names`.
+which people decided otherwise than the rules of `training.emoji.names`.
 """
 
 import csv
@@ -35,7 +35,7 @@ __all__ = [
 
 Kind = Literal["emoji", "flag", "icon", "clip art"]
 
-MANIFEST = Path(__file__).with_name("emoji_manifest.tsv.gz")
+MANIFEST = Path(__file__).with_name("manifest.tsv.gz")
 PAIRS_PER_SHARD = 5000
 SKIN_TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 STRAIGHT_QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dalle.errors import DataError
-from training.emoji_packages import IconSet, Packages, read_json
-from training.emoji_sets import CLDR_PACKAGES, SETS_BY_NAME, SKIN_TONES, Entry, base_of, captions, weight
+from training.emoji.packages import IconSet, Packages, read_json
+from training.emoji.sets import CLDR_PACKAGES, SETS_BY_NAME, SKIN_TONES, Entry, base_of, captions, weight
 
 __all__ = ["Annotation", "Names", "clip_art_path", "clip_art_text", "load_annotations", "slug"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dalle.errors import DataError
-from training.emoji_packages import Packages, read_json
-from training.emoji_sets import CLDR_PACKAGES, SETS, Entry, PictureSet
+from training.emoji.packages import Packages, read_json
+from training.emoji.sets import CLDR_PACKAGES, SETS, Entry, PictureSet
 
 __all__ = ["notice"]
 
