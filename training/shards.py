@@ -5,8 +5,8 @@ a resumed run sees exactly the batches that an unbroken one would have seen, wit
 """
 
 import dataclasses
-import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle.errors import DataError
+from dalle.errors import DataError, ImageError
+from dalle.images import open_image
 
 __all__ = ["PairShards", "WeightedEpochs", "find_shards"]
 
@@ -39,8 +39,10 @@ def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
         else:
             matches = sorted(pattern.parent.glob(pattern.name))
         if not matches:
+            picture_programs = "`python -m training.emoji` or `python -m training.folder` write some"
+            token_program = "`python -m training.codes` writes some"
             raise DataError(
-                f"no shards at {pattern}: `python -m training.emoji` or `python -m training.folder` write some"
+                f"no shards at {pattern}: {token_program if pattern.suffix == '.safetensors' else picture_programs}"
             )
         found += matches
     return found
@@ -77,14 +79,23 @@ class PairShards:
                     stem, suffix = os.path.splitext(member.name)
                     kind = "picture" if suffix.lower() in PICTURE_SUFFIXES else suffix
                     parts.setdefault(stem, {})[kind] = (member.offset_data, member.size)
+                end = archive.offset
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{path} is no readable tar shard: {error}") from error
         with open(path, "rb") as file:
+            # tarfile takes a damaged header, and a file cut between two members, for the end
+            if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+                raise DataError(f"{path} is damaged or cut off at byte {end}")
             for stem, found in parts.items():
                 if "picture" not in found or ".json" not in found:
                     raise DataError(f"{path}: {stem} lacks its {'picture' if '.json' in found else '.json'}")
-                metadata = json.loads(os.pread(file.fileno(), found[".json"][1], found[".json"][0]))
-                weight = float(metadata.get("weight", 1.0))
+                try:
+                    metadata = json.loads(os.pread(file.fileno(), found[".json"][1], found[".json"][0]))
+                    if not isinstance(metadata["captions"], list) or not metadata["captions"]:
+                        raise ValueError("no list of captions")
+                    weight = float(metadata.get("weight", 1.0))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise DataError(f"{path}: {stem}.json is no object with captions: {error!r}") from error
                 self._entries.append(_Entry(shard, found["picture"], found[".json"], weight))
 
     def __len__(self) -> int:
@@ -111,13 +122,13 @@ class PairShards:
         return json.loads(self._read(entry.shard, entry.metadata))
 
     def picture(self, number: int) -> Tensor:
-        """(3, H, W) uint8."""
+        """(3, H, W) uint8. Raises `DataError` if it cannot be read."""
         entry = self._entries[number]
         try:
-            with Image.open(io.BytesIO(self._read(entry.shard, entry.picture))) as image:
+            with open_image(self._read(entry.shard, entry.picture)) as image:
                 pixels = np.array(image.convert("RGB"))
-        except OSError as error:
-            raise DataError(f"{self.paths[entry.shard]}: picture {number} cannot be read: {error}") from error
+        except ImageError as error:
+            raise DataError(f"{self.paths[entry.shard]}: picture {number}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def images(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
@@ -137,8 +148,8 @@ class WeightedEpochs:
     """
 
     def __init__(self, weights: np.ndarray, *, batch_size: int, seed: int) -> None:
-        if len(weights) == 0 or not (weights >= 0).all() or not weights.sum() > 0:
-            raise DataError("sampling weights must be non-negative, with a positive sum")
+        if not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
+            raise DataError("sampling weights must be non-negative, with a positive and finite sum")
         self.weights = weights
         self.batch_size = batch_size
         self.seed = seed
