@@ -52,8 +52,11 @@ def imports_of(tree: ast.Module, package: str) -> set[str]:
                 start = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
                 source = ".".join([*start, *([node.module] if node.module else [])])
                 names |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
-            case ast.Call(func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module")):
-                names |= {value.value for value in node.args[:1] if isinstance(value, ast.Constant)}
+            case ast.Call(
+                func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                names.add(name)
     return names
 
 
