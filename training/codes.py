@@ -65,7 +65,8 @@ def write_token_shards(
     device: torch.device,
 ) -> list[Path]:
     """Encode all pairs into `out/00000.safetensors` and so on. Each pair gets `num_captions` captions drawn at random
-    by `training.captions`; a caption that is too long for the row is drawn again. Returns the files."""
+    by `training.captions`; a caption that is too long for the row is drawn again. Files of an earlier call that had
+    more pairs are removed. Returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
@@ -89,6 +90,8 @@ def write_token_shards(
         save_file(tensors, path.with_suffix(".part"), stamp)
         path.with_suffix(".part").replace(path)
         written.append(path)
+    for stale in set(out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors")) - set(written):
+        stale.unlink()
     return written
 
 
@@ -140,6 +143,10 @@ class TokenShards:
                         f"{path} was made by another {which} tokenizer: {key} {str(stamp.get(key))[:12]}, not "
                         f"{value[:12]}; write it again with python -m training.codes"
                     )
+        for name, tensors in parts.items():
+            shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+            if len(shapes) > 1:
+                raise DataError(f"{name} of different shapes in {', '.join(map(str, paths))}: {sorted(shapes)}")
         return cls(**{name: torch.cat(tensors) for name, tensors in parts.items()})
 
 

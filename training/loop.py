@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from dalle.config import Config, require
 from dalle.device import choose_device
-from dalle.errors import DataError
+from dalle.errors import DalleError, DataError
 
 __all__ = [
     "LoopConfig",
@@ -75,6 +75,9 @@ class LoopConfig(Config):
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
+        for name in ("warmup_steps", "workers", "save_minutes"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         require(0 <= self.final_rate <= 1, f"final_rate is {self.final_rate}; it must be in [0, 1]")
         require(self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
         require(0 <= self.average_decay < 1, f"average_decay is {self.average_decay}; it must be in [0, 1)")
@@ -167,14 +170,18 @@ def clip_and_step(
     return {"gradient_norm": float(norm), "rate_scale": scale}
 
 
-class _Batches(Dataset[Mapping[str, Tensor]]):
-    """A task's batches by step, for the workers of a `DataLoader`."""
+class _Batches(Dataset[Mapping[str, Tensor] | DalleError]):
+    """A task's batches by step, for the workers of a `DataLoader`. A caller's mistake is handed over, to be raised in
+    the main process: raised in a worker, its message would be the worker's stack trace."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
-    def __getitem__(self, step: int) -> Mapping[str, Tensor]:
-        return self.task.batch(step)
+    def __getitem__(self, step: int) -> Mapping[str, Tensor] | DalleError:
+        try:
+            return self.task.batch(step)
+        except DalleError as error:
+            return error
 
 
 def _start_worker(_: int) -> None:
@@ -205,9 +212,12 @@ def _restore(task: Task, folder: Path) -> int:
     path = folder / STATE_FILE
     if not path.exists():
         return 0
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-        step = int(file.metadata()["step"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            step = int(file.metadata()["step"])
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {error}; remove it to begin the run again") from error
     for name, part in task.state().items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
         if isinstance(part, nn.Module):
@@ -280,11 +290,16 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, 
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
     )
-    # scalars logged after the last save are dropped: they will be logged again
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
     saved = time.monotonic()
-    with _stop_signal() as stop, tqdm(total=config.steps, initial=start, desc=folder.name, unit="step") as bar:
+    with (
+        # scalars logged after the last save are dropped: they will be logged again
+        SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1) as writer,
+        _stop_signal() as stop,
+        tqdm(total=config.steps, initial=start, desc=folder.name, unit="step") as bar,
+    ):
         for step, batch in zip(range(start, config.steps), loader, strict=True):
+            if isinstance(batch, DalleError):
+                raise batch
             torch.manual_seed((config.seed << 32) + step)
             on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             scalars = task.train_step(step, on_device)
@@ -298,13 +313,12 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, 
             if done % config.look_steps == 0 or done == config.steps:
                 _look(task, writer, done)
             if stop or done == config.steps or time.monotonic() - saved > 60 * config.save_minutes:
+                writer.flush()  # what was logged up to here will not be logged again
                 _save(task, done, folder)
                 saved = time.monotonic()
             if stop and done < config.steps:
                 tqdm.write(f"stopped after step {done}; the same command goes on from there")
-                writer.close()
                 return False
-    writer.close()
     task.export(folder / "model")
     return True
 

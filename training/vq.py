@@ -77,6 +77,16 @@ class VQTrainingConfig(Config):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
+        require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
+        require(self.perceptual_crop >= 16, f"perceptual_crop is {self.perceptual_crop}; it must be at least 16")
+        require(
+            self.discriminator_width >= 4 and self.discriminator_width % 4 == 0,
+            f"discriminator_width is {self.discriminator_width}; it must be a multiple of 4",
+        )
+        require(
+            self.discriminator_layers >= 1,
+            f"discriminator_layers is {self.discriminator_layers}; it must be at least 1",
+        )
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
 
 
