@@ -36,8 +36,8 @@ __all__ = ["StyleJudge", "StyleReference", "load_style_reference"]
 
 NUM_PICTURES = 2048
 SHRINKAGE = 0.01
-"""As a share of the mean variance. 449 held-out emoji: 69 % of the real ones told right, 52 % of their reconstructions by
-a judge of reconstructions, 21 % by a judge of real pictures; the nearest neighbour has 47, 39 and 21 %."""
+"""As a share of the mean variance. 449 held-out emoji: 69 % of the real ones told right, 52 % of their reconstructions
+by a judge of reconstructions, 21 % by a judge of real pictures; the nearest neighbour has 47, 39 and 21 %."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
