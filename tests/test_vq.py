@@ -1,0 +1,268 @@
+"""Stage 1: what a step learns from which loss, when the codebook begins, and what starting from a model keeps."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stages import MODEL, NUM_TRAIN, NUM_VAL, vq_training, write_stage_1
+from torch import Tensor
+
+from dalle.checkpoint import load_image_tokenizer
+from dalle.errors import CheckpointError, ConfigError, DataError
+from training.codes import codes_digest
+from training.shards import PairShards, find_shards
+from training.vgg import VGG16Features
+from training.vq import VQTask
+from training.vq_losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    perceptual_distance,
+    random_crops,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage1")
+    write_stage_1(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vgg() -> VGG16Features:
+    return VGG16Features(last_block=4)
+
+
+def step(task: VQTask, number: int) -> dict[str, float]:
+    """Take a step; its scalars."""
+    torch.manual_seed(number)
+    scalars = task.train_step(number, task.batch(number))
+    return {name: float(torch.as_tensor(value).detach()) for name, value in scalars.items()}
+
+
+def weights(task: VQTask, part: str) -> list[Tensor]:
+    return [p.detach().clone() for p in getattr(task.model, part).parameters()]
+
+
+def changed(before: list[Tensor], after: list[Tensor]) -> bool:
+    return not all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"perceptual_weight": -1.0}, "perceptual_weight is -1.0; it must not be negative"),
+        ({"codebook_decay": 1.0}, "codebook_decay is 1.0; it must be in (0, 1)"),
+        ({"restart_below": 1.0}, "restart_below is 1.0; it must be in [0, 1)"),
+        ({"perceptual_crop": 8}, "perceptual_crop is 8; it must be at least 16"),
+        ({"discriminator_width": 6}, "discriminator_width is 6; it must be a multiple of 4"),
+        ({"discriminator_layers": 0}, "discriminator_layers is 0; it must be at least 1"),
+        ({"only_decoder": True}, "only_decoder needs start_from"),
+    ],
+)
+def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        vq_training(data, **changes)
+    assert str(caught.value) == message
+
+
+def test_batches_are_the_pictures_some_of_them_mirrored(data: Path) -> None:
+    plain, flipping = VQTask(vq_training(data, flip=False)), VQTask(vq_training(data))
+    num_flipped = num_seen = 0
+    for number in range(40):
+        images, mirrored = plain.batch(number)["images"], flipping.batch(number)["images"]
+        assert torch.equal(images, plain.pairs.images(plain.epochs.batch(number)))
+        for image, other in zip(images, mirrored, strict=True):
+            if not torch.equal(image, image.flip(-1)):
+                num_seen += 1
+                num_flipped += torch.equal(other, image.flip(-1))
+                assert torch.equal(other, image) or torch.equal(other, image.flip(-1))
+    assert 0.35 < num_flipped / num_seen < 0.65
+    assert torch.equal(flipping.batch(7)["images"], VQTask(vq_training(data)).batch(7)["images"])
+
+
+def test_the_codebook_begins_with_what_the_encoder_gives(data: Path) -> None:
+    task = VQTask(vq_training(data))
+    codebook = task.model.quantizer.codebook.detach().clone()
+    for number in range(3):
+        assert "commitment_loss" not in step(task, number)
+    assert torch.equal(task.model.quantizer.codebook, codebook), "it waits"
+    task._start_codebook(3, torch.Generator().manual_seed(3))
+    latents = [task.model.latents(task.batch(3 + i)["images"]).flatten(0, 2) for i in range(4)]
+    places = task.model.quantizer.place(torch.cat(latents))
+    rows = task.model.quantizer.codebook
+    assert torch.cdist(rows, places).min(1).values.max() < 1e-3
+    assert torch.equal(task.average.module.quantizer.codebook, rows), "the average does not remember the unused one"
+    scalars = step(task, 3)
+    assert scalars["commitment_loss"] > 0 and scalars["batch_perplexity"] > 4
+
+
+@pytest.mark.parametrize("codebook", ["average", "gradient"])
+def test_the_codebook_learns_by_averages_or_by_gradient(data: Path, codebook: str) -> None:
+    task = VQTask(vq_training(data, codebook=codebook, unquantized_steps=0))
+    assert task.model.quantizer.codebook.requires_grad is (codebook == "gradient")
+    step(task, 0)
+    before = weights(task, "quantizer")
+    scalars = step(task, 1)
+    assert changed(before, weights(task, "quantizer"))
+    assert ("restarted" in scalars) is (codebook == "average")
+
+
+def test_every_loss_is_in_the_sum(data: Path) -> None:
+    task = VQTask(vq_training(data, perceptual_weight=0.5, adversarial_weight=0.2, unquantized_steps=0))
+    scalars = step(task, 0)
+    parts = (
+        scalars["pixel_loss"]
+        + 0.5 * scalars["perceptual_loss"]
+        + scalars["adaptive_weight"] * scalars["generator_loss"]
+        + 0.25 * scalars["commitment_loss"]
+    )
+    assert scalars["loss"] == pytest.approx(parts, rel=1e-4)
+    assert {"discriminator_loss", "gradient_norm", "rate_scale", "batch_usage"} <= set(scalars)
+
+
+@pytest.mark.parametrize("pixel_loss", ["l1", "l2"])
+def test_pixel_loss_by_hand(data: Path, pixel_loss: str) -> None:
+    task = VQTask(vq_training(data, pixel_loss=pixel_loss))
+    images = task.batch(0)["images"]
+    with torch.no_grad():
+        latents = task.model.quantizer.place(task.model.latents(images))
+        offsets = task.model.pixels(latents) - images
+    expected = (offsets.abs() if pixel_loss == "l1" else offsets.square()).mean()
+    assert step(task, 0)["pixel_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_discriminator_learns_first_and_pulls_later(data: Path) -> None:
+    task = VQTask(vq_training(data, adversarial_weight=0.1, adversarial_start=2))
+    for number in range(4):
+        before = [p.detach().clone() for p in task.discriminator.parameters()]
+        scalars = step(task, number)
+        assert changed(before, [p.detach() for p in task.discriminator.parameters()])
+        assert ("generator_loss" in scalars) is (number >= 2)
+        assert all(p.grad is None for p in task.discriminator.parameters()), "nothing is left over for the next step"
+    assert set(task.state()) == {
+        *("model", "average", "codebook_average", "optimizer"),
+        *("discriminator", "discriminator_optimizer"),
+    }
+
+
+def test_psnr_is_that_of_the_averaged_weights(data: Path) -> None:
+    task = VQTask(vq_training(data))
+    for number in range(5):
+        step(task, number)
+    numbers, pictures = task.look()
+    images = PairShards(find_shards([data / "val.tar"])).images(range(NUM_VAL))
+    drawn = task.average.module.decode(task.average.module.encode(images))
+    errors = ((drawn - images) / 2).square().mean((1, 2, 3))
+    assert numbers["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-4)
+    codes = task.average.module.encode(images)
+    assert numbers["usage"] == pytest.approx(len(codes.unique()) / 32)
+    assert 1 <= numbers["perplexity"] <= 32
+    shown = pictures["reconstructions"]
+    assert shown.shape == (3, 2 * 16, NUM_VAL * 16)
+    assert torch.equal(shown[:, :16, 16:32], images[1]) and torch.equal(shown[:, 16:, 16:32], drawn[1])
+
+
+def test_starting_from_a_model_goes_on_with_its_weights_and_codebook(data: Path, tmp_path: Path) -> None:
+    """The shape in the configuration is not asked; the codebook is neither begun anew nor thrown away."""
+    other_shape = dataclasses.replace(MODEL, codebook_size=8, widths=(4, 4))
+    task = VQTask(vq_training(data, start_from=str(data / "eyes"), model=other_shape))
+    eyes = load_image_tokenizer(data / "eyes")
+    assert task.model.config == eyes.config
+    assert all(torch.equal(value, eyes.state_dict()[name]) for name, value in task.model.state_dict().items())
+    before = task.model.quantizer.rows().detach().clone()
+    assert "commitment_loss" in (scalars := step(task, 0)), "it is quantized from the first step"
+    assert scalars["restarted"] == 0
+    moved = (task.model.quantizer.rows() - before).norm(dim=-1)
+    assert moved.max() < 0.2
+    with pytest.raises(CheckpointError, match="is no folder"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "none")))
+
+
+def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"perceptual_weight": 0.1, "adversarial_weight": 0.1, "weight_decay": 0.5}
+    task = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True, **changes))
+    eyes = load_image_tokenizer(data / "eyes")
+    before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
+    losses = [step(task, number)["pixel_loss"] for number in range(8)]
+    assert losses[-1] < losses[0]
+    assert not changed(before["encoder"], weights(task, "encoder"))
+    assert not changed(before["quantizer"], weights(task, "quantizer"))
+    assert changed(before["decoder"], weights(task, "decoder"))
+    task.export(tmp_path / "model")
+    exported = load_image_tokenizer(tmp_path / "model")
+    assert codes_digest(exported) == codes_digest(eyes)
+    images = task.pairs.images(range(NUM_TRAIN))
+    assert torch.equal(exported.encode(images), eyes.encode(images))
+    assert not torch.equal(exported.decode(eyes.encode(images)), eyes.decode(eyes.encode(images)))
+
+
+def test_what_is_not_there(data: Path) -> None:
+    with pytest.raises(DataError, match=r"no shards at .*gone\.tar"):
+        VQTask(vq_training(data, val_shards=(str(data / "gone.tar"),)))
+
+
+def test_vgg_features_have_the_shapes_of_the_paper(vgg: VGG16Features) -> None:
+    features = vgg(torch.rand(2, 3, 32, 48) * 2 - 1)
+    assert [tuple(feature.shape) for feature in features] == [
+        (2, 64, 32, 48),
+        (2, 128, 16, 24),
+        (2, 256, 8, 12),
+        (2, 512, 4, 6),
+    ]
+    assert all(feature.min() == 0 for feature in features), "after the rectifier"
+    assert not any(p.requires_grad for p in vgg.parameters())
+    assert len(VGG16Features(last_block=2)(torch.zeros(1, 3, 16, 16))) == 2
+
+
+def test_perceptual_distance(vgg: VGG16Features) -> None:
+    images, targets = (torch.rand(2, 2, 3, 16, 16) * 2 - 1).requires_grad_()
+    assert perceptual_distance(vgg, images, images).item() == 0
+    distance = perceptual_distance(vgg, images, targets)
+    one, other = ([F.normalize(feature, dim=1) for feature in vgg(x)[1:]] for x in (images, targets))
+    by_hand = [(a - b).square().sum(1).mean() for a, b in zip(one, other, strict=True)]
+    assert distance.item() == pytest.approx(sum(by_hand).item() / 3, rel=1e-5)  # type: ignore[union-attr]
+    distances = [perceptual_distance(vgg, targets + noise * (images - targets), targets) for noise in (0.1, 0.3, 1.0)]
+    assert distances[0] < distances[1] < distances[2]
+    pull, none = torch.autograd.grad(distance, (images, targets), allow_unused=True)
+    assert pull.abs().sum() > 0 and none is None
+
+
+def test_crops_are_the_same_window_of_both() -> None:
+    images = torch.arange(2 * 3 * 10 * 12.0).reshape(2, 3, 10, 12)
+    found = set()
+    for seed in range(200):
+        one, other = random_crops(images, images + 0.5, 7, torch.Generator().manual_seed(seed))
+        assert one.shape == (2, 3, 7, 7)
+        assert torch.equal(one + 0.5, other)
+        found.add(divmod(int(one[0, 0, 0, 0]), 12))
+        assert torch.equal(one[0, 0, 0] - one[0, 0, 0, 0], torch.arange(7.0))
+    assert found == {(top, left) for top in range(4) for left in range(6)}, "every place is drawn"
+    whole, _ = random_crops(images, images, 10, torch.Generator())
+    assert whole is images
+
+
+def test_hinge_loss_by_numbers() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+    assert discriminator_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3))
+
+
+def test_a_verdict_does_not_depend_on_the_other_pictures() -> None:
+    discriminator = PatchDiscriminator(8, 2)
+    images = torch.rand(4, 3, 32, 32)
+    verdicts = discriminator(images)
+    assert verdicts.shape[:2] == (4, 1)
+    assert (discriminator(images[2:3]) - verdicts[2]).abs().max() < 1e-5
+
+
+def test_adaptive_weight_makes_both_losses_pull_equally() -> None:
+    layer = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    strong, weak = (torch.tensor([30.0, 40.0]) * layer).sum(), (torch.tensor([0.0, 2.0]) * layer).sum()
+    assert adaptive_weight(strong, weak, layer).item() == pytest.approx(25, rel=1e-3)
+    assert adaptive_weight(weak, strong, layer).item() == pytest.approx(1 / 25, rel=1e-3)
+    assert adaptive_weight(strong, 0 * weak, layer).item() == 1e4, "bounded"
