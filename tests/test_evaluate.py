@@ -20,11 +20,10 @@ from dalle.image_tokenizer import ImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
 from training import evaluate as program
 from training.evaluate import evaluate, find_splits
-from training.features import Features, Gallery, PictureFeatures, concept_of, evenly, load_gallery
+from training.features import Gallery, PictureFeatures, concept_of, evenly, load_gallery, mean_features
 from training.generation import Drawn, judge
 from training.measures import chance_recall, frechet_distance, nearest, psnr, ssim, standardised
 from training.shard_writer import ShardWriter, encode_webp
-from training.style import StyleJudge, StyleReference, load_style_reference
 
 # -- measures
 
@@ -126,13 +125,15 @@ def test_evenly_spaced_numbers_are_different_and_have_both_ends() -> None:
 
 
 def hand_made(concepts: str, styles: str) -> Gallery:
-    """Pictures whose content says the concept, and whose style numbers say the style."""
-    looks = {name: torch.randn(512) for name in {*concepts, *styles}}
-    content, style = (
-        torch.stack([looks[name] + 0.1 * torch.randn(512) for name in names]) for names in (concepts, styles)
+    """Pictures that look of their concept most, and of their style a little."""
+    looks = {name: torch.randn(4096) for name in sorted({*concepts, *styles})}
+    features = [looks[c] + 0.3 * looks[s] + 0.05 * torch.randn(4096) for c, s in zip(concepts, styles, strict=True)]
+    return Gallery(
+        features=torch.stack(features).half(),
+        concepts=np.array(list(concepts)),
+        styles=np.array(list(styles)),
+        starts={},
     )
-    features = Features(content=content.half(), style=style.half())
-    return Gallery(features=features, concepts=np.array(list(concepts)), styles=np.array(list(styles)), starts={})
 
 
 def drawn_as(gallery: Gallery, numbers: list[int], looks: list[int], reconstructions: list[int]) -> Drawn:
@@ -145,22 +146,14 @@ def drawn_as(gallery: Gallery, numbers: list[int], looks: list[int], reconstruct
     )
 
 
-def reference_of(gallery: Gallery, numbers: list[int], reconstructions: list[int]) -> StyleReference:
-    """These pictures, of which the image tokenizer makes others of the gallery."""
-    return StyleReference(numbers=torch.tensor(numbers), reconstructed=gallery.features[torch.tensor(reconstructions)])
-
-
 def test_a_picture_is_right_if_its_nearest_in_the_style_has_the_concept() -> None:
     #                     0123456789ab    012345 is one style; 6 shows what 0 shows, in the other
     gallery = hand_made("abcdefabcdeg", "AAAAAABBBBBB")
     numbers = [0, 1, 6, 11]
-    # 0: drawn as 0 of the other style, the right concept in the wrong style; 1: drawn as c; 11: as itself
-    reference = reference_of(gallery, list(range(12)), list(range(12)))
-    found = judge(gallery, reference, drawn_as(gallery, numbers, [6, 2, 0, 11], numbers))
+    # 0: drawn as 6, the right concept in the wrong style; 1: drawn as c; 6: drawn as 0; 11: as itself
+    found = judge(gallery, drawn_as(gallery, numbers, [6, 2, 0, 11], numbers))
     assert found["recall_at_1"] == 0.75
     assert found["reconstructed_recall_at_1"] == found["reconstructed_recall_at_5"] == 1
-    assert found["style_accuracy"] == 0.5
-    assert found["reconstructed_style_accuracy"] == found["real_style_accuracy"] == 1
     assert found["chance_recall_at_1"] == pytest.approx(1 / 6)
     assert found["chance_recall_at_5"] == pytest.approx(5 / 6)
     assert found["reconstructed_frechet_distance"] == pytest.approx(0, abs=1e-9)
@@ -168,41 +161,24 @@ def test_a_picture_is_right_if_its_nearest_in_the_style_has_the_concept() -> Non
     assert found["pictures"] == 4
 
 
+def test_a_style_is_right_if_the_nearest_of_the_concept_has_it() -> None:
+    #                     01234567    three concepts in two or three styles, and g in one
+    gallery = hand_made("aaabbbcg", "ABCABCAA")
+    numbers = [0, 1, 2, 3, 7]
+    # 0: drawn in style B; 1: as itself; 2: as b in the right style; 3: as itself; 7 is in one style and does not count
+    found = judge(gallery, drawn_as(gallery, numbers, [1, 1, 5, 3, 0], numbers))
+    assert found["style_accuracy"] == 0.75
+    assert found["reconstructed_style_accuracy"] == 1
+    assert found["chance_style_accuracy"] == pytest.approx(1 / 3)
+    assert judge(gallery, drawn_as(gallery, [7], [7], [7]))["style_accuracy"] is None
+
+
 def test_two_pictures_of_a_concept_in_a_style_are_both_right() -> None:
     gallery = hand_made("aabcdefg", "AAAAAAAA")  # say, two skin tones
-    reference = reference_of(gallery, [2, 3, 4, 5], [2, 3, 4, 5])
-    found = judge(gallery, reference, drawn_as(gallery, [0, 1], [1, 0], [2, 3]))
+    found = judge(gallery, drawn_as(gallery, [0, 1], [1, 0], [2, 3]))
     assert found["recall_at_1"] == 1
     assert found["reconstructed_recall_at_1"] == 0
     assert found["chance_recall_at_1"] == pytest.approx(2 / 8)
-    assert found["style_accuracy"] is found["real_style_accuracy"] is None  # there is but one
-
-
-def test_style_is_judged_by_what_comes_out_of_codes() -> None:
-    # 0 to 5 are real; the image tokenizer makes C of A (6 to 8), and D of B (9 to 11)
-    gallery = hand_made("abcdefghijkl", "AAABBBCCCDDD")
-    reference = reference_of(gallery, [0, 1, 3, 4], [6, 7, 9, 10])
-    # 2 and 5 are drawn as a reconstruction of A, and "reconstructed" as they are
-    found = judge(gallery, reference, drawn_as(gallery, [2, 5], [8, 8], [2, 5]))
-    assert found["style_accuracy"] == 0.5  # 2 looks like A out of codes, 5 does not look like B
-    assert found["real_style_accuracy"] == 1
-
-
-def test_style_is_judged_without_the_pairs_themselves() -> None:
-    gallery = hand_made("abcde", "AABBC")  # 4 is alone in its style, so that nothing else shows what that is
-    everything = list(range(5))
-    found = judge(gallery, reference_of(gallery, everything, everything), drawn_as(gallery, [4], [4], [4]))
-    assert found["style_accuracy"] == found["real_style_accuracy"] == 0
-    assert judge(gallery, None, drawn_as(gallery, [4], [4], [4]))["style_accuracy"] is None
-
-
-def test_the_style_judge_measures_in_units_of_the_scatter_within_styles() -> None:
-    # the styles differ by 1 in the second number; the first is ten times as wide, and says nothing
-    styles = np.array(["A", "B"] * 200)
-    features = torch.randn(400, 2) * torch.tensor([10.0, 0.1])
-    features[1::2, 1] += 1
-    judged = StyleJudge(features, styles)(torch.tensor([[30.0, 0], [-30, 1], [-30, 0.2], [30, 0.8]]))
-    assert judged.tolist() == ["A", "B", "A", "B"]
 
 
 def test_the_concept_is_the_code_points_else_the_name_else_the_caption() -> None:
@@ -274,15 +250,11 @@ def test_splits_are_shards_without_their_numbers(shards: Path) -> None:
 def test_features_have_their_shapes_and_meaning(embed: PictureFeatures) -> None:
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     found = embed(images)
-    assert found.content.shape == (2, 16 * 256)
-    assert found.style.shape == (2, 2 * (64 + 128 + 256))
-    blocks = embed.vgg(images)
-    mean, deviation = blocks[0].mean((2, 3)), blocks[0].std((2, 3), correction=0)
-    for part, expected in ((found.style[:, :64], mean), (found.style[:, 64:128], deviation)):
-        assert torch.allclose(part.float(), expected, atol=0.03 * float(expected.max()))
-    assert torch.allclose(found.means(), blocks[2].mean((2, 3)), atol=0.03 * float(blocks[2].mean((2, 3)).max()))
-    cells = found.content.float().reshape(2, 256, 16).mean(2)
-    assert torch.allclose(cells, found.means(), atol=0.01 * float(cells.max()))
+    assert found.shape == (2, 16 * 256)
+    block_3 = embed.vgg(images)[-1]
+    assert torch.allclose(mean_features(found), block_3.mean((2, 3)), atol=0.03 * float(block_3.mean((2, 3)).max()))
+    corner = block_3[:, :, :2, :2].mean((2, 3))
+    assert torch.allclose(found.float()[:, ::16], corner, atol=0.03 * float(corner.max()))
 
 
 def test_a_gallery_is_computed_once_for_its_shards(shards: Path, tmp_path: Path, embed: PictureFeatures) -> None:
@@ -293,12 +265,12 @@ def test_a_gallery_is_computed_once_for_its_shards(shards: Path, tmp_path: Path,
     assert len(gallery.features) == len(gallery.concepts) == 9
     assert gallery.concepts[6] == "red"
     assert gallery.styles[6] == "filled"
-    assert torch.equal(gallery.features.content[6:7], embed(splits["val_combo"].images([0])).content)
+    assert torch.equal(gallery.features[6:7], embed(splits["val_combo"].images([0])))
 
     before = kept.stat().st_mtime_ns
     again = load_gallery(splits, embed, tmp_path / "kept")
     assert kept.stat().st_mtime_ns == before
-    assert torch.equal(again.features.style, gallery.features.style)
+    assert torch.equal(again.features, gallery.features)
 
     os.utime(shards / "val_misc.tar", ns=(0, 0))  # a shard that has changed
     load_gallery(splits, embed, tmp_path / "kept")
@@ -318,31 +290,9 @@ def test_real_pictures_are_recognised(shards: Path, tmp_path: Path, embed: Pictu
     splits = find_splits([str(shards)])
     gallery = load_gallery(splits, embed, tmp_path)
     numbers = list(range(9))
-    found = judge(gallery, None, drawn_as(gallery, numbers, numbers, numbers[::-1]))
+    found = judge(gallery, drawn_as(gallery, numbers, numbers, numbers[::-1]))
     assert found["recall_at_1"] == 1
     assert found["frechet_distance"] == pytest.approx(0, abs=1e-9)
-
-
-def test_a_style_reference_is_kept_for_its_tokenizer(
-    shards: Path, tmp_path: Path, embed: PictureFeatures, image_tokenizer: ImageTokenizer
-) -> None:
-    splits = find_splits([str(shards)])
-    gallery = load_gallery(splits, embed, tmp_path)
-    reference = load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path)
-    assert reference is not None
-    assert reference.numbers.tolist() == [0, 1, 2, 3, 4, 5]  # all of train, nothing of val
-    through = image_tokenizer.decode(image_tokenizer.encode(splits["train"].images(range(6))))
-    assert torch.equal(reference.reconstructed.style, embed(through).style)
-
-    load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path)
-    assert len(list(tmp_path.glob("style-*"))) == 1
-    with torch.no_grad():
-        next(image_tokenizer.decoder.parameters()).add_(0.1)
-    load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path)
-    assert len(list(tmp_path.glob("style-*"))) == 2
-
-    del splits["train"]
-    assert load_style_reference(splits, gallery, image_tokenizer, embed, tmp_path) is None
 
 
 def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

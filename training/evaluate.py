@@ -10,7 +10,7 @@ Two questions, for each validation split and for pairs of the training data:
   has 2,048 features of Inception.
 
 Beside each number stands what bounds it: the same for reconstructions of the real pictures, the best that a decoder of
-these codes can hope for; for the real pictures themselves; or for chance. The numbers are a function of model, shards
+these codes can hope for, or chance. The numbers are a function of model, shards
 and settings.
 """
 
@@ -38,7 +38,6 @@ from training.loop import autocast, keep_memory
 from training.measures import psnr, ssim
 from training.report import report, sheet
 from training.shards import PairShards, find_shards
-from training.style import load_style_reference
 from training.vgg import VGG16Features
 from training.vq_losses import perceptual_distance
 
@@ -96,16 +95,14 @@ def evaluate(
     if checkpoint.decoder is not None:
         checkpoint.decoder.to(place)
         embed = PictureFeatures(place)
-        kept = out.resolve().parent
-        gallery = load_gallery(splits, embed, kept)
-        reference = load_style_reference(splits, gallery, checkpoint.image_tokenizer, embed, kept)
+        gallery = load_gallery(splits, embed, out.resolve().parent)
         shown = "val_combo" if "val_combo" in splits else next(iter(_val_first(splits)))
         drawn = {}
         for name, pairs in splits.items():
             drawn[name] = draw(name, pairs, checkpoint, embed, params, num=num, seed=seed, start=gallery.starts[name])
             if name == shown:
                 sheet(drawn[name], pairs).save(out / "sheet.png")
-        generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, reference, one))
+        generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
     else:
         (out / "sheet.png").unlink(missing_ok=True)  # not of this model
 

@@ -1,11 +1,8 @@
-"""What the evaluation sees in a picture: two vectors out of VGG16, and the gallery of those of all real pictures.
+"""What the evaluation sees in a picture: VGG16's block 3 averaged over a grid of 4 x 4, and the gallery of these
+features of all real pictures.
 
-    content   (4096,)  block 3 averaged over a grid of 4 x 4: what is where
-    style     (896,)   mean and standard deviation over the picture of each channel of blocks 1 to 3: what it is drawn
-                       with (the moments of Huang and Belongie 2017, arXiv 1703.06868)
-
-Both are stored in half precision: 20,868 pictures are 210 MB. A gallery is a function of its shards alone, costs
-minutes on a CPU, and so is kept in a file named after them.
+Features are (M, 4096) float16 on the CPU: 20,868 pictures are 170 MB. A gallery is a function of its shards alone,
+costs minutes on a CPU, and so is kept in a file named after them.
 """
 
 import dataclasses
@@ -30,7 +27,6 @@ from training.shards import PairShards
 from training.vgg import VGG16Features
 
 __all__ = [
-    "Features",
     "Gallery",
     "PictureFeatures",
     "batches",
@@ -38,6 +34,7 @@ __all__ = [
     "evenly",
     "kept_features",
     "load_gallery",
+    "mean_features",
     "shards_digest",
 ]
 
@@ -45,35 +42,8 @@ Item = TypeVar("Item")
 
 BATCH_SIZE = 32
 POOLED = 4
-BLOCK_3_CHANNELS = 256
-FORMAT = "1"
+FORMAT = "2"
 """Part of a gallery file's name: a change of the features makes a new file."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Features:
-    """Of M pictures, on the CPU."""
-
-    content: Tensor
-    """(M, 4096) float16."""
-    style: Tensor
-    """(M, 896) float16: means and deviations of block 1, of block 2, of block 3."""
-
-    @classmethod
-    def cat(cls, parts: Sequence["Features"]) -> "Features":
-        """The pictures of all parts, in order."""
-        return cls(content=torch.cat([p.content for p in parts]), style=torch.cat([p.style for p in parts]))
-
-    def __getitem__(self, numbers: Tensor) -> "Features":
-        return Features(content=self.content[numbers], style=self.style[numbers])
-
-    def __len__(self) -> int:
-        return len(self.content)
-
-    def means(self) -> Tensor:
-        """(M, 256) float32: block 3 averaged over the whole picture."""
-        mean, _ = self.style[:, -2 * BLOCK_3_CHANNELS :].float().chunk(2, dim=1)
-        return mean
 
 
 class PictureFeatures:
@@ -84,34 +54,31 @@ class PictureFeatures:
         self.vgg = VGG16Features(last_block=3).to(device)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """(B, 3, H, W) in [-1, 1], H and W at least 16 and multiples of 4."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], H and W at least 16 and multiples of 4 -> (B, 4096) float16."""
         with autocast(self.device, "auto"):
-            blocks = self.vgg(images.to(self.device, memory_format=torch.channels_last))
-        moments = []
-        for block in blocks:
-            block = block.float()
-            mean, square = block.mean((2, 3)), block.square().mean((2, 3))  # torch.std_mean takes 5 times as long
-            moments += [mean, (square - mean.square()).clamp_min(0).sqrt()]
-        content = rearrange(F.adaptive_avg_pool2d(blocks[-1].float(), POOLED), "b c h w -> b (c h w)")
-        return Features(content=content.half().cpu(), style=torch.cat(moments, dim=1).half().cpu())
+            block_3 = self.vgg(images.to(self.device, memory_format=torch.channels_last))[-1]
+        pooled = F.adaptive_avg_pool2d(block_3.float(), POOLED)
+        return rearrange(pooled, "b c h w -> b (c h w)").half().cpu()
+
+
+def mean_features(features: Tensor) -> Tensor:
+    """(M, 4096) -> (M, 256) float32: block 3 averaged over the whole picture."""
+    return rearrange(features.float(), "m (c cells) -> m c cells", cells=POOLED**2).mean(2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gallery:
     """All real pictures, split by split."""
 
-    features: Features
+    features: Tensor
+    """(M, 4096) float16."""
     concepts: np.ndarray
     """(M,) str."""
     styles: np.ndarray
     """(M,) str."""
     starts: Mapping[str, int]
     """Where each split begins."""
-
-    def of_style(self, style: str) -> Tensor:
-        """(m,) int64: the pictures of a style."""
-        return torch.from_numpy(np.flatnonzero(self.styles == style))
 
 
 def concept_of(metadata: Mapping[str, Any]) -> str:
@@ -138,17 +105,16 @@ def load_gallery(splits: Mapping[str, PairShards], embed: PictureFeatures, folde
     )
 
 
-def kept_features(path: Path, num_pictures: int, compute: Callable[[], Features]) -> Features:
+def kept_features(path: Path, num_pictures: int, compute: Callable[[], Tensor]) -> Tensor:
     """The features in a file, computed and written there if there is none. Raises `DataError` for a damaged one."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        computed = compute()
         temporary = path.with_suffix(".part")
-        save_file({"content": computed.content, "style": computed.style}, temporary)
+        save_file({"features": compute()}, temporary)
         temporary.replace(path)
     try:
-        features = Features(**load_file(path))
-    except (OSError, SafetensorError, TypeError) as error:
+        features = load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError) as error:
         raise DataError(f"{path} has no readable features; delete it, and it is made again: {error}") from error
     if len(features) != num_pictures:
         raise DataError(f"{path} has {len(features)} pictures, not {num_pictures}; delete it, and it is made again")
@@ -167,14 +133,14 @@ def batches(items: Sequence[Item], title: str) -> Iterator[Sequence[Item]]:
         yield items[start : start + BATCH_SIZE]
 
 
-def _embed_all(splits: Mapping[str, PairShards], embed: PictureFeatures, num_pairs: int) -> Features:
+def _embed_all(splits: Mapping[str, PairShards], embed: PictureFeatures, num_pairs: int) -> Tensor:
     parts = []
     with tqdm(total=num_pairs, desc="gallery", unit="picture") as bar:
         for pairs in splits.values():
             for start in range(0, len(pairs), BATCH_SIZE):
                 parts.append(embed(pairs.images(range(start, min(start + BATCH_SIZE, len(pairs))))))
                 bar.update(len(parts[-1]))
-    return Features.cat(parts)
+    return torch.cat(parts)
 
 
 def shards_digest(splits: Mapping[str, PairShards]) -> str:

@@ -56,7 +56,7 @@ def decoder_emoji() -> DecoderTrainingConfig:
         run="runs/decoder-emoji",
         model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
         loop=LoopConfig(
-            steps=2650, batch_size=64, warmup_steps=100, average_decay=0.997, look_steps=350, save_minutes=4.0
+            steps=2480, batch_size=64, warmup_steps=100, average_decay=0.997, look_steps=350, save_minutes=4.0
         ),
     )
 

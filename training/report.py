@@ -73,7 +73,7 @@ def report(
         parts += [
             "## Generation",
             f"Drawn with {', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
-            "reconstructed from the real picture / bound (recall: blind guess, style: the real picture itself). "
+            "reconstructed from the real picture / blind guess. "
             "A share of 200 pictures has a standard error of up to 3.5. Frechet distances of rows with other numbers "
             "of pictures do not compare.",
             _table(
@@ -84,7 +84,7 @@ def report(
                         (f"recall@{k}", f"recall_at_{k} reconstructed_recall_at_{k} chance_recall_at_{k}", "share")
                         for k in RECALL_AT
                     ),
-                    ("style", "style_accuracy reconstructed_style_accuracy real_style_accuracy", "share"),
+                    ("style", "style_accuracy reconstructed_style_accuracy chance_style_accuracy", "share"),
                     ("Frechet", "frechet_distance reconstructed_frechet_distance", "number"),
                 ],
             ),

@@ -74,7 +74,7 @@ class ShardWriter:
         number = "" if self.pairs_per_shard is None else f"-{len(self._paths):03d}"
         path = self.folder / f"{self.name}{number}.tar"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._stream = open(_unfinished(path), "wb")
+        self._stream = open(_unfinished(path), "wb")  # noqa: SIM115 (closed when the next shard begins)
         self._paths.append(path)
         self._writer = TarWriter(self._stream, user="", group="", mode=0o644, mtime=0, encoder=False)
 
