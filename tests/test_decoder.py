@@ -1,0 +1,220 @@
+"""Stage 2: batches, losses, and what a decoder is trained on."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from stages import NUM_TRAIN, decoder_training, vq_training, write_stage_2
+from torch import Tensor
+
+from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.errors import ConfigError, DataError
+from dalle.text_tokenizer import TextTokenizer
+from training.decoder import DecoderTask
+from training.vq import VQTask
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage2")
+    write_stage_2(folder)
+    return folder
+
+
+def step(task: DecoderTask, number: int) -> dict[str, float]:
+    scalars = task.train_step(number, task.batch(number))
+    return {name: float(torch.as_tensor(value)) for name, value in scalars.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"matrix_rate": 0.0}, "matrix_rate is 0.0; it must be above 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; it must be above 0"),
+        ({"text_loss_weight": -0.1}, "text_loss_weight is -0.1; it must not be negative"),
+        ({"caption_dropout": 1.0}, "caption_dropout is 1.0; it must be in [0, 1)"),
+        ({"code_noise": -0.5}, "code_noise is -0.5; it must be in [0, 1)"),
+    ],
+)
+def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoder_training(data, **changes)
+    assert str(caught.value) == message
+
+
+def test_the_shape_comes_from_the_tokenizers(data: Path) -> None:
+    """What the configuration says of vocabularies, text length and grid is not asked."""
+    wrong = dataclasses.replace(decoder_training(data).model, text_length=3, codebook_size=5, grid_height=9)
+    model = DecoderTask(decoder_training(data, model=wrong)).model
+    tokenizer = TextTokenizer.load(data / "tokenizer.json")
+    config = model.config
+    assert (config.text_vocab_size, config.text_length, config.pad_id) == (tokenizer.vocab_size, 16, 0)
+    assert (config.codebook_size, config.grid_height, config.grid_width) == (32, 4, 4)
+    assert config.width == wrong.width
+
+
+def test_a_batch_is_a_function_of_its_step(data: Path) -> None:
+    task, again = DecoderTask(decoder_training(data)), DecoderTask(decoder_training(data))
+    batches = [task.batch(number) for number in range(10)]
+    for number in (9, 0, 4):
+        for name, value in again.batch(number).items():
+            assert torch.equal(value, batches[number][name])
+    assert not torch.equal(batches[0]["codes"], batches[1]["codes"])
+    other_seed = DecoderTask(decoder_training(data, loop={"seed": 1})).batch(0)
+    assert not torch.equal(other_seed["codes"], batches[0]["codes"])
+
+
+def test_rows_are_pairs_with_one_of_their_captions(data: Path) -> None:
+    task = DecoderTask(decoder_training(data, caption_dropout=0.0, code_noise=0.0))
+    captions_seen = set()
+    for number in range(20):
+        batch = task.batch(number)
+        assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(
+            ("text_ids", "codes", "noisy_codes"), torch.int64
+        )
+        assert torch.equal(batch["codes"], batch["noisy_codes"])
+        items = task.epochs.batch(number)
+        assert torch.equal(batch["codes"], task.rows.codes[torch.from_numpy(items)].long())
+        for item, text_ids in zip(items, batch["text_ids"], strict=True):
+            matches = [torch.equal(text_ids, ids) for ids in task.rows.text_ids[int(item)].long()]
+            assert any(matches)
+            captions_seen.add(matches.index(True))
+    assert captions_seen == {0, 1, 2}
+
+
+def test_caption_dropout_and_code_noise_have_their_rates(data: Path) -> None:
+    task = DecoderTask(decoder_training(data, caption_dropout=0.3, code_noise=0.25, loop={"batch_size": 50}))
+    dropped, noisy, drawn = [], [], []
+    for number in range(40):
+        batch = task.batch(number)
+        dropped.append((batch["text_ids"] == task.null_ids).all(1))
+        replaced = batch["codes"] != batch["noisy_codes"]
+        noisy.append(replaced)
+        drawn.append(batch["noisy_codes"][replaced])
+        items = torch.from_numpy(task.epochs.batch(number))
+        assert torch.equal(batch["codes"], task.rows.codes[items].long()), "the targets stay"
+    assert torch.cat(dropped).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.cat(noisy).float().mean().item() == pytest.approx(0.25 * 31 / 32, abs=0.01)
+    counts = torch.bincount(torch.cat(drawn), minlength=32)
+    assert counts.min() > 0.6 * counts.float().mean(), "any code may come"
+
+
+def by_hand(task: DecoderTask, text_ids: Tensor, codes: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy of texts and codes, row by row, token by token."""
+    text_losses, image_losses = [], []
+    text_logits, image_logits = task.model.teacher_forced(text_ids, codes)
+    num_text = text_logits.shape[1]
+    for row in range(len(text_ids)):
+        for place in range(num_text):
+            target = int(text_ids[row, text_ids.shape[1] - num_text + place])
+            if target != 0:
+                text_losses.append(-F.log_softmax(text_logits[row, place], -1)[target].item())
+        for place, target in enumerate(codes[row].flatten().tolist()):
+            image_losses.append(-F.log_softmax(image_logits[row, place], -1)[target].item())
+    return sum(text_losses) / len(text_losses), sum(image_losses) / len(image_losses)
+
+
+def test_losses_ignore_padding(data: Path) -> None:
+    task = DecoderTask(decoder_training(data))
+    text = task.text_tokenizer
+    text_ids = text.encode_batch(["a red square on lime", "red", ""])
+    codes = task.rows.codes[:3].long()
+    with torch.no_grad():
+        found = [float(loss) for loss in task._losses(task.model, text_ids, codes, codes)]
+        assert found == pytest.approx(by_hand(task, text_ids, codes), rel=1e-5)
+        # the same rows in a batch with more padding in front of them
+        longer = torch.cat([text_ids, text.encode_batch(["a blue square on white, flat style"])])
+        wide = [float(loss) for loss in task._losses(task.model, longer, *[torch.cat([codes, codes[:1]])] * 2)]
+        assert wide == pytest.approx(by_hand(task, longer, torch.cat([codes, codes[:1]])), rel=1e-5)
+
+
+def test_a_batch_without_any_caption_has_no_text_loss(data: Path) -> None:
+    task = DecoderTask(decoder_training(data, caption_dropout=0.999, loop={"batch_size": 1}))
+    assert torch.equal(task.batch(0)["text_ids"][0], task.null_ids)
+    scalars = step(task, 0)
+    assert scalars["text_loss"] == 0
+    assert scalars["loss"] == scalars["image_loss"] > 1
+
+
+def test_noise_is_in_what_is_read_not_in_what_is_learnt(data: Path) -> None:
+    task = DecoderTask(decoder_training(data, code_noise=0.9))
+    batch = task.batch(0)
+    with torch.no_grad():
+        losses = task._losses(task.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
+    assert step(task, 0)["image_loss"] == pytest.approx(float(losses[1]), rel=1e-6)
+
+
+def test_learning_pays(data: Path) -> None:
+    """The loss begins at that of a guess among all codes and falls below that of their frequencies; and pictures can be
+    drawn at any time."""
+    model = dataclasses.replace(decoder_training(data).model, width=32)
+    task = DecoderTask(decoder_training(data, model=model, loop={"steps": 120, "batch_size": 8}))
+    losses = [step(task, number)["image_loss"] for number in range(120)]
+    assert losses[0] == pytest.approx(math.log(32), abs=0.2)
+    shares = torch.bincount(task.rows.codes.flatten().long(), minlength=32) / task.rows.codes.numel()
+    entropy = -(shares * shares.clamp_min(1e-9).log()).sum().item()
+    assert sum(losses[-10:]) / 10 < 0.7 * entropy
+    numbers, pictures = task.look()
+    assert set(numbers) == {"text_loss", "image_loss", "train_text_loss", "train_image_loss"}
+    (grid,) = pictures.values()
+    assert grid.shape == (3, 2 * 16, 8 * 16)
+    expected = task.image_tokenizer.decode(task.val_rows.codes[:1].long())[0]
+    assert (grid[:, 16:, :16] - expected).abs().max() < 1e-5, "below are the real ones"
+
+
+def test_optimizers_share_out_all_parameters(data: Path) -> None:
+    task = DecoderTask(decoder_training(data))
+    groups = [group for o in (task.matrix_optimizer, task.optimizer) for group in o.param_groups]
+    parameters = [id(p) for group in groups for p in group["params"]]
+    assert sorted(parameters) == sorted(id(p) for p in task.model.parameters())
+    assert all(p.ndim == 2 for p in task.matrix_optimizer.param_groups[0]["params"])
+    assert all(p.ndim <= 1 for group in groups if group["weight_decay"] == 0 for p in group["params"])
+
+
+def test_export_is_a_whole_model_and_training_starts_from_it(data: Path, tmp_path: Path) -> None:
+    task = DecoderTask(decoder_training(data, name="squares"))
+    for number in range(3):
+        step(task, number)
+    task.export(tmp_path / "model")
+    exported = load_checkpoint(tmp_path / "model")
+    assert exported.name == "squares" and exported.decoder is not None and exported.text_tokenizer is not None
+    averaged = task.average.module.state_dict()
+    assert all(torch.equal(value, averaged[name]) for name, value in exported.decoder.state_dict().items())
+
+    other_shape = dataclasses.replace(decoder_training(data).model, width=8, depth=3)
+    again = DecoderTask(decoder_training(data, start_from=str(tmp_path / "model"), model=other_shape))
+    assert again.model.training and again.model.config == exported.decoder.config
+    assert all(torch.equal(value, averaged[name]) for name, value in again.model.state_dict().items())
+    step(again, 0)
+    assert not torch.equal(again.model.embedding.weight, averaged["embedding.weight"])
+
+
+def test_what_cannot_be_trained_on_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="eyes has no decoder to start from"):
+        DecoderTask(decoder_training(data, start_from=str(data / "eyes")))
+    with pytest.raises(DataError, match=r"`python -m training.codes` writes some"):
+        DecoderTask(decoder_training(data, val_shards=(str(tmp_path / "*.safetensors"),)))
+
+    other_text = TextTokenizer.train(["another"] * 3, vocab_size=270, text_length=16)
+    other_text.save(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match="was made by another text tokenizer"):
+        DecoderTask(decoder_training(data, text_tokenizer=str(tmp_path / "tokenizer.json")))
+
+    eyes = load_image_tokenizer(data / "eyes")
+    with torch.no_grad():
+        eyes.quantizer.codebook[0] += 1
+    save_checkpoint(tmp_path / "other", name="other", image_tokenizer=eyes)
+    with pytest.raises(DataError, match="was made by another image tokenizer"):
+        DecoderTask(decoder_training(data, image_tokenizer=str(tmp_path / "other")))
+
+
+def test_token_shards_outlive_a_better_way_back_to_pixels(data: Path, tmp_path: Path) -> None:
+    pixels = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True))
+    pixels.train_step(0, pixels.batch(0))
+    pixels.export(tmp_path / "better")
+    task = DecoderTask(decoder_training(data, image_tokenizer=str(tmp_path / "better")))
+    assert len(task.rows.codes) == NUM_TRAIN
