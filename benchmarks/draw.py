@@ -82,7 +82,8 @@ def draw(
         "one picture": f"{one:.2f} s",
         "four pictures": f"{four:.2f} s, {4 / four:.1f} pictures/s",
         f"a step of {NUM_SLOTS} rows": f"{1e3 * step:.2f} ms",
-        "the machine's limit for that step": f"{1e3 * limit:.2f} ms ({reading / 1e9:.0f} GB/s, {product / 1e9:.0f} GFLOP/s)",
+        "the machine's limit for that step": f"{1e3 * limit:.2f} ms",
+        "reading, multiplying": f"{reading / 1e9:.0f} GB/s, {product / 1e9:.0f} GFLOP/s",
         "step / limit": f"{step / limit:.2f}",
         "key-value cache": f"{dalle.decoder.new_cache(NUM_SLOTS).num_bytes / 1e6:.1f} MB",
     }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
@@ -23,6 +23,7 @@ from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
 from training.codes import TokenShards
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.run_folder import Parts
 from training.shards import WeightedEpochs, find_shards
 
 __all__ = ["DecoderTask", "DecoderTrainingConfig"]
@@ -123,7 +124,7 @@ class DecoderTask:
             group["peak_rate"] = config.learning_rate
         return muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
-    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
+    def state(self) -> Parts:
         return {
             "model": self.model,
             "average": self.average,

@@ -1,17 +1,15 @@
-"""The loop that both stages run in: device, precision, schedule, checkpoint, resume, progress, logging.
+"""The loop that both stages run in: device, precision, schedule, saving, resuming, progress, logging.
 
 A stage is a `Task`: it makes the batch of a step and takes the step. Every random number of a step is a function of
-(seed, step), and the whole state is tensors in one safetensors file that is replaced atomically. So a run may be
-killed at any moment and resumed; it then goes on, on the same machine, as if nothing had happened, bit for bit.
+(seed, step), so a run may be killed at any moment and resumed from its last save (see `run_folder`); it then goes on,
+on the same machine, as if nothing had happened, bit for bit.
 """
 
 import contextlib
 import copy
 import ctypes
 import dataclasses
-import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +17,6 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
@@ -29,6 +25,7 @@ from tqdm import tqdm
 from dalle.config import Config, require
 from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
+from training.run_folder import Parts, claim_folder, restore_state, save_state
 
 __all__ = [
     "LoopConfig",
@@ -42,9 +39,6 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=nn.Module)
-
-STATE_FILE = "state.safetensors"
-CONFIG_FILE = "config.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +82,7 @@ class LoopConfig(Config):
 class Task(Protocol):
     """What a stage gives to the loop."""
 
-    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
+    def state(self) -> Parts:
         """Everything that changes from step to step, by name."""
 
     def batch(self, step: int) -> Mapping[str, Tensor]:
@@ -190,63 +184,6 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _save(task: Task, step: int, folder: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, part in task.state().items():
-        if isinstance(part, nn.Module):
-            tensors |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
-        else:
-            for index, values in part.state_dict()["state"].items():
-                tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
-    temporary = folder / (STATE_FILE + ".part")
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)}
-    )
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(folder / STATE_FILE)
-
-
-def _restore(task: Task, folder: Path) -> int:
-    """Load the saved state into the task. Returns the number of steps done, 0 if nothing was saved."""
-    path = folder / STATE_FILE
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            step = int(file.metadata()["step"])
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read: {error}; remove it to begin the run again") from error
-    for name, part in task.state().items():
-        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
-        if isinstance(part, nn.Module):
-            part.load_state_dict(own)
-        else:
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in own.items():
-                index, kind = key.split("/")
-                state.setdefault(int(index), {})[kind] = value
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
-    return step
-
-
-def _claim(folder: Path, config: dict[str, Any]) -> None:
-    """Make the run folder, or check that the run in it had the same configuration."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CONFIG_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        for key in sorted({*before, *config}):
-            if before.get(key) != config.get(key):
-                raise DataError(
-                    f"{folder} holds a run with {key} = {before.get(key)!r}, not {config.get(key)!r}: "
-                    "resume it with its own configuration, or give another --run folder"
-                )
-    else:
-        path.write_text(json.dumps(config, indent=2) + "\n")
-
-
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
     """A list that receives the signal number when somebody asks the run to stop (Ctrl-C, or a polite kill)."""
@@ -278,10 +215,10 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, 
     Returns False if it was asked to stop before the end: it has saved its state by then, and the same command goes on.
     Raises `DataError` for a folder of another configuration, or when the loss is no longer finite.
     """
-    _claim(folder, whole_config)
+    claim_folder(folder, whole_config)
     keep_memory()
     device = choose_device(config.device)
-    start = _restore(task, folder)
+    start = restore_state(task.state(), folder)
     loader = DataLoader(
         _Batches(task),
         batch_size=None,
@@ -314,7 +251,7 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, 
                 _look(task, writer, done)
             if stop or done == config.steps or time.monotonic() - saved > 60 * config.save_minutes:
                 writer.flush()  # what was logged up to here will not be logged again
-                _save(task, done, folder)
+                save_state(task.state(), done, folder)
                 saved = time.monotonic()
             if stop and done < config.steps:
                 tqdm.write(f"stopped after step {done}; the same command goes on from there")

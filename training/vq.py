@@ -22,6 +22,7 @@ from dalle.device import choose_device
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.quantize import CodebookAverage, codebook_statistics
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.run_folder import Parts
 from training.shards import PairShards, WeightedEpochs, find_shards
 from training.vgg import VGG16Features
 from training.vq_losses import (
@@ -128,7 +129,7 @@ class VQTask:
             group["peak_rate"] = self.config.learning_rate
         return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99))
 
-    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
+    def state(self) -> Parts:
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "model": self.model,
             "average": self.average,

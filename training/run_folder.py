@@ -1,0 +1,91 @@
+"""A run folder: the configuration of a run, and its whole state in one file that is replaced atomically.
+
+    config.json         the configuration; a run with another one is refused
+    state.safetensors   every tensor of modules and optimizers; in its header, the number of steps done
+    tensorboard/        scalars and pictures
+    model/              what the run was for, written at its end
+
+There is nothing else to save: every random number of a step is a function of (seed, step).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dalle.errors import DataError
+
+__all__ = ["Parts", "claim_folder", "restore_state", "save_state"]
+
+Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
+"""Everything that changes from step to step, by name."""
+
+STATE_FILE = "state.safetensors"
+CONFIG_FILE = "config.json"
+
+
+def claim_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make the run folder and note the configuration in it. Raises `DataError` if it holds a run with another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIG_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        for key in sorted({*before, *config}):
+            if before.get(key) != config.get(key):
+                raise DataError(
+                    f"{folder} holds a run with {key} = {before.get(key)!r}, not {config.get(key)!r}: "
+                    "resume it with its own configuration, or give another --run folder"
+                )
+    else:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_state(parts: Parts, step: int, folder: Path) -> None:
+    """Write the parts' tensors and the number of steps done, over what was saved before, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            tensors |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
+        else:
+            for index, values in part.state_dict()["state"].items():
+                tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
+    temporary = folder / (STATE_FILE + ".part")
+    save_file(
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)}
+    )
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(folder / STATE_FILE)
+
+
+def restore_state(parts: Parts, folder: Path) -> int:
+    """Load the saved state into the parts. Returns the number of steps done, 0 if nothing was saved.
+
+    Raises `DataError` for a file that is damaged.
+    """
+    path = folder / STATE_FILE
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            step = int(file.metadata()["step"])
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read: {error}; remove it to begin the run again") from error
+    for name, part in parts.items():
+        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
+        if isinstance(part, nn.Module):
+            part.load_state_dict(own)
+        else:
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in own.items():
+                index, kind = key.split("/")
+                state.setdefault(int(index), {})[kind] = value
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+    return step
