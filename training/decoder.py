@@ -1,8 +1,8 @@
 """Stage 2: train the decoder on token shards. `python -m training.decoder PRESET` writes `RUN/model`, ready to draw.
 
-Hidden matrices are trained by Muon (Jordan et al. 2024), the rest by AdamW: on these data it reaches a given loss in
-about half the steps of AdamW alone. The caption is dropped from some rows, so that the model also learns pictures
-without a caption, which is what classifier-free guidance needs (Ho and Salimans 2022, arXiv 2207.12598).
+Hidden matrices are trained by Muon (Jordan et al. 2024), the rest by AdamW. The caption is dropped from some rows, so
+that the model also learns pictures without a caption, which is what classifier-free guidance needs (Ho and Salimans
+2022, arXiv 2207.12598).
 """
 
 import dataclasses
