@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dalle.errors import ConfigError, DataError
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, learning_rate_scale, train
+from training.run_folder import claim_folder
 
 
 def config(**changes: Any) -> LoopConfig:
@@ -277,6 +279,19 @@ def test_a_run_that_broke_down_goes_on_from_its_last_save(tmp_path: Path, at: in
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("at", [1, 3, 8])
+def test_a_killed_run_has_logged_what_it_will_not_log_again(tmp_path: Path, at: int) -> None:
+    loop = config(save_minutes=0.0)
+    run(tmp_path / "whole", loop)
+    killed = Interrupted(loop, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    child = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path / "parts", loop, killed))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert run(tmp_path / "parts", loop)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 class Diverging(Line):
     def batch(self, step: int) -> dict[str, Tensor]:
         batch = super().batch(step)
@@ -314,6 +329,15 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path) -> None:
         run(tmp_path / str(workers), config(workers=workers))
     weights = {(tmp_path / str(workers) / "model" / "w.safetensors").read_bytes() for workers in (0, 1)}
     assert len(weights) == 1
+
+
+def test_a_damaged_configuration_is_refused(tmp_path: Path) -> None:
+    claim_folder(tmp_path, {"steps": 1})
+    claim_folder(tmp_path, {"steps": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "config.json").write_text('{"steps": ')
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        claim_folder(tmp_path, {"steps": 1})
 
 
 def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
