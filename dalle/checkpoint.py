@@ -110,9 +110,15 @@ def save_checkpoint(
             path.chmod(0o644)  # safetensors writes for the owner alone
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        before = Path(temporary) / "before"
         if folder.exists():
-            folder.rename(Path(temporary) / "before")
-        files.rename(folder)
+            folder.rename(before)
+        try:
+            files.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
     return file_digest(folder / CONFIG_FILE)
 
 
@@ -168,7 +174,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise CheckpointError(f'{path} is no configuration of ours: it lacks "format": "{FORMAT}"')
     version = config.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path} has format version {version}; it must be an integer from 1 up")
+    if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}; this release reads up to {FORMAT_VERSION}: upgrade to read it"
         )

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,7 +24,7 @@ from dalle.errors import DalleError
 from dalle.images import contact_sheet, encode_image, load_image
 from dalle.model_store import DEFAULT_MODEL, describe_model, find_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
-from dalle.receipt import describe, read_receipt
+from dalle.receipt import describe, printable, read_receipt
 from dalle.sampling import SamplingParams
 from dalle.version import __version__
 
@@ -83,8 +84,9 @@ def generate(
 ) -> None:
     """Draw pictures of one or more prompts into a folder, with a contact sheet if there are several.
 
-    Options left out take the model's own values. Each PNG carries its prompt, seed, index, parameters and the model's
-    digest; `dalle show FILE` prints them, so that any picture can be drawn again.
+    Options left out take the model's own values. Each PNG carries its prompt,
+    seed, index, parameters and the model's digest; `dalle show FILE` prints
+    them, so that any picture can be drawn again.
 
         dalle generate "a red panda, fluent 3d style emoji" --n 4 --seed 7 --out pandas
     """
@@ -124,7 +126,8 @@ def _draw(
     total = len(prompts) * n
     pictures: list[Picture] = []
     given = prefix.num_rows * dalle.decoder.layout.grid_width if prefix is not None else 0
-    with tqdm(total=total * (dalle.num_codes - given), unit="code", desc="draw", disable=None) as bar:
+    # the delay keeps an empty bar from standing above the line about a prompt that is refused
+    with tqdm(total=total * (dalle.num_codes - given), unit="code", desc="draw", disable=None, delay=0.1) as bar:
 
         def on_step(result: StepResult) -> None:
             bar.update(len(result.drawn))
@@ -188,7 +191,7 @@ def models() -> None:
         if not found:
             raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
         for name in found:
-            print(describe_model(find_model(name)))
+            print(printable(describe_model(find_model(name))))
 
 
 def _print_version(wanted: bool) -> None:
@@ -210,11 +213,13 @@ def _options(
 def _mistakes_in_words() -> Iterator[None]:
     """A caller's mistake is one line on stderr and exit code 2; a warning is one line."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_args, **_kwargs: print(
+            f"warning: {printable(str(message))}", file=sys.stderr
+        )
         try:
             yield
         except DalleError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             raise typer.Exit(2) from error
 
 
@@ -223,7 +228,7 @@ def _prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / ".dalle-probe", b"")
-        (folder / ".dalle-probe").unlink()
+        (folder / ".dalle-probe").unlink(missing_ok=True)  # another process may probe the same folder
     except OSError as error:
         raise _CannotWriteError(f"cannot write to {folder}: {error.strerror or error}") from error
 
@@ -234,7 +239,7 @@ class _CannotWriteError(DalleError):
 
 def _write(path: Path, content: bytes) -> None:
     """A file whole or not at all."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
     try:
         part.write_bytes(content)
         part.replace(path)
@@ -246,12 +251,15 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _file_name(picture: Picture) -> str:
-    """Readable, and different for whatever was drawn differently: prompt, digest of all parameters, seed and index."""
+    """Readable, and different for whatever was asked for differently: prompt, digest of all parameters, given codes and
+    model, seed and index."""
     receipt = picture.receipt
     words = re.sub(r"[^a-z0-9]+", "-", receipt.prompt.lower()).strip("-")[:40].strip("-") or "picture"
     drawn_from = repr(
         (receipt.prompt, receipt.negative_prompt, sorted(receipt.parameters.items()), receipt.model_digest)
     )
+    if num_given := int(receipt.parameters.get("prefix_codes") or 0):
+        drawn_from += repr(list(chain.from_iterable(receipt.codes))[:num_given])
     return f"{words}-{hashlib.sha256(drawn_from.encode()).hexdigest()[:6]}-{receipt.seed}-{receipt.index}.png"
 
 

@@ -102,8 +102,8 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request, first come first served. Returns its id.
 
-        Raises `EngineError` for ids of another length or outside the vocabulary, a prefix that leaves nothing to
-        draw, or guidance without `null_ids`; `ParameterError` for a bad seed.
+        Raises `EngineError` for ids of another length or dtype or outside the vocabulary, a prefix that leaves nothing
+        to draw, an index outside [0, 2^31), or guidance without `null_ids`; `ParameterError` for a bad seed.
         """
         self._check(request)
         request_id = next(self._ids)
@@ -184,12 +184,14 @@ class Engine:
         for name, ids in rows:
             if ids.shape != (self.layout.text_length,):
                 raise EngineError(f"{name} has shape {tuple(ids.shape)}; expected ({self.layout.text_length},)")
+            if ids.dtype != torch.int64:
+                raise EngineError(f"{name} has dtype {ids.dtype}; expected torch.int64")
             if not 0 <= int(ids.min()) <= int(ids.max()) < self.layout.text_vocab_size:
                 raise EngineError(f"{name} has ids outside [0, {self.layout.text_vocab_size})")
         if request.params.guided and request.null_ids is None:
             raise EngineError(f"guidance_scale is {request.params.guidance_scale}, but there are no null_ids")
-        if request.index < 0:
-            raise EngineError(f"index is {request.index}; it must be at least 0")
+        if not 0 <= request.index < 2**31:
+            raise EngineError(f"index is {request.index}; it must be in [0, 2^31)")
         check_seed(request.seed)
         prefix, size = request.prefix, self.decoder.config.codebook_size
         if prefix is not None and len(prefix):
@@ -197,6 +199,8 @@ class Engine:
                 raise EngineError(
                     f"prefix has shape {tuple(prefix.shape)}; expected (M,) with M below {self.layout.num_codes}"
                 )
+            if prefix.dtype != torch.int64:
+                raise EngineError(f"prefix has dtype {prefix.dtype}; expected torch.int64")
             if not 0 <= int(prefix.min()) <= int(prefix.max()) < size:
                 raise EngineError(f"prefix has codes outside [0, {size})")
 

@@ -21,7 +21,7 @@ from dalle.errors import ImageError, ParameterError
 from dalle.images import open_image
 from dalle.sampling import check_seed
 
-__all__ = ["Receipt", "describe", "read_receipt"]
+__all__ = ["Receipt", "describe", "printable", "read_receipt"]
 
 # A grid of 1024 x 1024: far beyond any model, and 4 MiB at most when a hostile file asks for it.
 MAX_CODES = 2**20
@@ -146,7 +146,7 @@ def describe(receipt: Receipt) -> str:
     column = min(24, max(map(len, fields))) + 2
     # A line feed in a name or a value must not begin a line that looks like a field.
     indented = "\n" + " " * column
-    return "\n".join(_printable(f"{name:{column}}{value}").replace("\n", indented) for name, value in fields.items())
+    return "\n".join(printable(f"{name:{column}}{value}").replace("\n", indented) for name, value in fields.items())
 
 
 def _require(condition: bool, message: str) -> None:
@@ -208,5 +208,6 @@ def _version(text: str) -> str:
 UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A text from anywhere, fit for a terminal: its control characters and reordering marks as \\uXXXX."""
     return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

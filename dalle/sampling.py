@@ -21,6 +21,7 @@ from dalle.errors import ParameterError
 __all__ = ["FilterParams", "SamplingParams", "check_seed", "filter_logits", "guide", "gumbel_noise", "sample"]
 
 MAX_SEED = 2**63 - 1
+MIN_TEMPERATURE = 1e-6
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
@@ -29,7 +30,7 @@ class SamplingParams(Config):
     """How codes are drawn. Raises `ParameterError` for a value outside its range."""
 
     temperature: float = 1.0
-    """0 or more; 0 is greedy."""
+    """0, which is greedy, or at least 1e-6: logits over less would overflow."""
     top_k: int = 0
     """Keep the k likeliest codes, and those as likely as the last of them; 0 keeps all."""
     top_p: float = 1.0
@@ -43,8 +44,11 @@ class SamplingParams(Config):
 
     def __post_init__(self) -> None:
         ranges = {
-            "temperature": (0 <= self.temperature < math.inf, "at least 0"),
-            "top_k": (self.top_k >= 0, "at least 0"),
+            "temperature": (
+                self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf,
+                f"at least 0, and at least {MIN_TEMPERATURE} if it is not 0",
+            ),
+            "top_k": (0 <= self.top_k < 2**63, "at least 0, and below 2^63"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
             "guidance_scale": (1 <= self.guidance_scale <= 100, "in [1, 100]"),
@@ -99,7 +103,9 @@ def gumbel_noise(seeds: Tensor, indices: Tensor, positions: Tensor, num_tokens: 
     key = _mix(key ^ (positions + 1) * step)
     tokens = torch.arange(1, num_tokens + 1, device=seeds.device)
     bits = (_mix(key[:, None] + tokens * step) >> 11) & ((1 << 53) - 1)
-    return -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-53))
+    # the very last of the 2^53 values would round to 1, and its noise to infinity
+    uniform = ((bits.double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
+    return -torch.log(-torch.log(uniform))
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:

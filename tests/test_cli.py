@@ -62,10 +62,15 @@ def test_one_picture_has_no_sheet(dalle, tmp_path: Path) -> None:  # type: ignor
 def test_continue_from_a_picture(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     more = ["--continue-from", "red.png", "--keep-rows", "3", "--out", "out"]
-    done = dalle("generate", "a fish", "--model", "lively", *more)
+    done = dalle("generate", "a fish", "--model", "lively", "--seed", "1", *more)
     assert done.returncode == 0, done.stderr
     (name,) = pictures(tmp_path / "out")
     assert read_receipt(tmp_path / "out" / name).parameters["prefix_codes"] == 12
+
+    # another picture is another file, though nothing else differs
+    Image.radial_gradient("L").save(tmp_path / "red.png")
+    assert dalle("generate", "a fish", "--model", "lively", "--seed", "1", *more).returncode == 0
+    assert len(pictures(tmp_path / "out")) == 2
 
 
 def test_models_are_listed(dalle) -> None:  # type: ignore[no-untyped-def]

@@ -79,6 +79,19 @@ def test_loading_joins_all_shards(
         assert torch.equal(getattr(parts, name).float(), getattr(whole, name).float())
 
 
+def test_a_call_that_is_cut_short_leaves_the_earlier_files(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes_module, "PAIRS_PER_SHARD", 10)
+    before = {path: path.read_bytes() for path in write(data, tmp_path / "out", eyes, text)}
+    pairs = PairShards(find_shards([f"{data}/train-*.tar"]))
+    monkeypatch.setattr(pairs, "metadata", lambda number: 1 / 0 if number == 15 else PairShards.metadata(pairs, number))
+    with pytest.raises(ZeroDivisionError):
+        write(data, tmp_path / "out", eyes, text, pairs=pairs, seed=1)
+    after = {path: path.read_bytes() for path in sorted((tmp_path / "out").glob("*.safetensors"))}
+    assert after == before
+
+
 def test_writing_again_leaves_nothing_of_before(
     data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,9 @@ def test_cancelled_slots_are_free_at_once(decoder: Decoder) -> None:
         ({"prefix": torch.zeros(16, dtype=torch.int64)}, "M below 16"),
         ({"prefix": torch.tensor([32])}, r"codes outside \[0, 32\)"),
         ({"index": -1}, "index is -1"),
+        ({"index": 2**63}, "index is 9223372036854775808"),
+        ({"text_ids": torch.zeros(12)}, "text_ids has dtype torch.float32; expected torch.int64"),
+        ({"prefix": torch.zeros(4)}, "prefix has dtype torch.float32; expected torch.int64"),
     ],
 )
 def test_impossible_requests_are_refused(decoder: Decoder, changes: dict[str, object], message: str) -> None:

@@ -60,6 +60,30 @@ def test_noise_is_a_pure_function_of_its_key() -> None:
         assert torch.equal(gumbel_noise(seeds[one], indices[one], positions[one], 40), noise[one, :40])
 
 
+def test_noise_is_finite_at_the_end_of_its_range() -> None:
+    """The seed whose first token has 53 bits of ones, found by going through the mixing backwards."""
+    mask = 2**64 - 1
+
+    def unmix(bits: int) -> int:
+        for shift, factor in ((31, 1), (27, 0x94D049BB133111EB), (30, 0xBF58476D1CE4E5B9)):
+            bits = bits * pow(factor, -1, 2**64) & mask
+            undone = bits
+            for _ in range(64 // shift):
+                undone = bits ^ (undone >> shift)
+            bits = undone
+        return bits
+
+    step = 0x9E3779B97F4A7C15
+    key = (unmix(mask) - step) & mask
+    key = unmix(key) ^ step
+    key = unmix(key) ^ step
+    seed = (unmix(key) - step) & mask
+    seeds = torch.tensor([seed - 2**64 if seed >= 2**63 else seed])
+    zero = torch.zeros(1, dtype=torch.int64)
+    noise = gumbel_noise(seeds, zero, zero, 1).item()
+    assert noise == pytest.approx(53 * math.log(2))
+
+
 def test_noise_has_the_gumbel_distribution_and_no_correlation() -> None:
     grid = torch.cartesian_prod(torch.arange(20), torch.arange(10), torch.arange(20))
     noise = gumbel_noise(grid[:, 0], grid[:, 1], grid[:, 2], 64)
@@ -101,7 +125,9 @@ def test_guidance_and_its_schedules() -> None:
         ({"temperature": -0.1}, "temperature is -0.1; it must be at least 0"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": math.inf}, "temperature is inf"),
+        ({"temperature": 1e-40}, "temperature is 1e-40; it must be at least 0, and at least 1e-06 if it is not 0"),
         ({"top_k": -1}, "top_k is -1; it must be at least 0"),
+        ({"top_k": 2**63}, "top_k is 9223372036854775808; it must be at least 0, and below 2\\^63"),
         ({"top_p": 1.5}, r"top_p is 1.5; it must be in \(0, 1\]"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"min_p": 2.0}, r"min_p is 2.0; it must be in \[0, 1\]"),

@@ -65,8 +65,8 @@ def write_token_shards(
     device: torch.device,
 ) -> list[Path]:
     """Encode all pairs into `out/00000.safetensors` and so on. Each pair gets `num_captions` captions drawn at random
-    by `training.captions`; a caption that is too long for the row is drawn again. Files of an earlier call that had
-    more pairs are removed. Returns the files."""
+    by `training.captions`; a caption that is too long for the row is drawn again. Files get their names when all are
+    complete, and those of an earlier call are removed then, so that no set is ever mixed or short. Returns them."""
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
@@ -88,10 +88,12 @@ def write_token_shards(
         }
         path = out / f"{len(written):05d}.safetensors"
         save_file(tensors, path.with_suffix(".part"), stamp)
-        path.with_suffix(".part").replace(path)
         written.append(path)
-    for stale in set(out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors")) - set(written):
-        stale.unlink()
+    bar.close()
+    for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
+        earlier.unlink()
+    for path in written:
+        path.with_suffix(".part").replace(path)
     return written
 
 

@@ -31,11 +31,15 @@ CONFIG_FILE = "config.json"
 
 
 def claim_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make the run folder and note the configuration in it. Raises `DataError` if it holds a run with another one."""
+    """Make the run folder and note the configuration in it. Raises `DataError` if it holds a run with another one, or
+    one whose configuration cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG_FILE
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}; give another --run folder") from error
         for key in sorted({*before, *config}):
             if before.get(key) != config.get(key):
                 raise DataError(
@@ -43,7 +47,9 @@ def claim_folder(folder: Path, config: Mapping[str, Any]) -> None:
                     "resume it with its own configuration, or give another --run folder"
                 )
     else:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(config, indent=2) + "\n")
+        unfinished.replace(path)
 
 
 def save_state(parts: Parts, step: int, folder: Path) -> None:
