@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.errors import ConfigError, ImageError
-from dalle.image_tokenizer import AttentionBlock, ImageTokenizer, ImageTokenizerConfig
+from dalle.image_tokenizer import AttentionBlock, Downsample, ImageTokenizer, ImageTokenizerConfig
 from dalle.quantize import CodebookAverage
 
 
@@ -103,6 +103,16 @@ def test_training_pass_is_encode_and_decode() -> None:
     assert (drawn.clamp(-1, 1) - tokenizer.decode(quantized.codes)).abs().max() < 1e-5
     drawn.square().mean().backward()
     assert all(p.grad is not None and p.grad.any() for p in tokenizer.encoder[1].parameters()), "straight through"
+
+
+def test_downsampling_pads_right_and_below() -> None:
+    """As taming-transformers does: the first tap of the kernel meets every second pixel, from the first on."""
+    layer = Downsample(1)
+    with torch.no_grad():
+        layer.conv.weight.zero_()[0, 0, 0, 0] = 1
+        layer.conv.bias.zero_()  # type: ignore[union-attr]
+        image = torch.arange(24.0).reshape(1, 1, 4, 6)
+        assert torch.equal(layer(image), image[:, :, ::2, ::2])
 
 
 def test_attention_is_where_it_was_asked_for() -> None:

@@ -151,6 +151,16 @@ def test_the_discriminator_learns_first_and_pulls_later(data: Path) -> None:
     }
 
 
+def test_the_generator_s_pass_teaches_the_discriminator_nothing(data: Path) -> None:
+    """However hard it pulls on the decoder: the first step draws the same pictures, so both learn the same."""
+    tasks = [VQTask(vq_training(data, adversarial_weight=weight)) for weight in (1e-3, 1e3)]
+    for task in tasks:
+        step(task, 0)
+    one, other = (task.discriminator.state_dict() for task in tasks)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert changed(*[weights(task, "decoder") for task in tasks])
+
+
 def test_psnr_is_that_of_the_averaged_weights(data: Path) -> None:
     task = VQTask(vq_training(data))
     for number in range(5):
