@@ -303,10 +303,10 @@ class Decoder(nn.Module):
         """Logits over whole rows: text (B, T' - 1, text_vocab_size) and image (B, N, codebook_size).
 
         text_ids are (B, T), codes (B, H, W) or (B, N). Padding on the left that all rows share is left out of the
-        computation, which changes no result: T' is what remains. Text logits are right-aligned: the last one predicts
-        the last text id.
+        computation but for its last place, which predicts the first text id: this changes no result. T' is what
+        remains. Text logits are right-aligned: the last one predicts the last text id.
         """
-        skipped = 0 if self.config.attend_padding else self.layout.num_common_padding(text_ids)
+        skipped = 0 if self.config.attend_padding else max(0, self.layout.num_common_padding(text_ids) - 1)
         ids = self.layout.row(text_ids, codes)[:, skipped:-1]
         positions = torch.arange(skipped, self.layout.length - 1, device=ids.device)
         hidden = self(ids, positions)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dalle.errors import ConfigError, DataError
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, learning_rate_scale, train
-from training.run_folder import claim_folder
+from training.run_folder import claim_folder, locked
 
 
 def config(**changes: Any) -> LoopConfig:
@@ -45,6 +45,9 @@ class Line:
 
     def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
         return {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
+
+    def inputs(self) -> dict[str, str | int]:
+        return {"plane": "2x - y + 0.5"}
 
     def batch(self, step: int) -> dict[str, Tensor]:
         points = torch.randn(self.loop.batch_size, 2, generator=torch.Generator().manual_seed(step))
@@ -188,7 +191,7 @@ def test_a_run_logs_looks_saves_and_exports(tmp_path: Path) -> None:
     assert run(folder, loop, task)
     assert task.taken == list(range(12))
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.json", "model", "state.safetensors", "tensorboard"]
+    assert names == [".lock", "config.json", "inputs.json", "model", "state.safetensors", "tensorboard"]
     assert LoopConfig.from_dict(json.loads((folder / "config.json").read_text())) == loop
     scalars = logged_scalars(folder)
     assert set(scalars) == {"train/loss", "train/gradient_norm", "train/rate_scale", "val/length"}
@@ -332,12 +335,12 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path) -> None:
 
 
 def test_a_damaged_configuration_is_refused(tmp_path: Path) -> None:
-    claim_folder(tmp_path, {"steps": 1})
-    claim_folder(tmp_path, {"steps": 1})
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    claim_folder(tmp_path, {"steps": 1}, {"pairs": 2})
+    claim_folder(tmp_path, {"steps": 1}, {"pairs": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "inputs.json"]
     (tmp_path / "config.json").write_text('{"steps": ')
     with pytest.raises(DataError, match=r"config\.json cannot be read"):
-        claim_folder(tmp_path, {"steps": 1})
+        claim_folder(tmp_path, {"steps": 1}, {"pairs": 2})
 
 
 def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
@@ -347,8 +350,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, config(save_minutes=0.0, seed=3))
     assert str(caught.value) == (
-        f"{tmp_path} holds a run with seed = 0, not 3: "
-        "resume it with its own configuration, or give another --run folder"
+        f"{tmp_path} holds a run with seed = 0, not 3: resume it with its own, or give another --run folder"
     )
     with pytest.raises(DataError, match=r"holds a run with new = None, not 1"):
         train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1})
@@ -379,3 +381,19 @@ def test_a_half_written_state_is_never_read(tmp_path: Path) -> None:
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(DataError, match="another process trains in it"):
+        run(tmp_path, config())
+    assert run(tmp_path, config())
+
+
+def test_a_run_resumes_on_its_own_inputs_only(tmp_path: Path) -> None:
+    class Elsewhere(Line):
+        def inputs(self) -> dict[str, str | int]:
+            return {"plane": "x + y"}
+
+    run(tmp_path, config())
+    with pytest.raises(DataError, match=r"holds a run with plane = '2x - y \+ 0\.5', not 'x \+ y'"):
+        run(tmp_path, config(), Elsewhere(config()))

@@ -1,14 +1,13 @@
 """Train the text tokenizer on the captions of training shards. `python -m training.bpe` writes one `tokenizer.json`."""
 
-import sys
 from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
-from dalle.errors import DalleError
 from dalle.text_tokenizer import TextTokenizer
 from training.captions import all_captions
+from training.command import mistakes_in_words
 from training.shards import PairShards, find_shards
 
 __all__ = ["train_text_tokenizer"]
@@ -44,11 +43,8 @@ def train_text_tokenizer(
 
 
 def main() -> None:
-    try:
+    with mistakes_in_words():
         tyro.cli(train_text_tokenizer, prog="python -m training.bpe")
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

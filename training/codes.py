@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,10 +25,11 @@ from tqdm import tqdm
 
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device
-from dalle.errors import DalleError, DataError
+from dalle.errors import DataError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
 from training.captions import draw_caption
+from training.command import mistakes_in_words
 from training.loop import keep_memory
 from training.shards import PairShards, find_shards
 
@@ -188,11 +188,8 @@ def encode_pairs(
 
 
 def main() -> None:
-    try:
+    with mistakes_in_words():
         tyro.cli(encode_pairs, prog="python -m training.codes")
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,13 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
-from training.codes import TokenShards
+from training.codes import TokenShards, codes_digest
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.run_folder import Parts
 from training.shards import WeightedEpochs, find_shards
 
 __all__ = ["DecoderTask", "DecoderTrainingConfig"]
 
-LOOK_BATCH = 64
 NUM_LOOK_ROWS = 256
 NUM_LOOK_PICTURES = 8
 
@@ -42,7 +41,7 @@ class DecoderTrainingConfig(Config):
     run: str
     """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
     name: str = "emoji"
-    """Of the model, as `dalle models` lists it."""
+    """Of the model, as the receipts of its pictures say it."""
     image_tokenizer: str = "runs/vq-emoji/model"
     text_tokenizer: str = "runs/bpe/tokenizer.json"
     train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
@@ -56,8 +55,9 @@ class DecoderTrainingConfig(Config):
     image_loss_weight: float = 1.0
     caption_dropout: float = 0.1
     """Share of rows that see the null caption."""
-    code_noise: float = 0.05
-    """Share of input codes replaced at random; the targets stay. Keeps the model from trusting its past blindly."""
+    code_noise: float = 0.6
+    """Input codes are replaced at random while the targets stay: each row has its own share, from none to this. A small
+    set of pictures is soon known by heart from its first codes; noise makes the caption worth reading to the end."""
     start_from: str | None = None
     """Model directory whose decoder training starts from; its shape replaces `model`."""
 
@@ -93,10 +93,7 @@ class DecoderTask:
 
     def _new_model(self) -> Decoder:
         if self.config.start_from is not None:
-            decoder = load_checkpoint(self.config.start_from).decoder
-            if decoder is None:
-                raise DataError(f"{self.config.start_from} has no decoder to start from")
-            return decoder.train()
+            return self._load_model(self.config.start_from)
         grid_height, grid_width = self.rows.codes.shape[1:]
         return Decoder(
             dataclasses.replace(
@@ -109,6 +106,31 @@ class DecoderTask:
                 grid_width=grid_width,
             )
         )
+
+    def _load_model(self, folder: str) -> Decoder:
+        checkpoint = load_checkpoint(folder)
+        if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
+            raise DataError(f"{folder} has no decoder to start from")
+        if codes_digest(checkpoint.image_tokenizer) != codes_digest(self.image_tokenizer):
+            raise DataError(
+                f"{folder} has other codes than {self.config.image_tokenizer}: training cannot start from it"
+            )
+        if checkpoint.text_tokenizer.digest != self.text_tokenizer.digest:
+            raise DataError(f"{folder} has another text tokenizer than {self.config.text_tokenizer}")
+        layout, grid = checkpoint.decoder.layout, tuple(self.rows.codes.shape[1:])
+        if (layout.grid_height, layout.grid_width) != grid:
+            raise DataError(
+                f"{folder} draws {layout.grid_height} x {layout.grid_width} codes; the token shards have {grid}"
+            )
+        return checkpoint.decoder.train()
+
+    def inputs(self) -> dict[str, str | int]:
+        """What the run was started on; it resumes on nothing else."""
+        return {
+            "codes_digest": codes_digest(self.image_tokenizer),
+            "text_digest": self.text_tokenizer.digest,
+            "train_rows": len(self.rows.codes),
+        }
 
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         config = self.config
@@ -141,7 +163,8 @@ class DecoderTask:
         dropped = torch.from_numpy(random.random(len(numbers)) < self.config.caption_dropout)
         text_ids[dropped] = self.null_ids
         noise = torch.from_numpy(random.integers(self.image_tokenizer.config.codebook_size, size=codes.shape))
-        noisy = torch.from_numpy(random.random(codes.shape) < self.config.code_noise)
+        share = self.config.code_noise * random.random((len(numbers), 1, 1))
+        noisy = torch.from_numpy(random.random(codes.shape) < share)
         return {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
 
     def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,14 +195,9 @@ class DecoderTask:
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_LOOK_ROWS, len(rows.codes))).long()
-            losses = []
-            for part in chosen.split(LOOK_BATCH):
-                codes = rows.codes[part].long().to(self.device)
-                losses.append(
-                    torch.stack(self._losses(model, rows.text_ids[part, 0].long().to(self.device), codes, codes))
-                )
-            text_loss, image_loss = torch.stack(losses).mean(0).tolist()
-            numbers |= {f"{name}text_loss": text_loss, f"{name}image_loss": image_loss}
+            text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes))
+            text_loss, image_loss = self._losses(model, text_ids, codes, codes)
+            numbers |= {f"{name}text_loss": float(text_loss), f"{name}image_loss": float(image_loss)}
         return numbers, {"drawn above real": self._draw(model)}
 
     def _draw(self, model: Decoder) -> Tensor:

@@ -17,10 +17,9 @@ and settings.
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -28,10 +27,11 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.device import choose_device
-from dalle.errors import DalleError, DataError, ParameterError
+from dalle.errors import DataError, ParameterError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.quantize import codebook_statistics
 from dalle.sampling import SamplingParams, check_seed
+from training.command import mistakes_in_words
 from training.features import PictureFeatures, batches, evenly, load_gallery
 from training.generation import Drawn, Numbers, draw, judge
 from training.loop import autocast, keep_memory
@@ -56,35 +56,49 @@ def evaluate(
     *,
     shards: tuple[str, ...] = ("data/emoji",),
     num: int = 200,
-    guidance_scale: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 0.95,
+    guidance_scale: float | None = None,
+    guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     seed: int = 0,
     out: Path = Path("runs/evaluation"),
     device: str = "auto",
 ) -> None:
-    """Measure a model directory against picture-caption shards.
+    """Measure a model directory against picture-caption shards. Sampling parameters left out are the model's own.
 
     Args:
         model: Model directory; without a decoder in it, only reconstruction is measured.
         shards: Tar files, folders or glob patterns. Files named val*.tar are validation splits.
         num: Pictures drawn for each split, at most.
         guidance_scale: 1 is off.
+        guidance_schedule: Constant, or rising to its scale at the last code.
         temperature: 0 is greedy.
         top_k: 0 keeps all codes.
         top_p: 1 keeps all codes.
+        min_p: 0 keeps all codes.
         seed: Of the first picture drawn in a split; the next one has the next seed.
         out: Folder for the report. Features of the real pictures are kept beside it, for the next evaluation.
         device: `auto`, `cpu`, `cuda`.
     """
-    params = SamplingParams(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
+    given = {
+        "guidance_scale": guidance_scale,
+        "guidance_schedule": guidance_schedule,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    SamplingParams.from_dict(chosen)  # refused before minutes are spent
     check_seed(seed)
     if num < 2:
         raise ParameterError(f"num is {num}; it must be at least 2, for a covariance")
     keep_memory()
     place = choose_device(device)
     checkpoint = load_checkpoint(model)
+    params = SamplingParams.from_dict(checkpoint.sampling.to_dict() | chosen)
     splits = find_splits(shards)
     _check_sizes(splits, checkpoint.image_tokenizer.config.image_size)
     checkpoint.image_tokenizer.to(place)
@@ -229,11 +243,8 @@ def _reconstruct_all(
 
 
 def main() -> None:
-    try:
+    with mistakes_in_words():
         tyro.cli(evaluate, prog="python -m training.evaluate")
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

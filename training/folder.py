@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,8 +20,9 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from dalle.errors import DalleError, DataError, ImageError
+from dalle.errors import DataError, ImageError
 from dalle.images import load_image
+from training.command import mistakes_in_words
 from training.shard_writer import ShardWriter, encode_webp
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position"]
@@ -239,18 +239,14 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
     unfinished.replace(path)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 2, after one line on stderr, for a source that cannot be used."""
-    try:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exit code 2, after one line on stderr, for a source that cannot be used."""
+    with mistakes_in_words():
         options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
         report = build(options)
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     left_out = f"; {len(report.problems)} left out, see {options.out / PROBLEMS_FILE}" if report.problems else ""
     print(f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}{left_out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dalle.config import Config, require
 from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
-from training.run_folder import Parts, claim_folder, restore_state, save_state
+from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
 __all__ = [
     "LoopConfig",
@@ -84,6 +84,9 @@ class Task(Protocol):
 
     def state(self) -> Parts:
         """Everything that changes from step to step, by name."""
+
+    def inputs(self) -> Mapping[str, str | int]:
+        """What the run stands on and its configuration does not say: digests and sizes. It resumes on nothing else."""
 
     def batch(self, step: int) -> Mapping[str, Tensor]:
         """The batch of a step, as a pure function of it. Runs in a worker process."""
@@ -213,9 +216,14 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, 
     """Run a task from where its folder left off to `config.steps`, then export it to `folder/model`.
 
     Returns False if it was asked to stop before the end: it has saved its state by then, and the same command goes on.
-    Raises `DataError` for a folder of another configuration, or when the loss is no longer finite.
+    Raises `DataError` for a folder of another run or one in use, or when the loss is no longer finite.
     """
-    claim_folder(folder, whole_config)
+    with locked(folder):
+        claim_folder(folder, whole_config, task.inputs())
+        return _train(task, config, folder)
+
+
+def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     keep_memory()
     device = choose_device(config.device)
     start = restore_state(task.state(), folder)

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import tyro
 
 from dalle.config import Config
-from dalle.errors import DalleError
 from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.transformer import DecoderConfig
+from training.command import mistakes_in_words
 from training.decoder import DecoderTrainingConfig
 from training.loop import LoopConfig
 from training.vq import VQTrainingConfig
@@ -85,10 +85,7 @@ def run_preset(
     """The command line of a stage: a preset's name, then any of its fields to change. Exit code 2 for a caller's
     mistake, 3 for a run that was asked to stop before its end."""
     choices = {name: ((preset.__doc__ or "").strip(), preset()) for name, preset in presets.items()}
-    try:
+    with mistakes_in_words():
         config = tyro.extras.overridable_config_cli(choices, prog=f"python -m {program}", description=description)
         finished = run(config)
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     sys.exit(0 if finished else 3)

@@ -5,7 +5,6 @@ way back to pixels; one whose codes differ is refused.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +12,10 @@ import torch
 import tyro
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
-from dalle.errors import DalleError, DataError
+from dalle.errors import DataError
 from dalle.sampling import SamplingParams
 from training.codes import codes_digest
+from training.command import mistakes_in_words
 
 __all__ = ["release"]
 
@@ -63,11 +63,8 @@ def release(
 
 
 def main() -> None:
-    try:
+    with mistakes_in_words():
         tyro.cli(release, prog="python -m training.release")
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def report(
         ),
     ]
     if generation:
-        sampling = ("guidance_scale", "temperature", "top_k", "top_p", "seed")
+        sampling = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p", "seed")
         parts += [
             "## Generation",
             f"Drawn with {', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "

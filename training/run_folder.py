@@ -1,6 +1,7 @@
 """A run folder: the configuration of a run, and its whole state in one file that is replaced atomically.
 
     config.json         the configuration; a run with another one is refused
+    inputs.json         what it was started on: digests of tokenizers, numbers of pairs; likewise
     state.safetensors   every tensor of modules and optimizers; in its header, the number of steps done
     tensorboard/        scalars and pictures
     model/              what the run was for, written at its end
@@ -8,9 +9,11 @@
 There is nothing else to save: every random number of a step is a function of (seed, step).
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +24,58 @@ from torch import Tensor, nn
 
 from dalle.errors import DataError
 
-__all__ = ["Parts", "claim_folder", "restore_state", "save_state"]
+__all__ = ["Parts", "claim_folder", "locked", "restore_state", "save_state"]
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """Everything that changes from step to step, by name."""
 
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
+INPUTS_FILE = "inputs.json"
+LOCK_FILE = ".lock"
 
 
-def claim_folder(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make the run folder and note the configuration in it. Raises `DataError` if it holds a run with another one, or
-    one whose configuration cannot be read."""
+def claim_folder(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+    """Make the run folder and note in it what the run is: its configuration, and the inputs that this does not say.
+
+    Raises `DataError` if it holds a run with others, or one whose notes cannot be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CONFIG_FILE
+    _claim(folder / CONFIG_FILE, config)
+    _claim(folder / INPUTS_FILE, inputs)
+
+
+def _claim(path: Path, values: Mapping[str, Any]) -> None:
     if path.exists():
         try:
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}; give another --run folder") from error
-        for key in sorted({*before, *config}):
-            if before.get(key) != config.get(key):
+        for key in sorted({*before, *values}):
+            if before.get(key) != values.get(key):
                 raise DataError(
-                    f"{folder} holds a run with {key} = {before.get(key)!r}, not {config.get(key)!r}: "
-                    "resume it with its own configuration, or give another --run folder"
+                    f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {values.get(key)!r}: "
+                    "resume it with its own, or give another --run folder"
                 )
     else:
         unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(config, indent=2) + "\n")
+        unfinished.write_text(json.dumps(values, indent=2) + "\n")
         unfinished.replace(path)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process from writing to the run folder. The lock ends with the process, however that ends.
+
+    Raises `DataError` if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK_FILE, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{folder} is in use: another process trains in it; give another --run folder") from error
+        yield
 
 
 def save_state(parts: Parts, step: int, folder: Path) -> None:

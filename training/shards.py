@@ -11,6 +11,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.images import open_image
+from dalle.images import open_image, to_rgb
 
 __all__ = ["PairShards", "WeightedEpochs", "find_shards"]
 
@@ -28,16 +29,17 @@ PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 
 
 def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
-    """The tar files that these paths name: files as they are, glob patterns and folders expanded, sorted.
+    """The shards that these paths name: files as they are; patterns (wildcards in any part of a path) and folders
+    expanded, sorted. Of a folder, its tar files, or else its token shards.
 
     Raises `DataError` for a name that matches nothing.
     """
     found: list[Path] = []
     for pattern in map(Path, patterns):
         if pattern.is_dir():
-            matches = sorted(pattern.glob("*.tar"))
+            matches = sorted(pattern.glob("*.tar")) or sorted(pattern.glob("*.safetensors"))
         else:
-            matches = sorted(pattern.parent.glob(pattern.name))
+            matches = [pattern] if pattern.exists() else sorted(map(Path, glob(str(pattern))))
         if not matches:
             picture_programs = "`python -m training.emoji` or `python -m training.folder` write some"
             token_program = "`python -m training.codes` writes some"
@@ -75,7 +77,7 @@ class PairShards:
         parts: dict[str, dict[str, tuple[int, int]]] = {}
         try:
             with tarfile.open(path, "r:") as archive:
-                for member in archive:
+                for member in filter(tarfile.TarInfo.isfile, archive):
                     stem, suffix = os.path.splitext(member.name)
                     kind = "picture" if suffix.lower() in PICTURE_SUFFIXES else suffix
                     parts.setdefault(stem, {})[kind] = (member.offset_data, member.size)
@@ -91,7 +93,8 @@ class PairShards:
                     raise DataError(f"{path}: {stem} lacks its {'picture' if '.json' in found else '.json'}")
                 try:
                     metadata = json.loads(os.pread(file.fileno(), found[".json"][1], found[".json"][0]))
-                    if not isinstance(metadata["captions"], list) or not metadata["captions"]:
+                    captions = metadata["captions"]
+                    if not isinstance(captions, list) or not captions or {*map(type, captions)} != {str}:
                         raise ValueError("no list of captions")
                     weight = float(metadata.get("weight", 1.0))
                 except (KeyError, TypeError, ValueError) as error:
@@ -122,11 +125,11 @@ class PairShards:
         return json.loads(self._read(entry.shard, entry.metadata))
 
     def picture(self, number: int) -> Tensor:
-        """(3, H, W) uint8. Raises `DataError` if it cannot be read."""
+        """(3, H, W) uint8, what is transparent over white. Raises `DataError` if it cannot be read."""
         entry = self._entries[number]
         try:
             with open_image(self._read(entry.shard, entry.picture)) as image:
-                pixels = np.array(image.convert("RGB"))
+                pixels = np.array(to_rgb(image))
         except ImageError as error:
             raise DataError(f"{self.paths[entry.shard]}: picture {number}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)

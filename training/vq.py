@@ -140,6 +140,10 @@ class VQTask:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
         return parts
 
+    def inputs(self) -> dict[str, str | int]:
+        """What the run was started on; it resumes on nothing else."""
+        return {"train_pairs": len(self.pairs)}
+
     def batch(self, step: int) -> dict[str, Tensor]:
         images = self.pairs.images(self.epochs.batch(step))
         if self.config.flip:

@@ -18,7 +18,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -29,7 +28,8 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from dalle.errors import DalleError, DataError
+from dalle.errors import DataError
+from training.command import mistakes_in_words
 from training.emoji.compare import compare, comparison_table, write_contact_sheet
 from training.emoji.names import Names, clip_art_path
 from training.emoji.notice import notice
@@ -149,14 +149,10 @@ def _mapper(workers: int) -> Iterator[Any]:
         yield lambda function, jobs: pool.imap(function, jobs, chunksize=8)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code: 2, after one line on stderr, for a mistake or a failed download."""
-    try:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line. Exit code 2, after one line on stderr, for a mistake or a failed download."""
+    with mistakes_in_words():
         options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
         build(options)
         if options.compare is not None:
             print(comparison_table(compare(options.out, options.compare)))
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
