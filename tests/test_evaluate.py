@@ -297,14 +297,14 @@ def test_real_pictures_are_recognised(shards: Path, tmp_path: Path, embed: Pictu
 
 def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs" / "evaluation"
-    evaluate(model, shards=(str(shards),), num=4, out=out, device="cpu")
+    evaluate(model, shards=(str(shards),), num=4, guidance_scale=3.0, out=out, device="cpu")
     numbers = json.loads((out / "numbers.json").read_text())
     rows = ["val_combo", "val_misc", "all val", "train"]
     assert list(numbers["reconstruction"]) == list(numbers["generation"]) == rows
     assert [row["pictures"] for row in numbers["reconstruction"].values()] == [1, 2, 3, 6]
     assert [row["pictures"] for row in numbers["generation"].values()] == [1, 2, 3, 4]
     assert len(numbers["model"]["digest"]) == 64
-    assert numbers["settings"]["guidance_scale"] == 3.0
+    assert (numbers["settings"]["guidance_scale"], numbers["settings"]["temperature"]) == (3.0, 1.0)
     for row in numbers["reconstruction"].values():
         assert 0 < row["psnr"] < 100
         assert 0 < row["usage"] <= 1 <= row["perplexity"] <= 32
