@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -383,10 +384,22 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def _hold(folder: Path, pipe: Connection) -> None:
+    with locked(folder):
+        pipe.send("locked")
+        pipe.recv()
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(DataError, match="another process trains in it"):
+    here, there = multiprocessing.Pipe()
+    other = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, there))
+    other.start()
+    assert here.recv() == "locked"
+    with pytest.raises(DataError, match="another process trains in it"):
         run(tmp_path, config())
-    assert run(tmp_path, config())
+    other.kill()
+    other.join(60)
+    assert run(tmp_path, config()), "the lock ends with the process, however that ends"
 
 
 def test_a_run_resumes_on_its_own_inputs_only(tmp_path: Path) -> None:
