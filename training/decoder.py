@@ -173,9 +173,7 @@ class DecoderTask:
             text_logits, image_logits = model.teacher_forced(text_ids, input_codes)
         targets = text_ids[:, text_ids.shape[1] - text_logits.shape[1] :]
         targets = targets.masked_fill(targets == model.config.pad_id, -100)
-        # a small batch of null captions alone has no text to predict: 0 then, not 0 / 0
-        text_losses = F.cross_entropy(text_logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-        text_loss = text_losses / (targets != -100).sum().clamp_min(1)
+        text_loss = F.cross_entropy(text_logits.float().flatten(0, 1), targets.flatten())
         return text_loss, F.cross_entropy(image_logits.float().flatten(0, 1), codes.flatten())
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
