@@ -117,7 +117,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     (source / "mute.txt").unlink()
     (source / "silent.txt").write_text(" \n")
     (source / "orphan.txt").write_text("an orphan")
-    assert main([str(source), "--out", str(out), "--size", "16"]) == 0
+    main([str(source), "--out", str(out), "--size", "16"])
     assert capsys.readouterr().out == (
         f"1 pairs for training, 0 for validation in {out}; 7 left out, see {out / 'problems.jsonl'}\n"
     )
@@ -127,7 +127,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     assert list(problems) == ["bomb.png", "broken.png", "cut.png", "latin.png", "mute.png", "silent.png", "orphan.txt"]
     for id, said in (
         ("bomb.png", "pixels"),
-        ("broken.png", "not a picture"),
+        ("broken.png", "is damaged, or not in one of the formats"),
         ("cut.png", "cannot be read"),
         ("latin.png", "latin.txt cannot be read as UTF-8"),
         ("mute.png", "mute.txt is missing"),
@@ -224,7 +224,8 @@ def test_sources_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
         (_save(tmp_path / "picture.png"), "neither a folder nor a .csv or .jsonl file"),
         (empty, "has no picture with a caption that can be used"),
     ):
-        assert main([str(source), "--out", str(tmp_path / "out")]) == 2
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main([str(source), "--out", str(tmp_path / "out")])
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert line.startswith("error: ") and said in line
     assert not list(tmp_path.glob("out/*.tar*"))
