@@ -29,6 +29,7 @@ __all__ = [
     "load_image",
     "open_image",
     "to_pil",
+    "to_rgb",
     "to_tensor",
 ]
 
@@ -45,7 +46,7 @@ LABEL_LINES = 4
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """A picture as float32 of shape (3, H, W) in [-1, 1]; transparency goes over white."""
-    pixels = torch.from_numpy(np.array(_to_rgb(image)))
+    pixels = torch.from_numpy(np.array(to_rgb(image)))
     return rearrange(pixels, "h w c -> c h w").float() / 127.5 - 1
 
 
@@ -100,7 +101,7 @@ def load_image(
     if size is not None and min(size) < 1:
         raise ParameterError(f"size is {size}; height and width must be at least 1")
     with open_image(source, max_pixels=max_pixels) as image:
-        picture = _to_rgb(ImageOps.exif_transpose(image))
+        picture = to_rgb(ImageOps.exif_transpose(image))
         picture.info = {}
         return picture if size is None else ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
 
@@ -133,7 +134,7 @@ def encode_image(
         options = {"quality": quality}
     buffer = io.BytesIO()
     try:
-        _to_rgb(image).save(buffer, format, **options)
+        to_rgb(image).save(buffer, format, **options)
     except (OSError, ValueError) as error:
         size = f"{image.height} x {image.width}"
         raise ImageError(f"a picture of {size} pixels cannot be written as {format}: {error}") from error
@@ -172,13 +173,15 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, (image, label) in enumerate(zip(images, lines, strict=True)):
         left, top = GUTTER + i % columns * cell_width, GUTTER + i // columns * cell_height
-        sheet.paste(_to_rgb(image), (left + (width - image.width) // 2, top + (height - image.height) // 2))
+        sheet.paste(to_rgb(image), (left + (width - image.width) // 2, top + (height - image.height) // 2))
         for j, line in enumerate(label):
             draw.text((left + width / 2, top + height + (j + 0.5) * line_height), line, "black", font, anchor="mm")
     return sheet
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: transparency over white, 16-bit greys scaled. Raises `ImageError` for 32-bit greys,
+    whose range is unknown."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):

@@ -75,6 +75,28 @@ def test_shards_of_another_program(tmp_path: Path) -> None:
     assert pairs.metadata(1)["captions"] == ["c", "d"]
 
 
+def test_members_that_are_no_files_are_skipped(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"deep/a.json": metadata_bytes(), "deep/a.png": picture_bytes()})
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("deep", tarfile.DIRTYPE), ("other.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "deep/a.png"
+            archive.addfile(member)
+    assert len(PairShards([path])) == 1
+
+
+def test_what_is_transparent_goes_over_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    image.paste((0, 0, 255, 255), (0, 0, 16, 8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    pairs = PairShards([write_tar(tmp_path / "a.tar", {"a.json": metadata_bytes(), "a.png": buffer.getvalue()})])
+    assert pairs.picture(0).dtype == torch.uint8
+    assert pairs.picture(0)[:, 0, 0].tolist() == [0, 0, 255]
+    assert pairs.picture(0)[:, 15, 0].tolist() == [255, 255, 255]
+    assert torch.equal(pairs.images([0])[0], to_tensor(image))
+
+
 def test_patterns_name_shards(tmp_path: Path) -> None:
     write_pairs(tmp_path, "train", 2, per_shard=1)
     write_pairs(tmp_path, "val", 1)
@@ -86,6 +108,12 @@ def test_patterns_name_shards(tmp_path: Path) -> None:
     assert found(tmp_path) == ["train-000.tar", "train-001.tar", "val.tar"]
     assert found(f"{tmp_path}/train-*.tar") == ["train-000.tar", "train-001.tar"]
     assert found(f"{tmp_path}/val.tar", tmp_path / "train-001.tar") == ["val.tar", "train-001.tar"]
+    assert found(f"{tmp_path.parent}/{tmp_path.name[:-1]}?/va*.tar") == ["val.tar"], "wildcards in folders too"
+    (tmp_path / "codes [1]").mkdir()
+    for name in ("00001.safetensors", "00000.safetensors"):
+        (tmp_path / "codes [1]" / name).touch()
+    assert found(tmp_path / "codes [1]") == ["00000.safetensors", "00001.safetensors"]
+    assert found(tmp_path / "codes [1]" / "00001.safetensors") == ["00001.safetensors"], "a file's name is no pattern"
     with pytest.raises(DataError, match=r"no shards at .*test-\*\.tar: `python -m training\.emoji`"):
         found(tmp_path, f"{tmp_path}/test-*.tar")
     with pytest.raises(DataError, match=r"no shards at .*\.safetensors: `python -m training\.codes` writes some"):
@@ -138,6 +166,8 @@ def test_what_is_no_tar(tmp_path: Path) -> None:
         ({"a.png": b"x", "a.json": b"[]"}, "a.json is no object with captions"),
         ({"a.png": b"x", "a.json": b"{}"}, "a.json is no object with captions: KeyError('captions')"),
         ({"a.png": b"x", "a.json": metadata_bytes(captions=[])}, "no list of captions"),
+        ({"a.png": b"x", "a.json": metadata_bytes(captions=["a", 1])}, "no list of captions"),
+        ({"a.png": b"x", "a.json": metadata_bytes(captions=[["a"]])}, "no list of captions"),
         ({"a.png": b"x", "a.json": metadata_bytes(captions="a")}, "no list of captions"),
         ({"a.png": b"x", "a.json": metadata_bytes(weight="much")}, "could not convert string to float: 'much'"),
     ],
