@@ -77,6 +77,8 @@ def save_checkpoint(
 ) -> str:
     """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
 
+    The old model steps aside for an instant: a kill just then leaves it, whole, in a folder `.NAME-.../before` beside.
+
     `dtype` is that of the stored weights: float32, float16 or bfloat16. Raises `CheckpointError` if something else than
     a model directory is there, or if the parts do not fit together.
     """
@@ -231,6 +233,9 @@ def _load_network(
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (RuntimeError, TypeError, MemoryError) as error:  # torch's words for sizes beyond it, in several lines
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{folder / CONFIG_FILE}: no {part} can be built from it: {reason}") from error
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     for key in sorted({*expected, *found}):

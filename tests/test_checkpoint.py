@@ -210,6 +210,8 @@ PART_EDITS: dict[str, tuple[str, dict[str, Any], str]] = {
     "wider": ("decoder", {"width": 40}, "blocks.0.attention.output.weight has shape (32, 32), expected (40, 32)"),
     "deeper": ("decoder", {"depth": 3}, "blocks.2.attention.key_norm.weight has shape None, expected (8,)"),
     "shallower": ("decoder", {"depth": 1}, "blocks.1.attention.key_norm.weight has shape (8,), expected None"),
+    "beyond an integer": ("decoder", {"text_vocab_size": 10**30}, "no decoder can be built from it"),
+    "beyond memory": ("decoder", {"text_length": 10**15}, "no decoder can be built from it"),
     "more codes": ("image_tokenizer", {"codebook_size": 33}, "quantizer.codebook has shape (32, 4), expected (33, 4)"),
 }
 
