@@ -123,7 +123,7 @@ class DALLE:
 
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed one is drawn;
         the pictures tell it. `params` defaults to the model's own; `truncate` cuts a prompt that is too long, with a
-        warning, instead of refusing it; `on_step` sees every step of the engine.
+        warning and a note in the receipt, instead of refusing it; `on_step` sees every step of the engine.
 
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt, `ParameterError` for n not
         in 1..1000, a seed outside [0, 2^63), or a negative prompt without guidance; `ImageError` for a prefix of
@@ -168,6 +168,9 @@ class DALLE:
             raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
         return self.text_tokenizer.encode(prompt, truncate=truncate)
 
+    def _is_too_long(self, prompt: str) -> bool:
+        return len(self.text_tokenizer.tokenize(prompt)) >= self.text_tokenizer.text_length
+
     def _prefix_codes(self, prefix: Prefix) -> Tensor:
         grid_height, (height, width) = self.decoder.layout.grid_height, self.image_size
         if not 0 <= prefix.num_rows < grid_height:
@@ -202,6 +205,8 @@ class DALLE:
         parameters = request.params.to_dict()
         if request.prefix is not None:
             parameters["prefix_codes"] = len(request.prefix)
+        if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
+            parameters["truncate"] = True
         receipt = Receipt(
             prompt=prompt,
             negative_prompt=negative_prompt,

@@ -91,7 +91,12 @@ def test_long_prompts_are_refused_or_cut_on_request(model: DALLE) -> None:
     with pytest.raises(PromptError, match="limit is 11"):
         model.generate("x" * 50)
     with pytest.warns(UserWarning, match="cut"):
-        assert len(list(model.generate("x" * 50, truncate=True))) == 1
+        (cut,) = model.generate("x" * 50, seed=1, truncate=True)
+    with pytest.warns(UserWarning, match="cut"):
+        (cut_away,) = model.generate("a red panda", seed=1, negative_prompt="x" * 50, truncate=True)
+    (whole,) = model.generate("x" * 10, seed=1, truncate=True)
+    assert cut.receipt.parameters["truncate"] is cut_away.receipt.parameters["truncate"] is True
+    assert "truncate" not in whole.receipt.parameters
 
 
 @pytest.mark.parametrize(
