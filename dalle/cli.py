@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle.engine import StepResult
-from dalle.errors import DalleError
+from dalle.errors import CheckpointError, DalleError
 from dalle.images import contact_sheet, encode_image, load_image
-from dalle.model_store import DEFAULT_MODEL, describe_model, find_model, list_models
+from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_receipt
 from dalle.sampling import SamplingParams
@@ -54,7 +54,7 @@ def generate(
         "out"
     ),
     model: Annotated[str, typer.Option(help="Name (see `dalle models`) or directory.")] = DEFAULT_MODEL,
-    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw; needs guidance above 1.")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How hard to follow the prompt, 1 to 100; 1 is off, and twice as fast.")
     ] = None,
@@ -73,7 +73,11 @@ def generate(
         Path | None, typer.Option(help="A picture whose upper part is kept; the model finishes it.", metavar="FILE")
     ] = None,
     keep_rows: Annotated[
-        int | None, typer.Option(help="Rows of codes kept of --continue-from. Default: half of them.")
+        int | None,
+        typer.Option(
+            help="Rows of codes kept of --continue-from, 0 up to all but one; a row is 16 pixels high in the default "
+            "model. Default: half of them."
+        ),
     ] = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut a prompt that is too long, with a warning.")
@@ -93,6 +97,9 @@ def generate(
     with _mistakes_in_words():
         if keep_rows is not None and continue_from is None:
             raise DalleError("--keep-rows needs a picture: --continue-from FILE")
+        for i, prompt in enumerate(prompts):
+            if prompt in prompts[:i]:
+                raise DalleError(f"the prompt {prompt!r} is given twice; use --n")
         dalle = DALLE.load(model, device=device)
         given = {
             "temperature": temperature,
@@ -155,18 +162,19 @@ def _draw(
         except _CannotWriteError as error:
             raise DalleError(f"{error}; {len(pictures)} of {total} pictures are in {out}") from error
     place: Path = out / _file_name(pictures[0])
-    if 1 < total <= MAX_SHEET_PICTURES:
+    if total > 1:
         place = out / "contact-sheet.png"
         _write(place, _sheet(pictures, prompts, n))
     drawn = "1 picture" if total == 1 else f"{total} pictures"
-    print(f"{drawn}, seed {pictures[0].seed}: {place}")
+    cut = f", which shows the first {MAX_SHEET_PICTURES}" if total > MAX_SHEET_PICTURES else ""
+    print(f"{drawn}, seed {pictures[0].seed}: {place}{cut}")
 
 
 def _sheet(pictures: list[Picture], prompts: list[str], n: int) -> bytes:
-    """The pictures prompt by prompt, each under its prompt; a row for each prompt if there are several of each."""
+    """The first pictures prompt by prompt, each over its prompt; a row for each prompt if there are several of each."""
     order = {prompt: i for i, prompt in enumerate(prompts)}
-    pictures = sorted(pictures, key=lambda picture: (order[picture.prompt], picture.index))
-    columns = n if len(prompts) > 1 and n > 1 else None
+    pictures = sorted(pictures, key=lambda picture: (order[picture.prompt], picture.index))[:MAX_SHEET_PICTURES]
+    columns = n if 1 < n < len(pictures) else None
     images = [
         picture.image.resize((2 * picture.image.width, 2 * picture.image.height), Image.Resampling.LANCZOS)
         for picture in pictures
@@ -190,8 +198,15 @@ def models() -> None:
         found = list_models()
         if not found:
             raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
-        for name in found:
-            print(printable(describe_model(find_model(name))))
+        broken = False
+        for folder in found.values():
+            try:
+                print(printable(describe_model(folder)))
+            except CheckpointError as error:
+                _print_error(error)
+                broken = True
+        if broken:
+            raise typer.Exit(2)
 
 
 def _print_version(wanted: bool) -> None:
@@ -219,8 +234,12 @@ def _mistakes_in_words() -> Iterator[None]:
         try:
             yield
         except DalleError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            _print_error(error)
             raise typer.Exit(2) from error
+
+
+def _print_error(error: DalleError) -> None:
+    print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def _prepare_folder(folder: Path) -> None:
@@ -260,7 +279,7 @@ def _file_name(picture: Picture) -> str:
     )
     if num_given := int(receipt.parameters.get("prefix_codes") or 0):
         drawn_from += repr(list(chain.from_iterable(receipt.codes))[:num_given])
-    return f"{words}-{hashlib.sha256(drawn_from.encode()).hexdigest()[:6]}-{receipt.seed}-{receipt.index}.png"
+    return f"{words}-{hashlib.sha256(drawn_from.encode()).hexdigest()[:10]}-{receipt.seed}-{receipt.index}.png"
 
 
 def main() -> None:

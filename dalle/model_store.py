@@ -36,19 +36,23 @@ def find_model(name: str | Path) -> Path:
 
 
 def describe_model(folder: Path) -> str:
-    """A few lines about a model, read off its config.json alone. Raises `CheckpointError` if that cannot be read."""
+    """A few lines about a model, read off its config.json alone; with the name there, if the folder has another.
+
+    Raises `CheckpointError` if it cannot be read.
+    """
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         image, decoder = config["image_tokenizer"], config.get("decoder")
-        facts = {"picture": f"{image['image_size']} x {image['image_size']} pixels"}
+        facts = {} if config["name"] == folder.name else {"name": config["name"]}
+        facts["picture"] = f"{image['image_size']} x {image['image_size']} pixels"
         if decoder is not None:
             grid = f"{decoder['grid_height']} x {decoder['grid_width']}"
             facts["codes"] = f"{grid}, of {image['codebook_size']}"
             facts["decoder"] = f"{decoder['depth']} layers of width {decoder['width']}"
             facts["prompt"] = f"up to {decoder['text_length'] - 1} tokens"
         facts |= config["about"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} has no readable config.json of ours: {error!r}") from error
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     lines = [f"{folder.name}  ({size:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)

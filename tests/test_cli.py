@@ -81,6 +81,34 @@ def test_models_are_listed(dalle) -> None:  # type: ignore[no-untyped-def]
     assert "licence: none" in done.stdout
 
 
+def test_a_broken_model_hides_no_other(dalle, model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    models = tmp_path / "models"
+    for name in ("broken", "renamed", "worse"):
+        (models / name).mkdir(parents=True)
+        (models / name / "config.json").write_text("{}" if name == "broken" else "")
+    (models / "renamed" / "config.json").write_bytes((model_folder / "config.json").read_bytes())
+    (models / "renamed" / "gone.safetensors").touch()
+    dalle.environment["DALLE_MODELS"] = str(models)
+    done = dalle("models")
+    assert done.returncode == 2
+    assert done.stdout.startswith("renamed") and "  name: lively\n" in done.stdout
+    lines = done.stderr.splitlines()
+    assert [line.startswith("error: ") for line in lines] == [True, True]
+    assert "models/broken" in lines[0] and "models/worse" in lines[1]
+    (models / "renamed" / "gone.safetensors").unlink()
+    (models / "renamed" / "gone.safetensors").symlink_to("nowhere")
+    assert len(dalle("models").stderr.splitlines()) == 3
+
+
+def test_a_sheet_of_very_many_pictures_shows_the_first(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = dalle("generate", "a", "--model", "lively", "--n", "150", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "150 pictures, seed 1: out/contact-sheet.png, which shows the first 144\n"
+    assert len(pictures(tmp_path / "out")) == 151
+    with Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
+        assert sheet.width == 12 * (8 * 12 + 8) + 8, "12 columns, each as wide as its labels need"
+
+
 def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore[no-untyped-def]
     assert all(command in dalle("--help").stdout for command in ("generate", "show", "models"))
     assert "--n 4 --seed 7 --out pandas" in dalle("generate", "--help").stdout
@@ -91,6 +119,7 @@ def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore
     ("arguments", "message"),
     [
         (["generate", ""], "the prompt is empty"),
+        (["generate", "a", "b", "a"], "the prompt 'a' is given twice; use --n"),
         (["generate", "word " * 50], "tokens; the limit is 11"),
         (["generate", "a", "--n", "0"], "n is 0; it must be in 1..1000"),
         (["generate", "a", "--n", "10000"], "n is 10000; it must be in 1..1000"),
