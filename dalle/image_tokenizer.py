@@ -22,6 +22,10 @@ from dalle.quantize import Quantized, VectorQuantizer
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
 
 
+WHITE = 0.98
+"""In [-1, 1]: above it a pixel counts as white."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTokenizerConfig(Config):
     """Shape of an image tokenizer. A level halves the resolution of the one before it."""
@@ -45,6 +49,9 @@ class ImageTokenizerConfig(Config):
     codebook_dim: int = 16
     normalize_codes: bool = True
     """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
+    blank_code: int | None = None
+    """Code of every patch of white pixels; None leaves it to the encoder. An encoder that sees beyond the patch hides in
+    its code what lies around it: hundreds of codes that look alike, which no decoder of rows can foretell."""
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
@@ -53,6 +60,11 @@ class ImageTokenizerConfig(Config):
         require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
         require(self.codebook_dim >= 1, f"codebook_dim is {self.codebook_dim}; it must be at least 1")
         require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}; it must be at least 1")
+        blank = self.blank_code
+        require(
+            blank is None or 0 <= blank < self.codebook_size,
+            f"blank_code is {blank}; it must be in [0, {self.codebook_size})",
+        )
         for width in self.widths:
             require(
                 width > 0 and width % self.norm_groups == 0,
@@ -212,7 +224,12 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes. Raises `ImageError` as `latents` does."""
-        return self.quantizer.encode(self.latents(images))
+        codes = self.quantizer.encode(self.latents(images))
+        if self.config.blank_code is None:
+            return codes
+        size = self.config.factor
+        patches = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
+        return codes.masked_fill((patches > WHITE).all(-1), self.config.blank_code)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The image tokenizer: shapes of every configuration, refusals, and what encode and decode owe to each other."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,3 +248,23 @@ def test_a_code_is_about_the_pixels_at_its_place(trained: ImageTokenizer) -> Non
         assert (drawn - images)[place].norm() < (drawn - ground)[place].norm(), "and its colour is drawn there"
         moved = F.avg_pool2d((drawn - trained.decode(trained.encode(ground))).norm(dim=1), 4)
         assert divmod(int(moved.argmax()), 4) == (row, column)
+
+
+def test_white_patches_have_one_code_where_configured() -> None:
+    images = torch.rand(2, 3, 16, 16) * 1.8 - 0.9
+    images[0, :, :4, 4:8] = 1.0
+    images[1, :, 12:, :] = 0.99
+    images[1, 0, 12, 15] = 0.9  # one speck
+    config = ImageTokenizerConfig(
+        image_size=16, patch_size=2, widths=(8, 16), num_res_blocks=1, norm_groups=4, codebook_size=32, codebook_dim=4
+    )
+    torch.manual_seed(3)
+    plain = ImageTokenizer(config).eval()
+    blank = ImageTokenizer(dataclasses.replace(config, blank_code=31)).eval()
+    blank.load_state_dict(plain.state_dict())
+    expected = plain.encode(images)
+    expected[0, 0, 1] = 31
+    expected[1, 3, :3] = 31
+    assert torch.equal(blank.encode(images), expected)
+    with pytest.raises(ConfigError, match=r"blank_code is 32; it must be in \[0, 32\)"):
+        dataclasses.replace(config, blank_code=32)
