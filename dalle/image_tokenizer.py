@@ -50,8 +50,8 @@ class ImageTokenizerConfig(Config):
     normalize_codes: bool = True
     """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
     blank_code: int | None = None
-    """Code of every patch of white pixels; None leaves it to the encoder. An encoder that sees beyond the patch hides in
-    its code what lies around it: hundreds of codes that look alike, which no decoder of rows can foretell."""
+    """Code of every patch of white pixels; None leaves it to the encoder. One that sees beyond the patch hides in its
+    code what lies around it: hundreds of codes that look alike, which no decoder of rows can foretell."""
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
