@@ -227,9 +227,13 @@ class ImageTokenizer(nn.Module):
         codes = self.quantizer.encode(self.latents(images))
         if self.config.blank_code is None:
             return codes
+        return codes.masked_fill(self.blank_patches(images), self.config.blank_code)
+
+    def blank_patches(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w) bool: which patches are white, every pixel of them."""
         size = self.config.factor
         patches = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
-        return codes.masked_fill((patches > WHITE).all(-1), self.config.blank_code)
+        return (patches > WHITE).all(-1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

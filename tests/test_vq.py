@@ -276,3 +276,16 @@ def test_adaptive_weight_makes_both_losses_pull_equally() -> None:
     assert adaptive_weight(strong, weak, layer).item() == pytest.approx(25, rel=1e-3)
     assert adaptive_weight(weak, strong, layer).item() == pytest.approx(1 / 25, rel=1e-3)
     assert adaptive_weight(strong, 0 * weak, layer).item() == 1e4, "bounded"
+
+
+def test_white_patches_have_one_code_in_the_model_that_is_written(data: Path, tmp_path: Path) -> None:
+    task = VQTask(vq_training(data))
+    task.export(tmp_path / "model")
+    exported = load_image_tokenizer(tmp_path / "model")
+    images = task.val_pairs.images(range(NUM_VAL))
+    white = exported.blank_patches(images)
+    blank = exported.config.blank_code
+    assert white.any() and blank is not None
+    assert set(exported.encode(images)[white].tolist()) == {blank}
+    VQTask(vq_training(data, one_blank_code=False)).export(tmp_path / "plain")
+    assert load_image_tokenizer(tmp_path / "plain").config.blank_code is None
