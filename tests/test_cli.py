@@ -91,7 +91,7 @@ def test_a_broken_model_hides_no_other(dalle, model_folder: Path, tmp_path: Path
     dalle.environment["DALLE_MODELS"] = str(models)
     done = dalle("models")
     assert done.returncode == 2
-    assert done.stdout.startswith("renamed") and "  name: lively\n" in done.stdout
+    assert "renamed  (" in done.stdout and "  name: lively\n" in done.stdout
     lines = done.stderr.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True, True]
     assert "models/broken" in lines[0] and "models/worse" in lines[1]
@@ -159,7 +159,15 @@ def test_a_damaged_model_is_one_line(dalle, model_folder: Path, tmp_path: Path) 
 
 def test_ctrl_c_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     command = [sys.executable, "-m", "dalle.cli", "generate", "a", "--model", "lively", "--n", "1000", "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=dalle.environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=dalle.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell ignores the signal in what it starts in the background, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("out/*.png"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -322,7 +322,7 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
         assert sheet.width > 2 * 16
 
     before = (out / "numbers.json").read_bytes()
-    evaluate(model, shards=(str(shards),), num=4, out=out, device="cpu")
+    evaluate(model, shards=(str(shards),), num=4, guidance_scale=3.0, out=out, device="cpu")
     assert (out / "numbers.json").read_bytes() == before
     evaluate(model, shards=(str(shards),), num=4, seed=1, out=out, device="cpu")
     assert (out / "numbers.json").read_bytes() != before
