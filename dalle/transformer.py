@@ -183,8 +183,9 @@ class PositionEmbedding(nn.Module):
             self.rows = nn.Parameter(torch.randn(layout.grid_height, width) * 0.02)
             self.columns = nn.Parameter(torch.randn(layout.grid_width, width) * 0.02)
         elif self.kind == "sinusoidal":
-            angles = torch.arange(layout.length)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
-            waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+            with torch.device("cpu"):  # never stored, so it must be real even where the weights are still to come
+                angles = torch.arange(layout.length)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
+                waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
             self.register_buffer("sinusoids", waves, persistent=False)
 
     def forward(self) -> Tensor | None:

@@ -26,6 +26,7 @@ DECODERS: dict[str, dict[str, object]] = {
     "gpt-2": {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "qk_norm": False, "qkv_bias": True}
     | {"output_bias": True, "mlp_bias": True, "head_bias": True},
     "axial, sparse, tied": {"positions": "axial", "patterns": ("row", "column"), "tie_embeddings": True},
+    "sinusoidal": {"positions": "sinusoidal"},
     "sandwich, layer scale": {"sandwich_norm": True, "layer_scale": 0.5, "positions": "rotary"},
 }
 
