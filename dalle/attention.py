@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from dalle.cache import LayerCache
@@ -77,6 +77,17 @@ def _head_norm(head_dim: int, epsilon: float | None) -> nn.Module:
     return nn.Identity() if epsilon is None else _HeadNorm(head_dim, eps=epsilon)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, *, grouped: bool) -> Tensor:
+    """Scaled dot product attention. In training on a CPU it is written out: the backward pass of torch's kernel for
+    CPUs takes four times as long on rows as short as ours (72 against 20 ms for 64 rows of 84 tokens, in bfloat16)."""
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    if grouped:
+        k, v = (repeat(one, "b h s c -> b (h group) s c", group=q.shape[1] // k.shape[1]) for one in (k, v))
+    bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -math.inf)
+    return torch.matmul((torch.matmul(q * scale, k.mT) + bias).softmax(-1), v)
+
+
 class Attention(nn.Module):
     """Multi-head attention of (B, L, D) to itself, or with a cache to all that its slots hold as well.
 
@@ -114,5 +125,5 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.write(k, v)
         scale = 1 / math.sqrt(self.head_dim)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=self.grouped)
+        attended = _attend(q, k, v, mask, scale, grouped=self.grouped)
         return self.output(rearrange(attended, "b h l c -> b l (h c)"))

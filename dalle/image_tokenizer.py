@@ -42,6 +42,9 @@ class ImageTokenizerConfig(Config):
     """Levels with attention after each residual block; 0 is the finest."""
     middle_attention: bool = True
     """Attention between the two residual blocks at the coarsest resolution."""
+    encoder_middle_attention: bool = True
+    """The same in the encoder. Without it a code says what is in and near its patch, not what is anywhere in the
+    picture, and a decoder of rows can foretell it."""
     norm_groups: int = 32
     """Groups of the group norms; divides every width."""
     norm_epsilon: float = 1e-6
@@ -143,9 +146,10 @@ def _norm(config: ImageTokenizerConfig, width: int) -> nn.GroupNorm:
     return nn.GroupNorm(config.norm_groups, width, eps=config.norm_epsilon)
 
 
-def _middle(config: ImageTokenizerConfig, width: int) -> nn.Sequential:
-    attention = [AttentionBlock(config, width)] if config.middle_attention else []
-    return nn.Sequential(ResidualBlock(config, width, width), *attention, ResidualBlock(config, width, width))
+def _middle(config: ImageTokenizerConfig, *, attention: bool) -> nn.Sequential:
+    width = config.widths[-1]
+    attention_blocks = [AttentionBlock(config, width)] if attention else []
+    return nn.Sequential(ResidualBlock(config, width, width), *attention_blocks, ResidualBlock(config, width, width))
 
 
 def _level(config: ImageTokenizerConfig, level: int, in_width: int, num_blocks: int) -> list[nn.Module]:
@@ -171,7 +175,8 @@ class ImageEncoder(nn.Sequential):
             layers += _level(config, level, widths[max(level - 1, 0)], config.num_res_blocks)
             if level < len(widths) - 1:
                 layers.append(Downsample(width))
-        layers += [_middle(config, widths[-1]), _norm(config, widths[-1]), nn.SiLU()]
+        attention = config.middle_attention and config.encoder_middle_attention
+        layers += [_middle(config, attention=attention), _norm(config, widths[-1]), nn.SiLU()]
         layers.append(nn.Conv2d(widths[-1], config.codebook_dim, 3, padding=1))
         super().__init__(*layers)
 
@@ -183,7 +188,7 @@ class ImageDecoder(nn.Sequential):
         widths = config.widths
         layers: list[nn.Module] = [
             nn.Conv2d(config.codebook_dim, widths[-1], 3, padding=1),
-            _middle(config, widths[-1]),
+            _middle(config, attention=config.middle_attention),
         ]
         for level in reversed(range(len(widths))):
             layers += _level(config, level, widths[min(level + 1, len(widths) - 1)], config.num_res_blocks + 1)
@@ -206,7 +211,8 @@ class ImageTokenizer(nn.Module):
         self.decoder = ImageDecoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization.
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization. Those of white patches are the row
+        of `blank_code`, if there is one.
 
         Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
         """
@@ -215,7 +221,11 @@ class ImageTokenizer(nn.Module):
             raise ImageError(
                 f"images of shape {tuple(images.shape)}; expected (B, 3, H, W), H and W multiples of {factor}"
             )
-        return rearrange(self.encoder(images), "b d h w -> b h w d")
+        latents = rearrange(self.encoder(images), "b d h w -> b h w d")
+        if self.config.blank_code is None:
+            return latents
+        blank_row = self.quantizer.rows()[self.config.blank_code].detach()
+        return torch.where(self.blank_patches(images)[..., None], blank_row, latents)
 
     def pixels(self, vectors: Tensor) -> Tensor:
         """(B, h, w, codebook_dim) -> (B, 3, H, W), not clamped, differentiable."""
@@ -224,10 +234,7 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes. Raises `ImageError` as `latents` does."""
-        codes = self.quantizer.encode(self.latents(images))
-        if self.config.blank_code is None:
-            return codes
-        return codes.masked_fill(self.blank_patches(images), self.config.blank_code)
+        return self.quantizer.encode(self.latents(images))
 
     def blank_patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, h, w) bool: which patches are white, every pixel of them."""

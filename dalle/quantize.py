@@ -85,8 +85,9 @@ class CodebookAverage(nn.Module):
     """Moving averages that move a codebook instead of a gradient: each row follows the mean of its latents.
 
     A row whose average use falls below `restart_below` of an equal share is dead, and starts again from a latent of
-    the batch at hand. Each row begins with an equal share, so that a trained codebook is not dead on arrival. The state
-    is in two buffers, so that it is saved and resumed like any other.
+    the batch at hand. Each row begins with an equal share, so that a trained codebook is not dead on arrival. One row
+    may be fixed: it stays where it is, and latents that have it move and restart nothing. The state is in two buffers,
+    so that it is saved and resumed like any other.
     """
 
     counts: Tensor
@@ -94,23 +95,28 @@ class CodebookAverage(nn.Module):
     sums: Tensor
     """(K, D): the sum of its latents on the same scale; divided by the count, the row."""
 
-    def __init__(self, quantizer: VectorQuantizer, *, decay: float, restart_below: float) -> None:
+    def __init__(
+        self, quantizer: VectorQuantizer, *, decay: float, restart_below: float, fixed_row: int | None = None
+    ) -> None:
         super().__init__()
         self.decay = decay
         self.restart_below = restart_below
+        self.fixed_row = fixed_row
         codebook = quantizer.codebook
         self.register_buffer("counts", torch.ones(len(codebook), device=codebook.device))
         self.register_buffer("sums", quantizer.place(codebook.detach()).clone())
 
     @torch.no_grad()
     def start(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> None:
-        """Set every row to a latent drawn from `latents` (M, D), M >= 1: a codebook that covers what the encoder
-        gives has no collapse to recover from."""
+        """Set every row but the fixed one to a latent drawn from `latents` (M, D), M >= 1: a codebook that covers what
+        the encoder gives has no collapse to recover from."""
         num_rows = len(quantizer.codebook)
         drawn = torch.randint(len(latents), (num_rows,), generator=generator)
         if len(latents) >= num_rows:
             drawn = torch.randperm(len(latents), generator=generator)[:num_rows]
         rows = quantizer.place(latents)[drawn.to(latents.device)].float()
+        if self.fixed_row is not None:
+            rows[self.fixed_row] = quantizer.rows()[self.fixed_row]
         self.counts.fill_(1.0)
         self.sums.copy_(rows)
         quantizer.codebook.copy_(rows)
@@ -120,11 +126,17 @@ class CodebookAverage(nn.Module):
         """Move the codebook towards this batch and restart dead rows. Returns how many were restarted."""
         latents = quantized.latents.detach().reshape(-1, self.sums.shape[-1]).float()
         codes = quantized.codes.reshape(-1)
-        share = len(codes) / len(self.counts)
+        if self.fixed_row is not None:
+            free = codes != self.fixed_row
+            codes, latents = codes[free], latents[free]
+        share = max(1, len(codes)) / len(self.counts)
         counts = torch.bincount(codes, minlength=len(self.counts)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents)
         self.counts.lerp_(counts / share, 1 - self.decay)
         self.sums.lerp_(sums / share, 1 - self.decay)
+        if self.fixed_row is not None:
+            self.counts[self.fixed_row] = 1.0
+            self.sums[self.fixed_row] = quantizer.rows()[self.fixed_row]
 
         dead = (self.counts < self.restart_below).nonzero().squeeze(1)
         dead = dead[torch.randperm(len(dead), generator=generator).to(dead.device)][: len(latents)]

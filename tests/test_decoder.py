@@ -37,7 +37,7 @@ def step(task: DecoderTask, number: int) -> dict[str, float]:
         ({"learning_rate": -1.0}, "learning_rate is -1.0; it must be above 0"),
         ({"text_loss_weight": -0.1}, "text_loss_weight is -0.1; it must not be negative"),
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0; it must be in [0, 1)"),
-        ({"code_noise": -0.5}, "code_noise is -0.5; it must be in [0, 1)"),
+        ({"code_noise": -0.5}, "code_noise is -0.5; it must be in [0, 1]"),
     ],
 )
 def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:

@@ -174,6 +174,18 @@ def test_a_trained_codebook_survives_small_and_large_batches(num_latents: int, n
     assert (made.rows() - before).abs().max() < 1e-3
 
 
+def test_a_fixed_row_neither_moves_nor_starts_another() -> None:
+    made = quantizer(torch.tensor([[0.0], [10.0], [99.0], [-99.0]]), normalize=False)
+    average = CodebookAverage(made, decay=0.5, restart_below=0.3, fixed_row=0)
+    latents = torch.tensor([[0.5], [-0.5], [0.25], [11.0]])  # three have the fixed row, one row 1
+    for _ in range(4):
+        average.update(made, made(latents), generator())
+    assert made.codebook.data.flatten().tolist() == pytest.approx([0.0, 11.0, 11.0, 11.0], abs=0.1)
+    assert average.update(made, made(latents[:3]), generator()) == 0, "a batch that has nothing else is no harm"
+    average.start(made, torch.tensor([[7.0]]), generator())
+    assert made.codebook.data.flatten().tolist() == [0.0, 7.0, 7.0, 7.0]
+
+
 @NORMALIZED
 def test_start_covers_the_latents(normalize: bool) -> None:
     made = VectorQuantizer(32, 4, normalize=normalize)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.text_tokenizer import TextTokenizer
 from training.captions import draw_caption
 from training.command import mistakes_in_words
@@ -41,8 +41,10 @@ PAIRS_PER_SHARD = 16384
 
 def codes_digest(image_tokenizer: ImageTokenizer) -> str:
     """SHA-256 over all that decides codes: configuration, encoder and codebook. The way back to pixels may be trained
-    further without making token shards stale."""
-    digest = hashlib.sha256(json.dumps(image_tokenizer.config.to_dict()).encode())
+    further without making token shards stale, and so may an option be added whose default is what was there before."""
+    defaults = ImageTokenizerConfig().to_dict()
+    chosen = {name: value for name, value in image_tokenizer.config.to_dict().items() if value != defaults[name]}
+    digest = hashlib.sha256(json.dumps(chosen).encode())
     for name, value in sorted(image_tokenizer.state_dict().items()):
         if not name.startswith("decoder."):
             digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())

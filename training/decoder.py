@@ -55,9 +55,11 @@ class DecoderTrainingConfig(Config):
     image_loss_weight: float = 1.0
     caption_dropout: float = 0.1
     """Share of rows that see the null caption."""
-    code_noise: float = 0.6
+    code_noise: float = 1.0
     """Input codes are replaced at random while the targets stay: each row has its own share, from none to this. A small
     set of pictures is soon known by heart from its first codes; noise makes the caption worth reading to the end."""
+    compile: bool = False
+    """Let `torch.compile` fuse the model: a quarter quicker on a CPU. Needs a C++ compiler, and takes a minute."""
     start_from: str | None = None
     """Model directory whose decoder training starts from; its shape replaces `model`."""
 
@@ -66,8 +68,8 @@ class DecoderTrainingConfig(Config):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("matrix_rate", "learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("caption_dropout", "code_noise"):
-            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        require(0 <= self.caption_dropout < 1, f"caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
+        require(0 <= self.code_noise <= 1, f"code_noise is {self.code_noise}; it must be in [0, 1]")
 
 
 class DecoderTask:
@@ -86,6 +88,8 @@ class DecoderTask:
         self.model = self._new_model().to(self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.matrix_optimizer, self.optimizer = self._optimizers()
+        if config.compile:
+            self.model.compile(dynamic=True)  # dynamic: the longest caption decides how long a batch is
         self.null_ids = self.text_tokenizer.null_ids
         self.epochs = WeightedEpochs(
             self.rows.weights.double().numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed

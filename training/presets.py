@@ -21,7 +21,14 @@ def vq_emoji() -> VQTrainingConfig:
     """64 codes for a 128 x 128 picture: the default model's image tokenizer, under an hour on two cores with bf16."""
     return VQTrainingConfig(
         run="runs/vq-emoji",
-        model=ImageTokenizerConfig(patch_size=4, widths=(64, 128, 256), num_res_blocks=1, norm_groups=16),
+        model=ImageTokenizerConfig(
+            patch_size=4,
+            widths=(64, 128, 256),
+            num_res_blocks=1,
+            norm_groups=16,
+            encoder_middle_attention=False,
+            blank_code=0,
+        ),
         loop=LoopConfig(steps=3200, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
     )
 

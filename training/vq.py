@@ -68,8 +68,6 @@ class VQTrainingConfig(Config):
     restart_below: float = 0.05
     """Restart an entry used less than this share of an equal share. Only with moving averages."""
     unquantized_steps: int = 300
-    one_blank_code: bool = True
-    """Give all white patches one code in the model that is written: the one that is drawn whitest."""
     start_from: str | None = None
     """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
     only_decoder: bool = False
@@ -107,7 +105,10 @@ class VQTask:
         self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.codebook_average = CodebookAverage(
-            self.model.quantizer, decay=config.codebook_decay, restart_below=config.restart_below
+            self.model.quantizer,
+            decay=config.codebook_decay,
+            restart_below=config.restart_below,
+            fixed_row=self.model.config.blank_code,
         )
         self.optimizer = self._optimizer(self.model)
         self.adversarial = config.adversarial_weight > 0
@@ -213,7 +214,8 @@ class VQTask:
         num_codes = len(self.model.quantizer.codebook)
         while sum(len(part) for part in latents) < 2 * num_codes and len(latents) < 64:
             images = self.batch(step + len(latents))["images"].to(self.device)
-            latents.append(rearrange(self.model.latents(images), "b h w d -> (b h w) d"))
+            blank = self.model.blank_patches(images) & (self.model.config.blank_code is not None)
+            latents.append(self.model.latents(images)[~blank])
         self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
@@ -239,23 +241,7 @@ class VQTask:
         return {"psnr": psnr, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
 
     def export(self, folder: Path) -> None:
-        tokenizer = self.average.module
-        if self.config.one_blank_code and not self.config.only_decoder:
-            tokenizer.config = dataclasses.replace(tokenizer.config, blank_code=self._whitest_code())
-        save_checkpoint(folder, name="image tokenizer", image_tokenizer=tokenizer)
-
-    @torch.no_grad()
-    def _whitest_code(self) -> int | None:
-        """Of the codes that white patches of validation pictures have, the one whose own picture is the whitest; None
-        if no patch is white."""
-        tokenizer, numbers = self.average.module, range(min(NUM_LOOK_PICTURES, len(self.val_pairs)))
-        found: set[int] = set()
-        for start in range(0, len(numbers), 32):
-            images = self.val_pairs.images(numbers[start : start + 32]).to(self.device)
-            found |= set(tokenizer.encode(images)[tokenizer.blank_patches(images)].tolist())
-        grid = torch.ones(1, tokenizer.config.grid_size, tokenizer.config.grid_size, dtype=torch.int64)
-        errors = {code: float((1 - tokenizer.decode(code * grid.to(self.device))).square().mean()) for code in found}
-        return min(sorted(errors), key=errors.__getitem__, default=None)
+        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module)
 
 
 def main() -> None:
