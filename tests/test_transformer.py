@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import decoder_config, lively_decoder
 
-from dalle.attention import attention_mask
+from dalle.attention import _attend, attention_mask
 from dalle.errors import ConfigError
 from dalle.transformer import Decoder, DecoderConfig
 
@@ -30,6 +31,20 @@ def rows(decoder: Decoder, num_rows: int = 3) -> tuple[torch.Tensor, torch.Tenso
         text_ids[i, : 3 * i + 1] = config.pad_id
     codes = torch.randint(config.codebook_size, (num_rows, config.grid_height, config.grid_width))
     return text_ids, codes
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_attention_in_training_is_torch_attention(grouped: bool) -> None:
+    """Written out for the sake of its backward pass: values and gradients are those of torch's kernel."""
+    heads = (4, 2, 2) if grouped else (4, 4, 4)
+    q, k, v = (torch.randn(2, n, 7, 8, requires_grad=True) for n in heads)
+    mask = torch.ones(7, 7).tril().bool() & (torch.rand(2, 1, 7, 7) < 0.7) | torch.eye(7).bool()
+    outputs = torch.randn(2, 4, 7, 8)
+    ours = _attend(q, k, v, mask, 0.3, grouped=grouped)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=grouped)
+    assert (ours - theirs).abs().max() < 1e-5
+    for one, other in zip(*(torch.autograd.grad(a, (q, k, v), outputs) for a in (ours, theirs)), strict=True):
+        assert (one - other).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
