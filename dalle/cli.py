@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +24,7 @@ from dalle.errors import CheckpointError, DalleError
 from dalle.images import contact_sheet, encode_image, load_image
 from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
-from dalle.receipt import describe, printable, read_receipt
+from dalle.receipt import describe, printable, read_kept_mask, read_receipt
 from dalle.sampling import SamplingParams
 from dalle.version import __version__
 
@@ -277,8 +277,9 @@ def _file_name(picture: Picture) -> str:
     drawn_from = repr(
         (receipt.prompt, receipt.negative_prompt, sorted(receipt.parameters.items()), receipt.model_digest)
     )
-    if num_given := int(receipt.parameters.get("prefix_codes") or 0):
-        drawn_from += repr(list(chain.from_iterable(receipt.codes))[:num_given])
+    if mask := receipt.parameters.get("kept"):
+        codes = list(chain.from_iterable(receipt.codes))
+        drawn_from += repr(list(compress(codes, read_kept_mask(str(mask), len(codes)))))
     return f"{words}-{hashlib.sha256(drawn_from.encode()).hexdigest()[:10]}-{receipt.seed}-{receipt.index}.png"
 
 

@@ -39,8 +39,8 @@ class Request:
     seed: int
     index: int = 0
     """Of the picture among those with the same seed."""
-    prefix: Tensor | None = None
-    """(M,) int64, M < N: codes that are given, in raster order; drawing goes on behind them."""
+    kept: Tensor | None = None
+    """(N,) int64: codes that are given, and -1 where one is to be drawn. Those before the first -1 cost no step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,11 @@ class _Active:
     request: Request
     slots: list[int]
     codes: list[int]
+
+
+def _given_first(request: Request) -> list[int]:
+    """The codes that are kept before the first one to be drawn."""
+    return [] if request.kept is None else list(itertools.takewhile(lambda code: code >= 0, request.kept.tolist()))
 
 
 class Engine:
@@ -102,7 +107,7 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request, first come first served. Returns its id.
 
-        Raises `EngineError` for ids of another length or dtype or outside the vocabulary, a prefix that leaves nothing
+        Raises `EngineError` for ids of another length or dtype or outside the vocabulary, kept codes that leave nothing
         to draw, an index outside [0, 2^31), or guidance without `null_ids`; `ParameterError` for a bad seed.
         """
         self._check(request)
@@ -131,7 +136,8 @@ class Engine:
         codes = self._draw(active, self._forward(active))
         self.num_steps += 1
         for entry, code in zip(active, codes.tolist(), strict=True):
-            entry.codes.append(code)
+            kept = -1 if entry.request.kept is None else int(entry.request.kept[len(entry.codes)])
+            entry.codes.append(code if kept < 0 else kept)
         return StepResult(
             drawn={entry.id: len(entry.codes) for entry in active},
             finished={entry.id: self._finish(entry) for entry in active if len(entry.codes) == self.layout.num_codes},
@@ -193,23 +199,23 @@ class Engine:
         if not 0 <= request.index < 2**31:
             raise EngineError(f"index is {request.index}; it must be in [0, 2^31)")
         check_seed(request.seed)
-        prefix, size = request.prefix, self.decoder.config.codebook_size
-        if prefix is not None and len(prefix):
-            if prefix.ndim != 1 or len(prefix) >= self.layout.num_codes:
-                raise EngineError(
-                    f"prefix has shape {tuple(prefix.shape)}; expected (M,) with M below {self.layout.num_codes}"
-                )
-            if prefix.dtype != torch.int64:
-                raise EngineError(f"prefix has dtype {prefix.dtype}; expected torch.int64")
-            if not 0 <= int(prefix.min()) <= int(prefix.max()) < size:
-                raise EngineError(f"prefix has codes outside [0, {size})")
+        kept, size = request.kept, self.decoder.config.codebook_size
+        if kept is not None:
+            if kept.shape != (self.layout.num_codes,):
+                raise EngineError(f"kept has shape {tuple(kept.shape)}; expected ({self.layout.num_codes},)")
+            if kept.dtype != torch.int64:
+                raise EngineError(f"kept has dtype {kept.dtype}; expected torch.int64")
+            if not -1 <= int(kept.min()) <= int(kept.max()) < size:
+                raise EngineError(f"kept has codes outside [0, {size}), other than -1")
+            if int(kept.min()) >= 0:
+                raise EngineError("all codes are kept: there is nothing to draw")
 
     @staticmethod
     def _num_rows(request: Request) -> int:
         return 2 if request.params.guided else 1
 
     def _num_codes_to_draw(self, request: Request) -> int:
-        return self.layout.num_codes - (0 if request.prefix is None else len(request.prefix))
+        return self.layout.num_codes - len(_given_first(request))
 
     def _num_left(self, active: _Active) -> int:
         return self.layout.num_codes - len(active.codes)
@@ -219,7 +225,7 @@ class Engine:
             request_id, request = self._waiting.popleft()
             texts = [request.text_ids, request.null_ids][: self._num_rows(request)]
             slots = [self._free.pop() for _ in texts]
-            codes = [] if request.prefix is None else request.prefix.tolist()
+            codes = _given_first(request)
             for slot, text_ids in zip(slots, texts, strict=True):
                 assert text_ids is not None
                 self._prefill(slot, text_ids, codes)

@@ -21,7 +21,7 @@ from dalle.errors import CheckpointError, ImageError, ParameterError, PromptErro
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.images import to_pil, to_tensor
 from dalle.model_store import DEFAULT_MODEL, find_model
-from dalle.receipt import Receipt
+from dalle.receipt import Receipt, kept_mask
 from dalle.sampling import SamplingParams, check_seed
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder
@@ -137,12 +137,10 @@ class DALLE:
             raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
         null_ids = self.text_tokenizer.encode(negative_prompt or "", truncate=truncate)
-        prefix_codes = self._prefix_codes(prefix) if prefix is not None else None
+        kept = self._kept_codes(prefix) if prefix is not None else None
         rows = [self._encode(prompt, truncate=truncate) for prompt in prompts]
         requests = {
-            (i, index): Request(
-                text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=index, prefix=prefix_codes
-            )
+            (i, index): Request(text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=index, kept=kept)
             for i, text_ids in enumerate(rows)
             for index in range(n)
         }
@@ -171,7 +169,7 @@ class DALLE:
     def _is_too_long(self, prompt: str) -> bool:
         return len(self.text_tokenizer.tokenize(prompt)) >= self.text_tokenizer.text_length
 
-    def _prefix_codes(self, prefix: Prefix) -> Tensor:
+    def _kept_codes(self, prefix: Prefix) -> Tensor:
         grid_height, (height, width) = self.decoder.layout.grid_height, self.image_size
         if not 0 <= prefix.num_rows < grid_height:
             raise ParameterError(f"{prefix.num_rows} rows are to be kept; it must be in 0..{grid_height - 1}")
@@ -180,7 +178,8 @@ class DALLE:
                 f"the picture is {prefix.image.height} x {prefix.image.width}; expected {height} x {width}"
             )
         codes = self.image_tokenizer.encode(to_tensor(prefix.image)[None].to(self.decoder.embedding.weight.device))
-        return codes[0, : prefix.num_rows].flatten().cpu()
+        codes[0, prefix.num_rows :] = -1
+        return codes.flatten().cpu()
 
     def _draw(
         self,
@@ -203,8 +202,8 @@ class DALLE:
     def _picture(self, prompt: str, negative_prompt: str | None, request: Request, codes: Tensor) -> Picture:
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
-        if request.prefix is not None:
-            parameters["prefix_codes"] = len(request.prefix)
+        if request.kept is not None:
+            parameters["kept"] = kept_mask(request.kept)
         if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
             parameters["truncate"] = True
         receipt = Receipt(

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from dalle.errors import ImageError, ParameterError
 from dalle.images import open_image
 from dalle.sampling import check_seed
 
-__all__ = ["Receipt", "describe", "printable", "read_receipt"]
+__all__ = ["Receipt", "describe", "kept_mask", "printable", "read_kept_mask", "read_receipt"]
 
 # A grid of 1024 x 1024: far beyond any model, and 4 MiB at most when a hostile file asks for it.
 MAX_CODES = 2**20
@@ -111,6 +111,21 @@ class Receipt:
             )
         except ParameterError as error:
             raise ImageError(f"the receipt is malformed: {error}") from error
+
+
+def kept_mask(kept: Sequence[int]) -> str:
+    """Which codes of a picture were given, as the parameter `kept` tells it: a bit for each code in raster order, set
+    unless the code is -1, in hexadecimal; the first code is the highest bit of the first digit."""
+    bits = "".join("01"[int(code) >= 0] for code in kept)
+    return "".join(f"{int(bits[i : i + 4].ljust(4, '0'), 2):x}" for i in range(0, len(bits), 4))
+
+
+def read_kept_mask(mask: str, num_codes: int) -> tuple[bool, ...]:
+    """The inverse of `kept_mask`. Raises `ImageError` for a text of another form or length."""
+    if len(mask) != math.ceil(num_codes / 4) or re.fullmatch("[0-9a-f]*", mask) is None:
+        raise ImageError(f"kept is {mask[:80]!r}; it must have a hexadecimal digit for every four of {num_codes} codes")
+    bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
+    return tuple(bit == "1" for bit in bits[:num_codes])
 
 
 def read_receipt(path: str | os.PathLike[str]) -> Receipt:

@@ -65,7 +65,7 @@ def test_continue_from_a_picture(dalle, tmp_path: Path) -> None:  # type: ignore
     done = dalle("generate", "a fish", "--model", "lively", "--seed", "1", *more)
     assert done.returncode == 0, done.stderr
     (name,) = pictures(tmp_path / "out")
-    assert read_receipt(tmp_path / "out" / name).parameters["prefix_codes"] == 12
+    assert read_receipt(tmp_path / "out" / name).parameters["kept"] == "fff0"
 
     # another picture is another file, though nothing else differs
     Image.radial_gradient("L").save(tmp_path / "red.png")

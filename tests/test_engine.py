@@ -22,7 +22,7 @@ def decoder() -> Decoder:
 
 
 def request(number: int, **changes: object) -> Request:
-    """A request of its own kind: guided or not, filtered or not, with a prefix or not, all from its number."""
+    """A request of its own kind: guided or not, filtered or not, with kept codes or not, all from its number."""
     chance = random.Random(number)
     text_ids = torch.tensor([chance.randrange(2, 300) for _ in range(11)] + [1])
     text_ids[: chance.randrange(8)] = 0
@@ -34,14 +34,15 @@ def request(number: int, **changes: object) -> Request:
         guidance_scale=chance.choice([1.0, 1.0, 3.0]),
         guidance_schedule=chance.choice(["constant", "linear"]),
     )
-    prefix = torch.tensor([chance.randrange(32) for _ in range(4)]) if chance.random() < 0.3 else None
+    given = torch.tensor([chance.randrange(32) if i < 4 or chance.random() < 0.3 else -1 for i in range(15)] + [-1])
+    kept = given if chance.random() < 0.3 else None
     values: dict[str, object] = {
         "text_ids": text_ids,
         "null_ids": NULL,
         "params": params,
         "seed": chance.randrange(2**63),
         "index": number % 3,
-        "prefix": prefix,
+        "kept": kept,
     }
     return Request(**(values | changes))  # type: ignore[arg-type]
 
@@ -52,7 +53,7 @@ def draw(decoder: Decoder, *requests: Request, num_slots: int = 8) -> list[Tenso
 
 @torch.inference_mode()
 def test_greedy_codes_are_those_of_the_uncached_decoder(decoder: Decoder) -> None:
-    greedy = request(3, params=SamplingParams(temperature=0), prefix=None)
+    greedy = request(3, params=SamplingParams(temperature=0), kept=None)
     codes = torch.zeros(1, 16, dtype=torch.int64)
     for place in range(16):
         _, logits = decoder.teacher_forced(greedy.text_ids[None], codes)
@@ -64,7 +65,7 @@ def test_greedy_codes_are_those_of_the_uncached_decoder(decoder: Decoder) -> Non
 @torch.inference_mode()
 def test_greedy_guidance_is_that_of_the_uncached_decoder(decoder: Decoder) -> None:
     params = SamplingParams(temperature=0, guidance_scale=4, guidance_schedule="linear")
-    guided = request(5, params=params, prefix=None)
+    guided = request(5, params=params, kept=None)
     codes = torch.zeros(2, 16, dtype=torch.int64)
     for place in range(16):
         _, logits = decoder.teacher_forced(torch.stack([guided.text_ids, NULL]), codes)
@@ -75,8 +76,8 @@ def test_greedy_guidance_is_that_of_the_uncached_decoder(decoder: Decoder) -> No
 
 
 def test_guidance_leads_away_from_the_null_caption(decoder: Decoder) -> None:
-    plain, guided = (request(1, params=SamplingParams(guidance_scale=s), prefix=None) for s in (1.0, 6.0))
-    other = request(1, params=SamplingParams(guidance_scale=6.0), prefix=None, null_ids=request(9).text_ids)
+    plain, guided = (request(1, params=SamplingParams(guidance_scale=s), kept=None) for s in (1.0, 6.0))
+    other = request(1, params=SamplingParams(guidance_scale=6.0), kept=None, null_ids=request(9).text_ids)
     codes = draw(decoder, plain, guided, other)
     assert len({tuple(c.tolist()) for c in codes}) == 3
 
@@ -135,17 +136,24 @@ def test_finish_is_known_in_mid_flight(decoder: Decoder) -> None:
     assert engine.num_steps == expected
 
 
-def test_a_prefix_is_kept_and_saves_its_steps(decoder: Decoder) -> None:
-    whole = draw(decoder, request(2, prefix=None))[0]
-    engine = Engine(decoder, num_slots=4)
-    again = engine.run([request(2, prefix=whole[:10])])[0]
-    assert torch.equal(again, whole)
-    assert engine.num_steps == 6
+def test_kept_codes_are_kept_and_the_first_of_them_cost_no_step(decoder: Decoder) -> None:
+    whole = draw(decoder, request(2, kept=None))[0]
+    places = torch.arange(16)
+    for drawn, num_steps in ((places >= 10, 6), (places % 3 == 2, 14), (places == 15, 1), (places >= 0, 16)):
+        engine = Engine(decoder, num_slots=4)
+        again = engine.run([request(2, kept=whole.masked_fill(drawn, -1))])[0]
+        assert torch.equal(again, whole), "noise and codes before it are the same, so what is drawn is too"
+        assert engine.num_steps == num_steps
+    other = (whole + 1) % 32
+    changed = draw(decoder, request(2, kept=other.masked_fill(places % 4 != 1, -1)))[0]
+    assert torch.equal(changed[places % 4 == 1], other[places % 4 == 1])
+    assert (changed != whole)[places % 4 != 1].any(), "what is drawn follows what is kept before it"
+    assert changed[0] == whole[0]
 
 
 def test_index_and_seed_make_different_pictures(decoder: Decoder) -> None:
     free = SamplingParams()
-    kinds = [request(4, params=free, prefix=None, seed=s, index=i) for s, i in ((1, 0), (1, 1), (2, 0), (1, 0))]
+    kinds = [request(4, params=free, kept=None, seed=s, index=i) for s, i in ((1, 0), (1, 1), (2, 0), (1, 0))]
     first, second, third, fourth = draw(decoder, *kinds)
     assert torch.equal(first, fourth)
     assert not torch.equal(first, second)
@@ -171,12 +179,13 @@ def test_cancelled_slots_are_free_at_once(decoder: Decoder) -> None:
         ({"text_ids": torch.zeros(5, dtype=torch.int64)}, r"text_ids has shape \(5,\); expected \(12,\)"),
         ({"text_ids": torch.full((12,), 300)}, r"text_ids has ids outside \[0, 300\)"),
         ({"null_ids": None, "params": SamplingParams(guidance_scale=2)}, "no null_ids"),
-        ({"prefix": torch.zeros(16, dtype=torch.int64)}, "M below 16"),
-        ({"prefix": torch.tensor([32])}, r"codes outside \[0, 32\)"),
+        ({"kept": torch.zeros(16, dtype=torch.int64)}, "nothing to draw"),
+        ({"kept": torch.zeros(15, dtype=torch.int64)}, r"kept has shape \(15,\); expected \(16,\)"),
+        ({"kept": torch.tensor([32] + [-1] * 15)}, r"codes outside \[0, 32\)"),
         ({"index": -1}, "index is -1"),
         ({"index": 2**63}, "index is 9223372036854775808"),
         ({"text_ids": torch.zeros(12)}, "text_ids has dtype torch.float32; expected torch.int64"),
-        ({"prefix": torch.zeros(4)}, "prefix has dtype torch.float32; expected torch.int64"),
+        ({"kept": torch.zeros(16)}, "kept has dtype torch.float32; expected torch.int64"),
     ],
 )
 def test_impossible_requests_are_refused(decoder: Decoder, changes: dict[str, object], message: str) -> None:

@@ -67,7 +67,7 @@ def test_a_prefix_is_kept_and_the_rest_is_drawn(model: DALLE) -> None:
     expected = model.image_tokenizer.encode(to_tensor(source)[None])[0, :2]
     (picture,) = model.generate("a red panda", seed=1, prefix=Prefix(image=source, num_rows=2))
     assert torch.equal(torch.tensor(picture.receipt.codes)[:2], expected)
-    assert picture.receipt.parameters["prefix_codes"] == 8
+    assert picture.receipt.parameters["kept"] == "ff00"
     with pytest.raises(ParameterError, match=r"4 rows are to be kept; it must be in 0\.\.3"):
         model.generate("a red panda", prefix=Prefix(image=source, num_rows=4))
     with pytest.raises(ImageError, match="8 x 8; expected 16 x 16"):

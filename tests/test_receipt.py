@@ -1,5 +1,6 @@
 import base64
 import dataclasses
+import random
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -13,14 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from dalle.errors import ImageError, ParameterError
 from dalle.images import encode_image
-from dalle.receipt import MAX_CHUNK_CHARACTERS, Receipt, describe, read_receipt
+from dalle.receipt import MAX_CHUNK_CHARACTERS, Receipt, describe, kept_mask, read_kept_mask, read_receipt
 
 RECEIPT = Receipt(
     prompt="a red panda 판다 👩‍👩‍👧‍👦\nin the rain",
     negative_prompt=None,
     seed=2**63 - 1,
     index=3,
-    parameters={"temperature": 0.9, "top_k": 100, "guidance_schedule": "cosine", "prefix_codes": None},
+    parameters={"temperature": 0.9, "top_k": 100, "guidance_schedule": "cosine", "kept": None},
     model="emoji-small",
     model_digest="0123abcd" * 8,
     codes=((0, 1, 1023), (5, 6, 65535)),
@@ -81,7 +82,7 @@ def test_chunks_are_readable_but_for_the_codes() -> None:
         "prompt": RECEIPT.prompt,
         "seed": "9223372036854775807",
         "index": "3",
-        "parameters": '{"temperature": 0.9, "top_k": 100, "guidance_schedule": "cosine", "prefix_codes": null}',
+        "parameters": '{"temperature": 0.9, "top_k": 100, "guidance_schedule": "cosine", "kept": null}',
         "model": "emoji-small",
         "model_digest": RECEIPT.model_digest,
         "software": "dalle 0.1.0",
@@ -220,7 +221,7 @@ def test_description() -> None:
         "  temperature        0.9",
         "  top_k              100",
         '  guidance_schedule  "cosine"',
-        "  prefix_codes       null",
+        "  kept               null",
         "model                emoji-small",
         f"model digest         {RECEIPT.model_digest}",
         "codes                2 x 3, ids 0..65535",
@@ -236,3 +237,14 @@ def test_description_cannot_steer_the_terminal_or_forge_a_field() -> None:
     assert r"\u001b[2Jcleared\u000d\u009b1m\u202eback\u2028" in shown
     assert "👩‍👩‍👧‍👦" in shown
     assert [line for line in shown.split("\n") if line.startswith("seed")] == [f"{'seed':26}{RECEIPT.seed}"]
+
+
+def test_a_mask_of_kept_codes_reads_back() -> None:
+    assert kept_mask([5, 0, -1, 7, -1, 3]) == "d4"
+    chance = random.Random(0)
+    for num_codes in (1, 4, 15, 64, 1023):
+        kept = [chance.choice([-1, chance.randrange(4096)]) for _ in range(num_codes)]
+        assert read_kept_mask(kept_mask(kept), num_codes) == tuple(code >= 0 for code in kept)
+    for mask in ("d", "d44", "dG", "D4", ""):
+        with pytest.raises(ImageError, match="kept is"):
+            read_kept_mask(mask, 6)
