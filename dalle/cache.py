@@ -42,9 +42,10 @@ class KVCache:
         """The cache as a forward pass over rows at these slots (B,) sees it, writing to positions (B, L)."""
         return CacheView(self, slots, slots, positions)
 
-    def whole_view(self, positions: Tensor) -> "CacheView":
-        """The cache as a forward pass over all slots, in order, sees it. It reads in place, where `view` copies."""
-        return CacheView(self, torch.arange(len(positions), device=positions.device), slice(None), positions)
+    def first_view(self, positions: Tensor) -> "CacheView":
+        """The cache as a forward pass over the first B slots, in order, sees it. It reads in place, where `view`
+        copies."""
+        return CacheView(self, torch.arange(len(positions), device=positions.device), slice(len(positions)), positions)
 
 
 @dataclasses.dataclass(frozen=True)

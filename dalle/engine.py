@@ -7,10 +7,14 @@ Every step runs all slots, busy or not, so the shape of the computation never ch
 order, this makes a request's codes independent of its slot, its neighbours, and whoever came or went before. Prefill
 runs each text row alone, for the same reason, and leaves the row's last token to the first step.
 
+With `buckets` a step runs the fewest slots that hold the busy ones, out of a few numbers. That is quicker when little
+is asked for, and a request's codes may then depend on its neighbours, in the last bit of a logit.
+
 Every picture of a model has the same number of codes, so when a request will be done is known when it is admitted.
 """
 
 import dataclasses
+import heapq
 import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -22,7 +26,7 @@ from dalle.errors import EngineError
 from dalle.sampling import FilterParams, SamplingParams, check_seed, guide, gumbel_noise, sample
 from dalle.transformer import Decoder
 
-__all__ = ["Engine", "Request", "StepResult"]
+__all__ = ["Engine", "Request", "StepResult", "finish_steps"]
 
 PREFILLS_KEPT = 16
 
@@ -68,15 +72,35 @@ def _given_first(request: Request) -> list[int]:
     return [] if request.kept is None else list(itertools.takewhile(lambda code: code >= 0, request.kept.tolist()))
 
 
+def finish_steps(active: Sequence[tuple[int, int]], waiting: Sequence[tuple[int, int]], num_free: int) -> list[int]:
+    """For each waiting request the step after which it will be done, counted from now, if they get slots in this order.
+
+    A request is (steps, rows): those it still needs and, in `active`, the slots it will give back. `num_free` slots are
+    free now; no request needs more rows than there are slots.
+    """
+    ends, free, now, finish = list(active), num_free, 0, []
+    heapq.heapify(ends)
+    for steps, rows in waiting:
+        while free < rows:
+            now, released = heapq.heappop(ends)
+            free += released
+        free -= rows
+        finish.append(now + steps)
+        heapq.heappush(ends, (now + steps, rows))
+    return finish
+
+
 class Engine:
     """Draws codes for many requests at once, on the decoder's device.
 
     `num_slots` is the number of rows in every step: pictures drawn at once without guidance, twice those with it.
     """
 
-    def __init__(self, decoder: Decoder, *, num_slots: int) -> None:
+    def __init__(self, decoder: Decoder, *, num_slots: int, buckets: Sequence[int] = ()) -> None:
         if num_slots < 2:
             raise EngineError(f"num_slots is {num_slots}; it must be at least 2, the rows of one guided picture")
+        if any(not 1 <= bucket <= num_slots for bucket in buckets):
+            raise EngineError(f"buckets are {tuple(buckets)}; they must be in 1..{num_slots}, the number of slots")
         self.decoder = decoder
         self.layout = decoder.layout
         self.num_slots = num_slots
@@ -87,7 +111,9 @@ class Engine:
         self._ids = itertools.count()
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, _Active] = {}
-        self._free = list(range(num_slots))[::-1]
+        self._buckets = sorted({*buckets, num_slots})
+        self._free = list(range(num_slots))
+        """A heap: the lowest free slot is taken first, so that busy ones gather in the smallest bucket."""
         self._prefills: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
 
     @property
@@ -119,7 +145,7 @@ class Engine:
         """Forget a request; its slots are free at once. False if it was finished or unknown."""
         active = self._active.pop(request_id, None)
         if active is not None:
-            self._free += active.slots
+            self._release(active.slots)
             return True
         kept = deque(entry for entry in self._waiting if entry[0] != request_id)
         found = len(kept) < len(self._waiting)
@@ -157,19 +183,10 @@ class Engine:
             return self._num_left(self._active[request_id])
         if all(request_id != waiting for waiting, _ in self._waiting):
             raise EngineError(f"request {request_id} is not in the engine: it is finished, cancelled or unknown")
-        # play admission forward: slots are given back in order of finishing, and taken in order of arrival
-        ends = sorted((self._num_left(entry), len(entry.slots)) for entry in self._active.values())
-        free, now = len(self._free), 0
-        for waiting, request in self._waiting:
-            while free < self._num_rows(request):
-                now, released = ends.pop(0)
-                free += released
-            free -= self._num_rows(request)
-            finish = now + self._num_codes_to_draw(request)
-            if waiting == request_id:
-                return finish
-            ends = sorted([*ends, (finish, self._num_rows(request))])
-        raise AssertionError("a waiting request was not reached")
+        active = [(self._num_left(entry), len(entry.slots)) for entry in self._active.values()]
+        waiting = [(self._num_codes_to_draw(entry), self._num_rows(entry)) for _, entry in self._waiting]
+        places = [waiting_id for waiting_id, _ in self._waiting]
+        return finish_steps(active, waiting, len(self._free))[places.index(request_id)]
 
     def run(self, requests: Sequence[Request], on_step: Callable[[StepResult], None] | None = None) -> list[Tensor]:
         """Draw these requests to the end and return their codes (N,), in order. Others in the engine advance too."""
@@ -181,6 +198,10 @@ class Engine:
             if on_step is not None:
                 on_step(result)
         return [results[request_id] for request_id in ids]
+
+    def _release(self, slots: list[int]) -> None:
+        for slot in slots:
+            heapq.heappush(self._free, slot)
 
     # -- admission
 
@@ -224,7 +245,7 @@ class Engine:
         while self._waiting and len(self._free) >= self._num_rows(self._waiting[0][1]):
             request_id, request = self._waiting.popleft()
             texts = [request.text_ids, request.null_ids][: self._num_rows(request)]
-            slots = [self._free.pop() for _ in texts]
+            slots = [heapq.heappop(self._free) for _ in texts]
             codes = _given_first(request)
             for slot, text_ids in zip(slots, texts, strict=True):
                 assert text_ids is not None
@@ -258,9 +279,12 @@ class Engine:
     # -- the step
 
     def _forward(self, active: list[_Active]) -> Tensor:
-        """Run every slot on its last token. Returns logits (num_slots, codebook_size); free slots hold noise."""
-        ids = torch.zeros(self.num_slots, 1, dtype=torch.int64)
-        positions = torch.full((self.num_slots, 1), self.layout.text_length - 1)
+        """Run the slots of the smallest bucket on their last tokens. Returns logits (bucket, codebook_size); free slots
+        hold noise."""
+        num_busy = 1 + max(slot for entry in active for slot in entry.slots)
+        bucket = next(bucket for bucket in self._buckets if bucket >= num_busy)
+        ids = torch.zeros(bucket, 1, dtype=torch.int64)
+        positions = torch.full((bucket, 1), self.layout.text_length - 1)
         for entry in active:
             texts = [entry.request.text_ids, entry.request.null_ids]
             for slot, text_ids in zip(entry.slots, texts, strict=False):
@@ -268,7 +292,7 @@ class Engine:
                 last_text = int(text_ids[-1])
                 ids[slot] = entry.codes[-1] + self.layout.text_vocab_size if entry.codes else last_text
                 positions[slot] += len(entry.codes)
-        view = self.cache.whole_view(positions.to(self.device))
+        view = self.cache.first_view(positions.to(self.device))
         hidden = self.decoder(ids.to(self.device), view.positions, view)
         return self.decoder.image_logits(hidden[:, 0]).float()
 
@@ -296,5 +320,5 @@ class Engine:
 
     def _finish(self, entry: _Active) -> Tensor:
         del self._active[entry.id]
-        self._free += entry.slots
+        self._release(entry.slots)
         return torch.tensor(entry.codes, dtype=torch.int64)

@@ -133,18 +133,47 @@ class DALLE:
         params = params or self.sampling
         if not 1 <= n <= MAX_PICTURES:
             raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
-        if negative_prompt is not None and not params.guided:
-            raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
-        null_ids = self.text_tokenizer.encode(negative_prompt or "", truncate=truncate)
         kept = self._kept_codes(prefix) if prefix is not None else None
-        rows = [self._encode(prompt, truncate=truncate) for prompt in prompts]
+        first = [
+            self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
+            for prompt in prompts
+        ]
         requests = {
-            (i, index): Request(text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=index, kept=kept)
-            for i, text_ids in enumerate(rows)
+            (i, index): dataclasses.replace(request, index=index)
+            for i, request in enumerate(first)
             for index in range(n)
         }
         return self._draw(requests, prompts, negative_prompt, on_step)
+
+    def request(
+        self,
+        prompt: str | None,
+        params: SamplingParams,
+        *,
+        seed: int,
+        index: int = 0,
+        negative_prompt: str | None = None,
+        kept: Tensor | None = None,
+        truncate: bool = False,
+    ) -> Request:
+        """What an `Engine` around this decoder needs to draw one picture; `picture` makes one of its codes.
+
+        Without a prompt (None) the model draws whatever it likes. `kept` (N,) is as in `Request`. Raises `PromptError` for an empty or over-long prompt, `ParameterError` for a
+        negative prompt without guidance.
+        """
+        if negative_prompt is not None and not params.guided:
+            raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
+        if prompt is not None and not prompt.strip():
+            raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+        return Request(
+            text_ids=self.text_tokenizer.encode(prompt or "", truncate=truncate),
+            null_ids=self.text_tokenizer.encode(negative_prompt or "", truncate=truncate),
+            params=params,
+            seed=seed,
+            index=index,
+            kept=kept,
+        )
 
     @property
     def num_codes(self) -> int:
@@ -161,25 +190,23 @@ class DALLE:
         """The picture of one grid of codes (H, W)."""
         return to_pil(self.image_tokenizer.decode(codes[None].to(self.decoder.embedding.weight.device))[0])
 
-    def _encode(self, prompt: str, *, truncate: bool) -> Tensor:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
-        return self.text_tokenizer.encode(prompt, truncate=truncate)
+    def encode(self, image: Image.Image) -> Tensor:
+        """The codes (H, W) of a picture, on the CPU. Raises `ImageError` for one of another size than the model's."""
+        height, width = self.image_size
+        if image.size != (width, height):
+            raise ImageError(f"the picture is {image.height} x {image.width}; expected {height} x {width}")
+        return self.image_tokenizer.encode(to_tensor(image)[None].to(self.decoder.embedding.weight.device))[0].cpu()
 
     def _is_too_long(self, prompt: str) -> bool:
         return len(self.text_tokenizer.tokenize(prompt)) >= self.text_tokenizer.text_length
 
     def _kept_codes(self, prefix: Prefix) -> Tensor:
-        grid_height, (height, width) = self.decoder.layout.grid_height, self.image_size
+        grid_height = self.decoder.layout.grid_height
         if not 0 <= prefix.num_rows < grid_height:
             raise ParameterError(f"{prefix.num_rows} rows are to be kept; it must be in 0..{grid_height - 1}")
-        if prefix.image.size != (width, height):
-            raise ImageError(
-                f"the picture is {prefix.image.height} x {prefix.image.width}; expected {height} x {width}"
-            )
-        codes = self.image_tokenizer.encode(to_tensor(prefix.image)[None].to(self.decoder.embedding.weight.device))
-        codes[0, prefix.num_rows :] = -1
-        return codes.flatten().cpu()
+        codes = self.encode(prefix.image)
+        codes[prefix.num_rows :] = -1
+        return codes.flatten()
 
     def _draw(
         self,
@@ -196,14 +223,16 @@ class DALLE:
                 on_step(result)
             for request_id, codes in result.finished.items():
                 key = pending.pop(request_id)
-                yield self._picture(prompts[key[0]], negative_prompt, requests[key], codes)
+                yield self.picture(prompts[key[0]], negative_prompt, requests[key], codes)
 
     @torch.inference_mode()
-    def _picture(self, prompt: str, negative_prompt: str | None, request: Request, codes: Tensor) -> Picture:
+    def picture(self, prompt: str | None, negative_prompt: str | None, request: Request, codes: Tensor) -> Picture:
+        """The picture of codes (N,) that an engine drew for a `request`, with its receipt."""
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
         if request.kept is not None:
             parameters["kept"] = kept_mask(request.kept)
+        prompt = prompt or ""
         if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
             parameters["truncate"] = True
         receipt = Receipt(

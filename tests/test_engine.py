@@ -7,7 +7,7 @@ import torch
 from conftest import lively_decoder
 from torch import Tensor
 
-from dalle.engine import Engine, Request
+from dalle.engine import Engine, Request, finish_steps
 from dalle.errors import EngineError, ParameterError
 from dalle.sampling import SamplingParams
 from dalle.transformer import Decoder
@@ -198,3 +198,30 @@ def test_bad_seed_and_too_few_slots_are_refused(decoder: Decoder) -> None:
         Engine(decoder, num_slots=2).add(request(0, seed=-1))
     with pytest.raises(EngineError, match="num_slots is 1"):
         Engine(decoder, num_slots=1)
+
+
+def test_buckets_change_no_greedy_code_and_run_fewer_rows(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [request(i, params=SamplingParams(temperature=0)) for i in range(5)]
+    expected = draw(decoder, *requests)
+    engine = Engine(decoder, num_slots=8, buckets=(1, 2, 4))
+    sizes: list[int] = []
+    forward = engine._forward
+
+    def counted(active: list[object]) -> Tensor:
+        logits = forward(active)  # type: ignore[arg-type]
+        sizes.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(engine, "_forward", counted)
+    assert all(map(torch.equal, engine.run(requests), expected))
+    assert torch.equal(engine.run(requests[:1])[0], expected[0])
+    assert sizes[0] == 8 and sizes[-1] == 1
+    with pytest.raises(EngineError, match=r"buckets are \(9,\); they must be in 1..8"):
+        Engine(decoder, num_slots=8, buckets=(9,))
+
+
+def test_finish_steps_by_hand() -> None:
+    assert finish_steps([], [(5, 2), (5, 2), (3, 1)], 4) == [5, 5, 8]
+    assert finish_steps([(2, 2), (7, 1)], [(10, 2), (4, 1)], 0) == [12, 11]
+    assert finish_steps([(2, 1), (3, 1)], [(4, 2)], 0) == [7]
+    assert finish_steps([(9, 2)], [], 0) == []
