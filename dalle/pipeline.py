@@ -231,7 +231,7 @@ class DALLE:
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
         if request.kept is not None:
-            parameters["kept"] = kept_mask(request.kept)
+            parameters["kept"] = kept_mask(request.kept.tolist())
         prompt = prompt or ""
         if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
             parameters["truncate"] = True

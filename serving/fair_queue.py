@@ -1,0 +1,52 @@
+"""A bounded queue that is fair to its callers: first come first served for each, and callers in turn."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["FairQueue"]
+
+T = TypeVar("T")
+
+
+class FairQueue(Generic[T]):
+    """Items of several callers. Whoever was served last waits until every other caller with items was served."""
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[str, deque[T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._items.values()))
+
+    def __iter__(self) -> Iterator[T]:
+        """All items in the order in which they would be served if nothing else came."""
+        turns = [list(items) for items in self._items.values()]
+        for i in range(max(map(len, turns), default=0)):
+            yield from (items[i] for items in turns if i < len(items))
+
+    def push(self, key: str, item: T) -> None:
+        self._items.setdefault(key, deque()).append(item)
+
+    def peek(self) -> T:
+        """The item that `pop` would take. There must be one."""
+        return next(iter(self._items.values()))[0]
+
+    def pop(self) -> T:
+        """Take the next item. There must be one."""
+        key, items = next(iter(self._items.items()))
+        item = items.popleft()
+        self._items.move_to_end(key)
+        if not items:
+            del self._items[key]
+        return item
+
+    def remove(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Take out all items of a kind, and return them."""
+        removed = [item for item in self if unwanted(item)]
+        for key, items in list(self._items.items()):
+            kept = deque(item for item in items if not unwanted(item))
+            if kept:
+                self._items[key] = kept
+            else:
+                del self._items[key]
+        return removed

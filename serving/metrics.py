@@ -1,0 +1,104 @@
+"""What the service tells Prometheus. Every replica has a registry of its own; `/metrics` of the ingress joins them."""
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+__all__ = ["EngineMetrics", "HTTPMetrics", "join"]
+
+STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+WAIT_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class EngineMetrics:
+    """Of one engine."""
+
+    def __init__(self, model: str) -> None:
+        self.registry = CollectorRegistry()
+
+        def labelled(kind: type, name: str, text: str, **options: object) -> object:
+            return kind(f"dalle_{name}", text, ["model"], registry=self.registry, **options).labels(model)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return labelled(Gauge, name, text)  # type: ignore[return-value]
+
+        def counter(name: str, text: str) -> Counter:
+            return labelled(Counter, name, text)  # type: ignore[return-value]
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return labelled(Histogram, name, text, buckets=buckets)  # type: ignore[return-value]
+
+        self.queue_length = gauge("queue_length", "Pictures that wait for slots")
+        self.slots = gauge("slots", "Slots of the engine")
+        self.slots_used = gauge("slots_used", "Slots that have a row")
+        self.queue_seconds = histogram("queue_seconds", "From a picture's arrival until it had slots", WAIT_SECONDS)
+        self.steps = counter("steps", "Steps of the engine")
+        self.step_seconds = histogram("step_seconds", "Time of a step", STEP_SECONDS)
+        self.first_preview_seconds = histogram(
+            "first_preview_seconds", "From a job's arrival until its first preview", WAIT_SECONDS
+        )
+        self.decode_seconds = histogram("decode_seconds", "Codes to pixels, one picture", STEP_SECONDS)
+        self.pictures = counter("pictures", "Pictures drawn to the end")
+        self.codes = counter("codes", "Codes drawn")
+        self.cancellations = counter("cancellations", "Jobs that were cancelled, or stopped at their deadline")
+        self.wasted_steps = counter("wasted_steps", "Steps run for a job after its cancellation was asked for")
+        self.discarded_steps = counter("discarded_steps", "Steps whose codes a cancelled job threw away")
+        self._refusals = Counter(
+            "dalle_refusals", "Jobs that were refused", ["model", "reason"], registry=self.registry
+        )
+        self._model = model
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(self._model, reason).inc()
+
+    def text(self) -> str:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry).decode()
+
+
+class HTTPMetrics:
+    """Of one ingress."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter("dalle_http_requests", "Requests", ["path", "status"], registry=self.registry)
+        self._seconds = Histogram(
+            "dalle_http_seconds",
+            "From a request's arrival until the end of its answer",
+            ["path"],
+            buckets=WAIT_SECONDS,
+            registry=self.registry,
+        )
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        self._requests.labels(path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def text(self) -> str:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry).decode()
+
+
+class _Joined(Collector):
+    def __init__(self, texts: Iterable[tuple[Mapping[str, str], str]]) -> None:
+        self._families: dict[str, Metric] = {}
+        for labels, text in texts:
+            for family in text_string_to_metric_families(text):
+                joined = self._families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    joined.add_sample(
+                        sample.name, {**sample.labels, **labels}, sample.value, sample.timestamp, sample.exemplar
+                    )
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families.values()
+
+
+def join(texts: Iterable[tuple[Mapping[str, str], str]]) -> bytes:
+    """Several replicas' metrics as one text: a family once, its samples with the labels of where they come from."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Joined(texts))
+    return generate_latest(registry)

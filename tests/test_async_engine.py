@@ -1,0 +1,353 @@
+"""The engine with its thread: events in order, a queue with limits and deadlines, cancellation that can be proved."""
+
+import asyncio
+import dataclasses
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from dalle import DALLE
+from dalle.images import encode_image
+from dalle.receipt import Receipt
+from dalle.sampling import SamplingParams
+from serving.async_engine import AsyncEngine
+from serving.jobs import Accepted, Drawn, Event, Given, Job, Preview, Refused
+from serving.settings import ModelSettings
+
+NUM_CODES = 16
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> DALLE:
+    return DALLE.load(model_folder)
+
+
+@pytest.fixture
+def start(model: DALLE) -> Iterator[Callable[..., AsyncEngine]]:
+    engines: list[AsyncEngine] = []
+
+    def started(**settings: Any) -> AsyncEngine:
+        values: dict[str, Any] = {"path": "lively", "num_slots": 4, "threads": 1, "max_queue": 8} | settings
+        engines.append(AsyncEngine(model, ModelSettings(**values)).start())
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        engine.close()
+        engine._step = lambda: None  # type: ignore[method-assign]  # nothing may run any more
+
+
+def job(name: str = "one", **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "id": name,
+        "caller": "somebody",
+        "prompt": "a red panda",
+        "seed": 7,
+        "indices": (0,),
+        "deadline": time.time() + 60,
+    }
+    return Job(**(values | changes))
+
+
+async def collect(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
+def run(engine: AsyncEngine, *jobs: Job) -> list[list[Event]]:
+    """The events of jobs that come at the same time."""
+
+    async def all_of_them() -> list[list[Event]]:
+        return await asyncio.gather(*(collect(engine.draw(one)) for one in jobs))
+
+    return asyncio.run(all_of_them())
+
+
+def images(events: list[Event]) -> dict[int, bytes]:
+    return {event.index: event.image for event in events if isinstance(event, Drawn)}
+
+
+def hold(engine: AsyncEngine) -> tuple[threading.Event, threading.Event]:
+    """Stop the engine's thread between two steps: (it stands, let it go)."""
+    stands, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        stands.set()
+        assert go.wait(30)
+
+    engine._commands.put(wait)
+    return stands, go
+
+
+def test_a_job_gives_what_the_library_draws(start: Callable[..., AsyncEngine], model: DALLE) -> None:
+    params = SamplingParams(temperature=0.8, guidance_scale=3.0)
+    (events,) = run(start(num_slots=8), job(indices=(0, 1, 5), params=params.to_dict(), negative_prompt="rain"))
+    accepted, *drawn = events
+    assert isinstance(accepted, Accepted)
+    assert accepted.position == 0 and accepted.num_kept_codes == 0
+    assert accepted.num_text_tokens == len(model.text_tokenizer.tokenize("a red panda"))
+    expected = {
+        picture.index: picture for picture in model.generate("a red panda", params, n=6, seed=7, negative_prompt="rain")
+    }
+    assert {one.index for one in drawn if isinstance(one, Drawn)} == {0, 1, 5}
+    for one in drawn:
+        assert isinstance(one, Drawn)
+        picture = expected[one.index]
+        assert one.image == encode_image(picture.image, format="png", text=picture.receipt.to_text()), "byte for byte"
+        assert [list(row) for row in picture.receipt.codes] == one.codes
+
+
+def test_the_same_seed_gives_the_same_bytes_in_any_company(start: Callable[..., AsyncEngine]) -> None:
+    engine = start(max_queue=100)
+    alone = images(run(engine, job())[0])[0]
+    crowd = [job(f"other {i}", seed=i, caller=str(i % 3), indices=(0, 1)) for i in range(12)]
+    together = run(engine, *crowd[:7], job(), *crowd[7:])
+    assert images(together[7])[0] == alone
+    assert all(len(images(events)) == 2 for i, events in enumerate(together) if i != 7)
+
+
+def test_previews_come_in_order_and_change_nothing(start: Callable[..., AsyncEngine]) -> None:
+    engine = start()
+    plain = images(run(engine, job(indices=(0, 1)))[0])
+    (events,) = run(engine, job(indices=(0, 1), num_previews=3))
+    assert images(events) == plain
+    for index in (0, 1):
+        mine = [one for one in events if isinstance(one, Preview | Drawn) and one.index == index]
+        assert [type(one) for one in mine] == [Preview, Preview, Preview, Drawn]
+        previews = [one for one in mine if isinstance(one, Preview)]
+        assert [one.number for one in previews] == [0, 1, 2]
+        counts = [one.num_codes for one in previews]
+        assert counts == sorted(set(counts)) and 0 < counts[0] < NUM_CODES / 2 and counts[-1] < NUM_CODES
+        final = Image.open(io.BytesIO(plain[index]))
+        for one in previews:
+            whole_rows = one.num_codes // 4 * 4
+            preview = Image.open(io.BytesIO(one.image))
+            assert preview.size == final.size
+            assert preview.getpixel((15, 15)) == (235, 235, 235), "what is to come is blank"
+            if whole_rows:
+                assert preview.getpixel((0, 0)) != (235, 235, 235)
+
+
+def test_as_many_previews_as_there_are_rows(start: Callable[..., AsyncEngine]) -> None:
+    (events,) = run(start(), job(num_previews=4))
+    assert sum(isinstance(event, Preview) for event in events) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"prompt": "word " * 40}, "invalid_prompt", "tokens"),
+        ({"prompt": " "}, "invalid_prompt", "the prompt is empty"),
+        ({"params": {"temperature": -1.0}}, "invalid_value", "temperature is -1.0"),
+        ({"params": {"guidance_scale": 1.0}, "negative_prompt": "rain"}, "invalid_value", "guidance_scale must be"),
+        ({"given": Given(image=b"no picture")}, "invalid_image", "damaged"),
+    ],
+)
+def test_a_mistake_is_refused_in_words(
+    start: Callable[..., AsyncEngine], changes: dict[str, Any], code: str, message: str
+) -> None:
+    engine = start()
+    (events,) = run(engine, job(**changes))
+    (refused,) = events
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.code) == (400, code)
+    assert message in refused.message
+    assert len(images(run(engine, job())[0])) == 1, "and the engine goes on"
+
+
+def test_a_full_queue_refuses_exactly_what_does_not_fit(start: Callable[..., AsyncEngine]) -> None:
+    engine = start(max_queue=3)  # two guided pictures in slots, three waiting
+    stands, go = hold(engine)
+    assert stands.wait(10)
+    threading.Timer(0.5, go.set).start()
+    results = run(engine, *(job(str(i), seed=i) for i in range(9)))
+    refused = [event for events in results for event in events if isinstance(event, Refused)]
+    assert len(refused) == 4 and sum(len(images(events)) for events in results) == 5
+    for one in refused:
+        assert (one.status, one.code) == (429, "queue_full")
+        assert one.retry_after is not None and one.retry_after >= 1
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Callable[..., AsyncEngine]) -> None:
+    engine = start(max_queue=1000)
+    engine._step_seconds = 1.0  # so it says
+    (events,) = run(engine, job(deadline=time.time() + 10))
+    (refused,) = events
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.code) == (429, "deadline_unreachable")
+    assert refused.retry_after is not None and 5 < refused.retry_after < 7, "16 steps, and 10 seconds are left"
+
+
+def test_a_deadline_that_passes_stops_the_job(start: Callable[..., AsyncEngine]) -> None:
+    engine = start()
+    stands, go = hold(engine)
+    assert stands.wait(10)
+    threading.Timer(0.6, go.set).start()
+    late, fine = run(engine, job("late", deadline=time.time() + 0.3), job("fine"))
+    # it was taken from the mailbox only after its deadline
+    assert isinstance(late[-1], Refused) and late[-1].code in ("deadline_exceeded", "deadline_unreachable")
+    assert len(images(fine)) == 1
+    assert engine._engine.num_free_slots == 4
+
+
+def test_callers_take_turns(start: Callable[..., AsyncEngine]) -> None:
+    engine = start(max_queue=100)
+    done: list[str] = []
+
+    async def draw(one: Job) -> None:
+        async for event in engine.draw(one):
+            if isinstance(event, Drawn):
+                done.append(one.caller)
+
+    async def both() -> None:
+        stands, go = hold(engine)
+        await asyncio.to_thread(stands.wait, 10)
+        greedy = asyncio.create_task(draw(job("greedy", caller="greedy", indices=tuple(range(20)))))
+        await asyncio.sleep(0.05)
+        modest = asyncio.create_task(draw(job("modest", caller="modest", indices=(0, 1))))
+        await asyncio.sleep(0.05)
+        go.set()
+        await asyncio.gather(greedy, modest)
+
+    asyncio.run(both())
+    assert done.index("modest") < 4 and len(done) == 22
+
+
+def test_leaving_early_frees_the_slots_within_a_step(start: Callable[..., AsyncEngine]) -> None:
+    engine = start()
+
+    async def leave(name: str) -> None:
+        events = engine.draw(job(name, indices=(0, 1), num_previews=4))
+        async for event in events:
+            if isinstance(event, Preview):
+                break
+        await events.aclose()  # type: ignore[attr-defined]
+
+    async def everything() -> list[Event]:
+        neighbour = asyncio.create_task(collect(engine.draw(job("neighbour", seed=3, params={"guidance_scale": 1.0}))))
+        for i in range(5):
+            await leave(f"leaver {i}")
+        return await neighbour
+
+    alone = images(run(engine, job(seed=3, params={"guidance_scale": 1.0}))[0])
+    assert images(asyncio.run(everything())) == alone
+    run(engine, job("last"))
+    stands, go = hold(engine)
+    go.set()
+    assert stands.wait(10)
+    assert engine._engine.num_free_slots == 4 and not engine._jobs and not engine._active
+    values = {
+        sample.name: sample.value
+        for family in engine.metrics.registry.collect()
+        for sample in family.samples
+        if "bucket" not in sample.name
+    }
+    assert values["dalle_cancellations_total"] == 5
+    assert values["dalle_wasted_steps_total"] <= 5, "at most one step for each"
+    assert values["dalle_discarded_steps_total"] > 0
+    assert values["dalle_queue_length"] == values["dalle_slots_used"] == 0
+
+
+def test_a_job_can_be_cancelled_by_its_id(start: Callable[..., AsyncEngine]) -> None:
+    engine = start()
+
+    async def cancelled() -> list[Event]:
+        events: list[Event] = []
+        async for event in engine.draw(job("victim", indices=tuple(range(6)), num_previews=2)):
+            events.append(event)
+            if isinstance(event, Preview):
+                assert engine.has("victim")
+                engine.cancel("victim")
+        return events
+
+    events = asyncio.run(cancelled())
+    assert isinstance(events[-1], Refused) and events[-1].code == "request_cancelled"
+    assert not engine.has("victim")
+    engine.cancel("nobody")
+
+
+def test_closing_finishes_what_was_accepted(model: DALLE) -> None:
+    engine = AsyncEngine(model, ModelSettings(path="lively", num_slots=4, threads=1)).start()
+
+    async def close_in_the_middle() -> tuple[list[Event], list[Event]]:
+        accepted = asyncio.Event()
+
+        async def draw() -> list[Event]:
+            events = []
+            async for event in engine.draw(job(indices=(0, 1, 2))):
+                events.append(event)
+                accepted.set()
+            return events
+
+        task = asyncio.create_task(draw())
+        await accepted.wait()
+        await asyncio.to_thread(engine.close)
+        return await task, await collect(engine.draw(job("late")))
+
+    events, late = asyncio.run(close_in_the_middle())
+    assert len(images(events)) == 3
+    assert isinstance(late[0], Refused) and late[0].status == 503
+
+
+def test_a_failed_step_is_told_to_everybody(model: DALLE) -> None:
+    engine = AsyncEngine(model, ModelSettings(path="lively", num_slots=4, threads=1)).start()
+
+    def fail() -> None:
+        raise ZeroDivisionError("on purpose")
+
+    engine._engine.step = fail  # type: ignore[method-assign, assignment]
+    (events,) = run(engine, job())
+    engine._thread.join()
+    assert isinstance(events[-1], Refused) and events[-1].status == 500
+    with pytest.raises(RuntimeError, match="has failed"):
+        engine.check()
+
+
+def test_fast_mode_draws_too(start: Callable[..., AsyncEngine]) -> None:
+    (events,) = run(start(mode="fast"), job(params=dataclasses.asdict(SamplingParams(temperature=0))))
+    strict = run(start(), job(params=dataclasses.asdict(SamplingParams(temperature=0))))[0]
+    assert isinstance(events[-1], Drawn) and isinstance(strict[-1], Drawn)
+    assert events[-1].codes == strict[-1].codes
+
+
+def given_picture(mode: str = "RGB") -> Image.Image:
+    torch.manual_seed(1)
+    pixels = (torch.rand(16, 16, 3) * 255).byte()
+    return Image.fromarray(pixels.numpy()).convert(mode)
+
+
+def test_rows_of_a_given_picture_are_kept(start: Callable[..., AsyncEngine], model: DALLE) -> None:
+    picture = given_picture()
+    codes = model.encode(picture).tolist()
+    image = encode_image(picture, format="png")
+    (events,) = run(start(), job(given=Given(image=image, keep_rows=3)))
+    accepted, drawn = events
+    assert isinstance(accepted, Accepted) and accepted.num_kept_codes == 12
+    assert isinstance(drawn, Drawn)
+    assert drawn.codes[:3] == codes[:3]
+    receipt = Receipt.from_text(Image.open(io.BytesIO(drawn.image)).text)  # type: ignore[attr-defined]
+    assert receipt.parameters["kept"] == "fff0"
+
+
+def test_only_what_a_mask_leaves_transparent_is_drawn(start: Callable[..., AsyncEngine], model: DALLE) -> None:
+    picture = given_picture()
+    codes = model.encode(picture)
+    mask = given_picture("RGBA")
+    mask.putalpha(255)
+    for x, y in ((5, 5), (15, 0)):  # in the code of row 1, column 1, and of row 0, column 3
+        mask.putpixel((x, y), (0, 0, 0, 0))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    given = Given(image=encode_image(picture, format="png"), mask=file.getvalue())
+    drawn = [run(start(), job(given=given, seed=seed))[0][-1] for seed in range(6)]
+    changed = torch.zeros(4, 4, dtype=torch.bool)
+    for one in drawn:
+        assert isinstance(one, Drawn)
+        changed |= torch.tensor(one.codes) != codes
+    assert changed.nonzero().tolist() == [[0, 3], [1, 1]]
