@@ -20,7 +20,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -116,7 +116,7 @@ class AsyncEngine:
         self.check()
         return self
 
-    async def draw(self, job: Job) -> AsyncIterator[Event]:
+    async def draw(self, job: Job) -> AsyncGenerator[Event]:
         """Draw a job. The first event is `Accepted` or `Refused`; then previews and pictures as they come, until all
         are drawn or the job is `Refused` on the way. Leaving the iterator early cancels the job.
 

@@ -1,0 +1,127 @@
+"""Who calls, and how much they may: API keys, requests over time, requests at once.
+
+Keys are compared as digests in constant time. Limits over time are those of the `limits` library, in the memory of one
+ingress; with several ingress replicas a caller gets as much from each.
+"""
+
+import hashlib
+import hmac
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from limits import parse
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from dalle.errors import ConfigError
+from serving.errors import ApiError
+from serving.settings import LimitSettings
+
+__all__ = ["Callers", "read_keys"]
+
+MIN_KEY_LENGTH = 16
+
+
+def read_keys(path: Path | None) -> dict[str, bytes] | None:
+    """Digest of the key of each caller, by name, from a file with a line `NAME KEY` for each; None without a file.
+
+    Raises `ConfigError` for a file that cannot be read, a line of another form, a key below 16 characters, or none.
+    """
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the keys in {path} cannot be read: {error}") from error
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) != 2 or len(words[1]) < MIN_KEY_LENGTH:
+            raise ConfigError(f"{path}, line {number}: expected NAME KEY, the key at least {MIN_KEY_LENGTH} characters")
+        if words[0] in keys:
+            raise ConfigError(f"{path}, line {number}: {words[0]} has a key already")
+        keys[words[0]] = _digest(words[1])
+    if not keys:
+        raise ConfigError(f"{path} has no keys: nobody could call the service")
+    return keys
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class Callers:
+    """Keys and limits of one ingress."""
+
+    def __init__(self, keys: dict[str, bytes] | None, limits: LimitSettings) -> None:
+        self._keys = keys
+        self._running: Counter[str] = Counter()
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self.limits = limits
+
+    def name(self, authorization: str | None, host: str) -> str:
+        """Who calls: the name of the key, or the host if there are no keys. Raises `ApiError` 401."""
+        if self._keys is None:
+            return host
+        scheme, _, key = (authorization or "").partition(" ")
+        given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
+        found = None
+        for name, digest in self._keys.items():  # all of them, so that time tells nothing
+            if hmac.compare_digest(digest, given):
+                found = name
+        if found is None:
+            what = "the API key is not known" if authorization else "an API key is needed"
+            raise ApiError(
+                401,
+                f"{what}: send the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return found
+
+    async def spend(self, caller: str) -> dict[str, str]:
+        """Count a request against the caller's rate. Returns the headers that tell what is left; raises `ApiError`
+        429."""
+        if self.limits.rate is None:
+            return {}
+        rate = parse(self.limits.rate)
+        allowed = await self._limiter.hit(rate, caller)
+        stats = await self._limiter.get_window_stats(rate, caller)
+        wait = max(1, round(stats.reset_time - time.time()))
+        headers = {
+            "x-ratelimit-limit-requests": str(rate.amount),
+            "x-ratelimit-remaining-requests": str(max(0, stats.remaining)),
+            "x-ratelimit-reset-requests": f"{wait}s",
+        }
+        if not allowed:
+            raise ApiError(
+                429,
+                f"the limit is {rate}; try again in {wait} s",
+                code="rate_limit_exceeded",
+                headers=headers | {"Retry-After": str(wait)},
+            )
+        return headers
+
+    @contextmanager
+    def at_once(self, caller: str) -> Iterator[None]:
+        """Count a request as running while the body runs. Raises `ApiError` 429."""
+        limit = self.limits.concurrency
+        if limit is not None and self._running[caller] >= limit:
+            raise ApiError(
+                429,
+                f"{self._running[caller]} requests are running, and the limit is {limit}: wait for one to end",
+                code="too_many_concurrent_requests",
+                headers={"Retry-After": "1"},
+            )
+        self._running[caller] += 1
+        try:
+            yield
+        finally:
+            self._running[caller] -= 1
+            if not self._running[caller]:
+                del self._running[caller]

@@ -1,0 +1,91 @@
+"""Errors as OpenAI's clients expect them: a status and a body with all four keys, on every path."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from serving.jobs import Refused
+from serving.schemas import UNSUPPORTED
+
+__all__ = ["ApiError", "field_error", "refused"]
+
+NO_RETRY = frozenset({"request_cancelled", "deadline_exceeded"})
+"""OpenAI's clients repeat requests with some statuses by themselves; with these it would only be wasted."""
+
+
+class ApiError(HTTPException):
+    """An answer that is no success."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.status = status
+        self.message = message
+        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")
+        self.param = param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def type(self) -> str:
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def response(self) -> Response:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def refused(event: Refused) -> ApiError:
+    """What a model's refusal is over HTTP."""
+    headers = {}
+    if event.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(event.retry_after)))
+    if event.code in NO_RETRY:
+        headers["x-should-retry"] = "false"
+    return ApiError(event.status, event.message, code=event.code, param=event.param, headers=headers)
+
+
+def field_error(errors: list[Any], known: list[str]) -> ApiError:
+    """What pydantic found wrong with a body, the first of it, in words. `known` are the names of all fields."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    name, given = ".".join(place) or None, first.get("input")
+    shown = repr(given) if len(repr(given)) <= 80 else repr(given)[:77] + "..."
+    match first["type"]:
+        case "json_invalid":
+            return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+        case "extra_forbidden":
+            if name in UNSUPPORTED:
+                return ApiError(
+                    400, f"{name} is not supported: {UNSUPPORTED[name]}", code="unsupported_parameter", param=name
+                )
+            near = get_close_matches(name or "", known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            return ApiError(400, f"unknown parameter {name!r}{hint}", code="unknown_parameter", param=name)
+        case "missing":
+            what = f"{name} is missing" if name else "the body is missing"
+            return ApiError(400, what, code="missing_required_parameter", param=name)
+        case _:
+            message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            return ApiError(
+                400,
+                f"{name or 'the body'} is {shown}: it {message[:1].lower()}{message[1:]}",
+                code="invalid_value",
+                param=name,
+            )

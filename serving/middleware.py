@@ -1,0 +1,158 @@
+"""What every request passes through: an id, the access log, sizes, who calls.
+
+Plain ASGI, so that streams stay streams.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.callers import Callers
+from serving.errors import ApiError
+from serving.metrics import HTTPMetrics
+
+__all__ = ["AccessLog", "Authentication", "RequestSize", "describe_prompt"]
+
+access_log = logging.getLogger("serving.access")
+
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 16 * 1024
+CLIENT_GONE = 499
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class AccessLog:
+    """Gives every request an id and every answer its headers; writes a line of JSON for it when it is over."""
+
+    def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.monotonic()
+        request_id = f"req_{uuid4().hex}"
+        noted: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, log=noted, start=start)
+        status = CLIENT_GONE
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-processing-ms"] = str(round(1000 * (time.monotonic() - start)))
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            seconds = time.monotonic() - start
+            route = scope.get("route")
+            self.metrics.answered(getattr(route, "path", "other"), status, seconds)
+            line = {
+                "id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(seconds, 4),
+                **noted,
+            }
+            access_log.info(json.dumps(line))
+
+
+def describe_prompt(prompt: str | None, *, whole: bool) -> dict[str, Any]:
+    """What the access log says of a prompt: its length and a hash, or all of it."""
+    if prompt is None or whole:
+        return {"prompt": prompt}
+    return {"prompt_characters": len(prompt), "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
+
+
+class RequestSize:
+    """Refuses headers and bodies that are too large, the body while it is read: a declared length may lie."""
+
+    def __init__(self, app: ASGIApp, limit: Callable[[Scope], int]) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+            limits = f"the limits are {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes"
+            await ApiError(431, f"{len(headers)} headers of {size} bytes; {limits}").response()(scope, receive, send)
+            return
+        limit, read = self.limit(scope), 0
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdigit() and int(declared) > limit:
+            await _too_large(int(declared), limit).response()(scope, receive, send)
+            return
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise _too_large(read, limit)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def _too_large(size: int, limit: int) -> ApiError:
+    return ApiError(413, f"the body has {size} bytes or more; the limit is {limit}", code="request_too_large")
+
+
+class Authentication:
+    """Finds out who calls, for everything below `/v1/`, and counts what they ask for against their limits."""
+
+    def __init__(self, app: ASGIApp, callers: Callers) -> None:
+        self.app = app
+        self.callers = callers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        send_more: Callable[[Message], Awaitable[None]] = send
+        try:
+            client = scope.get("client")
+            caller = self.callers.name(Headers(scope=scope).get("authorization"), client[0] if client else "local")
+            scope["state"]["caller"] = scope["state"]["log"]["caller"] = caller
+            if scope["method"] == "POST":
+                left = await self.callers.spend(caller)
+
+                async def send_more(message: Message) -> None:
+                    if message["type"] == "http.response.start":
+                        MutableHeaders(scope=message).update(left)
+                    await send(message)
+
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send_more)

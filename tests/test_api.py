@@ -1,0 +1,402 @@
+"""The HTTP side, over a real socket, with OpenAI's own client where it is about its wire format."""
+
+import base64
+import io
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+from service import Service, service
+
+from dalle import DALLE
+from dalle.images import encode_image
+from dalle.receipt import Receipt
+from dalle.sampling import SamplingParams
+
+GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
+VARIATIONS = "/v1/images/variations"
+PROMPT = {"prompt": "a red panda"}
+AS_JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> DALLE:
+    return DALLE.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def quick(model: DALLE, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with service(model, store=tmp_path_factory.mktemp("store")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def slow(model: DALLE) -> Iterator[Service]:
+    """A picture takes a good second."""
+    with service(model, slow=0.08, engine={"max_queue": 2}) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def client(quick: Service) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{quick.url}/v1", api_key="anything", max_retries=0)
+
+
+def post(one: Service, path: str = GENERATIONS, **body: Any) -> httpx.Response:
+    return httpx.post(one.url + path, json=body, timeout=30)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of an answer, after a look at its form."""
+    assert set(response.json()) == {"error"}, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and error["code"] and error["type"]
+    return error
+
+
+def picture(data: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    found = re.findall(r"^event: (.+)\ndata: (.+)\n\n", text, re.M)
+    return [(kind, json.loads(data)) for kind, data in found]
+
+
+def metric(one: Service, name: str) -> float:
+    text = httpx.get(one.url + "/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.+)$", text, re.M))
+
+
+def test_openais_client_draws(client: openai.OpenAI, model: DALLE) -> None:
+    answer = client.images.generate(
+        model="lively",
+        prompt="a red panda",
+        n=2,
+        size="auto",
+        extra_body={"seed": 5, "guidance_scale": 3.0, "top_k": 4, "return_codes": True},
+    )
+    assert answer.data is not None and answer.usage is not None
+    params = SamplingParams(guidance_scale=3.0, top_k=4)
+    expected = list(model.generate("a red panda", params, n=2, seed=5))
+    for one, drawn in zip(answer.data, sorted(expected, key=lambda p: p.index), strict=True):
+        assert one.b64_json is not None
+        extra = one.model_extra or {}
+        assert picture(one.b64_json).tobytes() == drawn.image.tobytes()
+        assert Receipt.from_text(picture(one.b64_json).text).codes == drawn.receipt.codes  # type: ignore[attr-defined]
+        assert (extra["seed"], extra["index"]) == (5, drawn.index)
+        assert extra["codes"] == [list(row) for row in drawn.receipt.codes]
+    num_tokens = len(model.text_tokenizer.tokenize("a red panda"))
+    assert answer.usage.input_tokens == num_tokens
+    assert (answer.usage.output_tokens, answer.usage.total_tokens) == (32, 32 + num_tokens)
+    assert (answer.size, answer.output_format) == ("16x16", "png")
+
+
+def test_openais_client_streams(client: openai.OpenAI) -> None:
+    body = {"seed": 5}
+    whole = client.images.generate(model="lively", prompt="a red panda", extra_body=body)
+    stream = client.images.generate(
+        model="lively", prompt="a red panda", stream=True, partial_images=3, extra_body=body
+    )
+    events = list(stream)
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 3 + ["image_generation.completed"]
+    assert [getattr(event, "partial_image_index", None) for event in events] == [0, 1, 2, None]
+    assert whole.data is not None
+    assert events[-1].b64_json == whole.data[0].b64_json, "the same bytes as without a stream"
+    assert events[-1].usage.total_tokens > 16  # type: ignore[union-attr]
+
+
+def test_openais_client_edits_and_lists(client: openai.OpenAI, model: DALLE) -> None:
+    assert [one.id for one in client.models.list()] == ["lively"]
+    assert client.models.retrieve("lively").id == "lively"
+    source = encode_image(Image.new("RGB", (40, 40), "green"), format="png")
+    answer = client.images.edit(image=source, prompt="a fish", n=2, extra_body={"keep_rows": 2, "return_codes": True})
+    assert answer.data is not None and answer.usage is not None
+    kept = model.encode(Image.new("RGB", (16, 16), "green")).tolist()[:2]
+    for one in answer.data:
+        assert (one.model_extra or {})["codes"][:2] == kept
+    details = answer.usage.input_tokens_details
+    assert (details.image_tokens, answer.usage.output_tokens) == (16, 16)
+    with pytest.deprecated_call():
+        varied = client.images.create_variation(image=source, n=1, response_format="b64_json")
+    assert varied.data is not None and varied.data[0].b64_json
+
+
+def test_openais_client_sees_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(model="lively", prompt="a red panda", n=99)
+    assert (caught.value.param, caught.value.code) == ("n", "invalid_value")
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(model="dall-e-3", prompt="a red panda")
+
+
+def test_a_picture_can_be_drawn_again_alone(quick: Service) -> None:
+    first = post(quick, **PROMPT, n=4, seed=11).json()
+    again = post(quick, **PROMPT, n=1, seed=11, first_index=3).json()
+    assert again["data"][0] == first["data"][3]
+    free = post(quick, **PROMPT).json()
+    assert post(quick, **PROMPT, seed=free["seed"]).json()["data"] == free["data"], "the seed is always told"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_output_formats(quick: Service, kind: str) -> None:
+    compression = {"output_compression": 50} if kind != "png" else {}
+    answer = post(quick, **PROMPT, output_format=kind, **compression).json()
+    assert picture(answer["data"][0]["b64_json"]).format == kind.upper()
+    assert answer["output_format"] == kind
+
+
+def test_urls_are_unguessable_and_expire(quick: Service) -> None:
+    answer = post(quick, **PROMPT, n=2, response_format="url", seed=1).json()
+    inline = post(quick, **PROMPT, n=2, seed=1).json()
+    for one, other in zip(answer["data"], inline["data"], strict=True):
+        response = httpx.get(one["url"])
+        assert response.content == base64.b64decode(other["b64_json"])
+        assert response.headers["content-type"] == "image/png"
+    assert re.fullmatch(r"http://127.0.0.1:\d+/files/[\w-]{32}\.png", one["url"])
+    assert quick.settings.store is not None
+    name = one["url"].rpartition("/")[2]
+    os.utime(quick.settings.store / name, (0, 0))
+    assert error_of(httpx.get(one["url"]))["code"] == "not_found"
+    for bad in ("..%2f..%2fetc%2fpasswd", "x.png", "a" * 32 + ".png"):
+        assert httpx.get(f"{quick.url}/files/{bad}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code", "message"),
+    [
+        ({}, "prompt", "missing_required_parameter", "prompt is missing"),
+        ({"prompt": ""}, "prompt", "invalid_prompt", "the prompt is empty"),
+        ({"prompt": "word " * 50}, "prompt", "invalid_prompt", "tokens"),
+        ({**PROMPT, "n": 0}, "n", "invalid_value", "n is 0"),
+        ({**PROMPT, "n": 11}, "n", "invalid_value", "n is 11; the limit is 10"),
+        ({**PROMPT, "n": "two"}, "n", "invalid_value", "n is 'two'"),
+        ({**PROMPT, "size": "1024x1024"}, "size", "invalid_value", "draws 16x16"),
+        ({**PROMPT, "temperature": -1}, "temperature", "invalid_value", "temperature is -1"),
+        ({**PROMPT, "top_p": 1.5}, "top_p", "invalid_value", "top_p is 1.5"),
+        ({**PROMPT, "seed": -1}, "seed", "invalid_value", "seed is -1"),
+        ({**PROMPT, "quality": "hd"}, "quality", "invalid_value", "quality is 'hd'"),
+        ({**PROMPT, "background": "transparent"}, "background", "invalid_value", "'transparent'"),
+        ({**PROMPT, "output_format": "gif"}, "output_format", "invalid_value", "output_format is 'gif'"),
+        ({**PROMPT, "output_compression": 50}, "output_compression", "invalid_value", "png is lossless"),
+        ({**PROMPT, "style": "vivid"}, "style", "unsupported_parameter", "style is not supported"),
+        ({**PROMPT, "num_inference_steps": 20}, "num_inference_steps", "unsupported_parameter", "diffusion"),
+        ({**PROMPT, "guidance": 3}, "guidance", "unknown_parameter", "did you mean guidance_scale?"),
+        ({**PROMPT, "model": "dall-e-3"}, "model", "model_not_found", "there are lively"),
+        ({**PROMPT, "partial_images": 2}, "partial_images", "invalid_value", "needs stream"),
+        ({**PROMPT, "stream": True, "partial_images": 5}, "partial_images", "invalid_value", "4 rows"),
+        ({**PROMPT, "stream": True, "response_format": "url"}, "response_format", "unsupported_value", "stream"),
+        ({**PROMPT, "negative_prompt": "rain", "guidance_scale": 1}, None, "invalid_value", "guidance_scale must"),
+        ({**PROMPT, "deadline": 1e6}, "deadline", "invalid_value", "the limit is 120 s"),
+    ],
+)
+def test_a_mistake_is_an_error_in_words(
+    quick: Service, body: dict[str, Any], param: str | None, code: str, message: str
+) -> None:
+    response = post(quick, **body)
+    assert response.status_code == (404 if code == "model_not_found" else 400)
+    error = error_of(response)
+    assert (error["param"], error["code"]) == (param, code)
+    assert message in error["message"]
+
+
+def test_errors_have_one_form_on_every_path(quick: Service) -> None:
+    url = quick.url
+    cases = [
+        (httpx.get(f"{url}/v1/nothing"), 404),
+        (httpx.get(url + GENERATIONS), 405),
+        (httpx.post(url + GENERATIONS, content=b"{", headers=AS_JSON), 400),
+        (httpx.post(url + GENERATIONS, content=b"prompt=x", headers={"Content-Type": "text/plain"}), 415),
+        (httpx.post(url + GENERATIONS, json=PROMPT | {"user": "x" * 70_000}), 413),
+        (
+            httpx.post(
+                url + GENERATIONS,
+                content=(b"x" * 1000 for _ in range(70)),
+                headers={"Content-Type": "application/json"},
+            ),
+            413,
+        ),
+        (httpx.get(url + "/health", headers={"x-long": "y" * 17_000}), 431),
+        (httpx.post(url + EDITS, json=PROMPT), 415),
+        (httpx.post(url + EDITS, data=PROMPT, files={"picture": b"x"}), 400),
+        (httpx.post(url + EDITS, data=PROMPT, files={"image": b"x"}), 400),
+        (httpx.post(url + EDITS, data=PROMPT | {"keep_rows": "2"}, files={"image": b"x"}), 400),
+        (httpx.post(url + EDITS, content=b"x", headers={"Content-Type": "multipart/form-data"}), 400),
+        (httpx.post(url + VARIATIONS, data={"colour": "x"}, files={"image": b"x"}), 400),
+        (httpx.delete(f"{url}/v1/requests/nobody"), 404),
+        (httpx.get(f"{url}/v1/models/nobody"), 404),
+    ]
+    for response, status in cases:
+        assert response.status_code == status, response.text
+        error_of(response)
+        assert response.headers["x-request-id"].startswith("req_")
+
+
+def test_a_bomb_of_a_picture_is_refused(quick: Service) -> None:
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    response = httpx.post(
+        quick.url + EDITS, data=PROMPT | {"keep_rows": "1"}, files={"image": file.getvalue()}, timeout=30
+    )
+    assert response.status_code == 400 and "pixels" in error_of(response)["message"]
+
+
+def test_a_variation_takes_the_prompt_of_its_receipt(quick: Service) -> None:
+    source = post(quick, prompt="a green heart", seed=3).json()["data"][0]
+    image = base64.b64decode(source["b64_json"])
+    varied = httpx.post(quick.url + VARIATIONS, data={"seed": "4"}, files={"image": image}, timeout=30).json()["data"][
+        0
+    ]
+    receipt = Receipt.from_text(picture(varied["b64_json"]).text)  # type: ignore[attr-defined]
+    assert receipt.prompt == "a green heart" and receipt.seed == 4
+    assert receipt.parameters["kept"] == "ff00"
+
+
+def test_previews_come_while_the_picture_is_drawn(slow: Service) -> None:
+    start = time.monotonic()
+    arrivals: list[tuple[str, float]] = []
+    body = PROMPT | {"stream": True, "partial_images": 3, "seed": 1}
+    with httpx.stream("POST", slow.url + GENERATIONS, json=body, timeout=30) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-queue-position"] == "0"
+        assert float(response.headers["x-estimate-seconds"]) > 0
+        for line in response.iter_lines():
+            if line.startswith("event: "):
+                arrivals.append((line[7:], time.monotonic() - start))
+    assert [kind.rpartition(".")[2] for kind, _ in arrivals] == ["partial_image"] * 3 + ["completed"]
+    assert arrivals[0][1] < arrivals[-1][1] / 2
+    assert metric(slow, "dalle_first_preview_seconds_count") >= 1
+
+
+def test_a_closed_connection_frees_its_slots(slow: Service) -> None:
+    before = metric(slow, "dalle_cancellations_total"), metric(slow, "dalle_wasted_steps_total")
+    body = PROMPT | {"stream": True, "partial_images": 3, "n": 2}
+    with httpx.stream("POST", slow.url + GENERATIONS, json=body, timeout=30) as response:
+        next(response.iter_lines())
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(slow.url + GENERATIONS, json=PROMPT | {"n": 2}, timeout=0.4)
+    until = time.monotonic() + 5
+    while metric(slow, "dalle_slots_used") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert metric(slow, "dalle_slots_used") == 0
+    assert metric(slow, "dalle_cancellations_total") == before[0] + 2
+    assert metric(slow, "dalle_wasted_steps_total") <= before[1] + 2
+    assert not slow.engine._jobs
+
+
+def test_a_request_can_be_cancelled_by_its_id(slow: Service) -> None:
+    body = PROMPT | {"stream": True, "partial_images": 3}
+    with httpx.stream("POST", slow.url + GENERATIONS, json=body, timeout=30) as response:
+        answer = httpx.delete(f"{slow.url}/v1/requests/{response.headers['x-request-id']}")
+        assert answer.json()["cancelled"] is True
+        text = response.read().decode()
+    kind, data = events_of(text)[-1]
+    assert kind == "error" and data["error"]["code"] == "request_cancelled"
+
+
+def test_an_error_in_mid_stream_reaches_openais_client(slow: Service) -> None:
+    client = openai.OpenAI(base_url=f"{slow.url}/v1", api_key="anything", max_retries=0)
+    stream = client.images.generate(
+        model="lively", prompt="a red panda", stream=True, partial_images=1, n=4, extra_body={"deadline": 2.2}
+    )
+    slow.engine._step_seconds = 0.01  # so it says, and a picture takes more than a second
+    with pytest.raises(openai.APIError) as caught:
+        list(stream)
+    assert caught.value.code == "deadline_exceeded"
+
+
+def test_a_full_queue_answers_429_with_a_time(slow: Service) -> None:
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(post(slow, **PROMPT))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [one for one in answers if one.status_code == 429]
+    assert len(refused) == 4 and len(answers) == 8, "two in slots, two waiting"
+    for one in refused:
+        assert error_of(one)["type"] == "rate_limit_error"
+        assert int(one.headers["retry-after"]) >= 1
+    assert all(one.status_code == 200 for one in answers if one not in refused)
+
+
+def test_keys_rates_and_limits_at_once(model: DALLE, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# callers\nalice aaaaaaaaaaaaaaaaaaaa\nbob bbbbbbbbbbbbbbbbbbbb\n")
+    limits = {"rate": "3/minute", "concurrency": 1, "max_n": 2}
+    with service(model, keys_file=keys, limits=limits, slow=0.03) as one:
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "aaaaaaaaaaaaaaaaaaaa"}):
+            response = httpx.post(one.url + GENERATIONS, json=PROMPT, headers=header)
+            assert response.status_code == 401 and error_of(response)["code"] == "invalid_api_key"
+        assert httpx.get(one.url + "/v1/models").status_code == 401
+        assert httpx.get(one.url + "/health").status_code == 200, "a probe has no key"
+        alice = {"Authorization": "Bearer aaaaaaaaaaaaaaaaaaaa"}
+        answers: list[httpx.Response] = []
+
+        def draw() -> None:
+            answers.append(httpx.post(one.url + GENERATIONS, json=PROMPT, headers=alice, timeout=30))
+
+        threads = [threading.Thread(target=draw) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answer.status_code for answer in answers) == [200, 429]
+        draw()
+        assert answers[-1].status_code == 200
+        assert answers[-1].headers["x-ratelimit-remaining-requests"] == "0"
+        draw()
+        assert error_of(answers[-1])["code"] == "rate_limit_exceeded"
+        assert int(answers[-1].headers["retry-after"]) <= 60
+        bob = httpx.post(
+            one.url + GENERATIONS, json=PROMPT, headers={"Authorization": "Bearer bbbbbbbbbbbbbbbbbbbb"}, timeout=30
+        )
+        assert bob.status_code == 200, "limits are each caller's own"
+
+
+def test_operations(quick: Service) -> None:
+    assert httpx.get(quick.url + "/health").json() == {"status": "alive"}
+    assert httpx.get(quick.url + "/ready").json() == {"status": "ready", "models": ["lively"]}
+    post(quick, **PROMPT)
+    text = httpx.get(quick.url + "/metrics").text
+    for name in ("queue_length", "slots_used", "steps_total", "pictures_total", "codes_total", "decode_seconds_bucket"):
+        assert re.search(rf'^dalle_{name}{{.*model="lively"', text, re.M), name
+    assert metric(quick, "dalle_slots") == 4
+    assert 'dalle_http_requests_total{path="/v1/images/generations",status="200"}' in text
+
+
+def test_the_page_is_served_under_a_strict_policy(quick: Service) -> None:
+    page = httpx.get(quick.url + "/")
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert (
+        "access-control-allow-origin" not in httpx.get(quick.url + "/v1/models", headers={"Origin": "http://x"}).headers
+    )
+    for name in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
+        assert httpx.get(quick.url + name).status_code == 200, name
+
+
+def test_the_access_log_has_no_prompt(quick: Service, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "serving.access"):
+        post(quick, prompt="a green heart", seed=1)
+        httpx.get(quick.url + "/v1/nothing")
+    drawn, missing = (json.loads(record.message) for record in caplog.records)
+    assert drawn["path"] == GENERATIONS and drawn["status"] == 200 and drawn["id"].startswith("req_")
+    assert (drawn["model"], drawn["n"], drawn["seed"], drawn["prompt_characters"]) == ("lively", 1, 1, 13)
+    assert "green heart" not in caplog.text
+    assert missing["status"] == 404
