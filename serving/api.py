@@ -520,7 +520,7 @@ def _add_operations(app: FastAPI) -> None:
     @app.get("/ready", responses=ERRORS, tags=["operations"])
     async def ready() -> dict[str, Any]:
         """Every model is loaded and has drawn its self-test."""
-        loaded = {info.id for info in await app.state.backend.models()}
+        loaded = await app.state.backend.ready()
         missing = [model.id for model in app.state.settings.models if model.id not in loaded]
         if missing:
             raise ApiError(503, f"not ready yet: {', '.join(missing)}", code="not_ready", headers={"Retry-After": "2"})
@@ -529,8 +529,7 @@ def _add_operations(app: FastAPI) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
     async def metrics() -> Response:
         """For Prometheus."""
-        texts = [({}, app.state.metrics.text()), *await app.state.backend.metrics()]
-        return Response(join(texts), media_type=METRICS_TYPE)
+        return Response(join(await app.state.backend.metrics(app.state.metrics.text())), media_type=METRICS_TYPE)
 
 
 def _add_page(app: FastAPI) -> None:

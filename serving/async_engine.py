@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import logging
 import math
-import os
 import queue
 import threading
 import time
@@ -92,7 +91,7 @@ class AsyncEngine:
         self.settings = settings
         self.metrics = EngineMetrics(settings.id)
         self.max_queue = settings.max_queue
-        self.threads = settings.threads or max(1, len(os.sched_getaffinity(0)))
+        self.threads = settings.threads or max(1, int(settings.num_cpus))
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
         self._engine = Engine(model.decoder, num_slots=settings.num_slots, buckets=buckets)
         self._queue: FairQueue[_Picture] = FairQueue()

@@ -1,6 +1,7 @@
 """What the ingress needs of the models, whoever runs them: this process, or Ray."""
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from serving.async_engine import AsyncEngine
@@ -19,10 +20,14 @@ class Backend(Protocol):
         """Stop a job wherever it runs. False if nobody knows it."""
 
     async def models(self) -> list[ModelInfo]:
-        """Of every model that is loaded and has drawn its self-test, the default first."""
+        """Of every model that has been loaded, the default first."""
 
-    async def metrics(self) -> list[tuple[Mapping[str, str], str]]:
-        """Prometheus texts of all engines, with the labels that tell them apart."""
+    async def ready(self) -> set[str]:
+        """Ids of the models that could draw right now: asked anew each time."""
+
+    async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
+        """Prometheus texts of all engines and all ingresses, with the labels that tell them apart. `own` is that of
+        the ingress that asks."""
 
 
 class LocalBackend:
@@ -43,5 +48,13 @@ class LocalBackend:
     async def models(self) -> list[ModelInfo]:
         return [engine.info() for engine in self.engines.values()]
 
-    async def metrics(self) -> list[tuple[Mapping[str, str], str]]:
-        return [({}, engine.metrics.text()) for engine in self.engines.values()]
+    async def ready(self) -> set[str]:
+        ready = set()
+        for name, engine in self.engines.items():
+            with suppress(RuntimeError):
+                engine.check()
+                ready.add(name)
+        return ready
+
+    async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
+        return [({}, text) for text in (own, *(engine.metrics.text() for engine in self.engines.values()))]

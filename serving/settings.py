@@ -19,7 +19,7 @@ __all__ = ["LimitSettings", "ModelSettings", "Settings", "load_settings", "mista
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _model_name(name: str) -> str:
@@ -103,6 +103,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         nested_model_default_partial_update=True,
+        use_attribute_docstrings=True,
     )
 
     models: tuple[ModelSettings, ...] = Field(default=(ModelSettings(),), min_length=1)

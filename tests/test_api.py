@@ -152,7 +152,7 @@ def test_a_picture_can_be_drawn_again_alone(quick: Service) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_output_formats(quick: Service, kind: str) -> None:
-    compression = {"output_compression": 50} if kind != "png" else {}
+    compression: dict[str, Any] = {"output_compression": 50} if kind != "png" else {}
     answer = post(quick, **PROMPT, output_format=kind, **compression).json()
     assert picture(answer["data"][0]["b64_json"]).format == kind.upper()
     assert answer["output_format"] == kind

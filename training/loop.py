@@ -182,9 +182,10 @@ class _Batches(Dataset[Mapping[str, Tensor] | DalleError]):
 
 
 def _start_worker(_: int) -> None:
-    # the cores belong to the training step, and Ctrl-C to the main process
+    # the cores belong to the training step, and a wish to stop to the main process, which ends the workers itself
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,95 @@
+"""The only wiring: settings in, a Ray Serve application out. `serve deploy` and `python -m serving` both come here."""
+
+import logging
+import sys
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.deployment import Application
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from serving.api import create_app
+from serving.generator import Generator
+from serving.ray_backend import RayBackend
+from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
+
+__all__ = ["Ingress", "application", "build"]
+
+SLACK = 64
+"""Calls that a replica takes beyond its slots and queue, so that it is the engine that refuses, in words."""
+INGRESS_CALLS = 1024
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP side on a replica."""
+
+    def __init__(self, settings: dict[str, Any], models: dict[str, DeploymentHandle[Any]]) -> None:
+        _log_to_stderr()
+        context = serve.get_replica_context()
+        own = serve.get_deployment_handle(context.deployment, context.app_name)
+        self._app = create_app(RayBackend(models, own), Settings(**settings))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._app
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Change the limits of requests and callers while the service runs."""
+        self._app.state.callers.limits = LimitSettings(**user_config)
+
+    async def metrics(self) -> tuple[str, str]:
+        """The replica's id, and its metrics in Prometheus' text format."""
+        return serve.get_replica_context().replica_id.unique_id, self._app.state.metrics.text()
+
+
+def _log_to_stderr() -> None:
+    access = logging.getLogger("serving.access")
+    if not access.handlers:
+        access.addHandler(logging.StreamHandler(sys.stderr))
+        access.setLevel(logging.INFO)
+        access.propagate = False
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application from the `args` of a Serve configuration: fields of `Settings`. Raises `ConfigError`."""
+    return application(load_settings(args))
+
+
+def application(settings: Settings) -> Application:
+    """The application: an ingress, and a deployment for each model."""
+    models = {model.id: _generator(model, settings.limits) for model in settings.models}
+    ingress = serve.deployment(
+        name="Ingress",
+        num_replicas=settings.ingress_replicas,
+        max_ongoing_requests=INGRESS_CALLS,
+        ray_actor_options={"num_cpus": 0},
+        user_config=settings.limits.model_dump(),
+        graceful_shutdown_timeout_s=settings.limits.deadline + 10,
+        max_surge_percent=100,
+    )(Ingress)
+    return ingress.bind(settings.model_dump(mode="json"), models)
+
+
+def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
+    scaled = model.max_replicas > model.min_replicas
+    autoscaling = AutoscalingConfig(
+        min_replicas=model.min_replicas,
+        max_replicas=model.max_replicas,
+        # pictures at once, when guided; a request may have several, so this errs on the side of more replicas
+        target_ongoing_requests=max(1.0, 0.8 * model.num_slots / 2),
+        upscale_delay_s=5,
+    )
+    deployment = serve.deployment(
+        name=model.id,
+        max_ongoing_requests=model.num_slots + model.max_queue + SLACK,
+        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+        user_config={"max_queue": model.max_queue},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=limits.deadline + 10,
+        max_surge_percent=100,
+        **({"autoscaling_config": autoscaling} if scaled else {"num_replicas": model.min_replicas}),
+    )(Generator)
+    return deployment.bind(model.model_dump())

@@ -1,0 +1,60 @@
+"""A replica of a model: an engine and its thread, as a Ray Serve deployment."""
+
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ray import serve
+
+from dalle import DALLE
+from serving.async_engine import AsyncEngine
+from serving.jobs import Event, Job, ModelInfo
+from serving.settings import ModelSettings
+
+__all__ = ["Generator"]
+
+logger = logging.getLogger(__name__)
+
+
+class Generator:
+    """Loads its model and draws its self-test before it counts as ready."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        chosen = ModelSettings(**settings)
+        model = DALLE.load(chosen.path, device=chosen.device)
+        self.engine = AsyncEngine(model, chosen).start()
+        logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Change the limit of the queue while the service runs."""
+        self.engine.max_queue = int(user_config["max_queue"])
+
+    async def draw(self, job: Job) -> AsyncGenerator[Event]:
+        """As `AsyncEngine.draw`."""
+        events = self.engine.draw(job)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def cancel(self, job_id: str) -> bool:
+        """Stop a job. False if it is not here."""
+        found = self.engine.has(job_id)
+        self.engine.cancel(job_id)
+        return found
+
+    async def info(self) -> ModelInfo:
+        return self.engine.info()
+
+    async def metrics(self) -> tuple[str, str]:
+        """The replica's id, and its metrics in Prometheus' text format."""
+        return serve.get_replica_context().replica_id.unique_id, self.engine.metrics.text()
+
+    async def check_health(self) -> None:
+        """Raises if the engine's thread is gone or stuck: Serve then replaces the replica."""
+        self.engine.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.close()
