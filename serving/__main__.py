@@ -78,15 +78,18 @@ def _settings(arguments: list[str]) -> Settings:
 
 def _serve(settings: Settings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    alone = not os.environ.get("RAY_ADDRESS")
+    if alone:
+        # what Ray does on macOS and Windows: every port of its own listens on the loopback interface alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     from ray import serve
 
     from serving.app import application
 
-    if not os.environ.get("RAY_ADDRESS"):
+    if alone:
         num_cpus = os.cpu_count() or 1
-        # nothing of Ray beyond this machine, whatever it has for a network
-        ray.init(num_cpus=num_cpus, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=True)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False)
         settings = _all_cores(settings, num_cpus)
     else:
         ray.init()

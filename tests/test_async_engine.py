@@ -227,7 +227,7 @@ def test_leaving_early_frees_the_slots_within_a_step(start: Callable[..., AsyncE
         async for event in events:
             if isinstance(event, Preview):
                 break
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
 
     async def everything() -> list[Event]:
         neighbour = asyncio.create_task(collect(engine.draw(job("neighbour", seed=3, params={"guidance_scale": 1.0}))))
