@@ -1,0 +1,102 @@
+"""Settings of the service: from file, environment and flags, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dalle.errors import ConfigError, DalleError
+from serving.__main__ import _all_cores, _settings
+from serving.callers import read_keys
+from serving.settings import ModelSettings, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DALLE_SERVE_CONFIG", raising=False)
+
+
+def test_defaults_are_a_service_for_this_machine() -> None:
+    settings = load_settings({})
+    assert settings.host == "127.0.0.1" and settings.port == 8000
+    assert [model.id for model in settings.models] == ["emoji"]
+    assert settings.cors_origins == () and settings.keys_file is None and not settings.log_prompts
+
+
+def test_flags_win_over_the_environment_and_both_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("port: 1001\nstore_seconds: 5\nlimits: {max_n: 2, deadline: 7}\nhost: 127.0.0.2\n")
+    monkeypatch.setenv("DALLE_SERVE_PORT", "1002")
+    monkeypatch.setenv("DALLE_SERVE_LIMITS__MAX_N", "3")
+    settings = _settings(["--config", str(file), "--port", "1003"])
+    assert (settings.port, settings.limits.max_n, settings.limits.deadline) == (1003, 3, 7)
+    assert (settings.host, settings.store_seconds) == ("127.0.0.2", 5)
+    assert _settings(["--config", str(file)]).port == 1002
+
+
+def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [model.path for model in _settings(["--model", "emoji", "--model", "/models/birds"]).models] == [
+        "emoji",
+        "/models/birds",
+    ]
+    monkeypatch.setenv("DALLE_SERVE_MODELS", '[{"path": "/models/birds", "num_slots": 16, "mode": "fast"}]')
+    (model,) = _settings([]).models
+    assert (model.id, model.num_slots, model.mode) == ("birds", 16, "fast")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"port": 0}, "port: Input should be greater than or equal to 1"),
+        ({"prot": 8000}, "prot: Extra inputs are not permitted"),
+        ({"models": []}, "models: "),
+        ({"models": [{"path": "a/b"}, {"path": "c/b"}]}, "models have the names b, b; each needs its own"),
+        ({"models": [{"num_slots": 1}]}, r"models.0.num_slots: "),
+        ({"models": [{"name": "a b"}]}, "a name has letters"),
+        ({"models": [{"min_replicas": 3, "max_replicas": 2}]}, "max_replicas is 2; it must be at least min_replicas"),
+        ({"limits": {"rate": "often"}}, "rate is 'often'; it must be like 60/minute"),
+        ({"limits": {"deadline": 0}}, "limits.deadline: "),
+    ],
+)
+def test_a_mistake_is_told_in_words(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(values)
+
+
+def test_a_mistake_in_a_flag_or_a_file_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(DalleError, match="port: Input should be a valid integer"):
+        _settings(["--port", "many"])
+    with pytest.raises(DalleError, match="there is no such file"):
+        _settings(["--config", str(tmp_path / "nothing.yaml")])
+
+
+def test_settings_survive_the_way_to_a_replica() -> None:
+    settings = load_settings(
+        {"store": "/pictures", "limits": {"max_n": 3}, "models": [{"path": "emoji", "threads": 2}]}
+    )
+    assert Settings(**settings.model_dump(mode="json")) == settings
+
+
+def test_a_model_gets_the_cores_of_the_machine_unless_it_says_how_many() -> None:
+    settings = load_settings({"models": [{"path": "a"}, {"path": "b", "num_cpus": 3}]})
+    assert [model.num_cpus for model in _all_cores(settings, 8).models] == [4, 3]
+    assert _all_cores(load_settings({}), 1).models == (ModelSettings(num_cpus=1),)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("alice", "line 1: expected NAME KEY"),
+        ("alice short", "at least 16 characters"),
+        ("alice aaaaaaaaaaaaaaaa\nalice bbbbbbbbbbbbbbbb", "line 2: alice has a key already"),
+        ("# nobody\n", "has no keys"),
+    ],
+)
+def test_a_key_file_is_read_strictly(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_keys(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(tmp_path / "nothing")
+    assert read_keys(None) is None
