@@ -230,7 +230,8 @@ def test_commands_are_those_of_the_entrypoint(name: str) -> None:
 @pytest.mark.parametrize("name", RAY_SERVICES)
 def test_a_node_has_time_and_room(name: str) -> None:
     service, environment = SERVICES[name], environment_of(name)
-    assert int(environment["DALLE_RAY_DRAIN_SECONDS"]) + 20 <= seconds(service["stop_grace_period"])
+    drain = int(environment["DALLE_RAY_DRAIN_SECONDS"])
+    assert APPLICATION["args"]["limits"]["deadline"] + 10 <= drain <= seconds(service["stop_grace_period"]) - 20
     assert int(environment["DALLE_RAY_OBJECT_STORE_BYTES"]) < bytes_of(service["shm_size"])
     limits = service["deploy"]["resources"]["limits"]
     assert environment["DALLE_RAY_NUM_CPUS"] == str(limits["cpus"])
@@ -401,7 +402,7 @@ def test_a_pod_is_bounded_probed_and_has_its_secrets(group: dict[str, Any]) -> N
     keys = next(mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "api-keys")
     assert environment["DALLE_SERVE_KEYS_FILE"] == f"{keys}/api_keys"
     drain = int(environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
-    assert drain + 20 <= spec["terminationGracePeriodSeconds"]
+    assert APPLICATION["args"]["limits"]["deadline"] + 10 <= drain <= spec["terminationGracePeriodSeconds"] - 20
     what = "node" if container["name"] == "ray-head" else "service"
     assert container["readinessProbe"]["exec"]["command"] == ["/app/deploy/entrypoint.sh", "check", what]
     assert container["livenessProbe"]["exec"]["command"] == ["/app/deploy/entrypoint.sh", "check", "node"]
@@ -514,7 +515,7 @@ PROGRAMS = {
     "ray": """
         printf '%s\\n' "$@" > "$RECORD/ray.txt"
         echo "ray $1" >> "$RECORD/calls.txt"
-        trap 'echo "ray ended" >> "$RECORD/calls.txt"; exit 1' TERM
+        trap 'echo "ray ended" >> "$RECORD/calls.txt"; kill $!; exit 1' TERM
         sleep "${RAY_LIFE:-120}" & wait $!
     """,
     "serve": """
@@ -565,8 +566,10 @@ class Node:
             "http_proxy": "http://127.0.0.1:9",
         }
 
-    def start(self, *words: str, **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+    @contextlib.contextmanager
+    def started(self, *words: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+        """The running entrypoint, of which nothing is left afterwards."""
+        with subprocess.Popen(
             [ENTRYPOINT, *words],
             env={**self.environment, **environment},
             stdout=subprocess.PIPE,
@@ -574,15 +577,17 @@ class Node:
             text=True,
             start_new_session=True,
             cwd=self.record,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, *words: str, **environment: str) -> tuple[int, str, str]:
         """Exit code, output and messages."""
-        process = self.start(*words, **environment)
-        try:
+        with self.started(*words, **environment) as process:
             output, messages = process.communicate(timeout=60)
-        finally:
-            end_group(process)
         return process.returncode, output, messages
 
     def text(self, name: str) -> str:
@@ -592,13 +597,6 @@ class Node:
     def calls(self) -> list[str]:
         """Programs and what was asked of them."""
         return [" ".join(line.split()[:2]) for line in self.text("calls").splitlines()]
-
-
-def end_group(process: "subprocess.Popen[str]") -> None:
-    """Whatever a process has left behind in the group that it leads."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 @pytest.fixture
@@ -626,15 +624,12 @@ def options_that_ray_knows(arguments: list[str]) -> dict[str, Any]:
 
 @RAY_WARNS
 def test_the_head_deploys_answers_and_ends_well(node: Node) -> None:
-    process = node.start("head", DALLE_SERVE_HOST="0.0.0.0", DALLE_RAY_NUM_CPUS="3")
-    try:
+    with node.started("head", DALLE_SERVE_HOST="0.0.0.0", DALLE_RAY_NUM_CPUS="3") as process:
         assert process.stderr
         messages = next(line for line in process.stderr if "ready at" in line)
         assert node.calls == ["ray start", "serve deploy"]
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=60)[1]
-    finally:
-        end_group(process)
     assert f"http://127.0.0.1:{node.environment['DALLE_SERVE_PORT']}" in messages
     assert process.returncode == 0, rest
     # The application first, its proxy still alive; Ray after it.
@@ -685,16 +680,12 @@ def test_the_head_ends_when_the_service_is_not_ready_in_time(node: Node) -> None
 
 @RAY_WARNS
 def test_a_worker_becomes_ray(node: Node) -> None:
-    process = node.start("worker", DALLE_RAY_NODE_IP="127.0.0.1")
-    try:
+    with node.started("worker", DALLE_RAY_NODE_IP="127.0.0.1") as process:
         until = time.monotonic() + 60
         while not (node.record / "calls.txt").exists() and time.monotonic() < until:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-    finally:
-        end_group(process)
-        process.communicate()
+        process.communicate(timeout=60)
     assert node.calls == ["ray start", "ray ended"]
     options = options_that_ray_knows(node.text("ray").splitlines())
     assert options["address"] == node.environment["DALLE_RAY_ADDRESS"] and options["block"] and not options["head"]
@@ -702,12 +693,8 @@ def test_a_worker_becomes_ray(node: Node) -> None:
 
 
 def test_a_worker_waits_for_its_head(node: Node) -> None:
-    process = node.start("worker", DALLE_RAY_ADDRESS="127.0.0.1:9")
-    try:
+    with node.started("worker", DALLE_RAY_ADDRESS="127.0.0.1:9") as process:
         assert process.stderr and "waiting for the head" in process.stderr.readline()
-    finally:
-        end_group(process)
-        process.communicate()
     assert not (node.record / "calls.txt").exists()
 
 

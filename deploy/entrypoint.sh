@@ -1,0 +1,230 @@
+#!/bin/sh
+# One node of the service's Ray cluster, in a container or on any machine:
+#
+#   deploy/entrypoint.sh head            the first node: Ray, then the application of serving/config.yaml
+#   deploy/entrypoint.sh worker          a further node, of the cluster at DALLE_RAY_ADDRESS
+#   deploy/entrypoint.sh check node      does Ray run here? does the service answer here, all its models ready?
+#   deploy/entrypoint.sh check service   Exit code 0 says yes; for health checks.
+#   deploy/entrypoint.sh config          prints what `head` deploys
+#
+# `head` and `worker` stay in the foreground, and end well on SIGTERM. python, ray and serve have to be on the PATH.
+# Ray wants a token, in a file that RAY_AUTH_TOKEN_PATH names or from `ray get-auth-token --generate`.
+set -eu
+cd "$(dirname "$0")/.."
+
+# Prefixes: DALLE_RAY_ is read here, DALLE_SERVE_ by the service too, RAY_ by Ray.
+: "${DALLE_RAY_CONFIG:=serving/config.yaml}"
+: "${DALLE_RAY_ADDRESS:=127.0.0.1:6379}"
+: "${DALLE_RAY_PORT:=6379}"
+: "${DALLE_RAY_DASHBOARD_PORT:=8265}"
+: "${DALLE_RAY_CLIENT_PORT:=10001}"
+: "${DALLE_RAY_AGENT_PORT:=52365}"
+: "${DALLE_RAY_METRICS_PORT:=8080}"
+: "${DALLE_RAY_OBJECT_STORE_BYTES:=200000000}"
+: "${DALLE_RAY_TEMP_DIR:=/tmp/ray}"
+: "${DALLE_RAY_READY_SECONDS:=300}"
+: "${DALLE_RAY_DRAIN_SECONDS:=130}"
+dashboard=http://127.0.0.1:$DALLE_RAY_DASHBOARD_PORT
+
+# Whoever reaches a Ray port without a token may run what he likes. It takes an explicit `disabled` to do without.
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+# Compose can set a variable to nothing, but not leave it out; Ray takes the empty address for one.
+[ -n "${RAY_REDIS_ADDRESS:-}" ] || unset RAY_REDIS_ADDRESS
+# A proxy for the way out is no way to this machine itself.
+export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
+export no_proxy="$NO_PROXY"
+# Replicas are processes of Ray and import the application by name.
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
+say() {
+    echo "entrypoint: $*" >&2
+}
+
+# config [empty|url]: the Serve configuration, as the environment wants it; the same without its applications; the URL
+# of the service on this machine.
+config() {
+    python - "$DALLE_RAY_CONFIG" "${1:-all}" <<'PYTHON'
+import os
+import sys
+
+import yaml
+
+PREFIX = "DALLE_SERVE_"
+path, what = sys.argv[1:]
+with open(path, encoding="utf-8") as file:
+    config = yaml.safe_load(file)
+
+http = config["http_options"]
+http["host"] = os.environ.get(PREFIX + "HOST") or http["host"]
+http["port"] = int(os.environ.get(PREFIX + "PORT") or http["port"])
+# The service takes `args` over the environment. Here the environment is the nearer one: what it names leaves `args`.
+for name in os.environ:
+    if name.startswith(PREFIX):
+        *outer, field = name.removeprefix(PREFIX).lower().split("__")
+        for application in config["applications"]:
+            fields = application.get("args", {})
+            for key in outer:
+                fields = fields.get(key, {})
+            fields.pop(field, None)
+
+if what == "empty":
+    config["applications"] = []
+if what == "url":
+    host = "127.0.0.1" if http["host"] == "0.0.0.0" else http["host"]
+    print(f"http://{host}:{http['port']}")
+else:
+    yaml.safe_dump(config, sys.stdout, sort_keys=False)
+PYTHON
+}
+
+# answers URL: does a GET succeed?
+answers() {
+    python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5).close()' "$1" 2>/dev/null
+}
+
+# connects HOST:PORT: does somebody listen there?
+connects() {
+    python - "$1" 2>/dev/null <<'PYTHON'
+import socket
+import sys
+
+host, _, port = sys.argv[1].rpartition(":")
+socket.create_connection((host, int(port)), timeout=5).close()
+PYTHON
+}
+
+check() {
+    case ${1:-} in
+    node) answers "http://127.0.0.1:$DALLE_RAY_AGENT_PORT/api/local_raylet_healthz" ;;
+    service) answers "$(config url)/ready" ;;
+    *) usage ;;
+    esac
+}
+
+# node OPTION...: becomes `ray start`, with the options of every node.
+node() {
+    set -- "$@" --block --disable-usage-stats \
+        "--temp-dir=$DALLE_RAY_TEMP_DIR" \
+        "--dashboard-agent-listen-port=$DALLE_RAY_AGENT_PORT" \
+        "--metrics-export-port=$DALLE_RAY_METRICS_PORT" \
+        "--object-store-memory=$DALLE_RAY_OBJECT_STORE_BYTES"
+    [ -z "${DALLE_RAY_NODE_IP:-}" ] || set -- "$@" "--node-ip-address=$DALLE_RAY_NODE_IP"
+    [ -z "${DALLE_RAY_NUM_CPUS:-}" ] || set -- "$@" "--num-cpus=$DALLE_RAY_NUM_CPUS"
+    exec ray start "$@"
+}
+
+running() {
+    kill -0 "$ray" 2>/dev/null
+}
+
+# deploy [empty]
+deploy() {
+    file=$(mktemp)
+    status=0
+    config "$@" >"$file" && serve deploy "$file" --address "$dashboard" >&2 || status=$?
+    rm -f "$file"
+    return "$status"
+}
+
+# Takes the application away and waits until it is gone: its replicas end what they have begun, and the proxy lives on
+# to pass it to the callers. `serve shutdown` kills the proxy first, and every answer on its way with it.
+drain() {
+    say "no more requests; ending those that run"
+    deploy empty || return 0
+    end=$(($(date +%s) + DALLE_RAY_DRAIN_SECONDS))
+    while running && [ "$(date +%s)" -lt "$end" ]; do
+        if serve status --address "$dashboard" 2>/dev/null | grep -q '^applications: {}'; then
+            return 0
+        fi
+        sleep 1
+    done
+    say "some requests did not end in $DALLE_RAY_DRAIN_SECONDS s"
+}
+
+# stop STATUS
+stop() {
+    trap '' TERM INT
+    [ -z "$deployed" ] || drain
+    if [ -n "$ray" ]; then
+        # This node's processes alone: `ray stop` ends those of every cluster on the machine.
+        kill -TERM "$ray" 2>/dev/null || true
+        wait "$ray" || true
+    fi
+    say "stopped"
+    exit "$1"
+}
+
+# fail MESSAGE
+fail() {
+    say "$1"
+    stop 1
+}
+
+start_head() {
+    ray=
+    deployed=
+    trap 'stop 0' TERM INT
+    # Ray waits for a node to be empty before it ends. The head never is, and the application is gone by then.
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
+    set -- --head \
+        "--port=$DALLE_RAY_PORT" \
+        "--ray-client-server-port=$DALLE_RAY_CLIENT_PORT" \
+        --include-dashboard=true --dashboard-host=127.0.0.1 "--dashboard-port=$DALLE_RAY_DASHBOARD_PORT"
+    if [ -n "${DALLE_RAY_REDIS_PASSWORD_FILE:-}" ] && [ -n "${RAY_REDIS_ADDRESS:-}" ]; then
+        set -- "$@" "--redis-password=$(cat "$DALLE_RAY_REDIS_PASSWORD_FILE")"
+    fi
+    node "$@" &
+    ray=$!
+
+    until answers "$dashboard/api/gcs_healthz"; do
+        running || fail "Ray did not start"
+        sleep 1
+    done
+    deploy || fail "the application was not deployed"
+    deployed=yes
+
+    end=$(($(date +%s) + DALLE_RAY_READY_SECONDS))
+    until check service; do
+        running || fail "Ray ended"
+        if [ "$(date +%s)" -ge "$end" ]; then
+            serve status --address "$dashboard" >&2 || true
+            fail "the service was not ready after $DALLE_RAY_READY_SECONDS s"
+        fi
+        sleep 1
+    done
+    say "ready at $(config url)"
+    wait "$ray" || true
+    ray=
+    deployed=
+    fail "Ray ended"
+}
+
+start_worker() {
+    # A worker that starts before its head would give up, and be started again, and again.
+    until connects "$DALLE_RAY_ADDRESS"; do
+        say "waiting for the head at $DALLE_RAY_ADDRESS"
+        sleep 2
+    done
+    # On SIGTERM Ray moves the replicas to other nodes, or lets them end what they have begun, for so long.
+    export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="$DALLE_RAY_DRAIN_SECONDS"
+    node "--address=$DALLE_RAY_ADDRESS"
+}
+
+usage() {
+    echo "usage: $0 head | worker | check node | check service | config" >&2
+    exit 2
+}
+
+for program in python ray serve; do
+    command -v "$program" >/dev/null || {
+        say "$program is not on the PATH"
+        exit 1
+    }
+done
+case ${1:-} in
+head) start_head ;;
+worker) start_worker ;;
+check) check "${2:-}" ;;
+config) config ;;
+*) usage ;;
+esac
