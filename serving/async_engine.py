@@ -307,10 +307,11 @@ class AsyncEngine:
     @torch.inference_mode()
     def _kept_codes(self, given: Given) -> torch.Tensor:
         """(N,) codes of the picture, -1 where it is to be drawn."""
-        codes = self.model.encode(load_image(given.image, size=self.model.image_size))
+        image = load_image(given.image, size=self.model.image_size, max_pixels=given.max_pixels)
+        codes = self.model.encode(image)
         height, width = codes.shape
         if given.mask is not None:
-            drawn = _masked(given.image, given.mask, self.model.image_size, (height, width))
+            drawn = _masked(given, self.model.image_size, (height, width))
             if not drawn.any():
                 raise ImageError("the mask has no transparent pixel: there is nothing to draw")
             codes[drawn] = -1
@@ -484,9 +485,13 @@ def _refusal(error: DalleError) -> Refused:
     return Refused(status=400, code=code, message=str(error), param=param)
 
 
-def _masked(image: bytes, mask: bytes, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+def _masked(given: Given, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     """(H, W) bool: which codes have a pixel that the mask leaves transparent, after the same crop as the picture's."""
-    with open_image(image) as opened, open_image(mask) as covering:
+    assert given.mask is not None
+    with (
+        open_image(given.image, max_pixels=given.max_pixels) as opened,
+        open_image(given.mask, max_pixels=given.max_pixels) as covering,
+    ):
         if covering.size != opened.size:
             raise ImageError(
                 f"the mask is {covering.height} x {covering.width} and the picture {opened.height} x {opened.width}: "

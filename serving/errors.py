@@ -6,12 +6,18 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serving.jobs import Refused
-from serving.schemas import UNSUPPORTED
+from serving.schemas import UNSUPPORTED, ErrorBody
 
-__all__ = ["ApiError", "field_error", "refused"]
+__all__ = ["ERRORS", "ApiError", "field_error", "refused", "wrong_type"]
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 413, 415, 429, 500, 503)
+}
+"""For the OpenAPI document: what any endpoint may answer."""
 
 NO_RETRY = frozenset({"request_cancelled", "deadline_exceeded"})
 """OpenAI's clients repeat requests with some statuses by themselves; with these it would only be wasted."""
@@ -89,3 +95,9 @@ def field_error(errors: list[Any], known: list[str]) -> ApiError:
                 code="invalid_value",
                 param=name,
             )
+
+
+def wrong_type(request: Request, expected: str) -> ApiError:
+    """A body of another content type."""
+    given = request.headers.get("content-type", "none")
+    return ApiError(415, f"the content type is {given[:80]!r}; expected {expected}", code="unsupported_media_type")

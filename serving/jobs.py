@@ -16,6 +16,8 @@ class Given:
     """Rows of codes kept from the top; None keeps what the mask keeps."""
     mask: bytes | None = None
     """An image file of the same size whose transparent pixels are to be drawn anew: every code that has one is."""
+    max_pixels: int = 16 * 2**20
+    """Height times width beyond which a file is refused before it is decoded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ __all__ = [
     "UNSUPPORTED",
     "EditFields",
     "ErrorBody",
+    "Fields",
     "GenerationRequest",
     "ImageData",
     "ImagesResponse",
@@ -105,6 +106,9 @@ class VariationFields(_Common):
     """By default the prompt in the picture's receipt, if it has one; else none."""
     keep_rows: int | None = Field(default=None, ge=0)
     """Rows of codes that are kept from the top; half of them by default."""
+
+
+Fields = GenerationRequest | EditFields | VariationFields
 
 
 class ImageData(BaseModel):

@@ -1,0 +1,160 @@
+"""How the events of a job become an answer: one body, or a stream of server-sent events."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+
+from serving.errors import ApiError, refused
+from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
+from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+
+__all__ = ["Answer"]
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 15.0
+
+
+class Answer:
+    """How a job's events become an answer."""
+
+    accepted: Accepted
+
+    def __init__(self, request: Request, fields: Fields, info: ModelInfo, job: Job, kind: str) -> None:
+        self.request = request
+        self.fields = fields
+        self.info = info
+        self.job = job
+        self.kind = kind
+        self.started = time.monotonic()
+        self.created = int(time.time())
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "X-Queue-Position": str(self.accepted.position),
+            "X-Estimate-Seconds": f"{self.accepted.estimate:.3f}",
+        }
+
+    def usage(self, num_pictures: int) -> Usage:
+        """Of this many pictures."""
+        kept = self.accepted.num_kept_codes * num_pictures
+        drawn = self.info.num_codes * num_pictures - kept
+        text = self.accepted.num_text_tokens
+        return Usage(
+            input_tokens=text + kept,
+            input_tokens_details=InputTokens(text_tokens=text, image_tokens=kept),
+            output_tokens=drawn,
+            output_tokens_details=OutputTokens(image_tokens=drawn),
+            total_tokens=text + kept + drawn,
+        )
+
+    def timing(self, queue_seconds: float) -> Timing:
+        total = time.monotonic() - self.started
+        return Timing(queue=round(queue_seconds, 4), estimate=round(self.accepted.estimate, 4), total=round(total, 4))
+
+    def whole(self, drawn: list[Drawn]) -> dict[str, Any]:
+        """The body of an answer that is no stream."""
+        drawn = sorted(drawn, key=lambda one: one.index)
+        body = ImagesResponse(
+            created=self.created,
+            id=self.job.id,
+            model=self.info.id,
+            data=[self._data(one) for one in drawn],
+            output_format=self.fields.output_format,
+            size=f"{self.info.width}x{self.info.height}",
+            safety_identifier=self.fields.safety_identifier,
+            seed=self.job.seed,
+            system_fingerprint=self.info.fingerprint,
+            usage=self.usage(len(drawn)),
+            timing=self.timing(max(one.queue_seconds for one in drawn)),
+        )
+        return body.model_dump(mode="json", exclude_none=True)
+
+    def _data(self, one: Drawn) -> ImageData:
+        codes = one.codes if self.fields.return_codes else None
+        data = ImageData(seed=self.job.seed, index=one.index, codes=codes)
+        if self.fields.response_format == "url":
+            app = self.request.app
+            name = app.state.store.put(one.image, self.fields.output_format)
+            base = app.state.settings.public_url or str(self.request.base_url)
+            return data.model_copy(update={"url": f"{base.rstrip('/')}/files/{name}"})
+        return data.model_copy(update={"b64_json": base64.b64encode(one.image).decode()})
+
+    async def stream(self, events: AsyncIterator[Event], stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
+        """Server-sent events. `stack` is closed at the end, whatever happens."""
+        async with stack:
+            try:
+                async for event in _with_keep_alive(events):
+                    if event is None:
+                        yield b": keepalive\n\n"
+                    elif isinstance(event, Refused):
+                        yield _sse("error", refused(event).body)
+                        return
+                    else:
+                        yield self._event(event)
+            except Exception:
+                logger.exception("a stream has failed")
+                error = ApiError(500, "the service has failed; the error is in its log", code="internal_error")
+                yield _sse("error", error.body)
+
+    def _event(self, event: Event) -> bytes:
+        assert isinstance(event, Preview | Drawn)
+        data: dict[str, Any] = {
+            "b64_json": base64.b64encode(event.image).decode(),
+            "created_at": int(time.time()),
+            "size": f"{self.info.width}x{self.info.height}",
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self.fields.output_format,
+            "id": self.job.id,
+            "seed": self.job.seed,
+            "index": event.index,
+            "image_index": event.index - self.job.indices[0],
+            "num_codes": self.info.num_codes,
+        }
+        if isinstance(event, Preview):
+            data |= {"partial_image_index": event.number, "codes_done": event.num_codes}
+            return _sse(f"{self.kind}.partial_image", data)
+        data |= {
+            "codes_done": self.info.num_codes,
+            "usage": self.usage(1).model_dump(),
+            "timing": self.timing(event.queue_seconds).model_dump(),
+            "system_fingerprint": self.info.fingerprint,
+        }
+        if self.fields.return_codes:
+            data["codes"] = event.codes
+        return _sse(f"{self.kind}.completed", data)
+
+
+def _sse(kind: str, data: dict[str, Any]) -> bytes:
+    typed = data if kind == "error" else {"type": kind, **data}
+    return f"event: {kind}\ndata: {json.dumps(typed)}\n\n".encode()
+
+
+async def _with_keep_alive(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
+    """The events, and None whenever nothing came for a while."""
+    waiting: asyncio.Future[Event | None] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(events, None))
+            done, _ = await asyncio.wait((waiting,), timeout=KEEP_ALIVE_SECONDS)
+            if not done:
+                yield None
+                continue
+            event, waiting = waiting.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting

@@ -1,0 +1,199 @@
+"""The endpoints that draw: a request is checked, becomes a job, and the job's events become the answer."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from serving.answers import Answer
+from serving.backend import Backend
+from serving.callers import Callers
+from serving.errors import ERRORS, ApiError, refused
+from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
+from serving.middleware import CLIENT_GONE, describe_prompt
+from serving.schemas import EditFields, Fields, GenerationRequest, ImagesResponse, VariationFields
+from serving.settings import LimitSettings
+from serving.store import ImageStore
+from serving.uploads import prompt_of, read_form
+
+__all__ = ["find_model", "router"]
+
+SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")
+FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {"type": "object"}}}}}
+
+router = APIRouter(tags=["images"], responses=ERRORS)
+
+
+@router.post("/v1/images/generations", response_model=ImagesResponse)
+async def generations(request: Request, body: Annotated[GenerationRequest, Body()]) -> Response:
+    """Draw pictures of a prompt."""
+    return await _draw(request, body, None, "image_generation")
+
+
+@router.post("/v1/images/edits", response_model=ImagesResponse, openapi_extra=FORM)
+async def edits(request: Request) -> Response:
+    """Keep a part of a picture, and draw the rest to a prompt: all below the first `keep_rows` rows of codes, or what
+    the mask leaves transparent. Codes are drawn in reading order, each seeing only those before it, so what is drawn
+    fits what is above and left of it, and not what is kept below."""
+    fields, given = await read_form(request, EditFields)
+    if given.mask is None and given.keep_rows is None:
+        raise ApiError(
+            400,
+            "say what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent pixels are "
+            "drawn anew",
+            code="missing_required_parameter",
+            param="mask",
+        )
+    return await _draw(request, fields, given, "image_edit")
+
+
+@router.post("/v1/images/variations", response_model=ImagesResponse, openapi_extra=FORM)
+async def variations(request: Request) -> Response:
+    """Keep the upper rows of a picture, and draw the rest with another seed."""
+    fields, given = await read_form(request, VariationFields)
+    return await _draw(request, fields, given, "image_edit")
+
+
+@router.delete("/v1/requests/{request_id}")
+async def cancel(request: Request, request_id: str) -> dict[str, Any]:
+    """Stop a request: its slots are free within one step, and it ends with an error `request_cancelled`."""
+    if not await request.app.state.backend.cancel(request_id):
+        raise ApiError(404, f"there is no request {request_id[:80]!r}: it is done or unknown", param="request_id")
+    return {"id": request_id, "object": "request", "cancelled": True}
+
+
+@router.get("/files/{name}", include_in_schema=False)
+async def file(request: Request, name: str) -> Response:
+    """A picture that was asked for as a URL."""
+    store: ImageStore | None = request.app.state.store
+    path = store.get(name) if store is not None else None
+    if path is None:
+        raise ApiError(404, f"there is no picture {name[:80]!r}, or its time is over")
+    headers = {"Cache-Control": "private, max-age=3600, immutable"}
+    return FileResponse(path, media_type=f"image/{path.suffix[1:]}", headers=headers)
+
+
+async def find_model(backend: Backend, name: str | None) -> ModelInfo:
+    """The model of this id, the default for None. Raises `ApiError` 404, and 503 if there is none yet."""
+    infos = await backend.models()
+    if not infos:
+        raise ApiError(503, "no model is loaded yet; try again in a moment", headers={"Retry-After": "2"})
+    for info in infos:
+        if name in (None, info.id):
+            return info
+    known = ", ".join(info.id for info in infos)
+    raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
+
+
+def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageStore | None) -> None:
+    """What depends on the model and on the service. Raises `ApiError`."""
+    size = f"{info.width}x{info.height}"
+    if fields.n > limits.max_n:
+        raise ApiError(400, f"n is {fields.n}; the limit is {limits.max_n}", code="invalid_value", param="n")
+    if fields.deadline is not None and fields.deadline > limits.deadline:
+        message = f"deadline is {fields.deadline} s; the limit is {limits.deadline:g} s"
+        raise ApiError(400, message, code="invalid_value", param="deadline")
+    if fields.size not in ("auto", size):
+        message = f"size is {fields.size[:80]!r}; the model {info.id} draws {size}: send that, or auto"
+        raise ApiError(400, message, code="invalid_value", param="size")
+    if fields.partial_images > info.rows:
+        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.rows} rows of codes"
+        raise ApiError(400, message, code="invalid_value", param="partial_images")
+    if fields.partial_images and not fields.stream:
+        raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
+    if fields.output_format == "png" and fields.output_compression not in (None, 100):
+        message = f"output_compression is {fields.output_compression}, but png is lossless: choose jpeg or webp"
+        raise ApiError(400, message, code="invalid_value", param="output_compression")
+    if fields.response_format == "url" and (store is None or fields.stream):
+        reason = "a stream carries its pictures" if fields.stream else "this service keeps no pictures"
+        message = f"response_format url is not possible: {reason}; send b64_json"
+        raise ApiError(400, message, code="unsupported_value", param="response_format")
+
+
+async def _draw(request: Request, fields: Fields, given: Given | None, kind: str) -> Response:
+    """Draw, and answer with pictures or a stream of events."""
+    app, state = request.app, request.state
+    callers: Callers = app.state.callers
+    info = await find_model(app.state.backend, fields.model)
+    _check(fields, info, callers.limits, app.state.store)
+    prompt = fields.prompt
+    if prompt is None and given is not None:
+        prompt = prompt_of(given.image)
+    job = Job(
+        id=state.request_id,
+        caller=f"{state.caller}/{fields.user or fields.safety_identifier or ''}",
+        prompt=prompt,
+        negative_prompt=fields.negative_prompt,
+        params={name: value for name in SAMPLING if (value := getattr(fields, name)) is not None},
+        seed=secrets.randbelow(2**31) if fields.seed is None else fields.seed,
+        indices=tuple(range(fields.first_index, fields.first_index + fields.n)),
+        given=given,
+        deadline=time.time() + (fields.deadline or callers.limits.deadline),
+        num_previews=fields.partial_images,
+        output_format=fields.output_format,
+        quality=fields.output_compression if fields.output_format != "png" else None,
+    )
+    state.log.update(
+        model=info.id, n=fields.n, seed=job.seed, **describe_prompt(prompt, whole=app.state.settings.log_prompts)
+    )
+    answer = Answer(request, fields, info, job, kind)
+    stack = contextlib.AsyncExitStack()
+    try:
+        stack.enter_context(callers.at_once(state.caller))
+        events = await stack.enter_async_context(
+            contextlib.aclosing(_until_gone(request, app.state.backend, info, job))
+        )
+        first = await anext(events, None)
+        if first is None:
+            return Response(status_code=CLIENT_GONE)
+        if isinstance(first, Refused):
+            raise refused(first)
+        assert isinstance(first, Accepted)
+        answer.accepted = first
+        if fields.stream:
+            headers = answer.headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+            content = answer.stream(events, stack.pop_all())
+            return StreamingResponse(content, media_type="text/event-stream", headers=headers)
+        drawn = []
+        async for event in events:
+            if isinstance(event, Refused):
+                raise refused(event)
+            if isinstance(event, Drawn):
+                drawn.append(event)
+        if len(drawn) < len(job.indices):
+            return Response(status_code=CLIENT_GONE)
+        return JSONResponse(answer.whole(drawn), headers=answer.headers)
+    finally:
+        await stack.aclose()
+
+
+async def _until_gone(request: Request, backend: Backend, info: ModelInfo, job: Job) -> AsyncGenerator[Event]:
+    """The events of a job, until the client is gone. Leaving early cancels the job."""
+    events = backend.draw(info.id, job)
+    gone = asyncio.create_task(_wait_until_gone(request))
+    try:
+        while True:
+            event = asyncio.ensure_future(anext(events, None))
+            try:
+                await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not event.done():
+                    event.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await event
+            if gone.done() or event.cancelled() or (found := event.result()) is None:
+                return
+            yield found
+    finally:
+        gone.cancel()
+        await events.aclose()
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
