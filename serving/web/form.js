@@ -1,0 +1,183 @@
+/** The form: what to draw and how. Reads it into the service's fields, and fills it from them. */
+
+import { byId } from "./dom.js";
+
+const SAMPLING = ["guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p"];
+const ADVANCED = ["negative_prompt", ...SAMPLING, "first_index"];
+
+export class Form {
+  #models = [];
+  #seedUsed = false;
+
+  constructor({ onDraw }) {
+    this.element = byId("compose");
+    this.#wireSeed();
+    this.#wireCount();
+    this.#wireAdvanced();
+    for (const chip of document.querySelectorAll(".chip")) {
+      chip.addEventListener("click", () => this.setPrompt(chip.textContent));
+    }
+    byId("model").addEventListener("change", () => this.#showModel());
+    this.element.addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
+    byId("draw").addEventListener("click", (event) => {
+      if (event.detail > 1) event.preventDefault(); // a double click is one
+    });
+    this.element.addEventListener("submit", (event) => {
+      event.preventDefault();
+      onDraw();
+    });
+    this.rollSeed();
+  }
+
+  set models(cards) {
+    this.#models = cards;
+    byId("model").replaceChildren(...cards.map((card) => new Option(card.id, card.id)));
+    byId("model-control").hidden = cards.length < 2;
+    this.#showModel();
+  }
+
+  /** Card of the chosen model; undefined before the service has told its models. */
+  get model() {
+    return this.#models.find((card) => card.id === byId("model").value) ?? this.#models[0];
+  }
+
+  /** Card of the model of this name, or of the chosen one if it is not served any more. */
+  card(name) {
+    return this.#models.find((card) => card.id === name) ?? this.model;
+  }
+
+  get prompt() {
+    return byId("prompt").value.trim();
+  }
+
+  get num() {
+    return byId("n").valueAsNumber || 1;
+  }
+
+  setPrompt(words) {
+    const prompt = byId("prompt");
+    prompt.value = words;
+    prompt.removeAttribute("aria-invalid");
+    prompt.focus();
+    prompt.setSelectionRange(words.length, words.length);
+  }
+
+  /** Fields of a request. An unlocked seed is used once: the next request takes a new one. */
+  read() {
+    if (this.#seedUsed && !this.#locked) this.rollSeed();
+    this.#seedUsed = true;
+    return {
+      ...this.settings(),
+      prompt: this.prompt,
+      n: this.num,
+      seed: byId("seed").valueAsNumber,
+      ...(byId("first_index").value && { first_index: byId("first_index").valueAsNumber }),
+    };
+  }
+
+  /** The model, and what of sampling differs from its defaults. */
+  settings() {
+    const settings = { model: this.model.id };
+    for (const name of ["negative_prompt", ...SAMPLING]) {
+      const field = byId(name);
+      if (field.value.trim()) settings[name] = field.type === "number" ? field.valueAsNumber : field.value;
+    }
+    return settings;
+  }
+
+  /** Fills everything from a request's fields; what is not among them goes back to its default. */
+  fill(fields) {
+    if (this.#models.some((card) => card.id === fields.model)) byId("model").value = fields.model;
+    byId("n").value = fields.n;
+    byId("seed").value = fields.seed;
+    this.#lock(true);
+    for (const name of ADVANCED) byId(name).value = fields[name] || (fields[name] === 0 && name !== "first_index" ? 0 : "");
+    this.#showModel();
+    this.#showAdvanced(this.#numChanged > 0);
+    this.setPrompt(fields.prompt);
+  }
+
+  /** Leads to the field that the service complained about. */
+  point(name) {
+    const field = name && this.element.elements.namedItem(name);
+    if (!(field instanceof HTMLElement)) return;
+    if (ADVANCED.includes(name)) this.#showAdvanced(true);
+    field.setAttribute("aria-invalid", "true");
+    field.focus();
+  }
+
+  rollSeed() {
+    byId("seed").value = randomSeed();
+    this.#seedUsed = false;
+  }
+
+  get #locked() {
+    return byId("lock").getAttribute("aria-pressed") === "true";
+  }
+
+  #lock(locked) {
+    byId("lock").setAttribute("aria-pressed", String(locked));
+  }
+
+  #wireSeed() {
+    byId("dice").addEventListener("click", () => this.rollSeed());
+    byId("lock").addEventListener("click", () => this.#lock(!this.#locked));
+    byId("seed").addEventListener("input", () => this.#lock(true)); // who types a seed wants that one
+  }
+
+  #wireCount() {
+    const count = byId("n");
+    for (const [id, step] of [
+      ["fewer", -1],
+      ["more", 1],
+    ]) {
+      byId(id).addEventListener("click", () => {
+        const value = (count.valueAsNumber || 1) + step;
+        count.value = Math.min(Number(count.max), Math.max(Number(count.min), value));
+      });
+    }
+  }
+
+  #wireAdvanced() {
+    const panel = byId("advanced");
+    byId("advanced-button").addEventListener("click", () => this.#showAdvanced(panel.hidden));
+    byId("reset").addEventListener("click", () => {
+      for (const name of ADVANCED) byId(name).value = "";
+      this.#showNumChanged();
+      byId("negative_prompt").focus();
+    });
+    panel.addEventListener("input", () => this.#showNumChanged());
+    // The browser cannot point at a field that is hidden.
+    panel.addEventListener("invalid", () => this.#showAdvanced(true), { capture: true });
+  }
+
+  #showAdvanced(open) {
+    byId("advanced").hidden = !open;
+    byId("advanced-button").setAttribute("aria-expanded", String(open));
+  }
+
+  get #numChanged() {
+    return ADVANCED.filter((name) => byId(name).value.trim()).length;
+  }
+
+  #showNumChanged() {
+    byId("advanced-count").textContent = this.#numChanged || "";
+    byId("advanced-button").setAttribute("aria-label", `Advanced${this.#numChanged ? `, ${this.#numChanged} set` : ""}`);
+  }
+
+  #showModel() {
+    if (!this.model) return;
+    const { id, size, num_codes, sampling } = this.model;
+    for (const name of SAMPLING) {
+      const field = byId(name);
+      if (field instanceof HTMLSelectElement) field.options[0].text = `Default (${sampling[name] ?? "constant"})`;
+      else field.placeholder = sampling[name] ?? "";
+    }
+    byId("about-model").textContent = `Model ${id}: ${size.replace("x", " × ")} pixels from ${num_codes} codes.`;
+    this.#showNumChanged();
+  }
+}
+
+export function randomSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
+}
