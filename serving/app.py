@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from serving.api import create_app
 from serving.generator import Generator
+from serving.loopback import stay_on_loopback
 from serving.ray_backend import RayBackend
 from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
 
@@ -27,6 +28,7 @@ class Ingress:
     """The HTTP side on a replica."""
 
     def __init__(self, settings: dict[str, Any], models: dict[str, DeploymentHandle[Any]]) -> None:
+        stay_on_loopback()
         _log_to_stderr()
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)

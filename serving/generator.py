@@ -9,6 +9,7 @@ from ray import serve
 from dalle import DALLE
 from serving.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
+from serving.loopback import stay_on_loopback
 from serving.settings import ModelSettings
 
 __all__ = ["Generator"]
@@ -20,6 +21,7 @@ class Generator:
     """Loads its model and draws its self-test before it counts as ready."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        stay_on_loopback()
         chosen = ModelSettings(**settings)
         model = DALLE.load(chosen.path, device=chosen.device)
         self.engine = AsyncEngine(model, chosen).start()

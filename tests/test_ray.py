@@ -96,6 +96,8 @@ def served() -> Iterator[Served]:
         children = one.children()
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
         _, alive = psutil.wait_procs(children, timeout=20)
         for child in alive:
             child.kill()

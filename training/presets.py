@@ -18,7 +18,7 @@ __all__ = ["DECODER_PRESETS", "VQ_PRESETS", "run_preset"]
 
 
 def vq_emoji() -> VQTrainingConfig:
-    """64 codes for a 128 x 128 picture: the default model's image tokenizer, under an hour on two cores with bf16."""
+    """64 codes for a 128 x 128 picture: the default model's image tokenizer, an hour on two cores with bf16."""
     return VQTrainingConfig(
         run="runs/vq-emoji",
         model=ImageTokenizerConfig(
@@ -29,7 +29,7 @@ def vq_emoji() -> VQTrainingConfig:
             encoder_middle_attention=False,
             blank_code=0,
         ),
-        loop=LoopConfig(steps=3200, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
+        loop=LoopConfig(steps=5200, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
     )
 
 
@@ -63,7 +63,7 @@ def decoder_emoji() -> DecoderTrainingConfig:
         run="runs/decoder-emoji",
         model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
         loop=LoopConfig(
-            steps=2480, batch_size=64, warmup_steps=100, average_decay=0.997, look_steps=350, save_minutes=4.0
+            steps=4400, batch_size=64, warmup_steps=100, average_decay=0.998, look_steps=500, save_minutes=4.0
         ),
     )
 
