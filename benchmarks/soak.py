@@ -39,7 +39,7 @@ async def client(url: str, chance: random.Random, until: float, counts: dict[str
                     if streamed:
                         async with http.stream("POST", url + GENERATIONS, json=body) as response:
                             if chance.random() < 0.2 and response.status_code == 200:
-                                await http.delete(f"{url}/v1/requests/{response.headers['x-request-id']}")
+                                await http.delete(f"{url}/v1/requests/{response.headers['x-job-id']}")
                             await response.aread()
                     else:
                         response = await http.post(url + GENERATIONS, json=body)

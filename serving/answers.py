@@ -39,6 +39,7 @@ class Answer:
     @property
     def headers(self) -> dict[str, str]:
         return {
+            "X-Job-Id": self.job.id,
             "X-Queue-Position": str(self.accepted.position),
             "X-Estimate-Seconds": f"{self.accepted.estimate:.3f}",
         }

@@ -34,8 +34,11 @@ UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def create_app(backend: Backend, settings: Settings) -> FastAPI:
-    """The application over these models. Raises `ConfigError` for a key file or a store that cannot be used."""
+def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = True) -> FastAPI:
+    """The application over these models. `tell_request_id` is off behind a proxy that sends `X-Request-Id` itself.
+
+    Raises `ConfigError` for a key file or a store that cannot be used.
+    """
     app = FastAPI(title="dalle-serve", version=__version__, docs_url=None, redoc_url=None)
     app.state.backend = backend
     app.state.settings = settings
@@ -56,9 +59,9 @@ def create_app(backend: Backend, settings: Settings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After"],
+            expose_headers=["X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After"],
         )
-    app.add_middleware(AccessLog, metrics=app.state.metrics)
+    app.add_middleware(AccessLog, metrics=app.state.metrics, tell_id=tell_request_id)
     _add_error_handlers(app)
     app.include_router(router)
     _add_models(app)

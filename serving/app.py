@@ -32,7 +32,7 @@ class Ingress:
         _log_to_stderr()
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
-        self._app = create_app(RayBackend(models, own), Settings(**settings))
+        self._app = create_app(RayBackend(models, own), Settings(**settings), tell_request_id=False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -125,7 +126,7 @@ async def _draw(request: Request, fields: Fields, given: Given | None, kind: str
     if prompt is None and given is not None:
         prompt = prompt_of(given.image)
     job = Job(
-        id=state.request_id,
+        id=f"job_{uuid4().hex}",
         caller=f"{state.caller}/{fields.user or fields.safety_identifier or ''}",
         prompt=prompt,
         negative_prompt=fields.negative_prompt,

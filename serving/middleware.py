@@ -6,6 +6,7 @@ Plain ASGI, so that streams stay streams.
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -25,6 +26,7 @@ access_log = logging.getLogger("serving.access")
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 1024
 CLIENT_GONE = 499
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -36,20 +38,26 @@ SECURITY_HEADERS = {
 
 
 class AccessLog:
-    """Gives every request an id and every answer its headers; writes a line of JSON for it when it is over."""
+    """Gives every request an id and every answer its headers; writes a line of JSON for it when it is over.
 
-    def __init__(self, app: ASGIApp, metrics: HTTPMetrics) -> None:
+    A caller may send an id of its own, to find the request in the log again. `tell_id` is off behind a proxy that
+    sends the id back itself.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: HTTPMetrics, *, tell_id: bool) -> None:
         self.app = app
         self.metrics = metrics
+        self.tell_id = tell_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         start = time.monotonic()
-        request_id = f"req_{uuid4().hex}"
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
         noted: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, log=noted, start=start)
+        scope.setdefault("state", {}).update(log=noted)
         status = CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -57,7 +65,8 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                if self.tell_id:
+                    headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round(1000 * (time.monotonic() - start)))
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)

@@ -300,7 +300,7 @@ def test_a_closed_connection_frees_its_slots(slow: Service) -> None:
 def test_a_request_can_be_cancelled_by_its_id(slow: Service) -> None:
     body = PROMPT | {"stream": True, "partial_images": 3}
     with httpx.stream("POST", slow.url + GENERATIONS, json=body, timeout=30) as response:
-        answer = httpx.delete(f"{slow.url}/v1/requests/{response.headers['x-request-id']}")
+        answer = httpx.delete(f"{slow.url}/v1/requests/{response.headers['x-job-id']}")
         assert answer.json()["cancelled"] is True
         text = response.read().decode()
     kind, data = events_of(text)[-1]

@@ -101,7 +101,7 @@ export async function listModels() {
 export async function* draw(endpoint, { fields, image, signal, onStart }) {
   const answer = await call(`v1/images/${endpoint}`, { method: "POST", signal, ...body(fields, image) });
   const number = (name) => (answer.headers.has(name) ? Number(answer.headers.get(name)) : null);
-  const id = answer.headers.get("X-Request-Id");
+  const id = answer.headers.get("X-Job-Id");
   onStart({ id, ahead: number("X-Queue-Position"), estimate: number("X-Estimate-Seconds") });
   for await (const { data } of serverSentEvents(answer.body, signal)) {
     const event = JSON.parse(data);
