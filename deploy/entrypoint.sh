@@ -33,6 +33,8 @@ export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 # A proxy for the way out is no way to this machine itself.
 export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export no_proxy="$NO_PROXY"
+# Errors of Serve's own proxy have the service's form; see serving/proxy.py.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="${RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH:-serving.proxy:middlewares}"
 # Replicas are processes of Ray and import the application by name.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 

@@ -1,1 +1,0 @@
-"""The service: prompt to picture over HTTP, on Ray Serve. `python -m serving` starts it."""

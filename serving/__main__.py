@@ -19,6 +19,7 @@ from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.errors import DalleError
 from dalle.model_store import find_model
+from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes
 
 __all__ = ["main"]
@@ -78,6 +79,7 @@ def _settings(arguments: list[str]) -> Settings:
 
 def _serve(settings: Settings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", CALLBACK)
     alone = not os.environ.get("RAY_ADDRESS")
     if alone:
         # what Ray does on macOS and Windows: every port of its own listens on the loopback interface alone

@@ -130,6 +130,12 @@ def test_the_engine_sees_ids_only() -> None:
     assert not imported & {"asyncio", "concurrent", "multiprocessing", "random", "threading", "time"}
 
 
+def test_only_the_wiring_knows_ray() -> None:
+    """The service's engine, its queue and its HTTP side are tested without, and could run without."""
+    knowing = {Path(file).stem for file in files_of("serving") if "ray" in roots(imports_of_file(file))}
+    assert knowing == {"__main__", "app", "generator", "loopback", "ray_backend"}
+
+
 @pytest.mark.parametrize("file", [file for file in files_of("dalle") if not file.startswith("dalle/interop/")])
 def test_the_library_unpickles_nothing(file: str) -> None:
     assert not uses_of_unpickling(tree_of(file))

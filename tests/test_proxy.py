@@ -1,0 +1,46 @@
+"""Errors of the proxy in front of the service."""
+
+import asyncio
+
+import httpx
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from serving.proxy import ProxyErrors
+
+
+def ask(path: str) -> httpx.Response:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert b"x-request-timeout-seconds" not in dict(scope["headers"])
+        if path == "/broken":
+            raise ConnectionError("the ingress is gone")
+        if path == "/silent":
+            return
+        answers = {
+            "/dead": PlainTextResponse("Internal Server Error", 500),
+            "/slow": PlainTextResponse("timed out", 408),
+            "/wrong": JSONResponse({"error": "as it is"}, 400),
+            "/well": PlainTextResponse("metrics"),
+        }
+        await answers[path](scope, receive, send)
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(app=ProxyErrors(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return await client.get(path, headers={"X-Request-Timeout-Seconds": "1"})
+
+    return asyncio.run(asked())
+
+
+def test_plain_text_errors_get_openais_form() -> None:
+    for path in ("/dead", "/broken", "/silent"):
+        dead = ask(path)
+        assert (dead.status_code, dead.headers["retry-after"]) == (500, "2")
+        assert set(dead.json()["error"]) == {"message", "type", "param", "code"}
+    slow = ask("/slow")
+    assert (slow.status_code, slow.json()["error"]["code"]) == (408, "request_timeout")
+
+
+def test_everything_else_passes() -> None:
+    assert ask("/wrong").json() == {"error": "as it is"}
+    assert ask("/well").text == "metrics"
