@@ -159,8 +159,8 @@ class DALLE:
     ) -> Request:
         """What an `Engine` around this decoder needs to draw one picture; `picture` makes one of its codes.
 
-        Without a prompt (None) the model draws whatever it likes. `kept` (N,) is as in `Request`. Raises `PromptError` for an empty or over-long prompt, `ParameterError` for a
-        negative prompt without guidance.
+        Without a prompt (None) the model draws whatever it likes. `kept` (N,) is as in `Request`. Raises `PromptError`
+        for an empty or over-long prompt, `ParameterError` for a negative prompt without guidance.
         """
         if negative_prompt is not None and not params.guided:
             raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
