@@ -23,17 +23,18 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dalle import __version__
 from dalle.engine import Engine, Request, StepResult, finish_steps
 from dalle.errors import DalleError, ImageError, ParameterError, PromptError
-from dalle.images import encode_image, load_image, open_image, to_pil
+from dalle.images import encode_image
 from dalle.pipeline import DALLE, Picture
 from dalle.sampling import SamplingParams
 from serving.fair_queue import FairQueue
-from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Preview, Refused
+from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.metrics import EngineMetrics
+from serving.pictures import kept_codes, preview
 from serving.settings import ModelSettings
 
 __all__ = ["AsyncEngine"]
@@ -46,9 +47,8 @@ CHECK_SECONDS = 5.0
 """How often somebody who waits for events looks whether the engine is still there."""
 STUCK_SECONDS = 60.0
 """A step that takes longer is a fault."""
-NOT_DRAWN_YET = 235
-"""Grey of the rows of a preview that are still to come."""
 FAILED = Refused(status=500, code="engine_failed", message="the engine has failed; try again")
+CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
 SELF_TEST_PROMPT = "a red circle"
 
 
@@ -129,7 +129,7 @@ class AsyncEngine:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         if self._closing:
-            yield Refused(status=503, code="shutting_down", message="the service is shutting down")
+            yield CLOSING
             return
         arrived = time.monotonic()
         self._commands.put(lambda: self._accept(job, post, arrived))
@@ -253,11 +253,14 @@ class AsyncEngine:
         except DalleError as error:
             self._refuse(post, _refusal(error))
             return
+        except Exception:  # a mistake of ours, which must not take the pictures of others with it
+            logger.exception("the job %s could not be prepared", job.id)
+            self._refuse(post, FAILED)
+            return
         num_waiting = self._num_waiting(pictures)
-        finish = self._finish_seconds(job.caller, pictures)
-        estimate, left = max(finish), job.deadline - time.time()
+        estimate, left = self._finish_seconds(pictures), job.deadline - time.time()
         if self._closing:
-            self._refuse(post, Refused(status=503, code="shutting_down", message="the service is shutting down"))
+            self._refuse(post, CLOSING)
         elif num_waiting > self.max_queue:
             retry = max(1.0, self._queue_seconds(num_waiting - self.max_queue))
             message = f"{len(self._queue)} pictures wait, and the limit is {self.max_queue}; try again in {retry:.0f} s"
@@ -275,14 +278,13 @@ class AsyncEngine:
                 self._queue.push(job.caller, picture)
             order = list(self._queue)
             tokens = self.model.text_tokenizer.tokenize(job.prompt) if job.prompt is not None else []
+            kept = pictures[0].request.kept
             post(
                 Accepted(
                     position=order.index(pictures[0]),
                     estimate=estimate,
                     num_text_tokens=len(tokens),
-                    num_kept_codes=0
-                    if pictures[0].request.kept is None
-                    else int((pictures[0].request.kept >= 0).sum()),
+                    num_kept_codes=0 if kept is None else int((kept >= 0).sum()),
                 )
             )
         self.metrics.queue_length.set(len(self._queue))
@@ -293,7 +295,7 @@ class AsyncEngine:
 
     def _pictures(self, job: Job, owner: _Job) -> list[_Picture]:
         params = SamplingParams.from_dict(self.model.sampling.to_dict() | job.params)
-        kept = None if job.given is None else self._kept_codes(job.given)
+        kept = None if job.given is None else kept_codes(self.model, job.given)
         first = self.model.request(job.prompt, params, seed=job.seed, negative_prompt=job.negative_prompt, kept=kept)
         num_codes = self.model.num_codes
         num_kept = 0 if kept is None else int((kept < 0).int().argmax())
@@ -303,24 +305,6 @@ class AsyncEngine:
         return [
             _Picture(owner, dataclasses.replace(first, index=index), num_kept, sorted(due)) for index in job.indices
         ]
-
-    @torch.inference_mode()
-    def _kept_codes(self, given: Given) -> torch.Tensor:
-        """(N,) codes of the picture, -1 where it is to be drawn."""
-        image = load_image(given.image, size=self.model.image_size, max_pixels=given.max_pixels)
-        codes = self.model.encode(image)
-        height, width = codes.shape
-        if given.mask is not None:
-            drawn = _masked(given, self.model.image_size, (height, width))
-            if not drawn.any():
-                raise ImageError("the mask has no transparent pixel: there is nothing to draw")
-            codes[drawn] = -1
-        else:
-            rows = height // 2 if given.keep_rows is None else given.keep_rows
-            if not 0 <= rows < height:
-                raise ParameterError(f"keep_rows is {rows}; it must be in 0..{height - 1}")
-            codes[rows:] = -1
-        return codes.flatten()
 
     def _num_waiting(self, new: list[_Picture]) -> int:
         """How many pictures would wait, of those in the queue and these."""
@@ -332,16 +316,15 @@ class AsyncEngine:
             free -= picture.rows
         return 0
 
-    def _finish_seconds(self, caller: str, new: list[_Picture]) -> list[float]:
-        """For each of these pictures of a caller, in how many seconds it would be done."""
+    def _finish_seconds(self, new: list[_Picture]) -> float:
+        """In how many seconds the last of these pictures would be done."""
         trial: FairQueue[_Picture] = FairQueue()
         for picture in [*self._queue, *new]:
             trial.push(picture.owner.job.caller, picture)
         order = list(trial)
         active = [(self._num_left(picture), picture.rows) for picture in self._active.values()]
         steps = finish_steps(active, [(self._num_left(p), p.rows) for p in order], self._engine.num_free_slots)
-        finish = {id(picture): step * self._step_seconds for picture, step in zip(order, steps, strict=True)}
-        return [finish[id(picture)] for picture in new]
+        return self._step_seconds * max(step for picture, step in zip(order, steps, strict=True) if picture in new)
 
     def _queue_seconds(self, num_pictures: int) -> float:
         """How long it takes until this many waiting pictures have got slots, at least."""
@@ -452,27 +435,17 @@ class AsyncEngine:
 
         self._encoder.submit(encode)
 
-    @torch.inference_mode()
     def _preview(self, picture: _Picture, codes: torch.Tensor) -> None:
-        one, number = picture.owner, picture.num_previews
+        one, number, index, num_codes = picture.owner, picture.num_previews, picture.request.index, len(codes)
         picture.num_previews += 1
         if not one.previewed:
             one.previewed = True
             self.metrics.first_preview_seconds.observe(time.monotonic() - one.arrived)
-        layout, factor = self.model.decoder.layout, self.model.image_tokenizer.config.factor
-        num_codes = len(codes)
-        # what is to come repeats the last code, so that nothing foreign shines through at the border; it is covered
-        grid = torch.cat([codes, codes[-1:].expand(layout.num_codes - num_codes)])
-        pixels = self.model.image_tokenizer.decode(
-            layout.grid(grid[None]).to(self.model.decoder.embedding.weight.device)
-        )[0]
-        to_come = (torch.arange(layout.num_codes) >= num_codes).view(layout.grid_height, layout.grid_width)
-        to_come = to_come.repeat_interleave(factor, 0).repeat_interleave(factor, 1).to(pixels.device)
-        image = to_pil(pixels.masked_fill(to_come, NOT_DRAWN_YET / 127.5 - 1))
-
-        index = picture.request.index
         self._encode(
-            one, image, None, lambda content: Preview(index=index, number=number, num_codes=num_codes, image=content)
+            one,
+            preview(self.model, codes),
+            None,
+            lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image),
         )
 
 
@@ -483,24 +456,3 @@ def _refusal(error: DalleError) -> Refused:
         ImageError: ("invalid_image", "image"),
     }.get(type(error), ("invalid_request", None))
     return Refused(status=400, code=code, message=str(error), param=param)
-
-
-def _masked(given: Given, size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
-    """(H, W) bool: which codes have a pixel that the mask leaves transparent, after the same crop as the picture's."""
-    assert given.mask is not None
-    with (
-        open_image(given.image, max_pixels=given.max_pixels) as opened,
-        open_image(given.mask, max_pixels=given.max_pixels) as covering,
-    ):
-        if covering.size != opened.size:
-            raise ImageError(
-                f"the mask is {covering.height} x {covering.width} and the picture {opened.height} x {opened.width}: "
-                "they must be of one size"
-            )
-        if not covering.has_transparency_data:
-            raise ImageError("the mask has no transparency: what is transparent in it is drawn anew")
-        # fully transparent pixels are black in it; any other grey after resizing has some of one
-        solid = covering.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha else 0)
-    solid = ImageOps.fit(solid, size[::-1], Image.Resampling.BOX)
-    transparent = torch.frombuffer(bytearray(solid.tobytes()), dtype=torch.uint8).view(size) < 255
-    return transparent.view(grid[0], size[0] // grid[0], grid[1], size[1] // grid[1]).any(3).any(1)

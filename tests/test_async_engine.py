@@ -309,6 +309,22 @@ def test_a_failed_step_is_told_to_everybody(model: DALLE) -> None:
         engine.check()
 
 
+def test_a_mistake_of_ours_in_one_job_is_not_everybodys(
+    start: Callable[..., AsyncEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr("serving.async_engine.kept_codes", fail)
+    given = Given(image=encode_image(given_picture(), format="png"))
+    broken, fine = run(engine, job("broken", given=given), job("fine"))
+    (refused,) = broken
+    assert isinstance(refused, Refused) and refused.status == 500
+    assert len(images(fine)) == 1
+
+
 def test_fast_mode_draws_too(start: Callable[..., AsyncEngine]) -> None:
     (events,) = run(start(mode="fast"), job(params=dataclasses.asdict(SamplingParams(temperature=0))))
     strict = run(start(), job(params=dataclasses.asdict(SamplingParams(temperature=0))))[0]
