@@ -106,3 +106,12 @@ def test_dependencies_are_those_that_are_imported(package: str) -> None:
     foreign = imported - sys.stdlib_module_names - OURS
     assert foreign - declared <= extra
     assert (declared if package == "dalle" else extra) <= foreign
+
+
+def test_the_map_names_every_module() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    paths = [
+        path for package in ("benchmarks", "dalle", "serving", "training") for path in (ROOT / package).glob("*.py")
+    ]
+    missing = [path.name for path in paths if not path.name.startswith("__") and path.name not in readme]
+    assert len(paths) > 50 and not missing
