@@ -84,6 +84,11 @@ class Callers:
             )
         return found
 
+    def turn(self, caller: str, user: str | None) -> str:
+        """Whose turn in the queue a request takes. A key has one, whatever users it names; where there are no keys,
+        those behind one address are told apart by what they call themselves."""
+        return caller if self._keys is not None else f"{caller}/{user or ''}"
+
     async def spend(self, caller: str) -> dict[str, str]:
         """Count a request against the caller's rate. Returns the headers that tell what is left; raises `ApiError`
         429."""

@@ -127,7 +127,7 @@ async def _draw(request: Request, fields: Fields, given: Given | None, kind: str
         prompt = prompt_of(given.image)
     job = Job(
         id=f"job_{uuid4().hex}",
-        caller=f"{state.caller}/{fields.user or fields.safety_identifier or ''}",
+        caller=callers.turn(state.caller, fields.user or fields.safety_identifier),
         prompt=prompt,
         negative_prompt=fields.negative_prompt,
         params={name: value for name in SAMPLING if (value := getattr(fields, name)) is not None},
@@ -139,9 +139,8 @@ async def _draw(request: Request, fields: Fields, given: Given | None, kind: str
         output_format=fields.output_format,
         quality=fields.output_compression if fields.output_format != "png" else None,
     )
-    state.log.update(
-        model=info.id, n=fields.n, seed=job.seed, **describe_prompt(prompt, whole=app.state.settings.log_prompts)
-    )
+    described = describe_prompt(prompt, whole=app.state.settings.log_prompts)
+    state.log.update(job=job.id, model=info.id, n=fields.n, seed=job.seed, **described)
     answer = Answer(request, fields, info, job, kind)
     stack = contextlib.AsyncExitStack()
     try:

@@ -49,8 +49,9 @@ def slow(model: DALLE) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def client(quick: Service) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{quick.url}/v1", api_key="anything", max_retries=0)
+def client(quick: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{quick.url}/v1", api_key="anything", max_retries=0) as client:
+        yield client
 
 
 def post(one: Service, path: str = GENERATIONS, **body: Any) -> httpx.Response:
@@ -308,13 +309,13 @@ def test_a_request_can_be_cancelled_by_its_id(slow: Service) -> None:
 
 
 def test_an_error_in_mid_stream_reaches_openais_client(slow: Service) -> None:
-    client = openai.OpenAI(base_url=f"{slow.url}/v1", api_key="anything", max_retries=0)
-    stream = client.images.generate(
-        model="lively", prompt="a red panda", stream=True, partial_images=1, n=4, extra_body={"deadline": 2.2}
-    )
-    slow.engine._step_seconds = 0.01  # so it says, and a picture takes more than a second
-    with pytest.raises(openai.APIError) as caught:
-        list(stream)
+    with openai.OpenAI(base_url=f"{slow.url}/v1", api_key="anything", max_retries=0) as client:
+        stream = client.images.generate(
+            model="lively", prompt="a red panda", stream=True, partial_images=1, n=4, extra_body={"deadline": 2.2}
+        )
+        slow.engine._step_seconds = 0.01  # so it says, and a picture takes more than a second
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
     assert caught.value.code == "deadline_exceeded"
 
 
@@ -399,6 +400,7 @@ def test_the_access_log_has_no_prompt(quick: Service, caplog: pytest.LogCaptureF
         httpx.get(quick.url + "/v1/nothing")
     drawn, missing = (json.loads(record.message) for record in caplog.records)
     assert drawn["path"] == GENERATIONS and drawn["status"] == 200 and drawn["id"].startswith("req_")
+    assert drawn["job"].startswith("job_")
     assert (drawn["model"], drawn["n"], drawn["seed"], drawn["prompt_characters"]) == ("lively", 1, 1, 13)
     assert "green heart" not in caplog.text
     assert missing["status"] == 404

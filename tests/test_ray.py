@@ -128,13 +128,13 @@ def expected(served: Served) -> dict[int, str]:
 
 
 def test_it_draws_what_the_library_draws(served: Served) -> None:
-    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="anything")
-    answer = client.images.generate(model="emoji", n=2, extra_body={"seed": 3}, prompt=PROMPT["prompt"])
-    events = list(
-        client.images.generate(
-            model="emoji", stream=True, partial_images=3, extra_body={"seed": 3}, prompt=PROMPT["prompt"]
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="anything") as client:
+        answer = client.images.generate(model="emoji", n=2, extra_body={"seed": 3}, prompt=PROMPT["prompt"])
+        events = list(
+            client.images.generate(
+                model="emoji", stream=True, partial_images=3, extra_body={"seed": 3}, prompt=PROMPT["prompt"]
+            )
         )
-    )
     assert answer.data is not None
     expected = sorted(DALLE.load().generate(PROMPT["prompt"], n=2, seed=3), key=lambda picture: picture.index)
     for one, picture in zip(answer.data, expected, strict=True):

@@ -7,13 +7,13 @@ import pytest
 
 from dalle.errors import ConfigError, DalleError
 from serving.__main__ import _all_cores, _settings
-from serving.callers import read_keys
-from serving.settings import ModelSettings, Settings, load_settings
+from serving.callers import Callers, read_keys
+from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DALLE_SERVE_CONFIG", raising=False)
+    monkeypatch.setenv("DALLE_SERVE_CONFIG", "")  # set, so that it is put back when a flag has changed it
 
 
 def test_defaults_are_a_service_for_this_machine() -> None:
@@ -100,3 +100,9 @@ def test_a_key_file_is_read_strictly(tmp_path: Path, content: str, message: str)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys(tmp_path / "nothing")
     assert read_keys(None) is None
+
+
+def test_a_key_has_one_turn_whatever_users_it_names() -> None:
+    with_keys, without = Callers({"alice": b""}, LimitSettings()), Callers(None, LimitSettings())
+    assert with_keys.turn("alice", "one") == with_keys.turn("alice", "another") == with_keys.turn("alice", None)
+    assert len({without.turn("10.0.0.1", user) for user in ("one", "another", None)}) == 3
