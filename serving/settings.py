@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from dalle.errors import ConfigError
 from dalle.model_store import DEFAULT_MODEL
 
-__all__ = ["LimitSettings", "ModelSettings", "Settings", "load_settings", "mistakes"]
+__all__ = ["LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
 
 
 class _Strict(BaseModel):
@@ -28,7 +28,14 @@ def _model_name(name: str) -> str:
     return name
 
 
-class ModelSettings(_Strict):
+class QueueSettings(_Strict):
+    """The queue of each replica of a model. It may be changed while the service runs."""
+
+    max_queue: int = Field(default=64, ge=0)
+    """Pictures that may wait for slots, in each replica. More are refused with 429."""
+
+
+class ModelSettings(QueueSettings):
     """One model: a deployment of its own, with its own replicas."""
 
     path: str = DEFAULT_MODEL
@@ -44,8 +51,6 @@ class ModelSettings(_Strict):
     with the load, in its last bits."""
     threads: int | None = Field(default=None, ge=1)
     """Of a step on the CPU; by default as many as the replica has CPUs."""
-    max_queue: int = Field(default=64, ge=0)
-    """Pictures that may wait for slots, in each replica. More are refused with 429."""
     num_cpus: float = Field(default=1, gt=0)
     """That Ray reserves for a replica."""
     num_gpus: float = Field(default=0, ge=0)
