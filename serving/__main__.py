@@ -6,6 +6,7 @@
 Every setting can be a flag, an environment variable (DALLE_SERVE_...) or a line of the YAML file given with --config.
 """
 
+import argparse
 import contextlib
 import os
 import signal
@@ -65,8 +66,10 @@ def main() -> None:
 
 def _settings(arguments: list[str]) -> Settings:
     """Flags over the environment over the file."""
-    if "--config" in arguments[:-1]:
-        os.environ["DALLE_SERVE_CONFIG"] = arguments[arguments.index("--config") + 1]
+    file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file.add_argument("--config")
+    if path := file.parse_known_args(arguments)[0].config:
+        os.environ["DALLE_SERVE_CONFIG"] = path
     try:
         given = CliApp.run(_Command, cli_args=arguments)
     except ValidationError as error:

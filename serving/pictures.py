@@ -1,7 +1,7 @@
 """Codes of a picture that is given in part, and the picture of codes that are not all drawn yet."""
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from dalle.errors import ImageError, ParameterError
@@ -43,18 +43,26 @@ def _transparent(given: Given, size: tuple[int, int], grid: tuple[int, int]) -> 
         open_image(given.image, max_pixels=given.max_pixels) as image,
         open_image(given.mask, max_pixels=given.max_pixels) as mask,
     ):
-        if mask.size != image.size:
+        # both as they are seen: a mask is painted over a picture that a viewer has turned upright
+        upright, (width, height) = ImageOps.exif_transpose(mask), _upright_size(image)
+        if upright.size != (width, height):
             raise ImageError(
-                f"the mask is {mask.height} x {mask.width} and the picture {image.height} x {image.width}: "
+                f"the mask is {upright.height} x {upright.width} and the picture {height} x {width}: "
                 "they must be of one size"
             )
-        if not mask.has_transparency_data:
+        if not upright.has_transparency_data:
             raise ImageError("the mask has no transparency: what is transparent in it is drawn anew")
         # fully transparent pixels are black in it; any other grey after resizing has some of one
-        solid = mask.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha else 0)
+        solid = upright.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha else 0)
         solid = ImageOps.fit(solid, size[::-1], Image.Resampling.BOX)
     transparent = torch.frombuffer(bytearray(solid.tobytes()), dtype=torch.uint8).view(size) < 255
     return transparent.view(grid[0], size[0] // grid[0], grid[1], size[1] // grid[1]).any(3).any(1)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once EXIF orientation is honoured, without a look at the pixels."""
+    on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if on_its_side else image.size
 
 
 @torch.inference_mode()

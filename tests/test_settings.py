@@ -32,6 +32,7 @@ def test_flags_win_over_the_environment_and_both_over_the_file(tmp_path: Path, m
     assert (settings.port, settings.limits.max_n, settings.limits.deadline) == (1003, 3, 7)
     assert (settings.host, settings.store_seconds) == ("127.0.0.2", 5)
     assert _settings(["--config", str(file)]).port == 1002
+    assert _settings([f"--config={file}"]).port == 1002
 
 
 def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
