@@ -15,7 +15,7 @@ from serving.api import create_app
 from serving.generator import Generator
 from serving.loopback import stay_on_loopback
 from serving.ray_backend import RayBackend
-from serving.settings import LimitSettings, ModelSettings, Settings, load_settings, mistakes
+from serving.settings import INGRESS, LimitSettings, ModelSettings, Settings, load_settings, mistakes
 
 __all__ = ["Ingress", "application", "build"]
 
@@ -73,7 +73,7 @@ def application(settings: Settings) -> Application:
     """The application: an ingress, and a deployment for each model."""
     models = {model.id: _generator(model, settings.limits) for model in settings.models}
     ingress = serve.deployment(
-        name="Ingress",
+        name=INGRESS,
         num_replicas=settings.ingress_replicas,
         max_ongoing_requests=INGRESS_CALLS,
         ray_actor_options={"num_cpus": 0},
@@ -89,7 +89,7 @@ def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
     autoscaling = AutoscalingConfig(
         min_replicas=model.min_replicas,
         max_replicas=model.max_replicas,
-        # pictures at once, when guided; a request may have several, so this errs on the side of more replicas
+        # guided pictures that have slots at once; Serve counts requests, and one of several pictures counts once
         target_ongoing_requests=max(1.0, 0.8 * model.num_slots / 2),
         upscale_delay_s=5,
     )

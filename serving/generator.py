@@ -45,11 +45,9 @@ class Generator:
         finally:
             await events.aclose()
 
-    async def cancel(self, job_id: str) -> bool:
-        """Stop a job. False if it is not here."""
-        found = self.engine.has(job_id)
-        self.engine.cancel(job_id)
-        return found
+    async def cancel(self, job_id: str, owner: str) -> bool:
+        """As `AsyncEngine.cancel`."""
+        return self.engine.cancel(job_id, owner)
 
     async def info(self) -> ModelInfo:
         return self.engine.info()

@@ -47,6 +47,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from pydantic import BaseModel
 
+from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings
 
 
@@ -306,6 +307,7 @@ def test_the_image_runs_the_entrypoint_as_nobody_in_particular() -> None:
     assert f'\nENTRYPOINT ["{entrypoint}"]' in last and '\nCMD ["head"]' in last
     assert f'CMD ["{entrypoint}", "check", "service"]' in last
     assert instructions("EXPOSE") == [str(PORT)]
+    assert f"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={CALLBACK}" in last, "Kubernetes starts Ray past the entrypoint"
     uid = int(arguments()["UID"])
     assert uid and {group["template"]["spec"]["securityContext"]["runAsUser"] for group in GROUPS} == {uid}
 

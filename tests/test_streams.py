@@ -23,7 +23,7 @@ def model(model_folder: Path) -> DALLE:
 @pytest.fixture(scope="module")
 def slow(model: DALLE) -> Iterator[Service]:
     """A picture takes a good second."""
-    with service(model, slow=0.08, engine={"max_queue": 2}) as one:
+    with service(model, slow=0.08, engine={"max_queue": 4}) as one:
         yield one
 
 
@@ -75,7 +75,7 @@ def test_an_error_in_mid_stream_reaches_openais_client(slow: Service) -> None:
         stream = client.images.generate(
             model="lively", prompt="a red panda", stream=True, partial_images=1, n=4, extra_body={"deadline": 2.2}
         )
-        slow.engine._step_seconds = 0.01  # so it says, and a picture takes more than a second
+        slow.engine._schedule.step_seconds = 0.01  # so it says, and a picture takes more than a second
         with pytest.raises(openai.APIError) as caught:
             list(stream)
     assert caught.value.code == "deadline_exceeded"
