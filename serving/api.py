@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
@@ -48,7 +49,7 @@ def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = 
 
     def limit(scope: Scope) -> int:
         limits = app.state.callers.limits
-        return limits.max_upload_bytes if scope["path"] in UPLOADS else limits.max_body_bytes
+        return limits.max_upload_bytes if get_route_path(scope) in UPLOADS else limits.max_body_bytes
 
     # the last one added is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)

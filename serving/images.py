@@ -149,7 +149,6 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
     answer = Answer(request, fields, info, job, kind)
     stack = contextlib.AsyncExitStack()
     try:
-        stack.enter_context(callers.at_once(state.caller))
         events = await stack.enter_async_context(
             contextlib.aclosing(_until_gone(request, app.state.backend, info, job))
         )

@@ -3,15 +3,17 @@
 Plain ASGI, so that streams stay streams.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+from starlette._utils import get_route_path  # what routes go by: nothing public tells it
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +28,9 @@ access_log = logging.getLogger("serving.access")
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 16 * 1024
 CLIENT_GONE = 499
+OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/metrics", "/openapi.json"})
+OPEN_FOLDERS = ("/static/", "/files/")
+"""What needs no key: the page, probes, and pictures whose names nobody guesses."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -138,30 +143,38 @@ def _too_large(size: int, limit: int) -> ApiError:
 
 
 class Authentication:
-    """Finds out who calls, for everything below `/v1/`, and counts what they ask for against their limits."""
+    """Finds out who calls, for everything but what is open, and counts what they ask for against their limits: before
+    the body is read, so that what is refused takes no room."""
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self.app = app
         self.callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http" or _is_open(scope):
             await self.app(scope, receive, send)
             return
-        send_more: Callable[[Message], Awaitable[None]] = send
-        try:
-            client = scope.get("client")
-            caller = self.callers.name(Headers(scope=scope).get("authorization"), client[0] if client else "local")
-            scope["state"]["caller"] = scope["state"]["log"]["caller"] = caller
-            if scope["method"] == "POST":
-                left = await self.callers.spend(caller)
+        left: dict[str, str] = {}
 
-                async def send_more(message: Message) -> None:
-                    if message["type"] == "http.response.start":
-                        MutableHeaders(scope=message).update(left)
-                    await send(message)
+        async def send_with_what_is_left(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(left)
+            await send(message)
 
-        except ApiError as error:
-            await error.response()(scope, receive, send)
-            return
-        await self.app(scope, receive, send_more)
+        with contextlib.ExitStack() as running:
+            try:
+                client = scope.get("client")
+                caller = self.callers.name(Headers(scope=scope).get("authorization"), client[0] if client else "local")
+                scope["state"]["caller"] = scope["state"]["log"]["caller"] = caller
+                if scope["method"] == "POST":
+                    left = await self.callers.spend(caller)
+                    running.enter_context(self.callers.at_once(caller))
+            except ApiError as error:
+                await error.response()(scope, receive, send_with_what_is_left)
+                return
+            await self.app(scope, receive, send_with_what_is_left)
+
+
+def _is_open(scope: Scope) -> bool:
+    path = get_route_path(scope) or "/"
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS)

@@ -1,0 +1,115 @@
+"""Who calls and how much they may: keys, rates, requests at once, and what belongs to whom."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from service import GENERATIONS, PROMPT, Service, error_of, service
+from starlette.testclient import TestClient
+
+from dalle import DALLE
+from serving.api import create_app
+from serving.backend import LocalBackend
+
+ALICE, BOB = ({"Authorization": f"Bearer {letter * 20}"} for letter in "ab")
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> DALLE:
+    return DALLE.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text(f"# callers\nalice {'a' * 20}\nbob {'b' * 20}\n")
+    return path
+
+
+def test_keys_rates_and_limits_at_once(model: DALLE, keys: Path) -> None:
+    limits = {"rate": "3/minute", "concurrency": 1, "max_n": 2}
+    with service(model, keys_file=keys, limits=limits, slow=0.03) as one:
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "aaaaaaaaaaaaaaaaaaaa"}):
+            response = httpx.post(one.url + GENERATIONS, json=PROMPT, headers=header)
+            assert response.status_code == 401 and error_of(response)["code"] == "invalid_api_key"
+        assert httpx.get(one.url + "/v1/models").status_code == 401
+        assert httpx.get(one.url + "/health").status_code == 200, "a probe has no key"
+        answers: list[httpx.Response] = []
+
+        def draw() -> None:
+            answers.append(httpx.post(one.url + GENERATIONS, json=PROMPT, headers=ALICE, timeout=30))
+
+        threads = [threading.Thread(target=draw) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answer.status_code for answer in answers) == [200, 429]
+        draw()
+        assert answers[-1].status_code == 200
+        assert answers[-1].headers["x-ratelimit-remaining-requests"] == "0"
+        draw()
+        assert error_of(answers[-1])["code"] == "rate_limit_exceeded"
+        assert int(answers[-1].headers["retry-after"]) <= 60
+        bob = httpx.post(one.url + GENERATIONS, json=PROMPT, headers=BOB, timeout=30)
+        assert bob.status_code == 200, "limits are each caller's own"
+
+
+@pytest.mark.parametrize("prefix", ["", "/dalle"])
+def test_everything_but_what_is_open_needs_a_key_wherever_it_is_mounted(model: DALLE, keys: Path, prefix: str) -> None:
+    with service(model, keys_file=keys) as one:
+        app = create_app(LocalBackend({"lively": one.engine}), one.settings)
+        client = TestClient(app, root_path=prefix)
+        guarded = [
+            ("GET", "/v1/models"),
+            ("DELETE", "/v1/requests/job_x"),
+            ("POST", GENERATIONS),
+            ("GET", "/v1"),
+            ("GET", "/v2/models"),
+            ("GET", "/static"),
+            ("GET", "/healthy"),
+        ]
+        for method, path in guarded:
+            response = client.request(method, prefix + path, json=PROMPT if method == "POST" else None)
+            assert response.status_code == 401 and error_of(response)["code"] == "invalid_api_key", path
+        for path in ("/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico", "/static/app.js"):
+            assert client.get(prefix + path).status_code == 200, path
+        assert client.get(f"{prefix}/files/nothing.png").status_code == 404
+        assert client.get(f"{prefix}/v1/models", headers=ALICE).status_code == 200
+        drawn = client.post(prefix + GENERATIONS, json=PROMPT, headers=ALICE)
+        assert drawn.status_code == 200 and len(drawn.json()["data"]) == 1
+        upload = client.post(f"{prefix}/v1/images/variations", files={"image": b"x" * 100_000}, headers=ALICE)
+        assert error_of(upload)["code"] == "invalid_image", "an upload may be larger than other bodies"
+
+
+@contextlib.contextmanager
+def upload_that_does_not_come(one: Service, path: str) -> Iterator[None]:
+    """A connection with a request's headers, whose body is announced and never sent."""
+    address = urlsplit(one.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        kind = "Content-Type: multipart/form-data; boundary=x"
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: 1000\r\n\r\n".encode())
+        yield
+
+
+def test_requests_at_once_are_counted_before_their_bodies_are_read(model: DALLE) -> None:
+    with service(model, limits={"concurrency": 1}) as one:
+
+        def status() -> int:
+            return httpx.post(one.url + GENERATIONS, json=PROMPT, timeout=30).status_code
+
+        def comes_to(expected: int) -> bool:
+            until = time.monotonic() + 10
+            while (found := status()) != expected and time.monotonic() < until:
+                time.sleep(0.02)
+            return found == expected
+
+        with upload_that_does_not_come(one, "/v1/images/edits"):
+            assert comes_to(429)
+        assert comes_to(200), "a connection that is gone counts no more"
