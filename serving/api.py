@@ -19,7 +19,7 @@ from starlette.types import Scope
 from dalle import __version__
 from serving.backend import Backend
 from serving.callers import Callers, read_keys
-from serving.errors import ERRORS, ApiError, field_error, wrong_type
+from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_type
 from serving.images import find_model, router
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
@@ -35,12 +35,24 @@ UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Without FastAPI's own answer to a body that is none: ours is a 400."""
+        document = super().openapi()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
+
+
 def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = True) -> FastAPI:
     """The application over these models. `tell_request_id` is off behind a proxy that sends `X-Request-Id` itself.
 
     Raises `ConfigError` for a key file or a store that cannot be used.
     """
-    app = FastAPI(title="dalle-serve", version=__version__, docs_url=None, redoc_url=None)
+    app = _Application(title="dalle-serve", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
     app.state.backend = backend
     app.state.settings = settings
     app.state.callers = Callers(read_keys(settings.keys_file), settings.limits)
@@ -81,7 +93,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if content_type(request) != "application/json":
             return wrong_type(request, "application/json").response()
         return field_error(list(error.errors()), sorted(GenerationRequest.model_fields)).response()
 
@@ -103,12 +115,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_models(app: FastAPI) -> None:
-    @app.get("/v1/models", responses=ERRORS, tags=["models"])
+    @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
         """The models that are ready to draw."""
         return ModelList(data=[_card(info) for info in await app.state.backend.models()])
 
-    @app.get("/v1/models/{model}", responses=ERRORS, tags=["models"])
+    @app.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> ModelCard:
         """One of them."""
         return _card(await find_model(app.state.backend, model))
@@ -136,7 +148,7 @@ def _add_operations(app: FastAPI) -> None:
         """The process is alive."""
         return {"status": "alive"}
 
-    @app.get("/ready", responses=ERRORS, tags=["operations"])
+    @app.get("/ready", tags=["operations"])
     async def ready() -> dict[str, Any]:
         """Every model is loaded and has drawn its self-test."""
         loaded = await app.state.backend.ready()

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse, Response
 from serving.jobs import Refused
 from serving.schemas import UNSUPPORTED, ErrorBody
 
-__all__ = ["ERRORS", "ApiError", "field_error", "refused", "wrong_type"]
+__all__ = ["ERRORS", "ApiError", "content_type", "field_error", "refused", "wrong_type"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 409, 413, 415, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503)
 }
 """For the OpenAPI document: what any endpoint may answer."""
 
@@ -95,6 +95,11 @@ def field_error(errors: list[Any], known: list[str]) -> ApiError:
                 code="invalid_value",
                 param=name,
             )
+
+
+def content_type(request: Request) -> str:
+    """That of the body, without parameters; "" for none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def wrong_type(request: Request, expected: str) -> ApiError:

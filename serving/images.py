@@ -15,7 +15,7 @@ from dalle.errors import DalleError, PromptError
 from serving.answers import Answer
 from serving.backend import Backend
 from serving.callers import Callers
-from serving.errors import ERRORS, ApiError, refused
+from serving.errors import ApiError, refused
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.middleware import CLIENT_GONE, describe_prompt
 from serving.open_jobs import refusal_of
@@ -23,23 +23,25 @@ from serving.pictures import prepare, prompt_of
 from serving.schemas import MAX_PROMPT_LENGTH, EditFields, Fields, GenerationRequest, ImagesResponse, VariationFields
 from serving.settings import LimitSettings
 from serving.store import ImageStore
-from serving.uploads import Upload, read_form
+from serving.uploads import Upload, form_of, read_form
 
 __all__ = ["find_model", "router"]
 
 SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")
-FORM = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {"type": "object"}}}}}
 
-router = APIRouter(tags=["images"], responses=ERRORS)
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""For the OpenAPI document: what else a drawing answers, if a stream is asked for."""
+
+router = APIRouter(tags=["images"])
 
 
-@router.post("/v1/images/generations", response_model=ImagesResponse)
+@router.post("/v1/images/generations", response_model=ImagesResponse, responses=STREAM)
 async def generations(request: Request, body: Annotated[GenerationRequest, Body()]) -> Response:
     """Draw pictures of a prompt."""
     return await _draw(request, body, None, "image_generation")
 
 
-@router.post("/v1/images/edits", response_model=ImagesResponse, openapi_extra=FORM)
+@router.post("/v1/images/edits", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(EditFields))
 async def edits(request: Request) -> Response:
     """Keep a part of a picture, and draw the rest to a prompt: all below the first `keep_rows` rows of codes, or what
     the mask leaves transparent. Codes are drawn in reading order, each seeing only those before it, so what is drawn
@@ -56,7 +58,9 @@ async def edits(request: Request) -> Response:
     return await _draw(request, fields, upload, "image_edit")
 
 
-@router.post("/v1/images/variations", response_model=ImagesResponse, openapi_extra=FORM)
+@router.post(
+    "/v1/images/variations", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(VariationFields)
+)
 async def variations(request: Request) -> Response:
     """Keep the upper rows of a picture, and draw the rest with another seed."""
     fields, upload = await read_form(request, VariationFields)
@@ -106,6 +110,9 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
     if fields.size not in ("auto", size):
         message = f"size is {fields.size[:80]!r}; the model {info.id} draws {size}: send that, or auto"
         raise ApiError(400, message, code="invalid_value", param="size")
+    if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.rows:
+        message = f"keep_rows is {rows}; the model {info.id} has {info.rows} rows of codes, of which one must be left"
+        raise ApiError(400, message, code="invalid_value", param="keep_rows")
     if fields.partial_images > info.rows:
         message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.rows} rows of codes"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
@@ -118,6 +125,13 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         reason = "a stream carries its pictures" if fields.stream else "this service keeps no pictures"
         message = f"response_format url is not possible: {reason}; send b64_json"
         raise ApiError(400, message, code="unsupported_value", param="response_format")
+
+
+def _quality(fields: Fields) -> int | None:
+    """As `encode_image` takes it: its lowest is 1, OpenAI's 0."""
+    if fields.output_format == "png" or fields.output_compression is None:
+        return None
+    return max(1, fields.output_compression)
 
 
 async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
@@ -142,7 +156,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         deadline=time.time() + (fields.deadline or callers.limits.deadline),
         num_previews=fields.partial_images,
         output_format=fields.output_format,
-        quality=fields.output_compression if fields.output_format != "png" else None,
+        quality=_quality(fields),
     )
     described = describe_prompt(prompt, whole=app.state.settings.log_prompts)
     state.log.update(job=job.id, model=info.id, n=fields.n, seed=job.seed, **described)

@@ -6,7 +6,7 @@ not as unknown.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 __all__ = [
     "MAX_PROMPT_LENGTH",
@@ -47,7 +47,29 @@ UNSUPPORTED = {
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    @classmethod
+    def may_be_left_out(cls, name: str) -> bool:
+        """Whether a request may come without this field. So may it with the fields that it may not come with."""
+        field = cls.model_fields.get(name)
+        return name in UNSUPPORTED if field is None else not field.is_required()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """OpenAI's clients send null for what is not given."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None or not cls.may_be_left_out(name)}
+
+
+def _tell_nulls(schema: dict[str, Any]) -> None:
+    """Adds to the schema of a JSON body that what may be left out may be null."""
+    for name, field in schema["properties"].items():
+        if name not in schema["required"] and {"type": "null"} not in field.get("anyOf", ()):
+            kind = {key: field.pop(key) for key in field.keys() - {"title", "description", "default"}}
+            field["anyOf"] = [kind, {"type": "null"}]
 
 
 class _Common(_Body):
@@ -62,8 +84,8 @@ class _Common(_Body):
     moderation: Literal["auto", "low"] = "auto"
     """Accepted and without effect: nothing is moderated."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: int | None = Field(default=None, ge=1, le=100)
-    """Quality of JPEG and WebP, 1 to 100; PNG is lossless and takes 100 alone."""
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+    """Quality of JPEG and WebP, of which 0 is the same as 1; PNG is lossless and takes 100 alone."""
     response_format: Literal["b64_json", "url"] = "b64_json"
     stream: bool = False
     partial_images: int = Field(default=0, ge=0)
@@ -89,6 +111,8 @@ class _Common(_Body):
 
 class GenerationRequest(_Common):
     """Body of `POST /v1/images/generations`."""
+
+    model_config = ConfigDict(json_schema_extra=_tell_nulls)
 
     prompt: Prompt
 

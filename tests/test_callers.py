@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from service import GENERATIONS, PROMPT, Service, error_of, service
-from starlette.testclient import TestClient
+from service import GENERATIONS, PROMPT, Service, error_of, running, service
+from starlette.types import Receive, Scope, Send
 
 from dalle import DALLE
 from serving.api import create_app
@@ -63,29 +63,34 @@ def test_keys_rates_and_limits_at_once(model: DALLE, keys: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "/dalle"])
 def test_everything_but_what_is_open_needs_a_key_wherever_it_is_mounted(model: DALLE, keys: Path, prefix: str) -> None:
+    guarded = [
+        ("GET", "/v1/models"),
+        ("DELETE", "/v1/requests/job_x"),
+        ("POST", GENERATIONS),
+        ("GET", "/v1"),
+        ("GET", "/v2/models"),
+        ("GET", "/static"),
+        ("GET", "/healthy"),
+    ]
     with service(model, keys_file=keys) as one:
         app = create_app(LocalBackend({"lively": one.engine}), one.settings)
-        client = TestClient(app, root_path=prefix)
-        guarded = [
-            ("GET", "/v1/models"),
-            ("DELETE", "/v1/requests/job_x"),
-            ("POST", GENERATIONS),
-            ("GET", "/v1"),
-            ("GET", "/v2/models"),
-            ("GET", "/static"),
-            ("GET", "/healthy"),
-        ]
-        for method, path in guarded:
-            response = client.request(method, prefix + path, json=PROMPT if method == "POST" else None)
-            assert response.status_code == 401 and error_of(response)["code"] == "invalid_api_key", path
-        for path in ("/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico", "/static/app.js"):
-            assert client.get(prefix + path).status_code == 200, path
-        assert client.get(f"{prefix}/files/nothing.png").status_code == 404
-        assert client.get(f"{prefix}/v1/models", headers=ALICE).status_code == 200
-        drawn = client.post(prefix + GENERATIONS, json=PROMPT, headers=ALICE)
-        assert drawn.status_code == 200 and len(drawn.json()["data"]) == 1
-        upload = client.post(f"{prefix}/v1/images/variations", files={"image": b"x" * 100_000}, headers=ALICE)
-        assert error_of(upload)["code"] == "invalid_image", "an upload may be larger than other bodies"
+
+        async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "root_path": prefix}, receive, send)
+
+        with running(mounted) as url, httpx.Client(base_url=url + prefix, timeout=30) as client:
+            for method, path in guarded:
+                response = client.request(method, path, json=PROMPT if method == "POST" else None)
+                assert response.status_code == 401 and error_of(response)["code"] == "invalid_api_key", path
+            for path in ("/", "/health", "/ready", "/metrics", "/openapi.json", "/favicon.ico", "/static/app.js"):
+                assert client.get(path).status_code == 200, path
+            assert client.get("/files/nothing.png").status_code == 404
+            client.headers.update(ALICE)
+            assert client.get("/v1/models").status_code == 200
+            drawn = client.post(GENERATIONS, json=PROMPT)
+            assert drawn.status_code == 200 and len(drawn.json()["data"]) == 1
+            upload = client.post("/v1/images/variations", files={"image": b"x" * 100_000})
+            assert error_of(upload)["code"] == "invalid_image", "an upload may be larger than other bodies"
 
 
 @contextlib.contextmanager
