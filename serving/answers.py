@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
-from serving.errors import ApiError, refused
+from serving.errors import internal_error, refused
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
@@ -103,8 +103,7 @@ class Answer:
                         yield self._event(event)
             except Exception:
                 logger.exception("a stream has failed")
-                error = ApiError(500, "the service has failed; the error is in its log", code="internal_error")
-                yield _sse("error", error.body)
+                yield _sse("error", internal_error().body)
 
     def _event(self, event: Event) -> bytes:
         assert isinstance(event, Preview | Drawn)

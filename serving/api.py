@@ -23,7 +23,7 @@ from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_ty
 from serving.images import find_model, router
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
-from serving.middleware import AccessLog, Authentication, RequestSize
+from serving.middleware import AccessLog, Authentication, Failures, RequestSize
 from serving.schemas import GenerationRequest, ModelCard, ModelList
 from serving.settings import Settings
 from serving.store import ImageStore
@@ -32,6 +32,11 @@ __all__ = ["create_app"]
 
 WEB = Path(__file__).parent / "web"
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
+EXPOSED = (
+    *("X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After", "X-Should-Retry"),
+    *(f"X-RateLimit-{what}-Requests" for what in ("Limit", "Remaining", "Reset")),
+)
+"""Headers of ours that pages of other origins may read."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -66,13 +71,14 @@ def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = 
     # the last one added is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)
     app.add_middleware(RequestSize, limit=limit)
+    app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After"],
+            allow_headers=["*"],  # of these origins alone; OpenAI's client sends a dozen of its own
+            expose_headers=EXPOSED,
         )
     app.add_middleware(AccessLog, metrics=app.state.metrics, tell_id=tell_request_id)
     _add_error_handlers(app)
@@ -105,10 +111,6 @@ def _add_error_handlers(app: FastAPI) -> None:
         }
         message = messages.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def unknown(request: Request, error: Exception) -> Response:
-        return ApiError(500, "the service has failed; the error is in its log", code="internal_error").response()
 
 
 # -- models

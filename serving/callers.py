@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
 
 from limits import parse
@@ -97,7 +98,7 @@ class Callers:
         rate = parse(self.limits.rate)
         allowed = await self._limiter.hit(rate, caller)
         stats = await self._limiter.get_window_stats(rate, caller)
-        wait = max(1, round(stats.reset_time - time.time()))
+        wait = max(1, ceil(stats.reset_time - time.time()))
         headers = {
             "x-ratelimit-limit-requests": str(rate.amount),
             "x-ratelimit-remaining-requests": str(max(0, stats.remaining)),

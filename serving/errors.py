@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,13 +13,14 @@ from starlette.responses import JSONResponse, Response
 from serving.jobs import Refused
 from serving.schemas import UNSUPPORTED, ErrorBody
 
-__all__ = ["ERRORS", "ApiError", "content_type", "field_error", "refused", "wrong_type"]
+__all__ = ["ERRORS", "ApiError", "content_type", "field_error", "internal_error", "refused", "wrong_type"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503)
 }
 """For the OpenAPI document: what any endpoint may answer."""
 
+_CODES = {one.value: one.phrase.lower().replace(" ", "_").replace("-", "_") for one in HTTPStatus}
 NO_RETRY = frozenset({"request_cancelled", "deadline_exceeded"})
 """OpenAI's clients repeat requests with some statuses by themselves; with these it would only be wasted."""
 
@@ -38,7 +40,7 @@ class ApiError(HTTPException):
         super().__init__(status, message, dict(headers or {}))
         self.status = status
         self.message = message
-        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_").replace("-", "_")
+        self.code = code or _CODES.get(status, "error")
         self.param = param
 
     @property
@@ -57,11 +59,16 @@ class ApiError(HTTPException):
         return JSONResponse(self.body, self.status, self.headers)
 
 
+def internal_error() -> ApiError:
+    """A mistake of ours, of which a caller learns nothing more."""
+    return ApiError(500, "the service has failed; the error is in its log", code="internal_error")
+
+
 def refused(event: Refused) -> ApiError:
     """What a model's refusal is over HTTP."""
     headers = {}
     if event.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(event.retry_after)))
+        headers["Retry-After"] = str(max(1, ceil(event.retry_after)))
     if event.code in NO_RETRY:
         headers["x-should-retry"] = "false"
     return ApiError(event.status, event.message, code=event.code, param=event.param, headers=headers)

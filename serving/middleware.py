@@ -1,4 +1,4 @@
-"""What every request passes through: an id, the access log, sizes, who calls.
+"""What every request passes through: an id, the access log, failures, sizes, who calls.
 
 Plain ASGI, so that streams stay streams.
 """
@@ -18,11 +18,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.callers import Callers
-from serving.errors import ApiError
+from serving.errors import ApiError, internal_error
 from serving.metrics import HTTPMetrics
 
-__all__ = ["AccessLog", "Authentication", "RequestSize", "describe_prompt"]
+__all__ = ["SECURITY_HEADERS", "AccessLog", "Authentication", "Failures", "RequestSize", "describe_prompt"]
 
+logger = logging.getLogger(__name__)
 access_log = logging.getLogger("serving.access")
 
 MAX_HEADERS = 64
@@ -62,7 +63,7 @@ class AccessLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
         noted: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(log=noted)
+        scope.setdefault("state", {}).update(log=noted, request_id=request_id)
         status = CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -79,9 +80,6 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, send_with_headers)
-        except Exception:
-            status = 500
-            raise
         finally:
             seconds = time.monotonic() - start
             route = scope.get("route")
@@ -95,6 +93,31 @@ class AccessLog:
                 **noted,
             }
             access_log.info(json.dumps(line))
+
+
+class Failures:
+    """Turns a mistake of ours into an answer, and logs it. What stands around it still sees an answer, and so gives it
+    an id, the security headers, and those that let another web page read it. Starlette's own handler stands around
+    everything, and its answers had none of them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            if scope["type"] != "http" or started:
+                raise  # whoever reads the stream sees it break off
+            logger.exception("the request %s has failed", scope["state"]["request_id"])
+            await internal_error().response()(scope, receive, send)
 
 
 def describe_prompt(prompt: str | None, *, whole: bool) -> dict[str, Any]:

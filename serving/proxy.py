@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
+from serving.middleware import SECURITY_HEADERS
 
 __all__ = ["CALLBACK", "ProxyErrors", "middlewares"]
 
@@ -40,8 +41,10 @@ class ProxyErrors:
             del MutableHeaders(scope=scope)[name]
         started = replaced = False
 
-        async def send_error(status: int) -> None:
-            headers = {"Retry-After": "2"} if status in (500, 503) else {}
+        async def send_error(status: int, request_id: str | None) -> None:
+            headers = SECURITY_HEADERS | ({"Retry-After": "2"} if status in (500, 503) else {})
+            if request_id is not None:
+                headers["X-Request-ID"] = request_id
             error = ApiError(status, MESSAGES.get(status, "the service cannot answer this"), headers=headers)
             await error.response()(scope, receive, send)
 
@@ -50,10 +53,10 @@ class ProxyErrors:
             if message["type"] == "http.response.start":
                 started = True
                 status = message["status"]
-                kind = Headers(raw=message["headers"]).get("content-type", "")
-                replaced = status >= 400 and not kind.startswith("application/json")
+                headers = Headers(raw=message["headers"])
+                replaced = status >= 400 and not headers.get("content-type", "").startswith("application/json")
                 if replaced:
-                    await send_error(status)
+                    await send_error(status, headers.get("x-request-id"))
             if not replaced:
                 await send(message)
 
@@ -65,7 +68,8 @@ class ProxyErrors:
             logger.exception("the proxy has failed")
         finally:
             if not started:  # also when it was cancelled, or has ended without a word: it does when an ingress dies
-                await send_error(500)
+                # Serve gives a request its id by a header, if it has none
+                await send_error(500, Headers(scope=scope).get("x-request-id"))
 
 
 def middlewares() -> list[Middleware]:

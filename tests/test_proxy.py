@@ -3,22 +3,28 @@
 import asyncio
 
 import httpx
+from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from serving.middleware import SECURITY_HEADERS
 from serving.proxy import ProxyErrors
+
+SERVES_ID = {"X-Request-ID": "serve-1"}
 
 
 def ask(path: str) -> httpx.Response:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert b"x-request-timeout-seconds" not in dict(scope["headers"])
+        MutableHeaders(scope=scope)["X-Request-ID"] = "serve-1"  # as Serve does, inside of this
         if path == "/broken":
             raise ConnectionError("the ingress is gone")
         if path == "/silent":
             return
         answers = {
-            "/dead": PlainTextResponse("Internal Server Error", 500),
-            "/slow": PlainTextResponse("timed out", 408),
+            "/dead": PlainTextResponse("Internal Server Error", 500, SERVES_ID),
+            "/slow": PlainTextResponse("timed out", 408, SERVES_ID),
+            "/gone": PlainTextResponse("Request was cancelled.", 499, SERVES_ID),
             "/wrong": JSONResponse({"error": "as it is"}, 400),
             "/well": PlainTextResponse("metrics"),
         }
@@ -39,6 +45,15 @@ def test_plain_text_errors_get_openais_form() -> None:
         assert set(dead.json()["error"]) == {"message", "type", "param", "code"}
     slow = ask("/slow")
     assert (slow.status_code, slow.json()["error"]["code"]) == (408, "request_timeout")
+    gone = ask("/gone")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (499, "error"), "a status that has no name"
+
+
+def test_errors_keep_serves_id_and_have_the_headers_of_all_others() -> None:
+    for path in ("/dead", "/broken", "/silent", "/slow"):
+        headers = ask(path).headers
+        assert headers["x-request-id"] == "serve-1", path
+        assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_everything_else_passes() -> None:
