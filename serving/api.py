@@ -23,7 +23,7 @@ from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_ty
 from serving.images import find_model, router
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
-from serving.middleware import AccessLog, Authentication, Failures, RequestSize
+from serving.middleware import AccessLog, Authentication, Failures, RequestBounds
 from serving.schemas import GenerationRequest, ModelCard, ModelList
 from serving.settings import Settings
 from serving.store import ImageStore
@@ -70,7 +70,7 @@ def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = 
 
     # the last one added is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)
-    app.add_middleware(RequestSize, limit=limit)
+    app.add_middleware(RequestBounds, limit=limit, seconds=lambda: app.state.callers.limits.deadline)
     app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(

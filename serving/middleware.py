@@ -3,6 +3,7 @@
 Plain ASGI, so that streams stay streams.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -15,13 +16,14 @@ from uuid import uuid4
 
 from starlette._utils import get_route_path  # what routes go by: nothing public tells it
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.callers import Callers
 from serving.errors import ApiError, internal_error
 from serving.metrics import HTTPMetrics
 
-__all__ = ["SECURITY_HEADERS", "AccessLog", "Authentication", "Failures", "RequestSize", "describe_prompt"]
+__all__ = ["SECURITY_HEADERS", "AccessLog", "Authentication", "Failures", "RequestBounds", "describe_prompt"]
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("serving.access")
@@ -113,6 +115,8 @@ class Failures:
 
         try:
             await self.app(scope, receive, noted)
+        except ClientDisconnect:  # while its body was read: there is nobody to answer
+            return
         except Exception:
             if scope["type"] != "http" or started:
                 raise  # whoever reads the stream sees it break off
@@ -127,12 +131,14 @@ def describe_prompt(prompt: str | None, *, whole: bool) -> dict[str, Any]:
     return {"prompt_characters": len(prompt), "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
 
 
-class RequestSize:
-    """Refuses headers and bodies that are too large, the body while it is read: a declared length may lie."""
+class RequestBounds:
+    """Refuses headers and bodies that are too large, the body while it is read, since a declared length may lie; and
+    bodies that do not come in time."""
 
-    def __init__(self, app: ASGIApp, limit: Callable[[Scope], int]) -> None:
+    def __init__(self, app: ASGIApp, limit: Callable[[Scope], int], seconds: Callable[[], float]) -> None:
         self.app = app
         self.limit = limit
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -144,21 +150,30 @@ class RequestSize:
             limits = f"the limits are {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes"
             await ApiError(431, f"{len(headers)} headers of {size} bytes; {limits}").response()(scope, receive, send)
             return
-        limit, read = self.limit(scope), 0
+        limit, read, whole = self.limit(scope), 0, False
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared) > limit:
             await _too_large(int(declared), limit).response()(scope, receive, send)
             return
+        seconds = self.seconds()
+        until = asyncio.get_running_loop().time() + seconds
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+        async def bounded() -> Message:
+            nonlocal read, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(408, f"the body has not come within {seconds:g} s") from error
+            whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > limit:
                 raise _too_large(read, limit)
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, bounded, send)
 
 
 def _too_large(size: int, limit: int) -> ApiError:

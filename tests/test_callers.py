@@ -1,6 +1,8 @@
 """Who calls and how much they may: keys, rates, requests at once, and what belongs to whom."""
 
 import contextlib
+import json
+import logging
 import socket
 import threading
 import time
@@ -94,16 +96,19 @@ def test_everything_but_what_is_open_needs_a_key_wherever_it_is_mounted(model: D
 
 
 @contextlib.contextmanager
-def upload_that_does_not_come(one: Service, path: str) -> Iterator[None]:
+def upload_that_does_not_come(one: Service, path: str) -> Iterator[socket.socket]:
     """A connection with a request's headers, whose body is announced and never sent."""
     address = urlsplit(one.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         kind = "Content-Type: multipart/form-data; boundary=x"
         connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}\r\nContent-Length: 1000\r\n\r\n".encode())
-        yield
+        yield connection
 
 
-def test_requests_at_once_are_counted_before_their_bodies_are_read(model: DALLE) -> None:
+def test_requests_at_once_are_counted_before_their_bodies_are_read(
+    model: DALLE, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serving.access")
     with service(model, limits={"concurrency": 1}) as one:
 
         def status() -> int:
@@ -118,3 +123,15 @@ def test_requests_at_once_are_counted_before_their_bodies_are_read(model: DALLE)
         with upload_that_does_not_come(one, "/v1/images/edits"):
             assert comes_to(429)
         assert comes_to(200), "a connection that is gone counts no more"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], "and is no failure of ours"
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "serving.access"]
+    assert [line["status"] for line in lines if line["path"] == "/v1/images/edits"] == [499]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(model: DALLE) -> None:
+    with service(model, limits={"deadline": 0.3}) as one:
+        for path in (GENERATIONS, "/v1/images/edits"):
+            with upload_that_does_not_come(one, path) as connection:
+                connection.settimeout(10)
+                answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 408 ") and b"has not come within 0.3 s" in answer, path
