@@ -61,14 +61,14 @@ class Answer:
         total = time.monotonic() - self.started
         return Timing(queue=round(queue_seconds, 4), estimate=round(self.accepted.estimate, 4), total=round(total, 4))
 
-    def whole(self, drawn: list[Drawn]) -> dict[str, Any]:
+    async def whole(self, drawn: list[Drawn]) -> dict[str, Any]:
         """The body of an answer that is no stream."""
         drawn = sorted(drawn, key=lambda one: one.index)
         body = ImagesResponse(
             created=self.created,
             id=self.job.id,
             model=self.info.id,
-            data=[self._data(one) for one in drawn],
+            data=[await self._data(one) for one in drawn],
             output_format=self.fields.output_format,
             size=f"{self.info.width}x{self.info.height}",
             safety_identifier=self.fields.safety_identifier,
@@ -79,12 +79,12 @@ class Answer:
         )
         return body.model_dump(mode="json", exclude_none=True)
 
-    def _data(self, one: Drawn) -> ImageData:
+    async def _data(self, one: Drawn) -> ImageData:
         codes = one.codes if self.fields.return_codes else None
         data = ImageData(seed=self.job.seed, index=one.index, codes=codes)
         if self.fields.response_format == "url":
             app = self.request.app
-            name = app.state.store.put(one.image, self.fields.output_format)
+            name = await asyncio.to_thread(app.state.store.put, one.image, self.fields.output_format)
             base = app.state.settings.public_url or str(self.request.base_url)
             return data.model_copy(update={"url": f"{base.rstrip('/')}/files/{name}"})
         return data.model_copy(update={"b64_json": base64.b64encode(one.image).decode()})

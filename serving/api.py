@@ -61,7 +61,9 @@ def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = 
     app.state.backend = backend
     app.state.settings = settings
     app.state.callers = Callers(read_keys(settings.keys_file), settings.limits)
-    app.state.store = ImageStore(settings.store, settings.store_seconds) if settings.store else None
+    app.state.store = (
+        ImageStore(settings.store, settings.store_seconds, settings.store_bytes) if settings.store else None
+    )
     app.state.metrics = HTTPMetrics()
 
     def limit(scope: Scope) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Body, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from dalle.errors import DalleError, PromptError
 from serving.answers import Answer
@@ -79,11 +79,12 @@ async def cancel(request: Request, request_id: str) -> dict[str, Any]:
 async def file(request: Request, name: str) -> Response:
     """A picture that was asked for as a URL."""
     store: ImageStore | None = request.app.state.store
-    path = store.get(name) if store is not None else None
-    if path is None:
+    picture = await asyncio.to_thread(store.get, name) if store is not None else None
+    if picture is None:
         raise ApiError(404, f"there is no picture {name[:80]!r}, or its time is over")
-    headers = {"Cache-Control": "private, max-age=3600, immutable"}
-    return FileResponse(path, media_type=f"image/{path.suffix[1:]}", headers=headers)
+    # a page of another origin that was given the URL may show it
+    headers = {"Cache-Control": "private, max-age=3600, immutable", "Cross-Origin-Resource-Policy": "cross-origin"}
+    return Response(picture, media_type=f"image/{name.rpartition('.')[2]}", headers=headers)
 
 
 async def find_model(backend: Backend, name: str | None) -> ModelInfo:
@@ -116,6 +117,9 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
     if fields.partial_images > info.rows:
         message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.rows} rows of codes"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
+    if fields.negative_prompt is not None and (fields.guidance_scale or info.sampling["guidance_scale"]) == 1:
+        message = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
+        raise ApiError(400, message, code="invalid_value", param="negative_prompt")
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
     if fields.output_format == "png" and fields.output_compression not in (None, 100):
@@ -185,7 +189,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
                 drawn.append(event)
         if len(drawn) < len(job.indices):
             return Response(status_code=CLIENT_GONE)
-        return JSONResponse(answer.whole(drawn), headers=answer.headers)
+        return JSONResponse(await answer.whole(drawn), headers=answer.headers)
     finally:
         await stack.aclose()
 

@@ -137,6 +137,8 @@ class Settings(BaseSettings):
     need a shared one."""
     store_seconds: float = Field(default=3600, gt=0)
     """How long such a picture is kept."""
+    store_bytes: int = Field(default=2**30, ge=2**20)
+    """Of all such pictures; the oldest go first."""
     public_url: str | None = None
     """What URLs of pictures begin with; by default what the request was sent to."""
     log_prompts: bool = False

@@ -173,7 +173,12 @@ def test_urls_are_unguessable_and_expire(quick: Service) -> None:
         ({**PROMPT, "partial_images": 2}, "partial_images", "invalid_value", "needs stream"),
         ({**PROMPT, "stream": True, "partial_images": 5}, "partial_images", "invalid_value", "4 rows"),
         ({**PROMPT, "stream": True, "response_format": "url"}, "response_format", "unsupported_value", "stream"),
-        ({**PROMPT, "negative_prompt": "rain", "guidance_scale": 1}, None, "invalid_value", "guidance_scale must"),
+        (
+            {**PROMPT, "negative_prompt": "rain", "guidance_scale": 1},
+            "negative_prompt",
+            "invalid_value",
+            "guidance_scale must",
+        ),
         ({**PROMPT, "deadline": 1e6}, "deadline", "invalid_value", "the limit is 120 s"),
     ],
 )
