@@ -128,6 +128,26 @@ def test_requests_at_once_are_counted_before_their_bodies_are_read(
     assert [line["status"] for line in lines if line["path"] == "/v1/images/edits"] == [499]
 
 
+def test_a_request_is_cancelled_by_its_own_caller_alone(model: DALLE, keys: Path) -> None:
+    with service(model, keys_file=keys, slow=0.05) as one:
+        body = PROMPT | {"stream": True, "user": "somebody"}
+        with httpx.stream("POST", one.url + GENERATIONS, json=body, headers=ALICE, timeout=30) as response:
+            job = f"{one.url}/v1/requests/{response.headers['x-job-id']}"
+            by_bob, of_nobody = (httpx.delete(url, headers=BOB) for url in (job, f"{one.url}/v1/requests/job_x"))
+            assert (by_bob.status_code, of_nobody.status_code) == (404, 404)
+            assert httpx.delete(job, headers=ALICE).json()["cancelled"] is True
+            assert "request_cancelled" in response.read().decode()
+
+
+def test_without_keys_an_address_cancels_whatever_users_it_named(model: DALLE) -> None:
+    with service(model, slow=0.05) as one:
+        body = PROMPT | {"stream": True, "user": "somebody"}
+        with httpx.stream("POST", one.url + GENERATIONS, json=body, timeout=30) as response:
+            answer = httpx.delete(f"{one.url}/v1/requests/{response.headers['x-job-id']}")
+            assert answer.json()["cancelled"] is True
+            assert "request_cancelled" in response.read().decode()
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(model: DALLE) -> None:
     with service(model, limits={"deadline": 0.3}) as one:
         for path in (GENERATIONS, "/v1/images/edits"):
