@@ -164,6 +164,20 @@ def test_pictures_are_seen_while_they_are_drawn_and_then_kept(page: Page) -> Non
     assert not {"guidance_scale", "temperature", "top_k", "top_p", "negative_prompt"} & {*fields}
 
 
+@pytest.mark.parametrize(("rows", "previews"), [(2, 2), (8, 4)])
+def test_previews_are_few_however_many_rows_a_model_has(page: Page, page_url: str, rows: int, previews: int) -> None:
+    def other_model(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["data"][0]["rows"] = rows
+        route.fulfill(json=answer)
+
+    page.route("**/v1/models", other_model)
+    page.goto(page_url)
+    draw(page)
+    (fields,) = sent(page, "/v1/images/generations")
+    assert fields["partial_images"] == previews
+
+
 def test_a_request_is_cancelled(page: Page) -> None:
     set_up(page, num=10)
     page.get_by_role("button", name="Draw", exact=True).click()

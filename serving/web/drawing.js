@@ -3,14 +3,16 @@
 import { cancel, draw, ServiceError } from "./api.js";
 import { announce, byId, duration, fromTemplate, plural } from "./dom.js";
 
+/** Of each picture, at most: the service decodes one while it could draw two more codes. */
+const MAX_PREVIEWS = 4;
 /** How long cancelling waits for the service's word before it closes the stream. */
 const CANCEL_PATIENCE_MS = 1000;
 
 /**
  * Draws a job and resolves when it is over, however it ends.
  *
- * job: {endpoint, fields, rows, image, source}: the service's fields with n and seed; rows of codes of the model, which is
- * how many previews are asked for; for edits and variations the picture that is sent, and its file name.
+ * job: {endpoint, fields, rows, image, source}: the service's fields with n and seed; rows of codes of the model,
+ * which has as many previews at most; for edits and variations the picture that is sent, and its file name.
  * gallery: where the pictures go. onRefused: called with a `ServiceError` when the service refuses, and with the job.
  */
 export async function runJob(job, { gallery, onRefused }) {
@@ -26,7 +28,7 @@ export async function runJob(job, { gallery, onRefused }) {
   });
   tiles[0].scrollIntoView({ block: "nearest" });
   try {
-    const fields = { ...job.fields, stream: true, partial_images: job.rows };
+    const fields = { ...job.fields, stream: true, partial_images: Math.min(MAX_PREVIEWS, job.rows) };
     const { endpoint, image } = job;
     for await (const event of draw(endpoint, { fields, image, signal: line.signal, onStart: (start) => line.accept(start) })) {
       const tile = tiles[event.image_index];
