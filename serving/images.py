@@ -69,7 +69,8 @@ async def variations(request: Request) -> Response:
 
 @router.delete("/v1/requests/{request_id}")
 async def cancel(request: Request, request_id: str) -> dict[str, Any]:
-    """Stop a request: its slots are free within one step, and it ends with an error `request_cancelled`."""
+    """Stop a request of one's own: its slots are free within one step, and it ends with an error
+    `request_cancelled`."""
     if not await request.app.state.backend.cancel(request_id, request.state.caller):
         raise ApiError(404, f"there is no request {request_id[:80]!r}: it is done or unknown", param="request_id")
     return {"id": request_id, "object": "request", "cancelled": True}
