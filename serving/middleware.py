@@ -21,9 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.callers import Callers
 from serving.errors import ApiError, internal_error
+from serving.headers import SECURITY_HEADERS
 from serving.metrics import HTTPMetrics
 
-__all__ = ["SECURITY_HEADERS", "AccessLog", "Authentication", "Failures", "RequestBounds", "describe_prompt"]
+__all__ = ["AccessLog", "Authentication", "Failures", "RequestBounds", "describe_prompt"]
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("serving.access")
@@ -35,14 +36,6 @@ OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/metrics", "/
 OPEN_FOLDERS = ("/static/", "/files/")
 """What needs no key: the page, probes, and pictures whose names nobody guesses."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 
 class AccessLog:

@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.middleware import SECURITY_HEADERS
+from serving.headers import SECURITY_HEADERS
 
 __all__ = ["CALLBACK", "ProxyErrors", "middlewares"]
 

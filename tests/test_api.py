@@ -270,6 +270,12 @@ def test_operations(quick: Service) -> None:
     assert 'dalle_http_requests_total{path="/v1/images/generations",status="200"}' in text
 
 
+def test_a_model_tells_since_when_it_is_there(quick: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick.engine, "created", 12345)
+    (card,) = httpx.get(quick.url + "/v1/models").json()["data"]
+    assert card["created"] == httpx.get(quick.url + "/v1/models/lively").json()["created"] == 12345
+
+
 def test_the_page_is_served_under_a_strict_policy(quick: Service) -> None:
     page = httpx.get(quick.url + "/")
     assert page.headers["content-type"].startswith("text/html")

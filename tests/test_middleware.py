@@ -11,8 +11,8 @@ from service import GENERATIONS, PROMPT, error_of, post, service
 from dalle import DALLE
 from serving.backend import LocalBackend
 from serving.errors import ApiError, refused
+from serving.headers import SECURITY_HEADERS
 from serving.jobs import Refused
-from serving.middleware import SECURITY_HEADERS
 
 ORIGIN = "https://paint.example"
 

@@ -1,15 +1,19 @@
 """Errors of the proxy in front of the service."""
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from serving.middleware import SECURITY_HEADERS
+from serving.headers import SECURITY_HEADERS
 from serving.proxy import ProxyErrors
 
+ROOT = Path(__file__).parents[1]
 SERVES_ID = {"X-Request-ID": "serve-1"}
 
 
@@ -59,3 +63,11 @@ def test_errors_keep_serves_id_and_have_the_headers_of_all_others() -> None:
 def test_everything_else_passes() -> None:
     assert ask("/wrong").json() == {"error": "as it is"}
     assert ask("/well").text == "metrics"
+
+
+def test_the_proxy_s_process_stays_light() -> None:
+    program = (
+        "import serving.proxy, sys; print(*{'torch', 'PIL', 'fastapi', 'limits', 'prometheus_client'} & {*sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not result.stdout.split()
