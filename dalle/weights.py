@@ -91,8 +91,8 @@ def write_safetensors(
     with open(path, "wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            tensor = weights[name].load()
-            assert (tuple(tensor.shape), tensor.dtype) == (weights[name].shape, weights[name].dtype), name
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            loaded = weights[name].load()
+            assert (tuple(loaded.shape), loaded.dtype) == (weights[name].shape, weights[name].dtype), name
+            file.write(loaded.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             if on_written is not None:
                 on_written(weights[name].num_bytes)

@@ -15,7 +15,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -129,7 +129,8 @@ class _Refused(pickle.UnpicklingError):
 class _Unpickler(pickle._Unpickler):
     """Finds nothing but what is listed above."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
 
     def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], _Storage]) -> None:
         super().__init__(_Bounded(file))
@@ -205,11 +206,12 @@ def _read_tensor(
     numbers = torch.empty(span, dtype=storage.dtype)
     with open(storage.path, "rb", buffering=0) as file:
         file.seek(storage.offset + offset * storage.dtype.itemsize)
-        view = memoryview(numbers.view(torch.uint8).numpy()).cast("B") if span else memoryview(bytearray())
-        while len(view):
-            if not (count := file.readinto(view)):
+        buffer = numbers.view(torch.uint8).numpy()
+        done = 0
+        while done < len(buffer):
+            if not (count := file.readinto(buffer[done:].data)):
                 raise CheckpointError(f"{storage.path} ends in the middle of a tensor: is it a whole download?")
-            view = view[count:]
+            done += count
     return numbers.as_strided(shape, stride)
 
 
