@@ -1,7 +1,8 @@
 """A model directory: `config.json`, `tokenizer.json`, and one safetensors file for each network.
 
     config.json                  format, format version, name, what is known about the model, its sampling parameters,
-                                 the networks' configurations, SHA-256 of the other files
+                                 the networks' configurations, SHA-256 of the other files. The image tokenizer's
+                                 configuration names its "kind" (see `image_tokenizers`), unless it is a VQGAN
     tokenizer.json               the text tokenizer
     image_tokenizer.safetensors  weights of the image tokenizer
     decoder.safetensors          weights of the decoder
@@ -16,23 +17,33 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError, ParameterError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.image_tokenizers import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
 from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
+from dalle.weights import LazyTensor, Part, write_safetensors
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "file_digest", "load_checkpoint", "load_image_tokenizer", "save_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "check_checkpoint",
+    "file_digest",
+    "load_checkpoint",
+    "load_image_tokenizer",
+    "save_checkpoint",
+    "write_checkpoint",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -47,7 +58,7 @@ class Checkpoint:
     """What a model directory holds. Networks are float32, on the CPU, in evaluation mode."""
 
     name: str
-    image_tokenizer: ImageTokenizer
+    image_tokenizer: AnyImageTokenizer
     text_tokenizer: TextTokenizer | None = None
     decoder: Decoder | None = None
     about: Mapping[str, str]
@@ -68,50 +79,84 @@ def save_checkpoint(
     folder: str | Path,
     *,
     name: str,
-    image_tokenizer: ImageTokenizer,
+    image_tokenizer: AnyImageTokenizer,
     text_tokenizer: TextTokenizer | None = None,
     decoder: Decoder | None = None,
     about: Mapping[str, str] | None = None,
     sampling: SamplingParams | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
+    """Write the directory of a model that is in memory, as `write_checkpoint` does. Returns the model's digest.
+
+    `dtype` is that of the stored weights: float32, float16 or bfloat16.
+    """
+
+    def part(network: AnyImageTokenizer | Decoder) -> Part:
+        weights = {key: LazyTensor.of(value).then(lambda t: t.to(dtype)) for key, value in network.state_dict().items()}
+        return Part(config=network.config, weights=weights)
+
+    return write_checkpoint(
+        folder,
+        name=name,
+        image_tokenizer=part(image_tokenizer),
+        text_tokenizer=text_tokenizer,
+        decoder=part(decoder) if decoder is not None else None,
+        about=about,
+        sampling=sampling,
+    )
+
+
+def write_checkpoint(
+    folder: str | Path,
+    *,
+    name: str,
+    image_tokenizer: Part,
+    text_tokenizer: TextTokenizer | None = None,
+    decoder: Part | None = None,
+    about: Mapping[str, str] | None = None,
+    sampling: SamplingParams | None = None,
+    on_written: Callable[[int], None] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> str:
     """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
 
-    The old model steps aside for an instant: a kill just then leaves it, whole, in a folder `.NAME-.../before` beside.
+    One tensor is in memory at a time; `on_written` is told the bytes of each. `check` is given the finished directory
+    before it takes its place, and may still raise. The old model steps aside for an instant: a kill just then leaves
+    it, whole, in a folder `.NAME-.../before` beside.
 
-    `dtype` is that of the stored weights: float32, float16 or bfloat16. Raises `CheckpointError` if something else than
-    a model directory is there, or if the parts do not fit together.
+    Raises `CheckpointError` if something else than a model directory is there, or if the parts do not fit together.
     """
     folder = Path(folder)
     _check_replaceable(folder)
     if decoder is not None:
-        _check_fit(folder, image_tokenizer, text_tokenizer, decoder.config)
+        _check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    networks: dict[str, ImageTokenizer | Decoder] = {"image_tokenizer": image_tokenizer}
+    parts = {"image_tokenizer": image_tokenizer}
     if decoder is not None:
-        networks["decoder"] = decoder
+        parts["decoder"] = decoder
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         files = Path(temporary) / "model"
         files.mkdir()
         if text_tokenizer is not None:
             text_tokenizer.save(files / TOKENIZER_FILE)
-        for part, network in networks.items():
-            weights = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
-            save_file(weights, files / f"{part}.safetensors", {"format": "pt"})
+        for key, part in parts.items():
+            write_safetensors(files / f"{key}.safetensors", part.weights, on_written=on_written)
         config = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "name": name,
             "about": dict(about or {}),
             "sampling": (sampling or SamplingParams()).to_dict(),
-            **{part: network.config.to_dict() for part, network in networks.items()},
+            **{key: _config_values(part.config) for key, part in parts.items()},
             "digests": {path.name: file_digest(path) for path in sorted(files.iterdir())},
         }
         (files / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in files.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+            path.chmod(0o644)  # whatever the umask: others may read it
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        if check is not None:
+            check(files)
         before = Path(temporary) / "before"
         if folder.exists():
             folder.rename(before)
@@ -124,6 +169,11 @@ def save_checkpoint(
     return file_digest(folder / CONFIG_FILE)
 
 
+def _config_values(config: Config) -> dict[str, Any]:
+    kind = DEFAULT_KIND if isinstance(config, DecoderConfig) else kind_of(config)
+    return ({} if kind == DEFAULT_KIND else {"kind": kind}) | config.to_dict()
+
+
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a model directory.
 
@@ -133,12 +183,12 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     config = _read_config(folder)
     _check_digests(folder, config["digests"])
-    image_tokenizer = _load_network(folder, config, "image_tokenizer", ImageTokenizerConfig, ImageTokenizer)
+    image_tokenizer = _load_network(folder, config, *_image_tokenizer_kind(folder, config))
     text_tokenizer, decoder = None, None
     if "decoder" in config:
         decoder = _load_network(folder, config, "decoder", DecoderConfig, Decoder)
         text_tokenizer = TextTokenizer.load(_listed(folder, config, TOKENIZER_FILE))
-        _check_fit(folder, image_tokenizer, text_tokenizer, decoder.config)
+        _check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
     return Checkpoint(
         name=config["name"],
         about=config["about"],
@@ -150,9 +200,33 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     )
 
 
-def load_image_tokenizer(folder: str | Path) -> ImageTokenizer:
+def check_checkpoint(folder: str | Path) -> None:
+    """Whether `load_checkpoint` would load a model directory, found out without holding its weights. Raises as it."""
+    folder = Path(folder)
+    config = _read_config(folder)
+    _check_digests(folder, config["digests"])
+    image_tokenizer = _empty_network(folder, config, *_image_tokenizer_kind(folder, config))
+    _load_sampling(folder, config)
+    if "decoder" in config:
+        decoder = _empty_network(folder, config, "decoder", DecoderConfig, Decoder)
+        text_tokenizer = TextTokenizer.load(_listed(folder, config, TOKENIZER_FILE))
+        _check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
+
+
+def load_image_tokenizer(folder: str | Path) -> AnyImageTokenizer:
     """The image tokenizer of a model directory of either stage. Raises `CheckpointError` as `load_checkpoint` does."""
     return load_checkpoint(folder).image_tokenizer
+
+
+def _image_tokenizer_kind(
+    folder: Path, config: dict[str, Any]
+) -> tuple[str, type[Config], Callable[..., AnyImageTokenizer]]:
+    """What `_load_network` needs to know; takes the kind out of the configuration."""
+    kind = config["image_tokenizer"].pop("kind", DEFAULT_KIND)
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise CheckpointError(f"{folder / CONFIG_FILE}: image_tokenizer is of the kind {kind!r}; known are {known}")
+    return "image_tokenizer", *KINDS[kind]
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -221,14 +295,16 @@ def _listed(folder: Path, config: dict[str, Any], name: str) -> Path:
     return folder / name
 
 
-def _load_network(
-    folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: type[Network]
+def _empty_network(
+    folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: Callable[..., Network]
 ) -> Network:
+    """A network without numbers, after its file's names and shapes have been compared with its own."""
     path = _listed(folder, config, f"{part}.safetensors")
     try:
         with torch.device("meta"):
             network = network_class(config_class.from_dict(config[part]))
-        weights = load_file(path)
+        with safe_open(path, "pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     except (OSError, SafetensorError) as error:
@@ -237,23 +313,31 @@ def _load_network(
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{folder / CONFIG_FILE}: no {part} can be built from it: {reason}") from error
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.items()}
     for key in sorted({*expected, *found}):
         if expected.get(key) != found.get(key):
             raise CheckpointError(f"{path}: {key} has shape {found.get(key)}, expected {expected.get(key)}")
+    return network
+
+
+def _load_network(
+    folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: Callable[..., Network]
+) -> Network:
+    network = _empty_network(folder, config, part, config_class, network_class)
+    weights = load_file(folder / f"{part}.safetensors")
     # copied: what load_file gives is the file itself, mapped, and changes with it
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
     network.load_state_dict(copies, assign=True)
     return network.eval()
 
 
-def _check_fit(folder: Path, image: ImageTokenizer, text: TextTokenizer | None, decoder: DecoderConfig) -> None:
+def _check_fit(folder: Path, image: Config, text: TextTokenizer | None, decoder: Config) -> None:
+    assert isinstance(image, AnyImageTokenizerConfig) and isinstance(decoder, DecoderConfig)
     if text is None:
         raise CheckpointError(f"{folder}: a decoder needs its text tokenizer")
     facts = {
         "text vocabulary": (text.vocab_size, decoder.text_vocab_size),
         "text length": (text.text_length, decoder.text_length),
-        "codebook size": (image.config.codebook_size, decoder.codebook_size),
+        "codebook size": (image.codebook_size, decoder.codebook_size),
     }
     for name, (of_tokenizer, of_decoder) in facts.items():
         if of_tokenizer != of_decoder:

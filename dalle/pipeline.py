@@ -18,7 +18,7 @@ from dalle.checkpoint import load_checkpoint
 from dalle.device import choose_device
 from dalle.engine import Engine, Request, StepResult
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
-from dalle.image_tokenizer import ImageTokenizer
+from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.images import to_pil, to_tensor
 from dalle.model_store import DEFAULT_MODEL, find_model
 from dalle.receipt import Receipt, kept_mask
@@ -75,7 +75,7 @@ class DALLE:
         name: str,
         digest: str,
         text_tokenizer: TextTokenizer,
-        image_tokenizer: ImageTokenizer,
+        image_tokenizer: AnyImageTokenizer,
         decoder: Decoder,
         sampling: SamplingParams,
     ) -> None:
@@ -183,7 +183,7 @@ class DALLE:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of a picture, in pixels."""
-        factor, layout = self.image_tokenizer.config.factor, self.decoder.layout
+        factor, layout = self.image_tokenizer.config.picture_factor, self.decoder.layout
         return layout.grid_height * factor, layout.grid_width * factor
 
     def decode(self, codes: Tensor) -> Image.Image:

@@ -20,6 +20,7 @@ from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder
+from dalle.weights import LazyTensor, write_safetensors
 
 DECODERS: dict[str, dict[str, object]] = {
     "default": {},
@@ -341,12 +342,12 @@ def test_an_interrupted_save_leaves_what_was_there(
     before = {path.name: path.read_bytes() for path in model.iterdir()}
     loaded = load_checkpoint(model)
 
-    def save_until_the_disk_is_full(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        save_file(weights, path, metadata)
+    def save_until_the_disk_is_full(path: Path, weights: dict[str, LazyTensor], **options: Any) -> None:
+        write_safetensors(path, weights, **options)
         if path.name.startswith("decoder"):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dalle.checkpoint.save_file", save_until_the_disk_is_full)
+    monkeypatch.setattr("dalle.checkpoint.write_safetensors", save_until_the_disk_is_full)
     for folder in (model, model.parent / "new"):
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(

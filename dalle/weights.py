@@ -1,0 +1,98 @@
+"""Weights that are read when they are asked for, and written one tensor at a time: memory for the largest tensor is
+enough for a file of any size.
+
+This is how checkpoints are converted. A `LazyTensor` knows its shape and type at once and its numbers later; a `Part`
+is a network's configuration with its weights. Running a network is no business of this module.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dalle.config import Config
+
+__all__ = ["LazyTensor", "Part", "write_safetensors"]
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""As safetensors calls them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is not in memory yet."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    load: Callable[[], Tensor]
+    """Reads it, anew at every call."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """One that is in memory after all."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+    def then(self, function: Callable[[Tensor], Tensor]) -> "LazyTensor":
+        """The same with a function applied after reading: a transposition, a slice, another type. What shape and type
+        it gives is found out on a tensor without numbers."""
+        result = function(torch.empty(self.shape, dtype=self.dtype, device="meta"))
+        return LazyTensor(tuple(result.shape), result.dtype, lambda: function(self.load()))
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A network of a model directory: its configuration, and all its weights under the network's own names."""
+
+    config: Config
+    weights: Mapping[str, LazyTensor]
+
+
+def write_safetensors(
+    path: Path, weights: Mapping[str, LazyTensor], *, on_written: Callable[[int], None] | None = None
+) -> None:
+    """Write a safetensors file, byte for byte as the safetensors package would, one tensor at a time.
+
+    `on_written` is told the bytes of each tensor when they are written. Raises `OSError` as writing does.
+    """
+    # the package's order: wide types first, so that every tensor is aligned, then by name
+    names = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in names:
+        tensor = weights[name]
+        stop = start + tensor.num_bytes
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    with open(path, "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            loaded = weights[name].load()
+            assert (tuple(loaded.shape), loaded.dtype) == (weights[name].shape, weights[name].dtype), name
+            file.write(loaded.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if on_written is not None:
+                on_written(weights[name].num_bytes)
