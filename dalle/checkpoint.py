@@ -2,8 +2,10 @@
 
     config.json                  format, format version, name, what is known about the model, its sampling parameters,
                                  the networks' configurations, SHA-256 of the other files. The image tokenizer's
-                                 configuration names its "kind" (see `image_tokenizers`), unless it is a VQGAN
-    tokenizer.json               the text tokenizer
+                                 configuration names its "kind" (see `image_tokenizers`), unless it is a VQGAN;
+                                 "text_tokenizer" names the text tokenizer's kind (see `foreign_tokenizers`), unless
+                                 it is our own
+    tokenizer.json               the text tokenizer; a decoder from another project may have none
     image_tokenizer.safetensors  weights of the image tokenizer
     decoder.safetensors          weights of the decoder
 
@@ -29,6 +31,8 @@ from torch import nn
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError, ParameterError
 from dalle.image_tokenizers import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
+from dalle.foreign_tokenizers import load_text_tokenizer
+from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
@@ -48,7 +52,8 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 FORMAT = "dalle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: image and text tokenizers of other kinds, and decoders without a text tokenizer."""
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -59,7 +64,7 @@ class Checkpoint:
 
     name: str
     image_tokenizer: AnyImageTokenizer
-    text_tokenizer: TextTokenizer | None = None
+    text_tokenizer: PromptTokenizer | None = None
     decoder: Decoder | None = None
     about: Mapping[str, str]
     """Free text by key: licence, data, training."""
@@ -80,7 +85,7 @@ def save_checkpoint(
     *,
     name: str,
     image_tokenizer: AnyImageTokenizer,
-    text_tokenizer: TextTokenizer | None = None,
+    text_tokenizer: PromptTokenizer | None = None,
     decoder: Decoder | None = None,
     about: Mapping[str, str] | None = None,
     sampling: SamplingParams | None = None,
@@ -92,7 +97,8 @@ def save_checkpoint(
     """
 
     def part(network: AnyImageTokenizer | Decoder) -> Part:
-        weights = {key: LazyTensor.of(value).then(lambda t: t.to(dtype)) for key, value in network.state_dict().items()}
+        names, values = _stored_names(network), network.state_dict()
+        weights = {key: LazyTensor.of(values[key]).then(lambda t: t.to(dtype)) for key in names if names[key] == key}
         return Part(config=network.config, weights=weights)
 
     return write_checkpoint(
@@ -111,7 +117,7 @@ def write_checkpoint(
     *,
     name: str,
     image_tokenizer: Part,
-    text_tokenizer: TextTokenizer | None = None,
+    text_tokenizer: PromptTokenizer | None = None,
     decoder: Part | None = None,
     about: Mapping[str, str] | None = None,
     sampling: SamplingParams | None = None,
@@ -148,6 +154,7 @@ def write_checkpoint(
             "about": dict(about or {}),
             "sampling": (sampling or SamplingParams()).to_dict(),
             **{key: _config_values(part.config) for key, part in parts.items()},
+            **({} if text_tokenizer is None else {"text_tokenizer": text_tokenizer.kind}),
             "digests": {path.name: file_digest(path) for path in sorted(files.iterdir())},
         }
         (files / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -187,7 +194,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     text_tokenizer, decoder = None, None
     if "decoder" in config:
         decoder = _load_network(folder, config, "decoder", DecoderConfig, Decoder)
-        text_tokenizer = TextTokenizer.load(_listed(folder, config, TOKENIZER_FILE))
+        text_tokenizer = _load_text_tokenizer(folder, config)
         _check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
     return Checkpoint(
         name=config["name"],
@@ -209,7 +216,7 @@ def check_checkpoint(folder: str | Path) -> None:
     _load_sampling(folder, config)
     if "decoder" in config:
         decoder = _empty_network(folder, config, "decoder", DecoderConfig, Decoder)
-        text_tokenizer = TextTokenizer.load(_listed(folder, config, TOKENIZER_FILE))
+        text_tokenizer = _load_text_tokenizer(folder, config)
         _check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
 
 
@@ -260,7 +267,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key, kind in shapes.items():
         if not isinstance(config.get(key), kind):
             raise CheckpointError(f"{path} lacks {key!r}, or it is no {kind.__name__}")
-    unknown = set(config) - {"format", "format_version", "decoder", *shapes}
+    unknown = set(config) - {"format", "format_version", "decoder", "text_tokenizer", *shapes}
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {', '.join(sorted(unknown))}")
     return config
@@ -271,6 +278,12 @@ def _load_sampling(folder: Path, config: dict[str, Any]) -> SamplingParams:
         return SamplingParams.from_dict(config["sampling"])
     except (ConfigError, ParameterError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def _load_text_tokenizer(folder: Path, config: dict[str, Any]) -> PromptTokenizer | None:
+    if config["format_version"] > 1 and "text_tokenizer" not in config:
+        return None
+    return load_text_tokenizer(config.get("text_tokenizer", TextTokenizer.kind), _listed(folder, config, TOKENIZER_FILE))
 
 
 def _check_digests(folder: Path, digests: dict[str, str]) -> None:
@@ -312,7 +325,8 @@ def _empty_network(
     except (RuntimeError, TypeError, MemoryError) as error:  # torch's words for sizes beyond it, in several lines
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{folder / CONFIG_FILE}: no {part} can be built from it: {reason}") from error
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    names = _stored_names(network)
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items() if names[key] == key}
     for key in sorted({*expected, *found}):
         if expected.get(key) != found.get(key):
             raise CheckpointError(f"{path}: {key} has shape {found.get(key)}, expected {expected.get(key)}")
@@ -326,19 +340,25 @@ def _load_network(
     weights = load_file(folder / f"{part}.safetensors")
     # copied: what load_file gives is the file itself, mapped, and changes with it
     copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
-    network.load_state_dict(copies, assign=True)
+    network.load_state_dict({key: copies[stored] for key, stored in _stored_names(network).items()}, assign=True)
     return network.eval()
 
 
-def _check_fit(folder: Path, image: Config, text: TextTokenizer | None, decoder: Config) -> None:
+def _stored_names(network: nn.Module) -> dict[str, str]:
+    """For the name of each weight, the one that it is stored under: layers that share a weight store it once."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in network.state_dict(keep_vars=True).items()}
+
+
+def _check_fit(folder: Path, image: Config, text: PromptTokenizer | None, decoder: Config) -> None:
     assert isinstance(image, AnyImageTokenizerConfig) and isinstance(decoder, DecoderConfig)
-    if text is None:
-        raise CheckpointError(f"{folder}: a decoder needs its text tokenizer")
-    facts = {
-        "text vocabulary": (text.vocab_size, decoder.text_vocab_size),
-        "text length": (text.text_length, decoder.text_length),
-        "codebook size": (image.codebook_size, decoder.codebook_size),
-    }
+    facts = {"codebook size": (image.codebook_size, decoder.codebook_size)}
+    if text is not None:
+        num_ids = decoder.layout.num_text_ids
+        # other projects' decoders may have room for more ids than are in use
+        roomy = text.kind != TextTokenizer.kind and text.vocab_size <= num_ids
+        facts["text vocabulary"] = (num_ids if roomy else text.vocab_size, num_ids)
+        facts["text length"] = (text.text_length, decoder.text_length)
     for name, (of_tokenizer, of_decoder) in facts.items():
         if of_tokenizer != of_decoder:
             raise CheckpointError(

@@ -136,4 +136,6 @@ class DecoderConfig(Config):
             grid_width=self.grid_width,
             text_vocab_size=self.text_vocab_size,
             pad_id=self.pad_id,
+            begin_ids=self.begin_ids,
+            unique_padding=self.unique_padding,
         )

@@ -15,15 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
+from dalle.conditions import Condition, condition_rows
 from dalle.device import choose_device
-from dalle.engine import Engine, Request, StepResult
+from dalle.engine import NOT_TRAINED_FOR_GUIDANCE, Engine, Request, StepResult
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
 from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.images import to_pil, to_tensor
 from dalle.model_store import DEFAULT_MODEL, find_model
+from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.receipt import Receipt, kept_mask
 from dalle.sampling import SamplingParams, check_seed
-from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder
 from dalle.version import __version__
 
@@ -74,7 +75,7 @@ class DALLE:
         *,
         name: str,
         digest: str,
-        text_tokenizer: TextTokenizer,
+        text_tokenizer: PromptTokenizer | None,
         image_tokenizer: AnyImageTokenizer,
         decoder: Decoder,
         sampling: SamplingParams,
@@ -82,6 +83,7 @@ class DALLE:
         self.name = name
         self.digest = digest
         self.text_tokenizer = text_tokenizer
+        """None if the model has none: then it draws from text ids or features alone, with `sample`."""
         self.image_tokenizer = image_tokenizer
         self.decoder = decoder
         self.sampling = sampling
@@ -96,7 +98,7 @@ class DALLE:
         """
         place = choose_device(device)
         checkpoint = load_checkpoint(find_model(model))
-        if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
+        if checkpoint.decoder is None:
             raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
         return cls(
             name=checkpoint.name,
@@ -160,20 +162,91 @@ class DALLE:
         """What an `Engine` around this decoder needs to draw one picture; `picture` makes one of its codes.
 
         Without a prompt (None) the model draws whatever it likes. `kept` (N,) is as in `Request`. Raises `PromptError`
-        for an empty or over-long prompt, `ParameterError` for a negative prompt without guidance.
+        for an empty or over-long prompt, `ParameterError` for a negative prompt without guidance, guidance of a model
+        that was not trained for it, or a model without a text tokenizer.
         """
+        if self.text_tokenizer is None:
+            raise ParameterError("this model has no text tokenizer: it draws from conditions, with `sample`, not prompts")
+        self._check_guidance(params)
         if negative_prompt is not None and not params.guided:
             raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
         if prompt is not None and not prompt.strip():
             raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+
+        def encode(text: str | None) -> Tensor:
+            assert self.text_tokenizer is not None
+            return self.text_tokenizer.encode(text, truncate=truncate) if text else self.text_tokenizer.null_ids
+
         return Request(
-            text_ids=self.text_tokenizer.encode(prompt or "", truncate=truncate),
-            null_ids=self.text_tokenizer.encode(negative_prompt or "", truncate=truncate),
+            text_ids=encode(prompt),
+            null_ids=encode(negative_prompt),
             params=params,
             seed=seed,
             index=index,
             kept=kept,
         )
+
+    @torch.inference_mode()
+    def logits(self, condition: Condition, codes: Tensor) -> Tensor:
+        """Teacher-forced logits (B, N, codebook_size): those at place i foretell code i, given the condition and the
+        codes before it.
+
+        condition: text ids (T,) or (B, T), class labels (B,), or `Features`, of one caption for all rows or of B.
+        codes: (B, N) or (B, H, W). Raises `ParameterError` for other shapes or values.
+        """
+        device, layout = self.decoder.embedding.weight.device, self.decoder.layout
+        codes = codes.flatten(1)
+        if codes.shape[1] != layout.num_codes or not 0 <= codes.min() <= codes.max() < self.decoder.config.codebook_size:
+            raise ParameterError(
+                f"codes of shape {tuple(codes.shape)}; expected (B, {layout.num_codes}) with values in "
+                f"[0, {self.decoder.config.codebook_size})"
+            )
+        text_ids, features = condition_rows(condition, self.decoder.config)
+        if len(text_ids) not in (1, len(codes)):
+            raise ParameterError(f"{len(text_ids)} conditions for {len(codes)} rows of codes; it must be as many, or 1")
+        text_ids = text_ids.expand(len(codes), -1).to(device)
+        if features is not None:
+            features = features.expand(len(codes), -1, -1).to(device)
+        return self.decoder.teacher_forced(text_ids, codes.to(device), features)[1]
+
+    def sample(
+        self,
+        conditions: Condition,
+        params: SamplingParams | None = None,
+        *,
+        seed: int = 0,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Draw codes (B, H, W), int64 on the CPU, for a batch of conditions, in any of the forms of `logits`.
+
+        Row i has the index i of the seed. kept: (B, N), codes that are given, and -1 where one is to be drawn. Guidance
+        leads away from the null caption. Raises `ParameterError` and `EngineError` as `logits` and `Engine.add` do.
+        """
+        params, null = params or self.sampling, self.decoder.layout.empty_ids
+        self._check_guidance(params)
+        text_ids, features = condition_rows(conditions, self.decoder.config)
+        if self.text_tokenizer is not None:
+            null = self.text_tokenizer.null_ids
+        requests = [
+            Request(
+                text_ids=row,
+                # LlamaGen masks the null features as it does the caption's
+                null_ids=null if features is None else row,
+                features=None if features is None else features[i],
+                null_features=self.decoder.features.null if self.decoder.features is not None else None,
+                params=params,
+                seed=seed,
+                index=i,
+                kept=None if kept is None else kept[i],
+            )
+            for i, row in enumerate(text_ids)
+        ]
+        codes = torch.stack(Engine(self.decoder, num_slots=NUM_SLOTS).run(requests))
+        return self.decoder.layout.grid(codes)
+
+    def _check_guidance(self, params: SamplingParams) -> None:
+        if params.guided and not self.decoder.config.guidance:
+            raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
 
     @property
     def num_codes(self) -> int:
@@ -198,7 +271,8 @@ class DALLE:
         return self.image_tokenizer.encode(to_tensor(image)[None].to(self.decoder.embedding.weight.device))[0].cpu()
 
     def _is_too_long(self, prompt: str) -> bool:
-        return len(self.text_tokenizer.tokenize(prompt)) >= self.text_tokenizer.text_length
+        tokenizer = self.text_tokenizer
+        return bool(prompt) and tokenizer is not None and len(tokenizer.tokenize(prompt)) > tokenizer.max_tokens
 
     def _kept_codes(self, prefix: Prefix) -> Tensor:
         grid_height = self.decoder.layout.grid_height

@@ -57,6 +57,11 @@ class RowLayout:
         """The ids that a condition may have are 0..num_text_ids - 1."""
         return self.text_vocab_size - (self.text_length if self.unique_padding else 0)
 
+    @property
+    def empty_ids(self) -> Tensor:
+        """(T,) int64: nothing but padding, the null caption of a decoder without a text tokenizer to say another."""
+        return torch.full((self.text_length,), self.pad_id)
+
     def code_ids(self, codes: Tensor) -> Tensor:
         """Codes (B, ..., in raster order) -> ids (B, M) of the joint vocabulary."""
         return codes.flatten(1) + self.text_vocab_size

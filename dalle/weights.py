@@ -53,6 +53,13 @@ class LazyTensor:
         result = function(torch.empty(self.shape, dtype=self.dtype, device="meta"))
         return LazyTensor(tuple(result.shape), result.dtype, lambda: function(self.load()))
 
+    @classmethod
+    def joined(cls, *parts: "LazyTensor") -> Self:
+        """Parts one below the other, along their first axis."""
+        assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, [part.shape for part in parts]
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return cls(shape, parts[0].dtype, lambda: torch.cat([part.load() for part in parts]))
+
     @property
     def num_bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize

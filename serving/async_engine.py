@@ -49,7 +49,6 @@ STUCK_SECONDS = 60.0
 """A step that takes longer is a fault."""
 FAILED = Refused(status=500, code="engine_failed", message="the engine has failed; try again")
 CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
-SELF_TEST_PROMPT = "a red circle"
 
 
 @dataclasses.dataclass(eq=False)
@@ -177,7 +176,7 @@ class AsyncEngine:
 
     def info(self) -> ModelInfo:
         """What others must know of the model."""
-        model, (height, width) = self.model, self.model.image_size
+        model, text, (height, width) = self.model, self.model.text_tokenizer, self.model.image_size
         weight = model.decoder.embedding.weight
         place = torch.cuda.get_device_name(weight.device) if weight.is_cuda else torch.backends.cpu.get_cpu_capability()
         decides = (
@@ -198,7 +197,7 @@ class AsyncEngine:
             width=width,
             rows=model.decoder.layout.grid_height,
             num_codes=model.num_codes,
-            max_prompt_tokens=model.text_tokenizer.text_length - 1,
+            max_prompt_tokens=text.max_tokens if text is not None else 0,
             sampling=model.sampling.to_dict(),
             fingerprint="fp_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12],
             created=int(time.time()),
@@ -226,7 +225,7 @@ class AsyncEngine:
 
     def _test_itself(self) -> None:
         """Draw the same picture alone and in company, and see that it is the same."""
-        request = self.model.request(SELF_TEST_PROMPT, self.model.sampling, seed=0)
+        request = self.model.request(None, self.model.sampling, seed=0)
         start = time.perf_counter()
         (alone,) = self._engine.run([request])
         self._step_seconds = (time.perf_counter() - start) / self.model.num_codes
@@ -277,7 +276,8 @@ class AsyncEngine:
             for picture in pictures:
                 self._queue.push(job.caller, picture)
             order = list(self._queue)
-            tokens = self.model.text_tokenizer.tokenize(job.prompt) if job.prompt is not None else []
+            text = self.model.text_tokenizer
+            tokens = text.tokenize(job.prompt) if text is not None and job.prompt is not None else []
             kept = pictures[0].request.kept
             post(
                 Accepted(

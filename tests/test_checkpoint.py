@@ -187,7 +187,7 @@ def test_a_damaged_or_foreign_config(model: Path, content: bytes, said: str) -> 
 
 
 CONFIG_EDITS: dict[str, tuple[dict[str, Any], str]] = {
-    "newer": ({"format_version": 2}, "format version 2; this release reads up to 1: upgrade to read it"),
+    "newer": ({"format_version": 3}, "format version 3; this release reads up to 2: upgrade to read it"),
     "version of another kind": ({"format_version": "1"}, "format version 1"),
     "no name": ({"name": None}, "lacks 'name', or it is no str"),
     "digests of another kind": ({"digests": ["decoder.safetensors"]}, "lacks 'digests', or it is no dict"),

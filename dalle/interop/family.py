@@ -15,8 +15,8 @@ import yaml
 
 from dalle.errors import CheckpointError
 from dalle.interop.pickles import read_pickle
+from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
-from dalle.text_tokenizer import TextTokenizer
 from dalle.weights import LazyTensor, Part
 
 __all__ = ["Converted", "Family", "Source", "state_dict", "take"]
@@ -96,7 +96,7 @@ class Converted:
 
     image_tokenizer: Part
     decoder: Part | None = None
-    text_tokenizer: TextTokenizer | None = None
+    text_tokenizer: PromptTokenizer | None = None
     sampling: SamplingParams | None = None
     about: Mapping[str, str]
     """Free text by key; at least `licence`, of the weights if it is known."""
