@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import nn
 
+from dalle.config import Config
 from dalle.errors import CheckpointError
 from dalle.interop.pickles import read_pickle
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.weights import LazyTensor, Part
 
-__all__ = ["Converted", "Family", "Source", "state_dict", "take"]
+__all__ = ["Converted", "Family", "Source", "fit", "state_dict", "take"]
 
 MAX_TEXT_BYTES = 64 << 20
 """Of a configuration or a vocabulary."""
@@ -53,20 +56,23 @@ class Source:
 
     def one(self, pattern: str, meaning: str) -> Path:
         """The one file that matches. Raises `CheckpointError`, saying what it would be, if there is none or several."""
-        found = self.find(pattern)
+        return self.only(self.find(pattern), pattern, meaning)
+
+    def only(self, found: list[Path], pattern: str, meaning: str) -> Path:
+        """The one file that was found in looking for `pattern`. Raises as `one` does."""
         if not found:
-            raise CheckpointError(f"{self.path} has no {pattern}, which is {meaning}")
+            raise CheckpointError(f"{self.path} has no {pattern}, which would be {meaning}")
         if len(found) > 1:
             names = ", ".join(str(path.relative_to(self.path)) for path in found)
-            raise CheckpointError(f"{self.path} has several {pattern} ({names}): give the path of the one that is meant")
+            raise CheckpointError(f"{self.path} has several files for {meaning}: {names}; give the path of one of them")
         return found[0]
 
     def torch(self, path: Path) -> Any:
         """What torch.save wrote, as `read_pickle` gives it."""
-        return self._once(path, read_pickle)
+        return self.once(path, read_pickle)
 
     def text(self, path: Path) -> str:
-        return self._once(path, _read_text)
+        return self.once(path, _read_text)
 
     def json(self, path: Path) -> dict[str, Any]:
         return self._mapping(path, json.loads)
@@ -74,7 +80,8 @@ class Source:
     def yaml(self, path: Path) -> dict[str, Any]:
         return self._mapping(path, yaml.safe_load)
 
-    def _once(self, path: Path, read: Callable[[Path], Any]) -> Any:
+    def once(self, path: Path, read: Callable[[Path], Any]) -> Any:
+        """What a reader gives for a file, which is read once and counted as read."""
         if path not in self._contents:
             self._contents[path] = read(path)
         return self._contents[path]
@@ -136,6 +143,38 @@ def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
     if not weights:
         raise CheckpointError(f"{path} has no weights")
     return weights
+
+
+def fit(
+    path: Path,
+    network_class: Callable[..., nn.Module],
+    config: Config,
+    weights: Mapping[str, LazyTensor],
+    names: Mapping[str, str],
+) -> Part:
+    """Weights under foreign names as those of a network of ours; `names` leads from each of our names to theirs.
+
+    Raises `CheckpointError` if one is missing, has another shape, or is left over: what is not needed has to be put
+    aside knowingly before.
+    """
+    with torch.device("meta"):
+        expected = network_class(config).state_dict()
+    for ours, value in expected.items():
+        theirs = names[ours]
+        if theirs not in weights:
+            raise CheckpointError(f"{path} lacks {theirs}, of shape {tuple(value.shape)}")
+        if weights[theirs].shape != tuple(value.shape):
+            raise CheckpointError(
+                f"{path}: {theirs} has shape {weights[theirs].shape}; with the rest, expected {tuple(value.shape)}"
+            )
+    if left_over := sorted({*weights} - {names[ours] for ours in expected}):
+        raise CheckpointError(f"{path} has {left_over[0]}, which no {network_class.__name__} has a place for")
+    found = {ours: weights[names[ours]] for ours in expected}
+    return Part(config=config, weights={ours: _at_most_float32(tensor) for ours, tensor in found.items()})
+
+
+def _at_most_float32(tensor: LazyTensor) -> LazyTensor:
+    return tensor.then(lambda t: t.float()) if tensor.dtype == torch.float64 else tensor
 
 
 def take(weights: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:

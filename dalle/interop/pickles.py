@@ -200,9 +200,7 @@ def _parameter(data: Any, *_rest: object) -> Any:
     return data
 
 
-def _read_tensor(
-    storage: _Storage, offset: int, span: int, shape: tuple[int, ...], stride: tuple[int, ...]
-) -> Tensor:
+def _read_tensor(storage: _Storage, offset: int, span: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     numbers = torch.empty(span, dtype=storage.dtype)
     with open(storage.path, "rb", buffering=0) as file:
         file.seek(storage.offset + offset * storage.dtype.itemsize)
@@ -276,7 +274,9 @@ def _read_stream(path: Path) -> Any:
 
     def storage(key: str, dtype: torch.dtype, numel: int) -> _Storage:
         if numel * dtype.itemsize > size:
-            raise CheckpointError(f"{path} is cut short: its storage {key} has {numel} numbers; is it a whole download?")
+            raise CheckpointError(
+                f"{path} is cut short: its storage {key} has {numel} numbers; is it a whole download?"
+            )
         return storages.setdefault(key, _Storage(path, dtype, numel))
 
     with open(path, "rb") as file:
