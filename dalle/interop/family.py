@@ -5,6 +5,7 @@ without running anything and remembers which were read, and gives a `Converted`:
 the weights under our names, read when they are written.
 """
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -66,6 +67,19 @@ class Source:
             names = ", ".join(str(path.relative_to(self.path)) for path in found)
             raise CheckpointError(f"{self.path} has several files for {meaning}: {names}; give the path of one of them")
         return found[0]
+
+    def nearest(self, find: Callable[["Source"], list[Path]]) -> list[Path]:
+        """What `find` finds among the files or, if that is nothing, in the nearest folder that has some: the one around
+        the path or the one above that, each with the folders in it. For what projects keep beside a checkpoint."""
+        around = self.path.resolve().parent
+        for folder in (None, around, around.parent):
+            place = self
+            if folder is not None:
+                place = copy.copy(self)  # which shares what has been read
+                place.files = sorted(_files_below(folder, 1))
+            if found := find(place):
+                return found
+        return []
 
     def torch(self, path: Path) -> Any:
         """What torch.save wrote, as `read_pickle` gives it."""
