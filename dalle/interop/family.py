@@ -64,7 +64,7 @@ class Source:
         if not found:
             raise CheckpointError(f"{self.path} has no {pattern}, which would be {meaning}")
         if len(found) > 1:
-            names = ", ".join(str(path.relative_to(self.path)) for path in found)
+            names = ", ".join(map(str, found))
             raise CheckpointError(f"{self.path} has several files for {meaning}: {names}; give the path of one of them")
         return found[0]
 
