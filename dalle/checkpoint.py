@@ -36,7 +36,7 @@ from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
-from dalle.weights import LazyTensor, Part, write_safetensors
+from dalle.weights import LazyTensor, Part, read_safetensors, write_safetensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -45,6 +45,7 @@ __all__ = [
     "file_digest",
     "load_checkpoint",
     "load_image_tokenizer",
+    "read_parts",
     "save_checkpoint",
     "write_checkpoint",
 ]
@@ -221,8 +222,30 @@ def check_checkpoint(folder: str | Path) -> None:
 
 
 def load_image_tokenizer(folder: str | Path) -> AnyImageTokenizer:
-    """The image tokenizer of a model directory of either stage. Raises `CheckpointError` as `load_checkpoint` does."""
-    return load_checkpoint(folder).image_tokenizer
+    """The image tokenizer of a model directory of either stage, without reading the decoder. Raises `CheckpointError`
+    as `load_checkpoint` does, of what it reads."""
+    folder = Path(folder)
+    config = _read_config(folder)
+    name = "image_tokenizer.safetensors"
+    _check_digests(folder, {key: digest for key, digest in config["digests"].items() if key == name})
+    return _load_network(folder, config, *_image_tokenizer_kind(folder, config))
+
+
+def read_parts(folder: str | Path) -> dict[str, Part]:
+    """The networks of a model directory, `image_tokenizer` and perhaps `decoder`, as configurations and lazy weights.
+    Raises `CheckpointError` as `load_checkpoint` does."""
+    folder = Path(folder)
+    config = _read_config(folder)
+    _check_digests(folder, config["digests"])
+    networks: dict[str, Any] = {
+        "image_tokenizer": _empty_network(folder, config, *_image_tokenizer_kind(folder, config))
+    }
+    if "decoder" in config:
+        networks["decoder"] = _empty_network(folder, config, "decoder", DecoderConfig, Decoder)
+    return {
+        part: Part(config=network.config, weights=read_safetensors(folder / f"{part}.safetensors"))
+        for part, network in networks.items()
+    }
 
 
 def _image_tokenizer_kind(

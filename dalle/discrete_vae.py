@@ -37,6 +37,7 @@ class DiscreteVAEConfig(Config):
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        require(self.num_layers < self.image_size.bit_length(), f"num_layers is {self.num_layers}, which is too many")
         for name in ("num_layers", "width", "codebook_dim"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.num_res_blocks >= 0, f"num_res_blocks is {self.num_res_blocks}; it must not be negative")

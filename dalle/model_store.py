@@ -44,15 +44,16 @@ def describe_model(folder: Path) -> str:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         image, decoder = config["image_tokenizer"], config.get("decoder")
         facts = {} if config["name"] == folder.name else {"name": config["name"]}
-        facts["picture"] = f"{image['image_size']} x {image['image_size']} pixels"
+        size = image["image_size"] * (2 if image.get("wavelet_head") else 1)
+        facts["picture"] = f"{size} x {size} pixels"
         if decoder is not None:
             grid = f"{decoder['grid_height']} x {decoder['grid_width']}"
             facts["codes"] = f"{grid}, of {image['codebook_size']}"
             facts["decoder"] = f"{decoder['depth']} layers of width {decoder['width']}"
             facts["prompt"] = f"up to {decoder['text_length'] - 1} tokens"
         facts |= config["about"]
-        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} has no readable config.json of ours: {error!r}") from error
-    lines = [f"{folder.name}  ({size:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
+    lines = [f"{folder.name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)

@@ -6,17 +6,19 @@ is a network's configuration with its weights. Running a network is no business 
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from dalle.config import Config
 
-__all__ = ["LazyTensor", "Part", "write_safetensors"]
+__all__ = ["LazyTensor", "Part", "read_safetensors", "write_safetensors"]
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -71,6 +73,22 @@ class Part:
 
     config: Config
     weights: Mapping[str, LazyTensor]
+
+
+def read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file, by name. Raises `OSError` or `SafetensorError` if it cannot be read."""
+
+    def load(name: str) -> Tensor:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name).clone()  # not the mapped file, whose pages would add up
+
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+    with safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: LazyTensor(tuple(piece.get_shape()), dtypes[piece.get_dtype()], functools.partial(load, name))
+            for name, piece in slices.items()
+        }
 
 
 def write_safetensors(

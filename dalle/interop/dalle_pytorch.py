@@ -16,7 +16,7 @@ from dalle.interop.openai_dvae import dvae_part
 from dalle.interop.vqgan import vqgan_part
 from dalle.weights import LazyTensor, Part
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "names_of"]
 
 DEFAULT_IMAGE_SIZE = 256
 """Of the image tokenizers that DALLE-pytorch downloads."""
@@ -94,10 +94,13 @@ def _discrete_vae(path: Path, params: Any, weights: Mapping[str, LazyTensor]) ->
         mean, std = params["normalization"] or ((0.0,) * 3, (1.0,) * 3)
         values |= {"pixel_mean": [*mean][:3], "pixel_std": [*std][:3]}
     config = DiscreteVAEConfig.from_dict(values)
-    return fit(path, DiscreteVAE, config, weights, _names(config))
+    num_blocks = sum(name.startswith("encoder.") and name.endswith(".net.0.weight") for name in weights)
+    if config.num_res_blocks != num_blocks:
+        raise CheckpointError(f"{path} says num_resnet_blocks {config.num_res_blocks}; its weights have {num_blocks}")
+    return fit(path, DiscreteVAE, config, weights, names_of(config))
 
 
-def _names(config: DiscreteVAEConfig) -> dict[str, str]:
+def names_of(config: DiscreteVAEConfig) -> dict[str, str]:
     """Our names -> theirs."""
     num_layers, num_res = config.num_layers, config.num_res_blocks
     enter = 1 if num_res else 0

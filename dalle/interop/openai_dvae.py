@@ -14,7 +14,7 @@ from dalle.interop.pickles import Stub, module_weights
 from dalle.openai_dvae import NUM_GROUPS, OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
 from dalle.weights import LazyTensor, Part
 
-__all__ = ["FAMILY", "dvae_part"]
+__all__ = ["FAMILY", "dvae_part", "names_of"]
 
 LICENCE = "code and published weights under OpenAI's modified MIT licence"
 DEFAULT_IMAGE_SIZE = 256
@@ -74,10 +74,10 @@ def dvae_part(path: Path, weights: Mapping[str, LazyTensor], *, image_size: int)
         decoder_blocks_per_group=num_blocks("decoder"),
         codebook_size=shape("encoder.blocks.output.conv.w")[0],
     )
-    return fit(path, OpenAIDiscreteVAE, config, weights, _names(config))
+    return fit(path, OpenAIDiscreteVAE, config, weights, names_of(config))
 
 
-def _names(config: OpenAIDiscreteVAEConfig) -> dict[str, str]:
+def names_of(config: OpenAIDiscreteVAEConfig) -> dict[str, str]:
     """Our names -> theirs."""
     modules: dict[str, str] = {}
     sides = {"encoder": config.encoder_blocks_per_group, "decoder": config.decoder_blocks_per_group}
