@@ -27,7 +27,7 @@ __all__ = ["FAMILY"]
 DEFAULT_IMAGE_SIZE = 256
 PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
 CONVOLUTION_SIZE = 11
-HEAD_DIMS = {768: 64, 1536: 96, 2048: 128, 3840: 60}
+HEAD_DIMS = {768: 64, 2048: 128, 3840: 64}
 """Of the published models, by their width."""
 MASKS: dict[str, Pattern] = {"row_mask": "local", "col_mask": "column"}
 CONVOLUTIONS: dict[str, Pattern] = {"v2": "convolution_wrapped", "v3": "convolution_centered"}
