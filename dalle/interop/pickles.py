@@ -147,14 +147,15 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
+        module = "builtins" if module == "__builtin__" else module  # as Python 2 called it, and protocol 2 does
         match f"{module}.{name}":
             case "collections.OrderedDict":
                 return collections.OrderedDict
-            case "__builtin__.set" | "builtins.set":
+            case "builtins.set":
                 return set
-            case "__builtin__.dict" | "builtins.dict":
+            case "builtins.dict":
                 return dict
-            case "__builtin__.list" | "builtins.list":
+            case "builtins.list":
                 return list
             case "torch.Size":
                 return tuple
