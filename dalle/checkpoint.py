@@ -30,8 +30,8 @@ from torch import nn
 
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError, ParameterError
-from dalle.image_tokenizers import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
 from dalle.foreign_tokenizers import load_text_tokenizer
+from dalle.image_tokenizers import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.text_tokenizer import TextTokenizer
@@ -306,7 +306,9 @@ def _load_sampling(folder: Path, config: dict[str, Any]) -> SamplingParams:
 def _load_text_tokenizer(folder: Path, config: dict[str, Any]) -> PromptTokenizer | None:
     if config["format_version"] > 1 and "text_tokenizer" not in config:
         return None
-    return load_text_tokenizer(config.get("text_tokenizer", TextTokenizer.kind), _listed(folder, config, TOKENIZER_FILE))
+    return load_text_tokenizer(
+        config.get("text_tokenizer", TextTokenizer.kind), _listed(folder, config, TOKENIZER_FILE)
+    )
 
 
 def _check_digests(folder: Path, digests: dict[str, str]) -> None:

@@ -1,8 +1,8 @@
 """What a picture is to follow, in any of its forms, as what the decoder takes: text ids (B, T) and maybe features.
 
-    a caption      its text ids, int64 (T,) or (B, T), from a text tokenizer
-    a class        its label, an int, or int64 (B,)
-    features       `Features`: what a text encoder made of the caption
+a caption      its text ids, int64 (T,) or (B, T), from a text tokenizer
+a class        its label, an int, or int64 (B,)
+features       `Features`: what a text encoder made of the caption
 """
 
 import dataclasses
@@ -44,14 +44,18 @@ def condition_rows(condition: Condition, config: DecoderConfig) -> tuple[Tensor,
     ids = torch.as_tensor(condition)
     length, num_ids = config.text_length, config.layout.num_text_ids
     if config.feature_width is not None:
-        raise ParameterError(f"this model follows features (..., {config.feature_width}), not text ids: give `Features`")
+        raise ParameterError(
+            f"this model follows features (..., {config.feature_width}), not text ids: give `Features`"
+        )
     if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8):
         raise ParameterError(f"the condition is of {ids.dtype}; text ids and class labels are whole numbers")
     rows = ids.reshape(-1, 1) if length == 1 and ids.ndim < 2 else torch.atleast_2d(ids)
     if rows.ndim != 2 or rows.shape[1] != length or not len(rows):
         raise ParameterError(f"the condition has shape {tuple(ids.shape)}; expected ({length},) or (B, {length})")
     if not 0 <= int(rows.min()) <= int(rows.max()) < num_ids:
-        raise ParameterError(f"the condition has ids in {int(rows.min())}..{int(rows.max())}; the limit is {num_ids - 1}")
+        raise ParameterError(
+            f"the condition has ids in {int(rows.min())}..{int(rows.max())}; the limit is {num_ids - 1}"
+        )
     return rows.long(), None
 
 

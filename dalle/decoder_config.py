@@ -63,8 +63,8 @@ class DecoderConfig(Config):
     positions: Literal[
         "learned", "axial", "sinusoidal", "rotary", "rotary_2d", "rotary_2d_image", "rotary_text_image", "none"
     ] = "rotary_2d"
-    """`rotary_2d_image` is `rotary_2d` without text, whose queries and keys are zero (LlamaGen); `rotary_text_image` has
-    an axis for text beside the two of the grid (DALLE-pytorch)."""
+    """`rotary_2d_image` is `rotary_2d` without text, whose queries and keys are zero (LlamaGen); `rotary_text_image`
+    has an axis for text beside the two of the grid (DALLE-pytorch)."""
     rotary_base: float = 100.0
     rotary_values: bool = False
     """Turn values too, as DALLE-pytorch does."""

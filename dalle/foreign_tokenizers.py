@@ -37,7 +37,9 @@ def _clean_as_clip(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise PromptError("this model's prompts are mended by ftfy first: pip install 'dalle-serve[interop]'") from error
+        raise PromptError(
+            "this model's prompts are mended by ftfy first: pip install 'dalle-serve[interop]'"
+        ) from error
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip().lower()
 
 

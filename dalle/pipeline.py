@@ -166,7 +166,9 @@ class DALLE:
         that was not trained for it, or a model without a text tokenizer.
         """
         if self.text_tokenizer is None:
-            raise ParameterError("this model has no text tokenizer: it draws from conditions, with `sample`, not prompts")
+            raise ParameterError(
+                "this model has no text tokenizer: it draws from conditions, with `sample`, not prompts"
+            )
         self._check_guidance(params)
         if negative_prompt is not None and not params.guided:
             raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
@@ -196,7 +198,10 @@ class DALLE:
         """
         device, layout = self.decoder.embedding.weight.device, self.decoder.layout
         codes = codes.flatten(1)
-        if codes.shape[1] != layout.num_codes or not 0 <= codes.min() <= codes.max() < self.decoder.config.codebook_size:
+        if (
+            codes.shape[1] != layout.num_codes
+            or not 0 <= codes.min() <= codes.max() < self.decoder.config.codebook_size
+        ):
             raise ParameterError(
                 f"codes of shape {tuple(codes.shape)}; expected (B, {layout.num_codes}) with values in "
                 f"[0, {self.decoder.config.codebook_size})"

@@ -9,6 +9,7 @@ own, which a vocabulary by spelling cannot hold. After github.com/VKCOM/YouToken
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -36,7 +37,9 @@ class YouTokenToMe:
             if (len(characters), len(merges), len(special)) != (num_characters, num_merges, len(SPECIAL)):
                 raise ValueError(f"it says {num_characters} characters and {num_merges} merges, and has others")
             named = zip(special, SPECIAL, strict=True)
-            self._pieces = {id_: piece for id_, piece in named if id_ >= 0} | {id_: piece for piece, id_ in self._ids.items()}
+            self._pieces = {id_: piece for id_, piece in named if id_ >= 0} | {
+                id_: piece for piece, id_ in self._ids.items()
+            }
             for left, right, token in merges:
                 self._pieces[token] = self._pieces[left] + self._pieces[right]
             if sorted(self._pieces) != list(range(len(self._pieces))) or SPACE not in self._ids:
@@ -62,7 +65,7 @@ class YouTokenToMe:
             if character in self._ids or before in self._ids:
                 tokens.append(self._ids.get(character, self._unknown))
         while True:
-            pairs = enumerate(zip(tokens, tokens[1:], strict=False))
+            pairs = enumerate(itertools.pairwise(tokens))
             merges = [(*self._merges[pair], place) for place, pair in pairs if pair in self._merges]
             if not merges:
                 return tuple(tokens)

@@ -162,7 +162,9 @@ def names_of(config: DiscreteVAEConfig) -> dict[str, str]:
 
 def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     params: dict[str, Any] = content["hparams"]
-    inside = {name: value for name, value in state_dict(path, content, "weights").items() if not name.startswith("vae.")}
+    inside = {
+        name: value for name, value in state_dict(path, content, "weights").items() if not name.startswith("vae.")
+    }
     theirs = ForeignWeights(path, inside)
     if params.get("reversible"):
         raise CheckpointError(f"{path} has reversible layers, which are not read: they add up otherwise")
@@ -310,7 +312,9 @@ def _text_tokenizer(source: Source, config: DecoderConfig) -> PaddedTokenizer | 
         return candidates[source.only(fitting, "tokenizer.json", "the text tokenizer")]
     if candidates and source.path.is_dir():
         sizes = ", ".join(f"{path} {one.vocab_size}" for path, one in candidates.items())
-        raise CheckpointError(f"the decoder was trained with {num_ids} text ids; no text tokenizer has as many: {sizes}")
+        raise CheckpointError(
+            f"the decoder was trained with {num_ids} text ids; no text tokenizer has as many: {sizes}"
+        )
     return None
 
 

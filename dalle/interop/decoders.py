@@ -100,7 +100,9 @@ def decoder_part(theirs: ForeignWeights, config: DecoderConfig, ours: Mapping[st
     for name, shape in expected.items():
         found = ours[name].shape if name in ours else None
         if found != shape:
-            raise CheckpointError(f"{theirs.path}: what becomes {name} has shape {found}; with the rest, expected {shape}")
+            raise CheckpointError(
+                f"{theirs.path}: what becomes {name} has shape {found}; with the rest, expected {shape}"
+            )
     if theirs.rest:
         raise CheckpointError(f"{theirs.path} has {theirs.rest[0]}, which no decoder of this family has a place for")
     weights = {name: ours[name] for name in expected}

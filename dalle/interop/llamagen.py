@@ -6,9 +6,9 @@ and no caption is features too. Text does not turn with its position: its querie
 is not in the file; it is told by a JSON file of the arguments of `ModelArgs` beside it or, for the published sizes,
 known here. The size of the picture is told there too, or by the file's name.
 
-Special in the image tokenizer: the decoder's levels are in the order in which they run, the middle is a list, attention is at the coarsest
-level alone. Sizes are options of the project's programs, not in the file: they are read off the shapes. That codes are
-compared at unit length is the project's default, and taken for granted.
+Special in the image tokenizer: the decoder's levels are in the order in which they run, the middle is a list, attention
+is at the coarsest level alone. Sizes are options of the project's programs, not in the file: they are read off the
+shapes. That codes are compared at unit length is the project's default, and taken for granted.
 """
 
 import dataclasses
@@ -187,7 +187,7 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
 
         def fitted(features: Tensor) -> Tensor:
             rows = features.new_zeros(text_length, features.shape[1])
-            rows[: num_conditions] = features[:text_length]
+            rows[:num_conditions] = features[:text_length]
             return rows
 
         ours["features.null"] = theirs.take(null, then=None if guidance else fitted)

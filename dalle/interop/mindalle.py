@@ -117,7 +117,9 @@ def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
     """As the project's `build_tokenizer` puts it together."""
     described = source.yaml(config_path).get("dataset") or {}
     if described.get("tokenizer_type", "CharBPE") != "CharBPE":
-        raise CheckpointError(f"{config_path} has a tokenizer of type {described['tokenizer_type']!r}; expected CharBPE")
+        raise CheckpointError(
+            f"{config_path} has a tokenizer of type {described['tokenizer_type']!r}; expected CharBPE"
+        )
     vocab_path = source.one("bpe-16k-vocab.json", "the text tokenizer's vocabulary")
     merges_path = source.one("bpe-16k-merges.txt", "the text tokenizer's merges")
     lines = [line for line in source.text(merges_path).splitlines() if line and not line.startswith("#version")]

@@ -5,8 +5,8 @@ Special in the decoder: what it is like is in the project's code, not in its fil
 `model_params.json` beside the weights or, for the published sizes, known here. Version 2 sets a second <BOS> before the
 row, and its masks were made without it. Masks lie in the file; they are derived here, and compared with it.
 
-Special in the image tokenizer: the variant's network is one level deeper in its names, its picture twice as large as the one it encodes, and
-of two `post_quant_conv` the decoder's own is the one that is used.
+Special in the image tokenizer: the variant is one level deeper in its names, its picture twice as large as the
+one it encodes, and of two `post_quant_conv` the decoder's own is the one that is used.
 """
 
 from pathlib import Path

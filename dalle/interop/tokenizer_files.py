@@ -33,9 +33,7 @@ def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokeni
     if path.suffix == ".json" and '"added_tokens"' in text:
         return _padded(_hugging_face(path, text).to_str(), text_length)
     if len(first.split()) == 2 and first.replace(" ", "").isdecimal():
-        return PaddedTokenizer(
-            PaddedTokenizerConfig(model=text, format="yttm", text_length=text_length, pad_id=PAD_ID)
-        )
+        return PaddedTokenizer(PaddedTokenizerConfig(model=text, format="yttm", text_length=text_length, pad_id=PAD_ID))
     return None
 
 
