@@ -45,7 +45,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @app.command(no_args_is_help=True)
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts make several sets of pictures.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to draw, or the number of a class; several make several sets.")
+    ],
     n: Annotated[int, typer.Option("--n", "-n", help=f"Pictures of each prompt, 1 to {MAX_PICTURES}.")] = 1,
     seed: Annotated[
         int | None, typer.Option(help="The same prompt, seed and options give the same pictures. Default: a new one.")
@@ -85,6 +87,9 @@ def generate(
     device: Annotated[
         str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, or another name of torch.")
     ] = "auto",
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of a T5, for a model that follows its features (LlamaGen's t2i).")
+    ] = None,
 ) -> None:
     """Draw pictures of one or more prompts into a folder, with a contact sheet if there are several.
 
@@ -100,7 +105,7 @@ def generate(
         for i, prompt in enumerate(prompts):
             if prompt in prompts[:i]:
                 raise DalleError(f"the prompt {prompt!r} is given twice; use --n")
-        dalle = DALLE.load(model, device=device)
+        dalle = DALLE.load(model, device=device, text_encoder=text_encoder)
         given = {
             "temperature": temperature,
             "top_k": top_k,

@@ -23,6 +23,7 @@ import torch
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError, ParameterError, PromptError
 from dalle.prompt_tokenizer import PromptTokenizer, check_prompt
+from dalle.t5_captions import clean_caption
 from dalle.text_tokenizer import TextTokenizer
 from dalle.yttm import YouTokenToMe
 
@@ -37,9 +38,7 @@ def _clean_as_clip(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise PromptError(
-            "this model's prompts are mended by ftfy first: pip install 'dalle-serve[interop]'"
-        ) from error
+        raise PromptError("this model's prompts are mended by ftfy first: pip install 'dalle-serve[text]'") from error
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip().lower()
 
 
@@ -47,6 +46,7 @@ CLEANERS: dict[str, Callable[[str], str]] = {
     "none": lambda text: text,
     "lower": lambda text: text.lower().strip(),
     "clip": _clean_as_clip,
+    "caption": clean_caption,
 }
 
 
@@ -57,14 +57,16 @@ class PaddedTokenizerConfig(Config):
     model: str
     """The text of the model: a `tokenizer.json` of the `tokenizers` package, or YouTokenToMe's file."""
     format: Literal["tokenizers", "yttm"]
-    clean: Literal["none", "lower", "clip"] = "none"
-    """What is done to a prompt first: nothing; lower case and no blanks around it; what CLIP does."""
+    clean: Literal["none", "lower", "clip", "caption"] = "none"
+    """What is done to a prompt first: nothing; lower case and no blanks around it; what CLIP does; what T5's
+    captions were cleaned of."""
     text_length: int
     pad_id: int
     begin_id: int | None = None
     """Set before the first token of every prompt."""
     end_id: int | None = None
-    """Set after the last token of every prompt that is not cut."""
+    """Set after the last token of every prompt; of one that is cut, only with `end_when_cut`."""
+    end_when_cut: bool = False
 
     def __post_init__(self) -> None:
         if self.text_length < 1:
@@ -120,8 +122,10 @@ class PaddedTokenizer(PromptTokenizer):
         return self.text_length - (self.config.begin_id is not None) - (self.config.end_id is not None)
 
     def row(self, tokens: list[int]) -> list[int]:
-        """Of too many tokens as many as there are places: then there is no end."""
+        """Of too many tokens as many as there are places, with or without the end as the project has it."""
         begin, end = ([] if token is None else [token] for token in (self.config.begin_id, self.config.end_id))
+        if self.config.end_when_cut:
+            tokens = tokens[: self.max_tokens]
         row = [*begin, *tokens, *end][: self.text_length]
         return row + [self.config.pad_id] * (self.text_length - len(row))
 

@@ -25,6 +25,7 @@ from dalle.model_store import DEFAULT_MODEL, find_model
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.receipt import Receipt, kept_mask
 from dalle.sampling import SamplingParams, check_seed
+from dalle.t5 import T5TextEncoder
 from dalle.transformer import Decoder
 from dalle.version import __version__
 
@@ -79,6 +80,7 @@ class DALLE:
         image_tokenizer: AnyImageTokenizer,
         decoder: Decoder,
         sampling: SamplingParams,
+        text_encoder: T5TextEncoder | None = None,
     ) -> None:
         self.name = name
         self.digest = digest
@@ -86,24 +88,40 @@ class DALLE:
         """None if the model has none: then it draws from text ids or features alone, with `sample`."""
         self.image_tokenizer = image_tokenizer
         self.decoder = decoder
+        self.text_encoder = text_encoder
+        """Makes features of text ids, for a decoder that follows them."""
         self.sampling = sampling
         """What this model draws best with; the default of `generate`."""
 
     @classmethod
-    def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto") -> "DALLE":
+    def load(
+        cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto", text_encoder: str | Path | None = None
+    ) -> "DALLE":
         """A model by name or path, on a device as `choose_device` takes it.
 
-        Raises `CheckpointError` if the model is missing, damaged, or has no decoder; `ParameterError` for a device
-        that is not there.
+        text_encoder: the folder of the text encoder, for a model that follows features (see `T5TextEncoder`); without
+            it, such a model draws from features alone, with `sample`.
+
+        Raises `CheckpointError` if the model or text encoder is missing, damaged, or not of the kind; `ParameterError`
+        for a device that is not there, or a text encoder where none is needed.
         """
         place = choose_device(device)
         checkpoint = load_checkpoint(find_model(model))
         if checkpoint.decoder is None:
             raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
+        config, text_tokenizer, encoder = checkpoint.decoder.config, checkpoint.text_tokenizer, None
+        if text_encoder is not None:
+            if config.feature_width is None:
+                raise ParameterError(f"{model} follows text ids, not features: it has no use for a text encoder")
+            encoder = T5TextEncoder(
+                text_encoder, text_length=config.text_length, feature_width=config.feature_width, device=place
+            )
+            text_tokenizer = encoder.tokenizer
         return cls(
             name=checkpoint.name,
             digest=checkpoint.digest,
-            text_tokenizer=checkpoint.text_tokenizer,
+            text_encoder=encoder,
+            text_tokenizer=text_tokenizer,
             image_tokenizer=checkpoint.image_tokenizer.to(place),
             decoder=checkpoint.decoder.to(place),
             sampling=checkpoint.sampling,
@@ -166,27 +184,36 @@ class DALLE:
         that was not trained for it, or a model without a text tokenizer.
         """
         if self.text_tokenizer is None:
-            raise ParameterError(
-                "this model has no text tokenizer: it draws from conditions, with `sample`, not prompts"
-            )
+            lacks = "text tokenizer" if self.decoder.features is None else "text encoder: give its folder"
+            raise ParameterError(f"this model has no {lacks}; without, it draws from conditions, with `sample`")
         self._check_guidance(params)
         if negative_prompt is not None and not params.guided:
             raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
         if prompt is not None and not prompt.strip():
             raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
-
-        def encode(text: str | None) -> Tensor:
-            assert self.text_tokenizer is not None
-            return self.text_tokenizer.encode(text, truncate=truncate) if text else self.text_tokenizer.null_ids
-
-        return Request(
-            text_ids=encode(prompt),
-            null_ids=encode(negative_prompt),
-            params=params,
-            seed=seed,
-            index=index,
-            kept=kept,
+        text = self.text_tokenizer
+        ids = text.encode(prompt, truncate=truncate) if prompt else text.null_ids
+        null = text.encode(negative_prompt, truncate=truncate) if negative_prompt else None
+        request = Request(text_ids=ids, params=params, seed=seed, index=index, kept=kept)
+        if self.text_encoder is None:
+            return dataclasses.replace(request, null_ids=text.null_ids if null is None else null)
+        ids, features = self._encoded(ids)
+        null_ids, null_features = self._without_caption(ids) if null is None else self._encoded(null)
+        return dataclasses.replace(
+            request, text_ids=ids, features=features, null_ids=null_ids, null_features=null_features
         )
+
+    def _encoded(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert self.text_encoder is not None
+        ids, features = condition_rows(self.text_encoder.features(text_ids[None]), self.decoder.config)
+        return ids[0], None if features is None else features[0]
+
+    def _without_caption(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What guidance leads away from: ids and features. Those of LlamaGen have the mask of the caption's."""
+        if self.decoder.features is not None:
+            return text_ids, self.decoder.features.null.detach().cpu()
+        text = self.text_tokenizer
+        return self.decoder.layout.empty_ids if text is None else text.null_ids, None
 
     @torch.inference_mode()
     def logits(self, condition: Condition, codes: Tensor) -> Tensor:
@@ -227,25 +254,24 @@ class DALLE:
         Row i has the index i of the seed. kept: (B, N), codes that are given, and -1 where one is to be drawn. Guidance
         leads away from the null caption. Raises `ParameterError` and `EngineError` as `logits` and `Engine.add` do.
         """
-        params, null = params or self.sampling, self.decoder.layout.empty_ids
+        params = params or self.sampling
         self._check_guidance(params)
         text_ids, features = condition_rows(conditions, self.decoder.config)
-        if self.text_tokenizer is not None:
-            null = self.text_tokenizer.null_ids
-        requests = [
-            Request(
-                text_ids=row,
-                # LlamaGen masks the null features as it does the caption's
-                null_ids=null if features is None else row,
-                features=None if features is None else features[i],
-                null_features=self.decoder.features.null if self.decoder.features is not None else None,
-                params=params,
-                seed=seed,
-                index=i,
-                kept=None if kept is None else kept[i],
+        requests = []
+        for i, ids in enumerate(text_ids):
+            null_ids, null_features = self._without_caption(ids)
+            requests.append(
+                Request(
+                    text_ids=ids,
+                    features=None if features is None else features[i],
+                    null_ids=null_ids,
+                    null_features=null_features,
+                    params=params,
+                    seed=seed,
+                    index=i,
+                    kept=None if kept is None else kept[i],
+                )
             )
-            for i, row in enumerate(text_ids)
-        ]
         codes = torch.stack(Engine(self.decoder, num_slots=NUM_SLOTS).run(requests))
         return self.decoder.layout.grid(codes)
 

@@ -145,7 +145,9 @@ def test_greedy_codes_of_every_family_are_those_of_the_uncached_decoder(changes:
         for place in range(16):
             if one.kept is None or one.kept[place] < 0:
                 logits = [
-                    decoder.teacher_forced(ids[None], expected, None if features is None else features[None])[1][0, place]
+                    decoder.teacher_forced(ids[None], expected, None if features is None else features[None])[1][
+                        0, place
+                    ]
                     for ids, features in one.conditions
                 ]
                 guided = logits[-1] + one.params.guidance_scale * (logits[0] - logits[-1])

@@ -1,6 +1,7 @@
 """Decoders and text tokenizers of other projects: ids, logits and greedy codes are those that the projects' own code
 computes, also with the cache, in company, and after a round through our model directory."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -101,11 +102,9 @@ def test_guidance_needs_a_model_that_was_trained_for_it(mindalle: DALLE) -> None
         mindalle.generate("a cat", guided)
     with pytest.raises(ParameterError, match="never trained without captions"):
         mindalle.sample(torch.ones(16, dtype=torch.int64), guided)
+    plain = mindalle.request("a cat", GREEDY, seed=0)
     with pytest.raises(EngineError, match="never trained without captions"):
-        request = mindalle.request("a cat", GREEDY, seed=0)
-        dalle.Engine(mindalle.decoder, num_slots=2).add(
-            dalle.Request(text_ids=request.text_ids, null_ids=request.text_ids, params=guided, seed=0)
-        )
+        dalle.Engine(mindalle.decoder, num_slots=2).add(dataclasses.replace(plain, params=guided))
 
 
 def test_a_foreign_model_draws_from_prompts_like_ours(mindalle: DALLE) -> None:
@@ -340,7 +339,9 @@ def test_text_tokenizers_of_dalle_pytorch(name: str, tmp_path: Path) -> None:
 def test_a_text_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     theirs = decoder_of(tmp_path / "theirs", 299)
     shutil.copy(DATA / "DALLE-pytorch/tokenizers/yttm.model", theirs)
-    with pytest.raises(CheckpointError, match=r"trained with 299 text ids; no text tokenizer has as many: .*yttm.model 300"):
+    with pytest.raises(
+        CheckpointError, match=r"trained with 299 text ids; no text tokenizer has as many: .*yttm.model 300"
+    ):
         import_checkpoint(theirs, tmp_path / "ours")
 
 
