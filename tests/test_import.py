@@ -122,6 +122,18 @@ def test_wrong_paths(tmp_path: Path) -> None:
     assert run("import", both, "--out", tmp_path / "chosen", "--family", "openai-dvae")[0] == 0
 
 
+def test_transformers_that_are_not_read(tmp_path: Path) -> None:
+    """DALL-E mini's encoder-decoder, in its own layout and in min-dalle's."""
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "config.json").write_text('{"model_type": "dallebart", "d_model": 1024}')
+    (tmp_path / "mini" / "flax_model.msgpack").write_bytes(b"\x80")
+    assert "is for dallebart: DALL-E mini's encoder-decoder" in refusal(tmp_path / "mini", tmp_path / "x")
+    (tmp_path / "pretrained" / "dalle_bart_mega").mkdir(parents=True)
+    torch.save({"embed_tokens.weight": torch.zeros(2, 2)}, tmp_path / "pretrained" / "dalle_bart_mega" / "decoder.pt")
+    text = refusal(tmp_path / "pretrained", tmp_path / "x")
+    assert "pretrained has no vqgan/detoker.pt, which would be the image detokenizer" in text
+
+
 def test_a_missing_half(tmp_path: Path) -> None:
     out = tmp_path / "mine"
     for path, missing in (
