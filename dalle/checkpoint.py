@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
 from dalle.config import Config
@@ -362,9 +361,9 @@ def _load_network(
     folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: Callable[..., Network]
 ) -> Network:
     network = _empty_network(folder, config, part, config_class, network_class)
-    weights = load_file(folder / f"{part}.safetensors")
-    # copied: what load_file gives is the file itself, mapped, and changes with it
-    copies = {key: value.to(torch.float32, copy=True) for key, value in weights.items()}
+    # read into memory, not mapped: a mapped file would change with what is on the disk
+    weights = read_safetensors(folder / f"{part}.safetensors")
+    copies = {key: value.load().to(torch.float32) for key, value in weights.items()}
     network.load_state_dict({key: copies[stored] for key, stored in _stored_names(network).items()}, assign=True)
     return network.eval()
 

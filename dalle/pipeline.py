@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -299,7 +300,11 @@ class DALLE:
         height, width = self.image_size
         if image.size != (width, height):
             raise ImageError(f"the picture is {image.height} x {image.width}; expected {height} x {width}")
-        return self.image_tokenizer.encode(to_tensor(image)[None].to(self.decoder.embedding.weight.device))[0].cpu()
+        images = to_tensor(image)[None].to(self.decoder.embedding.weight.device)
+        config = self.image_tokenizer.config
+        if config.picture_factor > config.factor:  # a wavelet head draws larger pictures than the encoder takes
+            images = F.avg_pool2d(images, config.picture_factor // config.factor)
+        return self.image_tokenizer.encode(images)[0].cpu()
 
     def _is_too_long(self, prompt: str) -> bool:
         tokenizer = self.text_tokenizer

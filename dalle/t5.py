@@ -44,8 +44,7 @@ class T5TextEncoder:
                 f"{folder} gives features of {network.config.d_model} channels; the model follows {feature_width}"
             )
         self.device = device
-        self.network: torch.nn.Module = network.eval()
-        self.network.to(device)
+        self.network = _placed(network, device)
 
     @torch.inference_mode()
     def features(self, text_ids: Tensor) -> Features:
@@ -54,6 +53,10 @@ class T5TextEncoder:
         found = self.network(input_ids=text_ids.to(self.device), attention_mask=mask.to(self.device))
         values: Tensor = found.last_hidden_state
         return Features(values=values.float().cpu(), mask=mask)
+
+
+def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    return network.to(device).eval()
 
 
 def _tokenizer(path: Path, text_length: int) -> PaddedTokenizer:

@@ -17,22 +17,24 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dalle.config import Config
+from dalle.errors import CheckpointError
 
-__all__ = ["LazyTensor", "Part", "read_safetensors", "write_safetensors"]
+__all__ = ["LazyTensor", "Part", "read_numbers", "read_safetensors", "write_safetensors"]
 
 DTYPE_NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""As safetensors calls them."""
+"""As safetensors calls them, in the order in which it puts them into a file: wide types first, so that every tensor is
+aligned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +77,42 @@ class Part:
     weights: Mapping[str, LazyTensor]
 
 
+def read_numbers(path: Path, offset: int, numel: int, dtype: torch.dtype) -> Tensor:
+    """A run of numbers in a file, (numel,), from a byte on: into memory of their own, not mapped.
+
+    Raises `CheckpointError` if the file ends before.
+    """
+    numbers = torch.empty(numel, dtype=dtype)
+    buffer = numbers.view(torch.uint8).numpy()
+    done = 0
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while done < len(buffer):
+            if not (count := file.readinto(buffer[done:].data)):
+                raise CheckpointError(f"{path} ends in the middle of a tensor: is it a whole download?")
+            done += count
+    return numbers
+
+
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a safetensors file, by name. Raises `OSError` or `SafetensorError` if it cannot be read."""
-
-    def load(name: str) -> Tensor:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor(name).clone()  # not the mapped file, whose pages would add up
-
+    with safe_open(path, "pt"):
+        pass  # names, types, sizes and offsets agree with each other and with the file
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
     dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-    with safe_open(path, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {
-            name: LazyTensor(tuple(piece.get_shape()), dtypes[piece.get_dtype()], functools.partial(load, name))
-            for name, piece in slices.items()
-        }
+    weights = {}
+    for name, entry in header.items():
+        shape, dtype = tuple(entry["shape"]), dtypes[entry["dtype"]]
+        load = functools.partial(_read_shaped, path, 8 + size + entry["data_offsets"][0], shape, dtype)
+        weights[name] = LazyTensor(shape, dtype, load)
+    return weights
+
+
+def _read_shaped(path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return read_numbers(path, offset, torch.Size(shape).numel(), dtype).reshape(shape)
 
 
 def write_safetensors(
@@ -98,8 +122,8 @@ def write_safetensors(
 
     `on_written` is told the bytes of each tensor when they are written. Raises `OSError` as writing does.
     """
-    # the package's order: wide types first, so that every tensor is aligned, then by name
-    names = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
+    order = list(DTYPE_NAMES)
+    names = sorted(weights, key=lambda name: (order.index(weights[name].dtype), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name in names:
@@ -116,8 +140,12 @@ def write_safetensors(
     with open(path, "wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            loaded = weights[name].load()
-            assert (tuple(loaded.shape), loaded.dtype) == (weights[name].shape, weights[name].dtype), name
-            file.write(loaded.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(_bytes_of(weights[name]))
             if on_written is not None:
                 on_written(weights[name].num_bytes)
+
+
+def _bytes_of(lazy: LazyTensor) -> memoryview:
+    tensor = lazy.load()
+    assert (tuple(tensor.shape), tensor.dtype) == (lazy.shape, lazy.dtype)
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -345,6 +345,7 @@ def test_the_text_tokenizer_of_another_model(model: Path) -> None:
 def test_another_image_tokenizer(model: Path) -> None:
     """One of the same shape is found by its digest, one of another codebook because it does not fit."""
     config = load_checkpoint(model).image_tokenizer.config
+    assert isinstance(config, ImageTokenizerConfig)
     save_checkpoint(model.parent / "other", name="other", image_tokenizer=ImageTokenizer(config))
     shutil.copy(model.parent / "other" / "image_tokenizer.safetensors", model)
     assert "image_tokenizer.safetensors is damaged or not of this model" in refusal(model)

@@ -52,7 +52,7 @@ def test_features_are_those_of_transformers(model: DALLE, folder: Path) -> None:
     short = model.text_tokenizer.encode("abc")
     assert short.tolist() == [3, 4, 5, 6, 1, 0]
     features = model.text_encoder.features(short[None])
-    network = transformers.T5EncoderModel.from_pretrained(folder).eval()
+    network: torch.nn.Module = transformers.T5EncoderModel.from_pretrained(folder)
     with torch.inference_mode():
         expected = network(short[None], attention_mask=(short != 0)[None].long()).last_hidden_state
     assert (features.values - expected).abs().max() < 1e-5

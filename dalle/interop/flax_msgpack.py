@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
 
 from dalle.errors import CheckpointError
-from dalle.weights import LazyTensor
+from dalle.weights import LazyTensor, read_numbers
 
 __all__ = ["read_flax", "write_flax"]
 
@@ -109,16 +108,7 @@ class _Reader:
             numel *= extent
         if numel * DTYPES[name].itemsize != length:
             raise ValueError(f"an array of shape {shape} and type {name} in {length} bytes")
-        return LazyTensor(shape, DTYPES[name], lambda: _read_array(path, start, length, shape, DTYPES[name]))
-
-
-def _read_array(path: Path, start: int, length: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = bytearray(file.read(length))
-    if len(data) < length:
-        raise CheckpointError(f"{path} ends in the middle of an array: is it a whole download?")
-    return torch.frombuffer(data, dtype=dtype).reshape(shape) if length else torch.empty(shape, dtype=dtype)
+        return LazyTensor(shape, DTYPES[name], lambda: read_numbers(path, start, numel, DTYPES[name]).reshape(shape))
 
 
 def read_flax(path: Path) -> dict[str, LazyTensor]:

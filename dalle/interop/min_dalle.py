@@ -18,6 +18,8 @@ GRID_SIZE = 16
 def recognise(source: Source) -> str | None:
     for path in _detokenizers(source):
         return f"{path} has an embedding, post_quant_conv and decoder.up, and no encoder"
+    for path in _transformer(source):
+        return f"{path} is of its encoder-decoder Transformer"
     return None
 
 
@@ -26,14 +28,9 @@ def convert(source: Source) -> Converted:
     weights = state_dict(path, source.torch(path))
     weights["quantize.embedding.weight"] = weights.pop("embedding.weight")
     num_levels = len({name.split(".")[2] for name in weights if name.startswith("decoder.up.")})
-    part = vqgan_part(
-        path,
-        weights,
-        image_size=GRID_SIZE * 2 ** (num_levels - 1),
-        norm_epsilon=1e-5,
-        pixel_range="unit",
-    )
-    beside = [str(found.name) for found in source.files if found.parent.name.startswith("dalle_bart")]
+    size = GRID_SIZE * 2 ** (num_levels - 1)
+    part = vqgan_part(path, weights, image_size=size, norm_epsilon=1e-5, pixel_range="unit")
+    beside = [found.name for found in _transformer(source)]
     return Converted(
         image_tokenizer=part,
         about={
@@ -42,7 +39,7 @@ def convert(source: Source) -> Converted:
         },
         ignored=(f"the encoder-decoder Transformer: {', '.join(beside)}",) if beside else (),
         derived=(
-            f"image_size {part.config.image_size}: the project draws {GRID_SIZE} x {GRID_SIZE} codes",  # type: ignore[attr-defined]
+            f"image_size {size}: the project draws {GRID_SIZE} x {GRID_SIZE} codes",
             "pixels: [0, 1] in the network, as the project draws",
         ),
     )
@@ -55,6 +52,10 @@ def _detokenizers(source: Source) -> list[Path]:
         if isinstance(content := source.torch(path), dict)
         and {"embedding.weight", "post_quant_conv.weight", "decoder.conv_in.weight"} <= {*content}
     ]
+
+
+def _transformer(source: Source) -> list[Path]:
+    return [path for path in source.find("*.pt", "*.json", "*.txt") if path.parent.name.startswith("dalle_bart")]
 
 
 FAMILY = Family(

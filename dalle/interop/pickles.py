@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dalle.errors import CheckpointError
-from dalle.weights import LazyTensor
+from dalle.weights import LazyTensor, read_numbers
 
 __all__ = ["Stub", "module_weights", "read_pickle"]
 
@@ -202,16 +202,8 @@ def _parameter(data: Any, *_rest: object) -> Any:
 
 
 def _read_tensor(storage: _Storage, offset: int, span: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    numbers = torch.empty(span, dtype=storage.dtype)
-    with open(storage.path, "rb", buffering=0) as file:
-        file.seek(storage.offset + offset * storage.dtype.itemsize)
-        buffer = numbers.view(torch.uint8).numpy()
-        done = 0
-        while done < len(buffer):
-            if not (count := file.readinto(buffer[done:].data)):
-                raise CheckpointError(f"{storage.path} ends in the middle of a tensor: is it a whole download?")
-            done += count
-    return numbers.as_strided(shape, stride)
+    start = storage.offset + offset * storage.dtype.itemsize
+    return read_numbers(storage.path, start, span, storage.dtype).as_strided(shape, stride)
 
 
 def read_pickle(path: Path) -> Any:

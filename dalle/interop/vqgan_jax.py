@@ -68,6 +68,11 @@ def convert(source: Source) -> Converted:
     if not config_path.is_file():
         raise CheckpointError(f"{config_path} is missing: it is the configuration of {path.name}")
     described = source.json(config_path)
+    if "bart" in str(described.get("model_type", "")):
+        raise CheckpointError(
+            f"{config_path} is for {described['model_type']}: DALL-E mini's encoder-decoder Transformer is not read, "
+            "but its image tokenizer is, from the folder of its own"
+        )
     arrays = source.once(path, read_flax)
     weights = {
         _to_taming(name): array.then(_to_torch) if name.endswith("/kernel") else array for name, array in arrays.items()
