@@ -16,7 +16,7 @@ import typer
 
 from dalle import DALLE, Engine, Request
 from dalle.model_store import DEFAULT_MODEL
-from dalle.pipeline import NUM_SLOTS
+from dalle.model import NUM_SLOTS
 
 __all__ = ["main"]
 

@@ -41,7 +41,7 @@ def condition_rows(condition: Condition, config: DecoderConfig) -> tuple[Tensor,
     """
     if isinstance(condition, Features):
         return _feature_rows(condition, config)
-    ids = torch.as_tensor(condition)
+    ids = torch.as_tensor(condition).cpu()
     length, num_ids = config.text_length, config.layout.num_text_ids
     if config.feature_width is not None:
         raise ParameterError(
@@ -60,12 +60,12 @@ def condition_rows(condition: Condition, config: DecoderConfig) -> tuple[Tensor,
 
 
 def _feature_rows(condition: Features, config: DecoderConfig) -> tuple[Tensor, Tensor]:
-    length, width, values = config.text_length, config.feature_width, condition.values
+    length, width, values = config.text_length, config.feature_width, condition.values.cpu()
     if width is None:
         raise ParameterError("this model follows text ids or class labels, not features")
     if values.ndim not in (2, 3) or values.shape[-1] != width or not 1 <= values.shape[-2] <= length:
         raise ParameterError(f"the features have shape {tuple(values.shape)}; expected (B, {length}, {width})")
-    mask = torch.ones(values.shape[:-1]) if condition.mask is None else condition.mask
+    mask = torch.ones(values.shape[:-1]) if condition.mask is None else condition.mask.cpu()
     if mask.shape != values.shape[:-1]:
         raise ParameterError(f"the mask has shape {tuple(mask.shape)}; expected {tuple(values.shape[:-1])}")
     batch, counts = (values if values.ndim == 3 else values[None]), torch.atleast_2d(mask).bool()
