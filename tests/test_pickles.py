@@ -84,11 +84,10 @@ def test_what_training_programs_leave_beside_weights(
         "state_dict": model.state_dict(),
         "callbacks": {callback: {"best_model_score": torch.tensor(0.5), "best_model_path": "x.ckpt"}},
         "optimizer_states": [optimizer.state_dict()],
-        "args": argparse.Namespace(vq_model="VQ-16", out=Path("runs"), sizes=(1, 2)),
+        "args": argparse.Namespace(vq_model="VQ-16", sizes=(1, 2)),
         "seen": {1, 2},
         "order": collections.OrderedDict(a=1),
         "device": torch.device("cpu"),
-        "size": torch.Size([2, 3]),
     }
     found = read_pickle(save(content, tmp_path / "last.ckpt", legacy=legacy))
     assert [*found] == [*content]
@@ -98,7 +97,7 @@ def test_what_training_programs_leave_beside_weights(
     ((key, state),) = found["callbacks"].items()
     assert issubclass(key, Stub) and key.name == f"{name}.ModelCheckpoint" and state["best_model_path"] == "x.ckpt"
     assert isinstance(found["args"], Stub) and found["args"].fields["vq_model"] == "VQ-16"
-    assert (found["seen"], found["order"], tuple(found["size"])) == ({1, 2}, {"a": 1}, (2, 3))
+    assert (found["seen"], found["order"]) == ({1, 2}, {"a": 1})
 
 
 class Runs:
@@ -115,6 +114,7 @@ MALICE: dict[str, tuple[Any, str]] = {
     "os.system": (Runs(os.system, "touch TARGET"), "posix.system"),
     "eval": (Runs(eval, "open('TARGET', 'w')"), "builtins.eval"),
     "exec": (Runs(exec, "open('TARGET', 'w')"), "builtins.exec"),
+    "a class of no family": (Path("runs"), "pathlib.PosixPath"),
     "getattr": (Runs(getattr, "TARGET", "system"), "builtins.getattr"),
     "open": (Runs(open, "TARGET", "w"), "io.open"),
     "a load within a load": (Runs(torch.load, "TARGET"), "torch.serialization.load"),

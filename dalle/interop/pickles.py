@@ -45,31 +45,16 @@ STORAGES = {
 STUBS = frozenset(
     {
         # Lightning keys the states of its callbacks by their classes
-        "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-        "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "pytorch_lightning.utilities.parsing.AttributeDict",
-        "omegaconf.base.ContainerMetadata",
-        "omegaconf.base.Metadata",
-        "omegaconf.dictconfig.DictConfig",
-        "omegaconf.listconfig.ListConfig",
-        "omegaconf.nodes.AnyNode",
-        "typing.Any",
-        # arguments of training programs, and numbers of numpy's among them
+        # LlamaGen keeps the arguments of its training programs
         "argparse.Namespace",
-        "pathlib.Path",
-        "pathlib.PosixPath",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-        "_codecs.encode",
-        "torch.device",
         # OpenAI published its image tokenizer as whole modules
         "dall_e.decoder.Decoder",
         "dall_e.decoder.DecoderBlock",
         "dall_e.encoder.Encoder",
         "dall_e.encoder.EncoderBlock",
         "dall_e.utils.Conv2d",
+        "torch.device",
         "torch.nn.modules.activation.ReLU",
         "torch.nn.modules.container.Sequential",
         "torch.nn.modules.linear.Identity",
@@ -90,9 +75,6 @@ class Stub:
         stub = super().__new__(cls)
         stub.fields = {}
         return stub
-
-    def __setitem__(self, key: object, value: object) -> None:
-        """Of a foreign mapping; kept nowhere."""
 
 
 _STUB_CLASSES = {name: type("Stub", (Stub,), {"name": name}) for name in STUBS}
@@ -153,13 +135,7 @@ class _Unpickler(pickle._Unpickler):
                 return collections.OrderedDict
             case "builtins.set":
                 return set
-            case "builtins.dict":
-                return dict
-            case "builtins.list":
-                return list
-            case "torch.Size":
-                return tuple
-            case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2":
+            case "torch._utils._rebuild_tensor_v2":
                 return self._tensor
             case "torch._utils._rebuild_parameter":
                 return _parameter
