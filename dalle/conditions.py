@@ -6,6 +6,7 @@ features       `Features`: what a text encoder made of the caption
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Features:
     """(M,) or (B, M), true where a feature counts; None where all do."""
 
 
-Condition = int | Tensor | Features
+Condition = int | Tensor | Features | tuple[Tensor, Tensor | None] | list[Any]
 
 
 def condition_rows(condition: Condition, config: DecoderConfig) -> tuple[Tensor, Tensor | None]:
@@ -39,8 +40,15 @@ def condition_rows(condition: Condition, config: DecoderConfig) -> tuple[Tensor,
 
     Raises `ParameterError` for a form that is not the model's, another shape, or ids outside the vocabulary.
     """
+    if isinstance(condition, tuple):
+        values, mask = condition
+        condition = Features(values=values, mask=mask)
     if isinstance(condition, Features):
         return _feature_rows(condition, config)
+    if isinstance(condition, list) and not all(isinstance(one, int) for one in condition):
+        all_ids, all_features = zip(*(condition_rows(one, config) for one in condition), strict=True)
+        given = [features for features in all_features if features is not None]
+        return torch.cat(all_ids), torch.cat(given) if given else None
     ids = torch.as_tensor(condition).cpu()
     length, num_ids = config.text_length, config.layout.num_text_ids
     if config.feature_width is not None:

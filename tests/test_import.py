@@ -99,7 +99,7 @@ DDCONFIG |= {"out_ch": 3}
 def write_mindalle(folder: Path, reference: VQGAN) -> None:
     folder.mkdir()
     stage = {"type": "vqgan", "embed_dim": 6, "n_embed": 20, "hparams": reference.d}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"stage1": stage, "stage2": {"type": "transformer1d"}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"stage1": stage, "stage2": {}}))
     torch.save({"state_dict": dict(reference.w)}, folder / "stage1_last.ckpt")
 
 

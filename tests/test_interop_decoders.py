@@ -88,7 +88,7 @@ def test_mindalle(mindalle: DALLE) -> None:
     text_ids, codes = expected["text_ids"], expected["image_tokens"]
     assert distance(mindalle.logits(text_ids, codes), expected["logits_img"]) < TOLERANCE
     assert distance(text_logits(mindalle, text_ids, codes), expected["logits_txt"]) < TOLERANCE
-    greedy = mindalle.sample(text_ids, GREEDY)
+    greedy = mindalle.sample(list(text_ids), GREEDY)
     assert torch.equal(greedy.flatten(1), expected["greedy"])
     assert distance(mindalle.logits(text_ids, greedy), expected["greedy_logits"]) < TOLERANCE
     pixels = golden.vectors("minDALL-E")["greedy_pixels"]
@@ -115,6 +115,15 @@ def test_a_foreign_model_draws_from_prompts_like_ours(mindalle: DALLE) -> None:
     prefix = dalle.Prefix(image=alone.image, num_rows=4)
     kept = next(mindalle.generate("a cat", seed=3, prefix=prefix)).receipt
     assert torch.equal(torch.tensor(kept.codes)[:4], mindalle.encode(alone.image)[:4])
+
+
+@pytest.mark.parametrize("file", ["stage2_last.ckpt", "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"])
+def test_a_missing_part_is_named(file: str, tmp_path: Path) -> None:
+    shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs")
+    (tmp_path / "theirs" / file).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {Path(file).name}, which would be"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 # ruDALL-E
@@ -196,7 +205,8 @@ def guided(model: DALLE, condition: Any, null: Any, codes: Tensor, params: Sampl
 def test_llamagen_of_classes(classes: DALLE) -> None:
     expected = golden.vectors("LlamaGen", "c2i.")
     labels = expected["labels"]
-    assert distance(classes.logits(labels, expected["image_tokens"]), expected["logits"]) < TOLERANCE
+    for form in (labels, labels[:, None], labels.tolist(), list(labels)):
+        assert distance(classes.logits(form, expected["image_tokens"]), expected["logits"]) < TOLERANCE
     for mode, params in LLAMAGEN_MODES.items():
         greedy = classes.sample(labels, params)
         assert torch.equal(greedy.flatten(1), expected[f"greedy_{mode}"])
@@ -222,7 +232,12 @@ def test_llamagen_of_captions(captions: DALLE) -> None:
     codes, mask = expected["image_tokens"], expected["emb_mask"]
     masked, unmasked = Features(values=expected["cond"], mask=mask), Features(values=expected["cond"])
     raw = Features(values=expected["caption_emb_raw"], mask=expected["emb_mask_raw"])
-    for features, name in ((masked, "logits_masked"), (raw, "logits_masked"), (unmasked, "logits_causal")):
+    pair = (expected["cond"], mask)
+    each = [Features(values=values, mask=row) for values, row in zip(*pair, strict=True)]
+    for features, name in (
+        *((form, "logits_masked") for form in (masked, raw, pair, each)),
+        (unmasked, "logits_causal"),
+    ):
         assert distance(captions.logits(features, codes), expected[name]) < TOLERANCE
     assert captions.decoder.features is not None
     null_features = captions.decoder.features.null.detach().expand(3, -1, -1)
@@ -270,7 +285,7 @@ def test_conditions_of_another_form_are_refused(captions: DALLE, classes: DALLE,
         classes.logits(torch.tensor([1, 2]), codes.expand(3, -1))
     with pytest.raises(ParameterError, match=r"codes of shape \(1, 15\)"):
         classes.logits(1, codes[:, 1:])
-    with pytest.raises(ParameterError, match="no text tokenizer"):
+    with pytest.raises(ParameterError, match="this model has no text encoder: give its folder"):
         captions.generate("a cat")
 
 

@@ -9,6 +9,7 @@ the file; the table of rotary positions lies there too, and is derived here and 
 not in the file: one whose ids are as many is looked for beside it.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -297,20 +298,21 @@ def _check_rotary(path: Path, stored: Tensor, layout: RowLayout, head_dim: int, 
 
 
 def _text_tokenizer(source: Source, config: DecoderConfig) -> PaddedTokenizer | None:
-    """The one beside the weights that has as many ids as the decoder; or else, in a folder that was given, the one of
-    CLIP's, which never has more."""
-    num_ids = config.layout.num_text_ids
-    candidates = {
-        path: tokenizer
-        for path in source.nearest(lambda place: place.find("*.txt", "*.json", "*.model"))
-        if (tokenizer := read_tokenizer(source, path, config.text_length)) is not None
-    }
+    """The one in the folder that was given, or beside the file that was, that has as many ids as the decoder; or else
+    CLIP's, which says that it has more than it may have."""
+    num_ids, is_folder = config.layout.num_text_ids, source.path.is_dir()
+    candidates = {}
+    for path in source.nearest(lambda place: place.find("*.txt", "*.json", "*.model"), levels=0 if is_folder else 1):
+        # what only happens to lie beside the file need not be whole
+        with contextlib.nullcontext() if is_folder else contextlib.suppress(CheckpointError):
+            if (tokenizer := read_tokenizer(source, path, config.text_length)) is not None:
+                candidates[path] = tokenizer
     fitting = [path for path, tokenizer in candidates.items() if tokenizer.vocab_size == num_ids]
     if not fitting:
         fitting = [path for path, one in candidates.items() if one.config.clean == "clip" and one.vocab_size <= num_ids]
     if fitting:
         return candidates[source.only(fitting, "tokenizer.json", "the text tokenizer")]
-    if candidates and source.path.is_dir():
+    if candidates and is_folder:
         sizes = ", ".join(f"{path} {one.vocab_size}" for path, one in candidates.items())
         raise CheckpointError(
             f"the decoder was trained with {num_ids} text ids; no text tokenizer has as many: {sizes}"

@@ -68,11 +68,11 @@ class Source:
             raise CheckpointError(f"{self.path} has several files for {meaning}: {names}; give the path of one of them")
         return found[0]
 
-    def nearest(self, find: Callable[["Source"], list[Path]]) -> list[Path]:
+    def nearest(self, find: Callable[["Source"], list[Path]], levels: int = 2) -> list[Path]:
         """What `find` finds among the files or, if that is nothing, in the nearest folder that has some: the one around
-        the path or the one above that, each with the folders in it. For what projects keep beside a checkpoint."""
-        around = self.path.resolve().parent
-        for folder in (None, around, around.parent):
+        the path or those above it, as many as `levels`, each with the folders in it. For what projects keep beside a
+        checkpoint."""
+        for folder in (None, *self.path.resolve().parents[:levels]):
             place = self
             if folder is not None:
                 place = copy.copy(self)  # which shares what has been read

@@ -39,11 +39,13 @@ def recognise(source: Source) -> str | None:
 
 def convert(source: Source) -> Converted:
     config_path = source.one(CONFIG_FILE, "the configuration of both stages")
-    text_tokenizer = _text_tokenizer(source, config_path)
+    stages = source.yaml(config_path)
+    image_tokenizer = _image_tokenizer(source, stages.get("stage1"))
+    text_tokenizer = _text_tokenizer(source, config_path) if stages.get("stage2") else None
     return Converted(
-        image_tokenizer=_image_tokenizer(source, source.yaml(config_path).get("stage1")),
-        decoder=_decoder(source, config_path, text_tokenizer.config.pad_id),
+        image_tokenizer=image_tokenizer,
         text_tokenizer=text_tokenizer,
+        decoder=_decoder(source, config_path, text_tokenizer.config.pad_id) if text_tokenizer is not None else None,
         about={"licence": LICENCE, "project": "https://github.com/kakaobrain/minDALL-E"},
         derived=("pixels: [-1, 1], as the project trains",),
     )
