@@ -11,6 +11,8 @@ from typing import Any
 import golden
 import pytest
 import torch
+import yaml
+from decoder_references import LlamaGen, MinDALLE
 from golden import TOLERANCE, distance
 from safetensors.torch import load_file
 from torch import Tensor
@@ -117,6 +119,23 @@ def test_a_foreign_model_draws_from_prompts_like_ours(mindalle: DALLE) -> None:
     assert torch.equal(torch.tensor(kept.codes)[:4], mindalle.encode(alone.image)[:4])
 
 
+def test_mindalle_of_another_shape(tmp_path: Path) -> None:
+    """Without biases in attention, with the quick GELU, a text vocabulary with room to spare, and another grid."""
+    shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs")
+    peer = MinDALLE(text=(400, 16), codes=(256, 25), width=20, depth=2, heads=5)
+    torch.save({"state_dict": peer.w}, tmp_path / "theirs/stage2_last.ckpt")
+    config = yaml.safe_load((tmp_path / "theirs/config.yaml").read_text())
+    config["stage2"]["hparams"] |= {"n_heads": 5, "gelu_use_approx": True}
+    (tmp_path / "theirs/config.yaml").write_text(yaml.safe_dump(config))
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    model = dalle.load(tmp_path / "ours", device="cpu")
+    text_ids, codes = torch.randint(400, (2, 16)), torch.randint(256, (2, 25))
+    text, image = peer.logits(text_ids, codes)
+    assert distance(model.logits(text_ids, codes), image) < TOLERANCE
+    assert distance(text_logits(model, text_ids, codes), text) < TOLERANCE
+    assert model.image_size == (20, 20)
+
+
 @pytest.mark.parametrize("file", ["stage2_last.ckpt", "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"])
 def test_a_missing_part_is_named(file: str, tmp_path: Path) -> None:
     shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs")
@@ -212,6 +231,23 @@ def test_llamagen_of_classes(classes: DALLE) -> None:
         assert torch.equal(greedy.flatten(1), expected[f"greedy_{mode}"])
         ends = guided(classes, labels, torch.full((3,), 10), greedy, params)[:, [0, -1]]
         assert distance(ends, expected[f"greedy_{mode}_first_last_logits"]) < GUIDED_TOLERANCE
+
+
+def test_llamagen_of_another_shape(tmp_path: Path) -> None:
+    """Fewer keys than queries, another base of the rotary positions, another grid."""
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(DATA / "LlamaGen/vq_ds.pt", tmp_path / "theirs")
+    peer = LlamaGen(num_classes=5, codes=(256, 3), width=48, depth=2, heads=6, kv_heads=2, base=500.0)
+    torch.save({"model": peer.w}, tmp_path / "theirs/c2i_Z_384.pt")
+    with pytest.raises(CheckpointError, match="does not say how many heads its 48 channels have"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    arguments = {"model_type": "c2i", "dim": 48, "n_layer": 2, "n_head": 6, "rope_base": 500, "block_size": 9}
+    (tmp_path / "theirs/c2i_config.json").write_text(json.dumps(arguments))
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    model = dalle.load(tmp_path / "ours", device="cpu")
+    labels, codes = torch.tensor([0, 4, 5]), torch.randint(256, (3, 9))
+    assert distance(model.logits(labels, codes), peer.logits(labels, codes)) < TOLERANCE
+    assert model.image_size == (6, 6)
 
 
 def test_a_class_is_a_prompt(classes: DALLE) -> None:
@@ -353,6 +389,7 @@ def test_text_tokenizers_of_dalle_pytorch(name: str, tmp_path: Path) -> None:
 
 def test_a_text_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     theirs = decoder_of(tmp_path / "theirs", 299)
+    shutil.copy(DATA / "DALLE-pytorch/vae.pt", theirs)  # which the decoder has in it
     shutil.copy(DATA / "DALLE-pytorch/tokenizers/yttm.model", theirs)
     with pytest.raises(
         CheckpointError, match=r"trained with 299 text ids; no text tokenizer has as many: .*yttm.model 300"

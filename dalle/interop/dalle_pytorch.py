@@ -57,7 +57,10 @@ def recognise(source: Source) -> str | None:
 
 
 def convert(source: Source) -> Converted:
-    path = source.only(_checkpoints(source), "vae.pt or dalle.pt", "the model")
+    found = _checkpoints(source)
+    # dalle.pt has its vae.pt in it
+    whole = [path for path in found if "vae_params" in source.torch(path)]
+    path = source.only(whole or found, "vae.pt or dalle.pt", "the model")
     content = source.torch(path)
     part = _image_tokenizer(path, content, image_size=DEFAULT_IMAGE_SIZE)
     decoder, text_tokenizer, sampling, derived = None, None, None, []
