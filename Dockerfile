@@ -26,12 +26,14 @@ LABEL org.opencontainers.image.title="dalle-serve" \
       org.opencontainers.image.licenses="Apache-2.0"
 ARG UID=1000
 RUN useradd --uid "$UID" --no-create-home --home-dir /tmp dalle
-# Its home is /tmp, so that the rest may be mounted read-only.
+# Its home is /tmp, so that the rest may be mounted read-only. Errors of Serve's own proxy have the service's form, also
+# where Kubernetes starts Ray past the entrypoint; see serving/proxy.py.
 ENV PATH=/app/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    RAY_USAGE_STATS_ENABLED=0
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serving.proxy:middlewares
 WORKDIR /app
 COPY --from=build /app/venv venv/
 COPY LICENSE NOTICE ./

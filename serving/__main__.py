@@ -1,12 +1,14 @@
 """`python -m serving`: the service on this machine, or on the Ray cluster that is there.
 
     python -m serving --port 8000
-    python -m serving --model emoji --model ./my-model --limits.max_n 4
+    python -m serving --model emoji --model ./my-model --limits.max-n 4
 
 Every setting can be a flag, an environment variable (DALLE_SERVE_...) or a line of the YAML file given with --config.
 """
 
+import argparse
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -17,7 +19,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict
 
-from dalle.errors import DalleError
+from dalle.errors import ConfigError, DalleError
 from dalle.model_store import find_model
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes
@@ -57,6 +59,8 @@ def main() -> None:
             for model in settings.models
         )
         settings = settings.model_copy(update={"models": models})
+        if not os.environ.get("RAY_ADDRESS"):
+            settings = _all_cores(settings, os.cpu_count() or 1)
     except DalleError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -65,8 +69,10 @@ def main() -> None:
 
 def _settings(arguments: list[str]) -> Settings:
     """Flags over the environment over the file."""
-    if "--config" in arguments[:-1]:
-        os.environ["DALLE_SERVE_CONFIG"] = arguments[arguments.index("--config") + 1]
+    file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    file.add_argument("--config")
+    if path := file.parse_known_args(arguments)[0].config:
+        os.environ["DALLE_SERVE_CONFIG"] = path
     try:
         given = CliApp.run(_Command, cli_args=arguments)
     except ValidationError as error:
@@ -90,31 +96,52 @@ def _serve(settings: Settings) -> None:
     from serving.app import application
 
     if alone:
-        num_cpus = os.cpu_count() or 1
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False)
-        settings = _all_cores(settings, num_cpus)
+        ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False)
+        _keep_token_private()
     else:
         ray.init()
-    serve.start(http_options={"host": settings.host, "port": settings.port}, proxy_location="HeadOnly")
+    options = {
+        "host": settings.host,
+        "port": settings.port,
+        # the service answers at its own deadline, in words; this ends what that did not
+        "request_timeout_s": settings.limits.deadline + 30,
+    }
+    serve.start(http_options=options, proxy_location="HeadOnly")
     serve.run(application(settings), name="dalle")
     print(f"ready: http://{settings.host}:{settings.port}", flush=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     stop.wait()
-    print("stopping", flush=True)
+    print("stopping: requests that run are ended first; once more to stop at once", flush=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve.delete("dalle")  # waits for its replicas; a shutdown kills the proxy first, and the answers on their way
     with contextlib.suppress(KeyboardInterrupt):
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
+def _keep_token_private() -> None:
+    """Ray leaves the token of its clusters readable by all who reach the home directory."""
+    with contextlib.suppress(OSError):
+        Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
 def _all_cores(settings: Settings, num_cpus: int) -> Settings:
-    """On a machine of its own a model has all cores that are left by the others, unless it says how many."""
-    num_replicas = sum(model.max_replicas for model in settings.models)
-    share = max(1, num_cpus // num_replicas)
+    """On a machine of its own a model has an even share of the cores that are left by those that say how many they
+    take. Raises `ConfigError` if none are left: Ray would wait for them without end."""
+    silent = [model for model in settings.models if "num_cpus" not in model.model_fields_set]
+    taken = sum(model.num_cpus * model.max_replicas for model in settings.models if model not in silent)
+    num_replicas = sum(model.max_replicas for model in silent)
+    left = num_cpus - taken
+    if left < 0 or (silent and not left):
+        raise ConfigError(f"models with num_cpus take {taken:g} CPUs, and this machine has {num_cpus} for all models")
+    share = left / max(1, num_replicas)
+    share = math.floor(share) if share >= 1 else math.floor(100 * share) / 100
     models = tuple(
-        model if "num_cpus" in model.model_fields_set else model.model_copy(update={"num_cpus": share})
-        for model in settings.models
+        model.model_copy(update={"num_cpus": share}) if model in silent else model for model in settings.models
     )
     return settings.model_copy(update={"models": models})
 

@@ -73,7 +73,7 @@ class Answer:
             size=f"{self.info.width}x{self.info.height}",
             safety_identifier=self.fields.safety_identifier,
             seed=self.job.seed,
-            system_fingerprint=self.info.fingerprint,
+            system_fingerprint=self.accepted.fingerprint,
             usage=self.usage(len(drawn)),
             timing=self.timing(max(one.queue_seconds for one in drawn)),
         )
@@ -128,7 +128,7 @@ class Answer:
             "codes_done": self.info.num_codes,
             "usage": self.usage(1).model_dump(),
             "timing": self.timing(event.queue_seconds).model_dump(),
-            "system_fingerprint": self.info.fingerprint,
+            "system_fingerprint": self.accepted.fingerprint,
         }
         if self.fields.return_codes:
             data["codes"] = event.codes

@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.deployment import Application
@@ -14,9 +15,11 @@ from serving.api import create_app
 from serving.generator import Generator
 from serving.loopback import stay_on_loopback
 from serving.ray_backend import RayBackend
-from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
+from serving.settings import INGRESS, LimitSettings, ModelSettings, Settings, load_settings, mistakes
 
 __all__ = ["Ingress", "application", "build"]
+
+logger = logging.getLogger(__name__)
 
 SLACK = 64
 """Calls that a replica takes beyond its slots and queue, so that it is the engine that refuses, in words."""
@@ -32,14 +35,21 @@ class Ingress:
         _log_to_stderr()
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
-        self._app = create_app(RayBackend(models, own), Settings(**settings), tell_request_id=False)
+        self._settings = Settings(**settings)
+        self._app = create_app(RayBackend(models, own), self._settings, tell_request_id=False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Change the limits of requests and callers while the service runs."""
-        self._app.state.callers.limits = LimitSettings(**user_config)
+        """Change limits of requests and callers while the service runs: what is not named is as in the settings."""
+        try:
+            limits = LimitSettings(**(self._settings.limits.model_dump() | user_config))
+        except ValidationError as error:
+            # raised, it would make Serve kill a service that is well
+            logger.error("user_config is refused, and the limits stay as they were: %s", mistakes(error))
+            return
+        self._app.state.callers.limits = limits
 
     async def metrics(self) -> tuple[str, str]:
         """The replica's id, and its metrics in Prometheus' text format."""
@@ -63,11 +73,11 @@ def application(settings: Settings) -> Application:
     """The application: an ingress, and a deployment for each model."""
     models = {model.id: _generator(model, settings.limits) for model in settings.models}
     ingress = serve.deployment(
-        name="Ingress",
+        name=INGRESS,
         num_replicas=settings.ingress_replicas,
         max_ongoing_requests=INGRESS_CALLS,
         ray_actor_options={"num_cpus": 0},
-        user_config=settings.limits.model_dump(),
+        user_config={},
         graceful_shutdown_timeout_s=settings.limits.deadline + 10,
         max_surge_percent=100,
     )(Ingress)
@@ -79,7 +89,7 @@ def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
     autoscaling = AutoscalingConfig(
         min_replicas=model.min_replicas,
         max_replicas=model.max_replicas,
-        # pictures at once, when guided; a request may have several, so this errs on the side of more replicas
+        # guided pictures that have slots at once; Serve counts requests, and one of several pictures counts once
         target_ongoing_requests=max(1.0, 0.8 * model.num_slots / 2),
         upscale_delay_s=5,
     )

@@ -1,11 +1,11 @@
 """What the ingress needs of the models, whoever runs them: this process, or Ray."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Protocol
 
-from serving.async_engine import AsyncEngine
-from serving.jobs import Event, Job, ModelInfo
+from serving.async_engine import FAILED, AsyncEngine
+from serving.jobs import EngineFailedError, Event, Job, ModelInfo
 
 __all__ = ["Backend", "LocalBackend"]
 
@@ -13,11 +13,16 @@ __all__ = ["Backend", "LocalBackend"]
 class Backend(Protocol):
     """Models by id. All methods may be called at any time, from one event loop."""
 
-    def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
-        """As `AsyncEngine.draw`. Leaving the iterator early cancels the job."""
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the models, loaded or not, the default first."""
 
-    async def cancel(self, job_id: str) -> bool:
-        """Stop a job wherever it runs. False if nobody knows it."""
+    def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
+        """As `AsyncEngine.draw`, but an engine that fails is a refusal too. Leaving the iterator early cancels the
+        job."""
+
+    async def cancel(self, job_id: str, owner: str) -> bool:
+        """Stop somebody's job wherever it runs. False if nobody knows it."""
 
     async def models(self) -> list[ModelInfo]:
         """Of every model that has been loaded, the default first."""
@@ -35,26 +40,28 @@ class LocalBackend:
 
     def __init__(self, engines: Mapping[str, AsyncEngine]) -> None:
         self.engines = engines
+        self.names = list(engines)
 
-    def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
-        return self.engines[model].draw(job)
+    async def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
+        async with aclosing(self.engines[model].draw(job)) as events:
+            try:
+                async for event in events:
+                    yield event
+            except EngineFailedError:
+                yield FAILED
 
-    async def cancel(self, job_id: str) -> bool:
-        holders = [engine for engine in self.engines.values() if engine.has(job_id)]
-        for engine in holders:
-            engine.cancel(job_id)
-        return bool(holders)
+    async def cancel(self, job_id: str, owner: str) -> bool:
+        return any(engine.cancel(job_id, owner) for engine in self.engines.values())
 
     async def models(self) -> list[ModelInfo]:
-        return [engine.info() for engine in self.engines.values()]
+        infos = []
+        for engine in self.engines.values():
+            with suppress(EngineFailedError):
+                infos.append(engine.info())
+        return infos
 
     async def ready(self) -> set[str]:
-        ready = set()
-        for name, engine in self.engines.items():
-            with suppress(RuntimeError):
-                engine.check()
-                ready.add(name)
-        return ready
+        return {info.id for info in await self.models()}
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
         return [({}, text) for text in (own, *(engine.metrics.text() for engine in self.engines.values()))]

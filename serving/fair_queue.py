@@ -1,4 +1,4 @@
-"""A bounded queue that is fair to its callers: first come first served for each, and callers in turn."""
+"""A queue that is fair to its callers: first come first served for each, and callers in turn."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -12,8 +12,10 @@ T = TypeVar("T")
 class FairQueue(Generic[T]):
     """Items of several callers. Whoever was served last waits until every other caller with items was served."""
 
-    def __init__(self) -> None:
-        self._items: OrderedDict[str, deque[T]] = OrderedDict()
+    def __init__(self, like: "FairQueue[T] | None" = None) -> None:
+        """Empty, or with the items and turns of another one."""
+        others = like._items.items() if like is not None else ()
+        self._items: OrderedDict[str, deque[T]] = OrderedDict((key, deque(items)) for key, items in others)
 
     def __len__(self) -> int:
         return sum(map(len, self._items.values()))
@@ -40,13 +42,11 @@ class FairQueue(Generic[T]):
             del self._items[key]
         return item
 
-    def remove(self, unwanted: Callable[[T], bool]) -> list[T]:
-        """Take out all items of a kind, and return them."""
-        removed = [item for item in self if unwanted(item)]
+    def remove(self, unwanted: Callable[[T], bool]) -> None:
+        """Take out all items of a kind."""
         for key, items in list(self._items.items()):
             kept = deque(item for item in items if not unwanted(item))
             if kept:
                 self._items[key] = kept
             else:
                 del self._items[key]
-        return removed

@@ -4,13 +4,14 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from pydantic import ValidationError
 from ray import serve
 
 from dalle import DALLE
 from serving.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
 from serving.loopback import stay_on_loopback
-from serving.settings import ModelSettings
+from serving.settings import ModelSettings, QueueSettings, mistakes
 
 __all__ = ["Generator"]
 
@@ -29,7 +30,11 @@ class Generator:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Change the limit of the queue while the service runs."""
-        self.engine.max_queue = int(user_config["max_queue"])
+        try:
+            self.engine.max_queue = QueueSettings(**user_config).max_queue
+        except ValidationError as error:
+            # raised, it would make Serve kill a replica that is well
+            logger.error("user_config is refused, and the queue stays as it was: %s", mistakes(error))
 
     async def draw(self, job: Job) -> AsyncGenerator[Event]:
         """As `AsyncEngine.draw`."""
@@ -40,11 +45,9 @@ class Generator:
         finally:
             await events.aclose()
 
-    async def cancel(self, job_id: str) -> bool:
-        """Stop a job. False if it is not here."""
-        found = self.engine.has(job_id)
-        self.engine.cancel(job_id)
-        return found
+    async def cancel(self, job_id: str, owner: str) -> bool:
+        """As `AsyncEngine.cancel`."""
+        return self.engine.cancel(job_id, owner)
 
     async def info(self) -> ModelInfo:
         return self.engine.info()

@@ -11,16 +11,19 @@ from uuid import uuid4
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from dalle.errors import DalleError, PromptError
 from serving.answers import Answer
 from serving.backend import Backend
 from serving.callers import Callers
 from serving.errors import ERRORS, ApiError, refused
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.middleware import CLIENT_GONE, describe_prompt
-from serving.schemas import EditFields, Fields, GenerationRequest, ImagesResponse, VariationFields
+from serving.open_jobs import refusal_of
+from serving.pictures import prepare, prompt_of
+from serving.schemas import MAX_PROMPT_LENGTH, EditFields, Fields, GenerationRequest, ImagesResponse, VariationFields
 from serving.settings import LimitSettings
 from serving.store import ImageStore
-from serving.uploads import prompt_of, read_form
+from serving.uploads import Upload, read_form
 
 __all__ = ["find_model", "router"]
 
@@ -41,8 +44,8 @@ async def edits(request: Request) -> Response:
     """Keep a part of a picture, and draw the rest to a prompt: all below the first `keep_rows` rows of codes, or what
     the mask leaves transparent. Codes are drawn in reading order, each seeing only those before it, so what is drawn
     fits what is above and left of it, and not what is kept below."""
-    fields, given = await read_form(request, EditFields)
-    if given.mask is None and given.keep_rows is None:
+    fields, upload = await read_form(request, EditFields)
+    if upload.mask is None and fields.keep_rows is None:
         raise ApiError(
             400,
             "say what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent pixels are "
@@ -50,20 +53,20 @@ async def edits(request: Request) -> Response:
             code="missing_required_parameter",
             param="mask",
         )
-    return await _draw(request, fields, given, "image_edit")
+    return await _draw(request, fields, upload, "image_edit")
 
 
 @router.post("/v1/images/variations", response_model=ImagesResponse, openapi_extra=FORM)
 async def variations(request: Request) -> Response:
     """Keep the upper rows of a picture, and draw the rest with another seed."""
-    fields, given = await read_form(request, VariationFields)
-    return await _draw(request, fields, given, "image_edit")
+    fields, upload = await read_form(request, VariationFields)
+    return await _draw(request, fields, upload, "image_edit")
 
 
 @router.delete("/v1/requests/{request_id}")
 async def cancel(request: Request, request_id: str) -> dict[str, Any]:
     """Stop a request: its slots are free within one step, and it ends with an error `request_cancelled`."""
-    if not await request.app.state.backend.cancel(request_id):
+    if not await request.app.state.backend.cancel(request_id, request.state.caller):
         raise ApiError(404, f"there is no request {request_id[:80]!r}: it is done or unknown", param="request_id")
     return {"id": request_id, "object": "request", "cancelled": True}
 
@@ -80,15 +83,16 @@ async def file(request: Request, name: str) -> Response:
 
 
 async def find_model(backend: Backend, name: str | None) -> ModelInfo:
-    """The model of this id, the default for None. Raises `ApiError` 404, and 503 if there is none yet."""
-    infos = await backend.models()
-    if not infos:
-        raise ApiError(503, "no model is loaded yet; try again in a moment", headers={"Retry-After": "2"})
-    for info in infos:
-        if name in (None, info.id):
+    """The model of this id, the default for None. Raises `ApiError` 404, and 503 if it is not loaded yet."""
+    chosen = backend.names[0] if name is None else name
+    if chosen not in backend.names:
+        known = ", ".join(backend.names)
+        raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
+    for info in await backend.models():
+        if info.id == chosen:
             return info
-    known = ", ".join(info.id for info in infos)
-    raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
+    message = f"the model {chosen} is not loaded yet; try again in a moment"
+    raise ApiError(503, message, code="not_ready", param="model", headers={"Retry-After": "2"})
 
 
 def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageStore | None) -> None:
@@ -116,17 +120,18 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         raise ApiError(400, message, code="unsupported_value", param="response_format")
 
 
-async def _draw(request: Request, fields: Fields, given: Given | None, kind: str) -> Response:
+async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
     """Draw, and answer with pictures or a stream of events."""
     app, state = request.app, request.state
     callers: Callers = app.state.callers
     info = await find_model(app.state.backend, fields.model)
     _check(fields, info, callers.limits, app.state.store)
-    prompt = fields.prompt
-    if prompt is None and given is not None:
-        prompt = prompt_of(given.image)
+    prompt, given = fields.prompt, None
+    if upload is not None:
+        prompt, given = await asyncio.to_thread(_read, upload, fields, info, callers.limits.max_image_pixels)
     job = Job(
         id=f"job_{uuid4().hex}",
+        owner=state.caller,
         caller=callers.turn(state.caller, fields.user or fields.safety_identifier),
         prompt=prompt,
         negative_prompt=fields.negative_prompt,
@@ -170,6 +175,20 @@ async def _draw(request: Request, fields: Fields, given: Given | None, kind: str
         return JSONResponse(answer.whole(drawn), headers=answer.headers)
     finally:
         await stack.aclose()
+
+
+def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> tuple[str | None, Given]:
+    """The prompt of the fields, or else of the picture's receipt; and the picture made ready. Raises `ApiError`."""
+    prompt = fields.prompt
+    try:
+        if prompt is None:
+            prompt = prompt_of(upload.image, max_pixels=max_pixels)
+        if prompt is not None and len(prompt) > MAX_PROMPT_LENGTH:
+            raise PromptError(f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT_LENGTH}")
+        keep_rows = getattr(fields, "keep_rows", None)
+        return prompt, prepare(upload.image, upload.mask, keep_rows, info, max_pixels=max_pixels)
+    except DalleError as error:
+        raise refused(refusal_of(error)) from error
 
 
 async def _until_gone(request: Request, backend: Backend, info: ModelInfo, job: Job) -> AsyncGenerator[Event]:

@@ -3,21 +3,17 @@
 import dataclasses
 from typing import Any, Literal
 
-__all__ = ["Accepted", "Drawn", "Event", "Given", "Job", "ModelInfo", "Preview", "Refused"]
+__all__ = ["Accepted", "Drawn", "EngineFailedError", "Event", "Given", "Job", "ModelInfo", "Preview", "Refused"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """A picture of which some codes are kept."""
+    """A picture of which some codes are kept, made ready for a model."""
 
-    image: bytes
-    """An image file of any size; it is cropped to the model's proportions and resized."""
-    keep_rows: int | None = None
-    """Rows of codes kept from the top; None keeps what the mask keeps."""
-    mask: bytes | None = None
-    """An image file of the same size whose transparent pixels are to be drawn anew: every code that has one is."""
-    max_pixels: int = 16 * 2**20
-    """Height times width beyond which a file is refused before it is decoded."""
+    pixels: bytes
+    """RGB, row by row, of the model's height and width."""
+    keep: tuple[bool, ...]
+    """For each code, row by row, whether it is kept; the others are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +21,8 @@ class Job:
     """Pictures to draw of one prompt with one seed."""
 
     id: str
+    owner: str
+    """Who asked for it, and may cancel it."""
     caller: str
     """For whose sake: callers are served in turn."""
     prompt: str | None
@@ -33,7 +31,7 @@ class Job:
     """Sampling parameters; those left out are the model's own."""
     seed: int
     indices: tuple[int, ...]
-    """One picture for each."""
+    """One picture for each; at least one."""
     given: Given | None = None
     deadline: float
     """In seconds since the epoch: clocks of one cluster agree well enough."""
@@ -54,6 +52,8 @@ class Accepted:
     num_text_tokens: int
     num_kept_codes: int
     """Of one picture."""
+    fingerprint: str
+    """Of the engine, and of all else that decides the bytes of a picture besides the request."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,9 @@ class ModelInfo:
     num_codes: int
     max_prompt_tokens: int
     sampling: dict[str, Any]
-    fingerprint: str
-    """Of all that decides the bytes of a picture besides the request."""
     created: int
+    """When it was loaded, in seconds since the epoch."""
+
+
+class EngineFailedError(RuntimeError):
+    """An engine is gone or stuck: what it was drawing is lost, and may be drawn elsewhere."""

@@ -1,60 +1,99 @@
-"""Codes of a picture that is given in part, and the picture of codes that are not all drawn yet."""
+"""Pictures that callers give, and pictures that are not all drawn yet.
 
+A given picture is read, turned, cropped and resized where it arrives (`prepare`, in a thread of the ingress), so that
+no file of a caller's holds up an engine; the engine makes codes of its pixels (`kept_codes`).
+"""
+
+from typing import Any
+
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from dalle.errors import ImageError, ParameterError
 from dalle.images import load_image, open_image, to_pil
 from dalle.pipeline import DALLE
-from serving.jobs import Given
+from dalle.receipt import Receipt
+from serving.jobs import Given, ModelInfo
 
-__all__ = ["kept_codes", "preview"]
+__all__ = ["kept_codes", "prepare", "preview", "prompt_of"]
 
 NOT_DRAWN_YET = 235
 """Grey of the part of a preview that is still to come."""
 
 
-@torch.inference_mode()
-def kept_codes(model: DALLE, given: Given) -> Tensor:
-    """(N,) int64: the codes of the picture, -1 where one is to be drawn.
+def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: ModelInfo, *, max_pixels: int) -> Given:
+    """A picture for a model, and which of its codes are kept: all that the mask does not leave transparent, or the
+    upper `keep_rows` rows, by default half of them.
 
+    max_pixels: height times width beyond which a file is refused before it is decoded.
     Raises `ImageError` for a picture or a mask that cannot be used, `ParameterError` for rows that are not there.
     """
-    codes = model.encode(load_image(given.image, size=model.image_size, max_pixels=given.max_pixels))
-    height, width = codes.shape
-    if given.mask is not None:
-        drawn = _transparent(given, model.image_size, (height, width))
-        if not drawn.any():
+    rows, columns = info.rows, info.num_codes // info.rows
+    keep = np.ones((rows, columns), dtype=bool)
+    if mask is not None:
+        keep &= ~_transparent(image, mask, info, max_pixels)
+        if keep.all():
             raise ImageError("the mask has no transparent pixel: there is nothing to draw")
-        codes[drawn] = -1
     else:
-        rows = height // 2 if given.keep_rows is None else given.keep_rows
-        if not 0 <= rows < height:
-            raise ParameterError(f"keep_rows is {rows}; it must be in 0..{height - 1}")
-        codes[rows:] = -1
-    return codes.flatten()
+        num_kept = rows // 2 if keep_rows is None else keep_rows
+        if not 0 <= num_kept < rows:
+            raise ParameterError(f"keep_rows is {num_kept}; it must be in 0..{rows - 1}")
+        keep[num_kept:] = False
+    fitted = load_image(image, size=(info.height, info.width), max_pixels=max_pixels)
+    return Given(pixels=fitted.tobytes(), keep=tuple(keep.flatten().tolist()))
 
 
-def _transparent(given: Given, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(H, W) bool: which codes have a pixel that the mask leaves transparent, after the same crop as the picture's."""
-    assert given.mask is not None
-    with (
-        open_image(given.image, max_pixels=given.max_pixels) as image,
-        open_image(given.mask, max_pixels=given.max_pixels) as mask,
-    ):
-        if mask.size != image.size:
+def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) -> "np.ndarray[tuple[int, int], Any]":
+    """(rows, columns) bool: which codes have a pixel that the mask leaves transparent, after the picture's own crop."""
+    with open_image(image, max_pixels=max_pixels) as opened, open_image(mask, max_pixels=max_pixels) as opened_mask:
+        # both as they are seen: a mask is painted over a picture that a viewer has turned upright
+        upright, (width, height) = ImageOps.exif_transpose(opened_mask), _upright_size(opened)
+        if upright.size != (width, height):
             raise ImageError(
-                f"the mask is {mask.height} x {mask.width} and the picture {image.height} x {image.width}: "
+                f"the mask is {upright.height} x {upright.width} and the picture {height} x {width}: "
                 "they must be of one size"
             )
-        if not mask.has_transparency_data:
+        if not upright.has_transparency_data:
             raise ImageError("the mask has no transparency: what is transparent in it is drawn anew")
-        # fully transparent pixels are black in it; any other grey after resizing has some of one
-        solid = mask.convert("RGBA").getchannel("A").point(lambda alpha: 255 if alpha else 0)
-        solid = ImageOps.fit(solid, size[::-1], Image.Resampling.BOX)
-    transparent = torch.frombuffer(bytearray(solid.tobytes()), dtype=torch.uint8).view(size) < 255
-    return transparent.view(grid[0], size[0] // grid[0], grid[1], size[1] // grid[1]).any(3).any(1)
+        holes = np.asarray(upright.convert("RGBA").getchannel("A")) == 0
+    # the largest centred rectangle of the model's proportions, as `load_image` takes it
+    scale = min(width / info.width, height / info.height)
+    above = _overlaps(info.rows, height, scale * info.height)
+    beside = _overlaps(info.num_codes // info.rows, width, scale * info.width)
+    return (above @ holes.astype(np.float32) @ beside.T) > 0
+
+
+def _overlaps(num_codes: int, num_pixels: int, length: float) -> "np.ndarray[tuple[int, int], Any]":
+    """(num_codes, num_pixels) float32, 1 where a pixel reaches into a code's share of `length` pixels in the middle."""
+    edges = (num_pixels - length) / 2 + length * np.arange(num_codes + 1) / num_codes
+    pixels, tolerance = np.arange(num_pixels), 1e-6
+    reaches = (pixels < edges[1:, None] - tolerance) & (pixels + 1 > edges[:-1, None] + tolerance)
+    return reaches.astype(np.float32)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once EXIF orientation is honoured, without a look at the pixels."""
+    on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if on_its_side else image.size
+
+
+def prompt_of(image: bytes, *, max_pixels: int) -> str | None:
+    """The prompt in the receipt of a picture, if it has one."""
+    try:
+        with open_image(image, formats=("PNG",), max_pixels=max_pixels) as opened:
+            return Receipt.from_text(opened.text).prompt or None  # type: ignore[attr-defined]
+    except ImageError:
+        return None
+
+
+@torch.inference_mode()
+def kept_codes(model: DALLE, given: Given) -> Tensor:
+    """(N,) int64: the codes of the picture, -1 where one is to be drawn."""
+    height, width = model.image_size
+    codes = model.encode(Image.frombytes("RGB", (width, height), given.pixels)).flatten()
+    return codes.masked_fill(~torch.tensor(given.keep), -1)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -23,82 +23,89 @@ __all__ = ["RayBackend"]
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+RETRY_SECONDS = 1.0
+"""Before the second attempt, and once more before each further one: Serve needs a moment to see who is gone."""
 INFO_SECONDS = 10.0
 """How long what is known of a model is believed: a rolling update may bring another one."""
 PATIENCE = 5.0
 """Seconds for an answer of a replica that has nothing to compute for it."""
+LOST = Refused(
+    status=503, code="replica_lost", message="the replicas that drew this request have died; try again", retry_after=5
+)
+SILENT = Refused(status=408, code="deadline_exceeded", message="the deadline has passed without an answer of a replica")
 
 
 class RayBackend:
     """Models by id, each a deployment; and the ingress' own, for its metrics."""
 
     def __init__(self, models: Mapping[str, DeploymentHandle[Any]], ingress: DeploymentHandle[Any]) -> None:
+        self.names = list(models)
         self._models = models
         self._ingress = ingress
         self._infos: dict[str, tuple[float, ModelInfo]] = {}
 
     async def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
         """As `AsyncEngine.draw`, over the death of replicas."""
-        missing, accepted, previews = list(job.indices), False, Counter[int]()
+        progress = _Progress(job)
         for attempt in range(ATTEMPTS):
-            rest = dataclasses.replace(job, indices=tuple(missing))
-            stream: Any = self._models[model].options(stream=True).draw.remote(rest)
+            if attempt:
+                await asyncio.sleep(min(attempt * RETRY_SECONDS, max(0.0, job.deadline - time.time())))
+            stream: Any = self._models[model].options(stream=True).draw.remote(progress.rest())
             try:
-                async for event in stream:
-                    match event:
-                        case Accepted():
-                            if accepted:
-                                continue
-                            accepted = True
-                        case Preview():
-                            if event.number < previews[event.index]:
-                                continue
-                            previews[event.index] = event.number + 1
-                        case Drawn():
-                            missing.remove(event.index)
-                    yield event
+                while (event := await _next_event(stream, job.deadline)) is not None:
+                    if isinstance(event, Accepted) and progress.drawn_by not in (None, event.fingerprint):
+                        yield LOST  # what it would draw are not the pictures that the first one promised
+                        return
+                    if progress.is_new(event):
+                        yield event
                     if isinstance(event, Refused):
                         return
+                return
+            except TimeoutError:
+                yield SILENT
                 return
             except BackPressureError:
                 yield Refused(status=429, code="queue_full", message="too many requests wait; try again", retry_after=1)
                 return
-            except (RayActorError, RayServeException) as error:
+            except (RayError, RayServeException) as error:
                 logger.warning("a replica of %s was lost with %s (attempt %d): %s", model, job.id, attempt + 1, error)
+                if not progress.missing:
+                    return
                 if job.deadline < time.time():
                     break
             finally:
                 stream.cancel()
-        message = "the replicas that drew this request have died; try again"
-        yield Refused(status=503, code="replica_lost", message=message, retry_after=5)
+        yield LOST
 
-    async def cancel(self, job_id: str) -> bool:
-        answers = await asyncio.gather(*(self._broadcast(handle, "cancel", job_id) for handle in self._models.values()))
+    async def cancel(self, job_id: str, owner: str) -> bool:
+        handles = self._models.values()
+        answers = await asyncio.gather(*(self._broadcast(handle, "cancel", job_id, owner) for handle in handles))
         return any(any(answer) for answer in answers)
 
     async def models(self) -> list[ModelInfo]:
-        await asyncio.gather(*map(self._refresh, self._models))
-        return [self._infos[name][1] for name in self._models if name in self._infos]
+        now = time.monotonic()
+        old = [name for name in self.names if name not in self._infos or now - self._infos[name][0] > INFO_SECONDS]
+        await asyncio.gather(*map(self._refresh, old))
+        return [self._infos[name][1] for name in self.names if name in self._infos]
 
     async def ready(self) -> set[str]:
-        self._infos.clear()
-        return {info.id for info in await self.models()}
+        answers = await asyncio.gather(*map(self._refresh, self.names))
+        return {name for name, answers_now in zip(self.names, answers, strict=True) if answers_now}
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
         handles = [*self._models.values(), self._ingress]
         answers = await asyncio.gather(*(self._broadcast(handle, "metrics") for handle in handles))
         return [({"replica": replica}, text) for answer in answers for replica, text in answer]
 
-    async def _refresh(self, name: str) -> None:
-        known = self._infos.get(name)
-        if known is not None and time.monotonic() - known[0] < INFO_SECONDS:
-            return
+    async def _refresh(self, name: str) -> bool:
+        """Ask a model what it is. False if it does not answer; what was known of it is kept."""
         try:
             info = await asyncio.wait_for(self._models[name].info.remote(), PATIENCE)
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the model %s does not answer: %s", name, error)
-            return
+            return False
         self._infos[name] = (time.monotonic(), info)
+        return True
 
     async def _broadcast(self, handle: DeploymentHandle[Any], method: str, *arguments: Any) -> list[Any]:
         """The answers of all replicas that give one in time."""
@@ -109,3 +116,39 @@ class RayBackend:
             logger.warning("a broadcast of %s has failed: %s", method, error)
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+class _Progress:
+    """How far a job is, over the replicas that have worked on it."""
+
+    def __init__(self, job: Job) -> None:
+        self.missing = list(job.indices)
+        self.drawn_by: str | None = None
+        """Fingerprint of the first engine that accepted it."""
+        self._job = job
+        self._previews = Counter[int]()
+
+    def rest(self) -> Job:
+        """The job, without the pictures that are there."""
+        return dataclasses.replace(self._job, indices=tuple(self.missing))
+
+    def is_new(self, event: Event) -> bool:
+        """Whether the caller has not had it from a replica before; notes it."""
+        match event:
+            case Accepted():
+                first, self.drawn_by = self.drawn_by is None, event.fingerprint
+                return first
+            case Preview():
+                first = event.number >= self._previews[event.index]
+                self._previews[event.index] = max(self._previews[event.index], event.number + 1)
+                return first
+            case Drawn():
+                self.missing.remove(event.index)
+        return True
+
+
+async def _next_event(stream: Any, deadline: float) -> Event | None:
+    """None at the end. Raises `TimeoutError` if nobody answers by the deadline, when an engine would have refused."""
+    left = deadline + PATIENCE - time.time()
+    event: Event | None = await asyncio.wait_for(anext(stream, None), max(0.0, left))
+    return event

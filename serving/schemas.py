@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
+    "MAX_PROMPT_LENGTH",
     "UNSUPPORTED",
     "EditFields",
     "ErrorBody",
@@ -23,7 +24,8 @@ __all__ = [
     "VariationFields",
 ]
 
-Prompt = Annotated[str, StringConstraints(max_length=32000)]
+MAX_PROMPT_LENGTH = 32000
+Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_LENGTH)]
 
 UNSUPPORTED = {
     "style": "a model draws in the styles that it was trained on; name one in the prompt",

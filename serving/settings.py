@@ -15,7 +15,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from dalle.errors import ConfigError
 from dalle.model_store import DEFAULT_MODEL
 
-__all__ = ["LimitSettings", "ModelSettings", "Settings", "load_settings", "mistakes"]
+__all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
+
+
+INGRESS = "Ingress"
+"""Name of the deployment that takes requests."""
 
 
 class _Strict(BaseModel):
@@ -25,10 +29,20 @@ class _Strict(BaseModel):
 def _model_name(name: str) -> str:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or len(name) > 64:
         raise ValueError("a name has letters, digits, '-', '_' and '.', at most 64 of them")
+    if name == INGRESS:
+        raise ValueError(f"{INGRESS} is the name of the service's own deployment")
     return name
 
 
-class ModelSettings(_Strict):
+class QueueSettings(_Strict):
+    """The queue of each replica of a model. It may be changed while the service runs."""
+
+    max_queue: int = Field(default=128, ge=0)
+    """Pictures that may wait for slots, in each replica. More are refused with 429; of one caller, half of what others
+    leave."""
+
+
+class ModelSettings(QueueSettings):
     """One model: a deployment of its own, with its own replicas."""
 
     path: str = DEFAULT_MODEL
@@ -44,8 +58,6 @@ class ModelSettings(_Strict):
     with the load, in its last bits."""
     threads: int | None = Field(default=None, ge=1)
     """Of a step on the CPU; by default as many as the replica has CPUs."""
-    max_queue: int = Field(default=64, ge=0)
-    """Pictures that may wait for slots, in each replica. More are refused with 429."""
     num_cpus: float = Field(default=1, gt=0)
     """That Ray reserves for a replica."""
     num_gpus: float = Field(default=0, ge=0)
@@ -56,6 +68,11 @@ class ModelSettings(_Strict):
     def _check(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}; it must be at least min_replicas")
+        if self.name is None:
+            try:
+                _model_name(self.id)
+            except ValueError as error:
+                raise ValueError(f"the path {self.path!r} does not end in a name: {error}; give one") from error
         return self
 
     @property

@@ -1,5 +1,6 @@
 """Forms with pictures: fields and files of edits and variations."""
 
+import dataclasses
 from typing import TypeVar
 
 from fastapi import Request
@@ -7,19 +8,23 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from dalle.errors import ImageError
-from dalle.images import open_image
-from dalle.receipt import Receipt
 from serving.errors import ApiError, field_error, wrong_type
-from serving.jobs import Given
 from serving.schemas import VariationFields
 
-__all__ = ["prompt_of", "read_form"]
+__all__ = ["Upload", "read_form"]
 
 B = TypeVar("B", bound=BaseModel)
 
 
-async def read_form(request: Request, kind: type[B]) -> tuple[B, Given]:
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """Image files, as they were sent."""
+
+    image: bytes
+    mask: bytes | None
+
+
+async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
     """The fields of a form, and its picture and mask. Raises `ApiError` for what is missing, unknown or too much."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise wrong_type(request, "multipart/form-data")
@@ -50,15 +55,4 @@ async def read_form(request: Request, kind: type[B]) -> tuple[B, Given]:
         raise ApiError(400, "keep_rows and a mask say twice what to keep: send one of them", param="keep_rows")
     if "mask" in files and kind is VariationFields:
         raise ApiError(400, "a variation has no mask: see /v1/images/edits", code="unsupported_parameter", param="mask")
-    return fields, Given(
-        image=files["image"], mask=files.get("mask"), keep_rows=keep_rows, max_pixels=limits.max_image_pixels
-    )
-
-
-def prompt_of(image: bytes) -> str | None:
-    """The prompt in the receipt of a picture, if it has one."""
-    try:
-        with open_image(image, formats=("PNG",)) as opened:
-            return Receipt.from_text(opened.text).prompt or None  # type: ignore[attr-defined]
-    except ImageError:
-        return None
+    return fields, Upload(files["image"], files.get("mask"))

@@ -1,12 +1,15 @@
-"""A real server over a real engine with a small model, without Ray."""
+"""A real server over a real engine with a small model, without Ray; and what callers ask of it."""
 
 import contextlib
+import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -16,7 +19,10 @@ from serving.async_engine import AsyncEngine
 from serving.backend import LocalBackend
 from serving.settings import ModelSettings, Settings, load_settings
 
-__all__ = ["Service", "running", "service"]
+__all__ = ["GENERATIONS", "PROMPT", "Service", "error_of", "events_of", "metric", "post", "running", "service"]
+
+GENERATIONS = "/v1/images/generations"
+PROMPT = {"prompt": "a red panda"}
 
 
 class Service:
@@ -29,27 +35,33 @@ class Service:
 
 
 @contextlib.contextmanager
-def running(app: ASGIApp) -> Iterator[str]:
-    """The address of a server for the body of a `with`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+def running(app: ASGIApp, send_buffer: int | None = None) -> Iterator[str]:
+    """The address of a server for the body of a `with`. `send_buffer` is that of each connection, in bytes."""
+    with socket.socket() as listener:
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @contextlib.contextmanager
 def service(
-    model: DALLE, *, slow: float = 0.0, engine: dict[str, Any] | None = None, **settings: Any
+    model: DALLE,
+    *,
+    slow: float = 0.0,
+    engine: dict[str, Any] | None = None,
+    send_buffer: int | None = None,
+    **settings: Any,
 ) -> Iterator[Service]:
     """A service whose steps take `slow` seconds more than they would."""
     values: dict[str, Any] = {"path": model.name, "num_slots": 4, "threads": 1, "max_queue": 8}
@@ -65,7 +77,30 @@ def service(
         one._engine.step = slowly  # type: ignore[method-assign]
     whole = load_settings({"models": (model_settings,), **settings})
     try:
-        with running(create_app(LocalBackend({model_settings.id: one}), whole)) as url:
+        with running(create_app(LocalBackend({model_settings.id: one}), whole), send_buffer) as url:
             yield Service(url, one, whole)
     finally:
         one.close()
+
+
+def post(one: Service, path: str = GENERATIONS, **body: Any) -> httpx.Response:
+    return httpx.post(one.url + path, json=body, timeout=30)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of an answer, after a look at its form."""
+    assert set(response.json()) == {"error"}, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and error["code"] and error["type"]
+    return error
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    found = re.findall(r"^event: (.+)\ndata: (.+)\n\n", text, re.M)
+    return [(kind, json.loads(data)) for kind, data in found]
+
+
+def metric(one: Service, name: str) -> float:
+    text = httpx.get(one.url + "/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (.+)$", text, re.M))

@@ -18,7 +18,7 @@ from dalle.images import encode_image
 from dalle.receipt import Receipt
 from dalle.sampling import SamplingParams
 from serving.async_engine import AsyncEngine
-from serving.jobs import Accepted, Drawn, Event, Given, Job, Preview, Refused
+from serving.jobs import Accepted, Drawn, EngineFailedError, Event, Given, Job, Preview, Refused
 from serving.settings import ModelSettings
 
 NUM_CODES = 16
@@ -41,12 +41,12 @@ def start(model: DALLE) -> Iterator[Callable[..., AsyncEngine]]:
     yield started
     for engine in engines:
         engine.close()
-        engine._step = lambda: None  # type: ignore[method-assign]  # nothing may run any more
 
 
 def job(name: str = "one", **changes: Any) -> Job:
     values: dict[str, Any] = {
         "id": name,
+        "owner": "somebody",
         "caller": "somebody",
         "prompt": "a red panda",
         "seed": 7,
@@ -76,12 +76,15 @@ def images(events: list[Event]) -> dict[int, bytes]:
 def hold(engine: AsyncEngine) -> tuple[threading.Event, threading.Event]:
     """Stop the engine's thread between two steps: (it stands, let it go)."""
     stands, go = threading.Event(), threading.Event()
+    stop_unwanted = engine._stop_unwanted
 
     def wait() -> None:
+        engine._stop_unwanted = stop_unwanted  # type: ignore[method-assign]
         stands.set()
         assert go.wait(30)
 
-    engine._commands.put(wait)
+    engine._stop_unwanted = wait  # type: ignore[method-assign]
+    engine._arrivals.put(None)
     return stands, go
 
 
@@ -146,7 +149,6 @@ def test_as_many_previews_as_there_are_rows(start: Callable[..., AsyncEngine]) -
         ({"prompt": " "}, "invalid_prompt", "the prompt is empty"),
         ({"params": {"temperature": -1.0}}, "invalid_value", "temperature is -1.0"),
         ({"params": {"guidance_scale": 1.0}, "negative_prompt": "rain"}, "invalid_value", "guidance_scale must be"),
-        ({"given": Given(image=b"no picture")}, "invalid_image", "damaged"),
     ],
 )
 def test_a_mistake_is_refused_in_words(
@@ -162,7 +164,7 @@ def test_a_mistake_is_refused_in_words(
 
 
 def test_a_full_queue_refuses_exactly_what_does_not_fit(start: Callable[..., AsyncEngine]) -> None:
-    engine = start(max_queue=3)  # two guided pictures in slots, three waiting
+    engine = start(max_queue=5)  # two guided pictures in slots, three waiting: half the queue is for others
     stands, go = hold(engine)
     assert stands.wait(10)
     threading.Timer(0.5, go.set).start()
@@ -176,12 +178,12 @@ def test_a_full_queue_refuses_exactly_what_does_not_fit(start: Callable[..., Asy
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Callable[..., AsyncEngine]) -> None:
     engine = start(max_queue=1000)
-    engine._step_seconds = 1.0  # so it says
+    engine._schedule.step_seconds = 1.0  # so it says
     (events,) = run(engine, job(deadline=time.time() + 10))
     (refused,) = events
     assert isinstance(refused, Refused)
-    assert (refused.status, refused.code) == (429, "deadline_unreachable")
-    assert refused.retry_after is not None and 5 < refused.retry_after < 7, "16 steps, and 10 seconds are left"
+    assert (refused.status, refused.code, refused.param) == (400, "deadline_unreachable", "deadline")
+    assert refused.retry_after is None, "16 steps, and 10 seconds are left: trying again is of no use"
 
 
 def test_a_deadline_that_passes_stops_the_job(start: Callable[..., AsyncEngine]) -> None:
@@ -208,6 +210,7 @@ def test_callers_take_turns(start: Callable[..., AsyncEngine]) -> None:
     async def both() -> None:
         stands, go = hold(engine)
         await asyncio.to_thread(stands.wait, 10)
+        assert not engine._schedule.active
         greedy = asyncio.create_task(draw(job("greedy", caller="greedy", indices=tuple(range(20)))))
         await asyncio.sleep(0.05)
         modest = asyncio.create_task(draw(job("modest", caller="modest", indices=(0, 1))))
@@ -241,7 +244,7 @@ def test_leaving_early_frees_the_slots_within_a_step(start: Callable[..., AsyncE
     stands, go = hold(engine)
     go.set()
     assert stands.wait(10)
-    assert engine._engine.num_free_slots == 4 and not engine._jobs and not engine._active
+    assert engine._engine.num_free_slots == 4 and not engine._jobs and not engine._schedule.active
     values = {
         sample.name: sample.value
         for family in engine.metrics.registry.collect()
@@ -262,14 +265,13 @@ def test_a_job_can_be_cancelled_by_its_id(start: Callable[..., AsyncEngine]) -> 
         async for event in engine.draw(job("victim", indices=tuple(range(6)), num_previews=2)):
             events.append(event)
             if isinstance(event, Preview):
-                assert engine.has("victim")
-                engine.cancel("victim")
+                assert not engine.cancel("victim", "somebody else")
+                assert engine.cancel("victim", "somebody")
         return events
 
     events = asyncio.run(cancelled())
     assert isinstance(events[-1], Refused) and events[-1].code == "request_cancelled"
-    assert not engine.has("victim")
-    engine.cancel("nobody")
+    assert not engine.cancel("victim", "somebody")
 
 
 def test_closing_finishes_what_was_accepted(model: DALLE) -> None:
@@ -302,11 +304,59 @@ def test_a_failed_step_is_told_to_everybody(model: DALLE) -> None:
         raise ZeroDivisionError("on purpose")
 
     engine._engine.step = fail  # type: ignore[method-assign, assignment]
-    (events,) = run(engine, job())
+    for _ in range(2):  # those who are there, and those who come later
+        with pytest.raises(EngineFailedError, match="on purpose"):
+            run(engine, job())
     engine._thread.join()
-    assert isinstance(events[-1], Refused) and events[-1].status == 500
-    with pytest.raises(RuntimeError, match="has failed"):
+    for ask in (engine.check, engine.info):
+        with pytest.raises(EngineFailedError, match="has failed"):
+            ask()
+
+
+def test_a_stuck_step_is_noticed(start: Callable[..., AsyncEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start()
+    monkeypatch.setattr("serving.async_engine.STUCK_SECONDS", 2.0)
+    time.sleep(2.5)
+    engine.check()  # at rest it turns once a second
+    stands, go = hold(engine)
+    assert stands.wait(10)
+    time.sleep(2.5)
+    with pytest.raises(EngineFailedError, match="not finished a step"):
         engine.check()
+    go.set()
+    time.sleep(0.5)
+    assert len(images(run(engine, job())[0])) == 1
+
+
+def test_a_picture_that_cannot_be_made_is_not_everybodys(start: Callable[..., AsyncEngine], model: DALLE) -> None:
+    engine = start()
+    make = model.picture
+
+    def fail(prompt: str | None, *rest: Any) -> Any:
+        if prompt == "a green heart":
+            raise ZeroDivisionError("on purpose")
+        return make(prompt, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "picture", fail)
+        broken, fine = run(engine, job("broken", prompt="a green heart", indices=(0, 1)), job("fine"))
+    assert isinstance(broken[-1], Refused) and broken[-1].code == "engine_failed"
+    assert len(images(fine)) == 1
+    assert len(images(run(engine, job())[0])) == 1 and not engine._jobs
+
+
+def test_two_jobs_may_have_one_id(start: Callable[..., AsyncEngine]) -> None:
+    """A replica that seemed lost may be sent what it is drawing already."""
+    first, second = run(start(), job(), job())
+    assert images(first) == images(second) and len(images(first)) == 1
+
+
+def test_the_estimate_knows_previews(start: Callable[..., AsyncEngine]) -> None:
+    engine = start()
+    engine._schedule.step_seconds, engine._schedule.decode_seconds = 0.01, 1.0
+    plain, watched = (run(engine, job(num_previews=num))[0][0] for num in (0, 4))
+    assert isinstance(plain, Accepted) and isinstance(watched, Accepted)
+    assert watched.estimate > plain.estimate + 2
 
 
 def test_a_mistake_of_ours_in_one_job_is_not_everybodys(
@@ -317,8 +367,8 @@ def test_a_mistake_of_ours_in_one_job_is_not_everybodys(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr("serving.async_engine.kept_codes", fail)
-    given = Given(image=encode_image(given_picture(), format="png"))
+    monkeypatch.setattr("serving.open_jobs.kept_codes", fail)
+    given = Given(pixels=given_picture().tobytes(), keep=(True,) * 12 + (False,) * 4)
     broken, fine = run(engine, job("broken", given=given), job("fine"))
     (refused,) = broken
     assert isinstance(refused, Refused) and refused.status == 500
@@ -332,17 +382,17 @@ def test_fast_mode_draws_too(start: Callable[..., AsyncEngine]) -> None:
     assert events[-1].codes == strict[-1].codes
 
 
-def given_picture(mode: str = "RGB") -> Image.Image:
+def given_picture() -> Image.Image:
     torch.manual_seed(1)
     pixels = (torch.rand(16, 16, 3) * 255).byte()
-    return Image.fromarray(pixels.numpy()).convert(mode)
+    return Image.fromarray(pixels.numpy())
 
 
 def test_rows_of_a_given_picture_are_kept(start: Callable[..., AsyncEngine], model: DALLE) -> None:
     picture = given_picture()
     codes = model.encode(picture).tolist()
-    image = encode_image(picture, format="png")
-    (events,) = run(start(), job(given=Given(image=image, keep_rows=3)))
+    given = Given(pixels=picture.tobytes(), keep=(True,) * 12 + (False,) * 4)
+    (events,) = run(start(), job(given=given))
     accepted, drawn = events
     assert isinstance(accepted, Accepted) and accepted.num_kept_codes == 12
     assert isinstance(drawn, Drawn)
@@ -351,16 +401,10 @@ def test_rows_of_a_given_picture_are_kept(start: Callable[..., AsyncEngine], mod
     assert receipt.parameters["kept"] == "fff0"
 
 
-def test_only_what_a_mask_leaves_transparent_is_drawn(start: Callable[..., AsyncEngine], model: DALLE) -> None:
+def test_only_what_is_not_kept_is_drawn(start: Callable[..., AsyncEngine], model: DALLE) -> None:
     picture = given_picture()
     codes = model.encode(picture)
-    mask = given_picture("RGBA")
-    mask.putalpha(255)
-    for x, y in ((5, 5), (15, 0)):  # in the code of row 1, column 1, and of row 0, column 3
-        mask.putpixel((x, y), (0, 0, 0, 0))
-    file = io.BytesIO()
-    mask.save(file, "PNG")
-    given = Given(image=encode_image(picture, format="png"), mask=file.getvalue())
+    given = Given(pixels=picture.tobytes(), keep=tuple(place not in (3, 5) for place in range(16)))
     drawn = [run(start(), job(given=given, seed=seed))[0][-1] for seed in range(6)]
     changed = torch.zeros(4, 4, dtype=torch.bool)
     for one in drawn:

@@ -1,118 +1,54 @@
-"""The files of deployment, held against the code and against each other. No container runs here; the entrypoint does,
-with programs in the place of Ray's that only write down how they were called.
+"""The files of deployment, held against the code and against each other. No container runs here.
 
 tests/data/compose-spec.json is the schema of compose-spec/compose-spec (Apache-2.0), as check-jsonschema 0.39.0 has it.
 """
 
 import ast
-import contextlib
 import fnmatch
-import http.server
-import importlib.util
 import json
 import os
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 import yaml
+from deployment import (
+    APPLICATION,
+    COMPOSE,
+    COMPOSE_FILES,
+    CONFIG,
+    CONTAINERS,
+    DOCKERFILE,
+    ENTRYPOINT,
+    GPU,
+    GROUPS,
+    NETWORK_POLICY,
+    PORT,
+    PROJECT,
+    RAY,
+    RAY_CLUSTER,
+    RAY_SERVICE,
+    RAY_SERVICES,
+    RAY_WARNS,
+    ROOT,
+    SERVICES,
+    arguments,
+    bytes_of,
+    default_of,
+    environment_of,
+    environments,
+    instructions,
+    read,
+    seconds,
+)
 from packaging.requirements import Requirement
 from packaging.version import Version
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
-from serving.metrics import EngineMetrics, HTTPMetrics
+from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings
-
-ROOT = Path(__file__).parents[1]
-ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
-COMPOSE_FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
-RAY_SERVICES = ("head", "worker")
-RAY = Path(importlib.util.find_spec("ray").origin or "").parent  # type: ignore[union-attr]
-"""Its sources, to be read: importing them takes seconds."""
-SHELLS = [shell for shell in ("sh", "dash", "bash") if shutil.which(shell)]
-RAY_WARNS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-"""Where Ray is imported: it uses what pydantic has deprecated."""
-
-
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def interpolated(text: str) -> str:
-    """As Compose reads a value in an empty environment."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text).replace("$$", "$")
-
-
-def load(name: str) -> Any:
-    return yaml.safe_load(interpolated(read(name)))
-
-
-COMPOSE: dict[str, Any] = load("docker-compose.yml")
-GPU: dict[str, Any] = load("docker-compose.gpu.yml")
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-CONFIG: dict[str, Any] = load("serving/config.yaml")
-(APPLICATION,) = CONFIG["applications"]
-RAY_SERVICE, NETWORK_POLICY = yaml.safe_load_all(read("deploy/rayservice.yaml"))
-RAY_CLUSTER: dict[str, Any] = RAY_SERVICE["spec"]["rayClusterConfig"]
-GROUPS: list[dict[str, Any]] = [RAY_CLUSTER["headGroupSpec"], *RAY_CLUSTER["workerGroupSpecs"]]
-CONTAINERS: list[dict[str, Any]] = [group["template"]["spec"]["containers"][0] for group in GROUPS]
-PROJECT: dict[str, Any] = tomllib.loads(read("pyproject.toml"))["project"]
-PROMETHEUS: dict[str, Any] = load("deploy/prometheus.yml")
-DASHBOARD: dict[str, Any] = json.loads(read("deploy/grafana/dashboards/dalle.json"))
-DOCKERFILE = read("Dockerfile").replace("\\\n", " ").splitlines()
-PORT: int = CONFIG["http_options"]["port"]
-
-
-def instructions(name: str) -> list[str]:
-    """What follows a Dockerfile's instruction, wherever it stands."""
-    return [line.partition(" ")[2].strip() for line in DOCKERFILE if line.startswith(f"{name} ")]
-
-
-def arguments() -> dict[str, str]:
-    """The build arguments of the image that have a default."""
-    return dict(line.split("=", 1) for line in instructions("ARG") if "=" in line)
-
-
-def default_of(variable: str) -> str:
-    """What the entrypoint takes for a variable that is not set."""
-    found = re.search(rf'^: "\${{{variable}:=(.*)}}"$', read("deploy/entrypoint.sh"), re.MULTILINE)
-    assert found, variable
-    return found[1]
-
-
-def environment_of(service: str) -> dict[str, str]:
-    return {name: str(value) for name, value in SERVICES[service].get("environment", {}).items()}
-
-
-def environments() -> Iterator[tuple[str, str, str]]:
-    """Every variable of Ray's nodes: where it stands, its name and its value."""
-    for service in RAY_SERVICES:
-        yield from (("compose", name, value) for name, value in environment_of(service).items())
-        gpu = GPU["services"][service].get("environment", {})
-        yield from (("gpu", name, str(value)) for name, value in gpu.items())
-    for container in CONTAINERS:
-        yield from (("kubernetes", one["name"], str(one["value"])) for one in container["env"])
-
-
-def seconds(text: str) -> int:
-    assert text.endswith("s")
-    return int(text[:-1])
-
-
-def bytes_of(text: str) -> float:
-    number, unit = re.fullmatch(r"(\d+)(\w+)", text).groups()  # type: ignore[union-attr]
-    return float(number) * 1024 ** {"m": 2, "g": 3}[unit[0].lower()]
 
 
 @pytest.fixture(autouse=True)
@@ -371,6 +307,7 @@ def test_the_image_runs_the_entrypoint_as_nobody_in_particular() -> None:
     assert f'\nENTRYPOINT ["{entrypoint}"]' in last and '\nCMD ["head"]' in last
     assert f'CMD ["{entrypoint}", "check", "service"]' in last
     assert instructions("EXPOSE") == [str(PORT)]
+    assert f"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={CALLBACK}" in last, "Kubernetes starts Ray past the entrypoint"
     uid = int(arguments()["UID"])
     assert uid and {group["template"]["spec"]["securityContext"]["runAsUser"] for group in GROUPS} == {uid}
 
@@ -426,306 +363,3 @@ def test_the_workers_have_room_for_the_application() -> None:
     models = load_settings(APPLICATION["args"]).models
     assert RAY_CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert cpus > sum(model.max_replicas * model.num_cpus for model in models)
-
-
-# Prometheus and Grafana
-
-
-def test_prometheus_reads_what_is_there() -> None:
-    jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
-    metrics = default_of("DALLE_RAY_METRICS_PORT")
-    assert jobs["dalle"]["static_configs"] == [{"targets": [f"head:{PORT}"]}]
-    assert jobs["ray"]["static_configs"] == [{"targets": [f"head:{metrics}"]}]
-    (workers,) = jobs["ray"]["dns_sd_configs"]
-    assert (workers["names"], workers["port"]) == (["worker"], int(metrics))
-    assert set(SERVICES["prometheus"]["networks"]) >= set(SERVICES["head"]["networks"])
-
-
-def test_grafana_finds_its_data_and_its_dashboard() -> None:
-    (source,) = load("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]
-    assert source["url"] == "http://prometheus:9090"
-    assert source["jsonData"]["timeInterval"] == PROMETHEUS["global"]["scrape_interval"]
-    (provider,) = load("deploy/grafana/provisioning/dashboards/dalle.yml")["providers"]
-    mounts = dict(volume.removesuffix(":ro").split(":") for volume in SERVICES["grafana"]["volumes"])
-    assert mounts["./deploy/grafana/dashboards"] == provider["options"]["path"]
-    home = environment_of("grafana")["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == f"{provider['options']['path']}/dalle.json"
-    assert set(re.findall(r'"uid": "(\w+)"', read("deploy/grafana/dashboards/dalle.json"))) == {source["uid"], "dalle"}
-
-
-def labels_of_metrics() -> dict[str, set[str]]:
-    """The labels of every sample that the service shows."""
-    engine, web = EngineMetrics("emoji"), HTTPMetrics()
-    engine.refused("queue_full")
-    web.answered("/v1/images/generations", 200, 1.0)
-    families = [family for text in (engine.text(), web.text()) for family in text_string_to_metric_families(text)]
-    return {sample.name: {*sample.labels} for family in families for sample in family.samples}
-
-
-def test_the_dashboard_asks_for_metrics_and_labels_that_there_are() -> None:
-    known = labels_of_metrics()
-    agent = (RAY / "dashboard" / "modules" / "reporter" / "reporter_agent.py").read_text(encoding="utf-8")
-    expressions = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-    asked: set[str] = set()
-    for expression in [*expressions, DASHBOARD["templating"]["list"][0]["definition"]]:
-        (name,) = re.findall(r"\b(?:dalle|ray)_\w+", expression)
-        asked.add(name)
-        if name.startswith("ray_"):
-            assert f'"{name.removeprefix("ray_")}"' in agent, name
-            continue
-        grouped = re.findall(r"by \(([^)]*)\)", expression)
-        labels = {label.strip() for group in grouped for label in group.split(",")}
-        assert labels | {*re.findall(r"(\w+)=~", expression)} <= known[name], expression
-    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in known if not name.endswith("_created")}
-    assert {re.sub(r"_bucket$", "", name) for name in asked if name.startswith("dalle_")} == families
-
-
-def test_panels_have_places_and_names_of_their_own() -> None:
-    panels = DASHBOARD["panels"]
-    assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
-    taken = [
-        (panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y)
-        for panel in panels
-        for x in range(panel["gridPos"]["w"])
-        for y in range(panel["gridPos"]["h"])
-    ]
-    assert len(taken) == len({*taken}) and max(x for x, _ in taken) < 24
-
-
-# The entrypoint
-
-
-def test_the_entrypoint_can_be_run() -> None:
-    assert os.access(ENTRYPOINT, os.X_OK)
-    assert read("deploy/entrypoint.sh").startswith("#!/bin/sh\n")
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_every_shell_reads_the_entrypoint(shell: str) -> None:
-    subprocess.run([shell, "-n", ENTRYPOINT], check=True)
-
-
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="there is no shellcheck")
-def test_shellcheck_finds_nothing() -> None:
-    subprocess.run(["shellcheck", ENTRYPOINT], check=True)
-
-
-PROGRAMS = {
-    # Ends when it is told to, or after RAY_LIFE seconds.
-    "ray": """
-        printf '%s\\n' "$@" > "$RECORD/ray.txt"
-        echo "ray $1" >> "$RECORD/calls.txt"
-        trap 'echo "ray ended" >> "$RECORD/calls.txt"; kill $!; exit 1' TERM
-        sleep "${RAY_LIFE:-120}" & wait $!
-    """,
-    "serve": """
-        echo "serve $*" >> "$RECORD/calls.txt"
-        case $1 in
-        deploy) cat "$2" >> "$RECORD/deployed.txt"; echo --- >> "$RECORD/deployed.txt"; exit "${DEPLOY_STATUS:-0}" ;;
-        status) echo 'applications: {}' ;;
-        esac
-    """,
-}
-
-
-class Answers(http.server.BaseHTTPRequestHandler):
-    """Ray's dashboard and the service at once."""
-
-    ready = 200
-
-    def do_GET(self) -> None:
-        known = {"/api/gcs_healthz": 200, "/api/local_raylet_healthz": 200, "/ready": type(self).ready}
-        self.send_response(known.get(self.path, 404))
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class Node:
-    """The entrypoint among programs that only record."""
-
-    def __init__(self, folder: Path, port: int, answers: type[Answers]) -> None:
-        self.record = folder
-        self.answers = answers
-        programs = folder / "bin"
-        programs.mkdir()
-        for name, text in PROGRAMS.items():
-            (programs / name).write_text(f"#!/bin/sh\n{text}", encoding="utf-8")
-            (programs / name).chmod(0o755)
-        self.environment = {
-            "PATH": f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin",
-            "TMPDIR": str(folder),
-            "RECORD": str(folder),
-            "DALLE_SERVE_PORT": str(port),
-            "DALLE_RAY_DASHBOARD_PORT": str(port),
-            "DALLE_RAY_AGENT_PORT": str(port),
-            "DALLE_RAY_ADDRESS": f"127.0.0.1:{port}",
-            # A proxy that refuses everything: nothing of the machine itself may be asked for through it.
-            "http_proxy": "http://127.0.0.1:9",
-        }
-
-    @contextlib.contextmanager
-    def started(self, *words: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-        """The running entrypoint, of which nothing is left afterwards."""
-        with subprocess.Popen(
-            [ENTRYPOINT, *words],
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            cwd=self.record,
-        ) as process:
-            try:
-                yield process
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-
-    def run(self, *words: str, **environment: str) -> tuple[int, str, str]:
-        """Exit code, output and messages."""
-        with self.started(*words, **environment) as process:
-            output, messages = process.communicate(timeout=60)
-        return process.returncode, output, messages
-
-    def text(self, name: str) -> str:
-        return (self.record / f"{name}.txt").read_text(encoding="utf-8")
-
-    @property
-    def calls(self) -> list[str]:
-        """Programs and what was asked of them."""
-        return [" ".join(line.split()[:2]) for line in self.text("calls").splitlines()]
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    class OfOneTest(Answers):
-        pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OfOneTest)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield Node(tmp_path, server.server_port, OfOneTest)
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def options_that_ray_knows(arguments: list[str]) -> dict[str, Any]:
-    """What `ray start` makes of its arguments; it raises for those that it does not know."""
-    from ray.scripts.scripts import start
-
-    command, *rest = arguments
-    assert command == "start"
-    return start.make_context("ray start", rest).params
-
-
-@RAY_WARNS
-def test_the_head_deploys_answers_and_ends_well(node: Node) -> None:
-    with node.started("head", DALLE_SERVE_HOST="0.0.0.0", DALLE_RAY_NUM_CPUS="3") as process:
-        assert process.stderr
-        messages = next(line for line in process.stderr if "ready at" in line)
-        assert node.calls == ["ray start", "serve deploy"]
-        process.send_signal(signal.SIGTERM)
-        rest = process.communicate(timeout=60)[1]
-    assert f"http://127.0.0.1:{node.environment['DALLE_SERVE_PORT']}" in messages
-    assert process.returncode == 0, rest
-    # The application first, its proxy still alive; Ray after it.
-    assert node.calls == ["ray start", "serve deploy", "serve deploy", "serve status", "ray ended"]
-    deployed, empty, _ = (yaml.safe_load(text) for text in node.text("deployed").split("---\n"))
-    assert deployed["http_options"]["host"] == "0.0.0.0"
-    assert deployed["applications"] == CONFIG["applications"]
-    assert empty == {**deployed, "applications": []}
-    port = int(node.environment["DALLE_RAY_DASHBOARD_PORT"])
-    options = options_that_ray_knows(node.text("ray").splitlines())
-    assert options["head"] and options["block"] and options["include_dashboard"] and options["disable_usage_stats"]
-    assert (options["dashboard_host"], options["dashboard_port"], options["num_cpus"]) == ("127.0.0.1", port, 3)
-    assert (options["port"], options["metrics_export_port"]) == ("6379", 8080) or options["port"] == 6379
-    assert not options["redis_password"]
-    assert f"serve deploy {node.record}" in node.text("calls") and f"--address http://127.0.0.1:{port}" in node.text(
-        "calls"
-    )
-    assert not [path for path in node.record.iterdir() if path.name.startswith("tmp.")]
-
-
-@RAY_WARNS
-def test_the_head_takes_the_password_of_redis_from_its_file(node: Node) -> None:
-    (node.record / "password").write_text("open sesame\n", encoding="utf-8")
-    file = str(node.record / "password")
-    for address, password in {"redis:6379": "open sesame", "": ""}.items():
-        node.run("head", RAY_LIFE="1", RAY_REDIS_ADDRESS=address, DALLE_RAY_REDIS_PASSWORD_FILE=file)
-        assert options_that_ray_knows(node.text("ray").splitlines())["redis_password"] == password
-
-
-def test_the_head_ends_when_ray_does(node: Node) -> None:
-    status, _, messages = node.run("head", RAY_LIFE="3")
-    assert status == 1 and "Ray ended" in messages
-    assert node.calls == ["ray start", "serve deploy"]
-
-
-def test_the_head_ends_when_the_application_is_refused(node: Node) -> None:
-    status, _, messages = node.run("head", DEPLOY_STATUS="1")
-    assert status == 1 and "not deployed" in messages
-    assert node.calls == ["ray start", "serve deploy", "ray ended"]
-
-
-def test_the_head_ends_when_the_service_is_not_ready_in_time(node: Node) -> None:
-    node.answers.ready = 503
-    status, _, messages = node.run("head", DALLE_RAY_READY_SECONDS="0")
-    assert status == 1 and "not ready after 0 s" in messages
-    assert node.calls[:3] == ["ray start", "serve deploy", "serve status"] and node.calls[-1] == "ray ended"
-
-
-@RAY_WARNS
-def test_a_worker_becomes_ray(node: Node) -> None:
-    with node.started("worker", DALLE_RAY_NODE_IP="127.0.0.1") as process:
-        until = time.monotonic() + 60
-        while not (node.record / "calls.txt").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert node.calls == ["ray start", "ray ended"]
-    options = options_that_ray_knows(node.text("ray").splitlines())
-    assert options["address"] == node.environment["DALLE_RAY_ADDRESS"] and options["block"] and not options["head"]
-    assert options["node_ip_address"] == "127.0.0.1"
-
-
-def test_a_worker_waits_for_its_head(node: Node) -> None:
-    with node.started("worker", DALLE_RAY_ADDRESS="127.0.0.1:9") as process:
-        assert process.stderr and "waiting for the head" in process.stderr.readline()
-    assert not (node.record / "calls.txt").exists()
-
-
-def test_checks_say_what_they_find(node: Node) -> None:
-    assert node.run("check", "node")[0] == node.run("check", "service")[0] == 0
-    node.answers.ready = 503
-    assert node.run("check", "service")[0] != 0
-    assert node.run("check", "node", DALLE_RAY_AGENT_PORT="9")[0] != 0
-
-
-def test_the_environment_is_nearer_than_the_file(node: Node) -> None:
-    del node.environment["DALLE_SERVE_PORT"]
-    status, output, _ = node.run("config")
-    assert (status, yaml.safe_load(output)) == (0, CONFIG)
-    changed = {"DALLE_SERVE_MODELS": "[]", "DALLE_SERVE_LIMITS__MAX_N": "3", "DALLE_SERVE_PORT": "8123"}
-    status, output, _ = node.run("config", **changed)
-    config = yaml.safe_load(output)
-    assert config["http_options"] == {**CONFIG["http_options"], "port": 8123}
-    limits = {name: value for name, value in APPLICATION["args"]["limits"].items() if name != "max_n"}
-    assert config["applications"][0]["args"] == {"limits": limits}
-
-
-@pytest.mark.parametrize("words", [(), ("tail",), ("check",), ("check", "all")])
-def test_other_words_are_refused(node: Node, words: tuple[str, ...]) -> None:
-    status, _, messages = node.run(*words)
-    assert status == 2 and messages.startswith("usage: ")
-
-
-def test_nothing_starts_without_its_programs(node: Node) -> None:
-    (node.record / "bin" / "serve").unlink()
-    python = node.record / "bin" / "python"
-    python.symlink_to(sys.executable)
-    status, _, messages = node.run("head", PATH=f"{python.parent}:/usr/bin:/bin")
-    assert status == 1 and "serve is not on the PATH" in messages

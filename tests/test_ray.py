@@ -51,6 +51,13 @@ class Served:
         (found,) = (child for child in self.children() if _title(child).startswith(title))
         found.send_signal(signal.SIGKILL)
 
+    def metrics(self) -> str:
+        return httpx.get(self.url + "/metrics", timeout=30).text
+
+    def total(self, name: str) -> float:
+        """Of a metric, over all replicas."""
+        return sum(float(value) for value in re.findall(rf"^dalle_{name}{{.*}} (.+)$", self.metrics(), re.M))
+
     def wait_until_ready(self) -> None:
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until:
@@ -163,9 +170,8 @@ def test_a_request_is_cancelled_wherever_it_runs(served: Served) -> None:
         assert answer.status_code == 200, answer.text
         text = response.read().decode()
     assert '"code": "request_cancelled"' in text
-    metrics = httpx.get(served.url + "/metrics", timeout=30).text
-    assert re.search(r'^dalle_cancellations_total{model="emoji",replica="\w+"} [1-9]', metrics, re.M)
-    assert re.search(r'^dalle_http_requests_total{path="/v1/images/generations"', metrics, re.M)
+    assert re.search(r'^dalle_cancellations_total{model="emoji",replica="\w+"} [1-9]', served.metrics(), re.M)
+    assert re.search(r'^dalle_http_requests_total{path="/v1/images/generations"', served.metrics(), re.M)
 
 
 def test_errors_keep_their_form_behind_the_proxy(served: Served) -> None:
@@ -196,3 +202,7 @@ def test_every_request_ends_when_a_part_is_killed(served: Served, expected: dict
         assert all(isinstance(result, str) for result in results), results
     served.wait_until_ready()
     assert draw(served, 0, False) == expected[0]
+    until = time.monotonic() + 30
+    while served.total("slots_used") or served.total("queue_length"):
+        assert time.monotonic() < until, "somebody draws for nobody"
+        time.sleep(0.2)

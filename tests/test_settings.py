@@ -32,6 +32,7 @@ def test_flags_win_over_the_environment_and_both_over_the_file(tmp_path: Path, m
     assert (settings.port, settings.limits.max_n, settings.limits.deadline) == (1003, 3, 7)
     assert (settings.host, settings.store_seconds) == ("127.0.0.2", 5)
     assert _settings(["--config", str(file)]).port == 1002
+    assert _settings([f"--config={file}"]).port == 1002
 
 
 def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +80,13 @@ def test_settings_survive_the_way_to_a_replica() -> None:
 
 def test_a_model_gets_the_cores_of_the_machine_unless_it_says_how_many() -> None:
     settings = load_settings({"models": [{"path": "a"}, {"path": "b", "num_cpus": 3}]})
-    assert [model.num_cpus for model in _all_cores(settings, 8).models] == [4, 3]
+    assert [model.num_cpus for model in _all_cores(settings, 8).models] == [5, 3]
     assert _all_cores(load_settings({}), 1).models == (ModelSettings(num_cpus=1),)
+    three = load_settings({"models": [{"path": name} for name in "abc"]})
+    assert [model.num_cpus for model in _all_cores(three, 2).models] == [0.66] * 3
+    for num_cpus in (3, 2):
+        with pytest.raises(ConfigError, match=f"take 3 CPUs, and this machine has {num_cpus}"):
+            _all_cores(settings, num_cpus)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""Who has slots, who waits, and when whoever comes would be done. No thread, no clock, no tensor.
+
+Every picture takes a known number of steps and is never put back, so the future is computed, not guessed. A job is
+accepted if there is room in the queue, if all its pictures will be done by its deadline, and if nobody to whom that was
+promised before would be late because of it. What can never be done is told apart from what is worth trying again.
+
+Callers take turns (`FairQueue`). The room is shared by dynamic thresholds (Choudhury and Hahne 1998): a caller may have
+as many pictures waiting as there is room left for others, so that nobody fills the queue alone.
+"""
+
+import dataclasses
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from dalle.engine import finish_steps
+from serving.fair_queue import FairQueue
+from serving.jobs import Refused
+
+__all__ = ["Schedule", "Scheduled"]
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Scheduled:
+    """A picture on its way: what decides when it will be done."""
+
+    caller: str
+    deadline: float
+    """In seconds since the epoch."""
+    rows: int
+    """Slots that it takes."""
+    num_codes: int
+    """That it has, those given in front included."""
+    total_codes: int
+    previews: list[int]
+    """Numbers of codes at which a preview is due, in rising order."""
+
+    @property
+    def steps_left(self) -> int:
+        return self.total_codes - self.num_codes
+
+    @property
+    def decodes_left(self) -> list[int]:
+        """After how many of its own steps codes become pixels: for each preview, and at the end."""
+        return [*(preview - self.num_codes for preview in self.previews), self.steps_left]
+
+
+S = TypeVar("S", bound=Scheduled)
+
+
+class Schedule(Generic[S]):
+    """The pictures of one engine."""
+
+    def __init__(self, *, num_slots: int, max_queue: int) -> None:
+        self.num_slots = num_slots
+        self.max_queue = max_queue
+        """Pictures that may wait."""
+        self.queue: FairQueue[S] = FairQueue()
+        self.active: dict[int, S] = {}
+        """Those that have slots, by the engine's id."""
+        self.step_seconds = 0.0
+        self.decode_seconds = 0.0
+
+    @property
+    def num_free_slots(self) -> int:
+        return self.num_slots - sum(picture.rows for picture in self.active.values())
+
+    def consider(self, new: Sequence[S], now: float) -> Refused | tuple[int, float]:
+        """What would become of a job with these pictures, which are not in the queue yet: why it is refused, or
+        (pictures that get slots before its first, seconds until all are done). `now` is in seconds since the epoch."""
+        order = self._order(new)
+        times = self._times(order)
+        estimate = max(end for picture, (_, end) in zip(order, times, strict=True) if picture in new)
+        refused = self._impossible(new, now) or self._no_room(new, order, times)
+        refused = refused or self._too_late(estimate, new[0].deadline - now) or self._others_late(order, times, now)
+        return refused or (order.index(new[0]), estimate)
+
+    def _order(self, new: Sequence[S]) -> list[S]:
+        """Who would get slots, one after the other, if these came."""
+        trial: FairQueue[S] = FairQueue(self.queue)
+        for picture in new:
+            trial.push(picture.caller, picture)
+        return list(trial)
+
+    def _times(self, order: Sequence[S], *, alone: bool = False) -> list[tuple[float, float]]:
+        """(start, end) of each in seconds from now, if they get slots in this order; `alone`, with nothing active."""
+        active = [] if alone else list(self.active.values())
+        waiting = [(picture.steps_left, picture.rows) for picture in order]
+        free = self.num_slots if alone else self.num_free_slots
+        ends = finish_steps([(picture.steps_left, picture.rows) for picture in active], waiting, free)
+        starts = [end - picture.steps_left for picture, end in zip(order, ends, strict=True)]
+        # codes become pixels between two steps, and everybody waits for it
+        decodes = [step for picture in active for step in picture.decodes_left]
+        decodes += [start + step for picture, start in zip(order, starts, strict=True) for step in picture.decodes_left]
+        decodes.sort()
+
+        def seconds(step: int) -> float:
+            return step * self.step_seconds + bisect_right(decodes, step) * self.decode_seconds
+
+        return [(seconds(start), seconds(end)) for start, end in zip(starts, ends, strict=True)]
+
+    def _impossible(self, new: Sequence[S], now: float) -> Refused | None:
+        """What would not even be done with nothing else to do."""
+        most = self.num_slots // new[0].rows + self._share(0)
+        if len(new) > most:
+            message = f"n is {len(new)}; the limit here is {most}, the pictures of one caller that are drawn or wait"
+            return Refused(status=400, code="invalid_value", message=message, param="n")
+        seconds, left = max(end for _, end in self._times(new, alone=True)), new[0].deadline - now
+        if seconds > left:
+            message = (
+                f"it takes {seconds:.1f} s, and the deadline is in {left:.1f} s: "
+                "ask for fewer pictures or previews, or for a later deadline"
+            )
+            return Refused(status=400, code="deadline_unreachable", message=message, param="deadline")
+        return None
+
+    def _share(self, num_others: int) -> int:
+        """How many pictures of a caller may wait beside those of others: half of what they leave, rounded up."""
+        return (self.max_queue - num_others + 1) // 2
+
+    def _no_room(self, new: Sequence[S], order: Sequence[S], times: Sequence[tuple[float, float]]) -> Refused | None:
+        waiting = [(picture, start) for picture, (start, _) in zip(order, times, strict=True) if start > 0]
+        mine = [start for picture, start in waiting if picture.caller == new[0].caller]
+        num_others = len(waiting) - len(mine)
+        share = self._share(num_others)
+        if len(mine) <= share:
+            return None
+        retry = max(1.0, mine[len(mine) - share - 1])
+        others = f", and {num_others} of others" if num_others else ""
+        message = (
+            f"{len(mine)} of your pictures would wait{others}; the limit for you is {share} of {self.max_queue} now; "
+            f"try again in {retry:.0f} s"
+        )
+        return Refused(status=429, code="queue_full", message=message, retry_after=retry)
+
+    @staticmethod
+    def _too_late(estimate: float, left: float) -> Refused | None:
+        if estimate <= left:
+            return None
+        retry = max(1.0, estimate - left)
+        message = (
+            f"it would take {estimate:.1f} s from now, and the deadline is in {left:.1f} s; "
+            f"try again in {retry:.0f} s, or ask for fewer pictures or a later deadline"
+        )
+        return Refused(status=429, code="deadline_unreachable", message=message, retry_after=retry)
+
+    def _others_late(self, order: Sequence[S], times: Sequence[tuple[float, float]], now: float) -> Refused | None:
+        """Whether somebody would be late who would not be without it."""
+        after = {id(picture): end for picture, (_, end) in zip(order, times, strict=True)}
+        accepted = list(self.queue)
+        lateness = [
+            now + after[id(picture)] - picture.deadline
+            for picture, (_, before) in zip(accepted, self._times(accepted), strict=True)
+            if now + before <= picture.deadline < now + after[id(picture)]
+        ]
+        if not lateness:
+            return None
+        retry = max(1.0, *lateness)
+        message = f"pictures that were promised to others would be late; try again in {retry:.0f} s"
+        return Refused(status=429, code="queue_full", message=message, retry_after=retry)

@@ -1,0 +1,136 @@
+"""What the ingress does when replicas die, fall silent or are replaced, staged moment by moment: the handle of Ray's
+is scripted here. On a real Ray replicas are killed in test_ray.py."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from serving import ray_backend
+from serving.jobs import Accepted, Drawn, Event, Job, Preview, Refused
+from serving.ray_backend import RayBackend
+
+Script = list[Event | Exception | None]
+"""What a replica does with a job: events, an end by an exception; None is silence for ever."""
+
+
+class Stream:
+    """A response of Ray's that gives a scripted stream."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = iter(script)
+        self.cancelled = False
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            step = next(self._script)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        if step is None:
+            await asyncio.sleep(60)
+        if isinstance(step, Exception):
+            raise step
+        assert step is not None
+        return step
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """Replicas that take one job after the other, each with its script."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self._scripts = list(scripts)
+        self.jobs: list[Job] = []
+        self.streams: list[Stream] = []
+        self.draw = self
+
+    def options(self, *, stream: bool) -> "Handle":
+        assert stream
+        return self
+
+    def remote(self, job: Job) -> Stream:
+        self.jobs.append(job)
+        self.streams.append(Stream(self._scripts.pop(0)))
+        return self.streams[-1]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_backend, "PATIENCE", 0.1)
+    monkeypatch.setattr(ray_backend, "RETRY_SECONDS", 0.01)
+
+
+def job(num: int = 2, seconds: float = 30.0) -> Job:
+    indices = tuple(range(num))
+    return Job(id="one", owner="o", caller="c", prompt="p", seed=1, indices=indices, deadline=time.time() + seconds)
+
+
+def accepted(fingerprint: str = "fp_1") -> Accepted:
+    return Accepted(position=0, estimate=1.0, num_text_tokens=1, num_kept_codes=0, fingerprint=fingerprint)
+
+
+def drawn(index: int) -> Drawn:
+    return Drawn(index=index, image=b"", codes=[], queue_seconds=0.0)
+
+
+def preview(index: int, number: int) -> Preview:
+    return Preview(index=index, number=number, num_codes=1, image=b"")
+
+
+def events(handle: Handle, one: Job) -> list[Event]:
+    async def collect() -> list[Event]:
+        backend: Any = RayBackend({"m": handle}, handle)  # type: ignore[dict-item, arg-type]
+        return [event async for event in backend.draw("m", one)]
+
+    found = asyncio.run(collect())
+    assert all(stream.cancelled for stream in handle.streams), "a stream was left open"
+    return found
+
+
+FAULT = RayTaskError("draw", "trace", ValueError())  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("death", [RayActorError(), FAULT, RayServeException()])
+def test_the_rest_of_a_job_goes_to_another_replica(death: Exception) -> None:
+    first: Script = [accepted(), preview(0, 0), drawn(0), preview(1, 0), death]
+    handle = Handle(first, [accepted(), preview(1, 0), preview(1, 1), drawn(1)])
+    found = events(handle, job())
+    assert found == [accepted(), preview(0, 0), drawn(0), preview(1, 0), preview(1, 1), drawn(1)], "nothing comes twice"
+    assert [one.indices for one in handle.jobs] == [(0, 1), (1,)]
+
+
+def test_a_replica_that_dies_after_its_last_picture_is_not_missed() -> None:
+    handle = Handle([accepted(), drawn(0), drawn(1), RayActorError()])
+    assert events(handle, job()) == [accepted(), drawn(0), drawn(1)]
+
+
+def test_after_three_deaths_the_caller_is_told() -> None:
+    dies: Script = [RayActorError()]
+    handle = Handle(dies, dies, dies)
+    (refused,) = events(handle, job())
+    assert isinstance(refused, Refused) and (refused.status, refused.code) == (503, "replica_lost")
+    assert refused.retry_after
+
+
+def test_another_kind_of_engine_does_not_finish_a_picture_that_was_promised() -> None:
+    handle = Handle([accepted("fp_1"), RayActorError()], [accepted("fp_2"), drawn(0), drawn(1)])
+    found = events(handle, job())
+    assert found[0] == accepted("fp_1")
+    assert isinstance(found[1], Refused) and found[1].code == "replica_lost" and len(found) == 2
+
+
+@pytest.mark.parametrize("script", [[None], [accepted(), None]])
+def test_nobody_waits_longer_than_the_deadline(script: Script) -> None:
+    start = time.monotonic()
+    found = events(Handle(script), job(seconds=0.3))
+    assert isinstance(found[-1], Refused) and (found[-1].status, found[-1].code) == (408, "deadline_exceeded")
+    assert time.monotonic() - start < 10
