@@ -50,10 +50,22 @@ def describe_model(folder: Path) -> str:
             grid = f"{decoder['grid_height']} x {decoder['grid_width']}"
             facts["codes"] = f"{grid}, of {image['codebook_size']}"
             facts["decoder"] = f"{decoder['depth']} layers of width {decoder['width']}"
-            facts["prompt"] = f"up to {decoder['text_length'] - 1} tokens"
+            facts["prompt"] = _prompt(config, decoder)
         facts |= config["about"]
         megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} has no readable config.json of ours: {error!r}") from error
     lines = [f"{folder.name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)
+
+
+def _prompt(config: dict[str, Any], decoder: dict[str, Any]) -> str:
+    """What the model draws from, in words."""
+    length, kind = decoder["text_length"], config.get("text_tokenizer")
+    if decoder.get("feature_width") is not None:
+        return f"up to {length} tokens, with its text encoder"
+    if kind == "classes":
+        return f"a class, 0 to {decoder['text_vocab_size'] - 2}"
+    if kind is None and config["format_version"] > 1:
+        return f"no text tokenizer: {length} text ids"
+    return f"up to {length if kind == 'padded' else length - 1} tokens"

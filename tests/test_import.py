@@ -110,7 +110,17 @@ def test_wrong_paths(tmp_path: Path) -> None:
     text = refusal(tmp_path / "empty", out)
     assert "is of no family that is known here" in text and "vqgan-jax: a folder with config.json and" in text
     assert "there is no family 'dalle3'; there are vqgan-jax, taming" in refusal(tmp_path, out, "--family", "dalle3")
-    assert "has no flax_model.msgpack, which would be the weights" in refusal(tmp_path, out, "--family", "vqgan-jax")
+    for family, said in (
+        ("vqgan-jax", "has no flax_model.msgpack, which would be the weights"),
+        ("taming", "has no *.yaml with model.target taming.models.*, which tells the network"),
+        ("mindalle", "has no config.yaml, which would be the configuration"),
+        ("llamagen", "has no vq_ds*.pt, which would be the image tokenizer"),
+        ("dalle-pytorch", "has no vae.pt or dalle.pt, which would be the model"),
+        ("rudalle", "has no vqgan.gumbelf8-sber*.ckpt, which would be the image tokenizer"),
+        ("min-dalle", "has no vqgan/detoker.pt, which would be the image detokenizer"),
+        ("openai-dvae", "has no encoder.pkl, which would be a pickled dall_e.encoder.Encoder"),
+    ):
+        assert f"{tmp_path / 'empty'} {said}" in refusal(tmp_path / "empty", out, "--family", family)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     torch.save({"embeddings.weight": torch.zeros(3, 4)}, tmp_path / "bert" / "pytorch_model.bin")

@@ -22,6 +22,7 @@ from dalle import DALLE, DalleError, Features, SamplingParams
 from dalle.conditions import condition_rows
 from dalle.errors import CheckpointError, EngineError, ParameterError, PromptError
 from dalle.interop.convert import import_checkpoint
+from dalle.model_store import describe_model
 from dalle.sampling import FilterParams, filter_logits
 
 GUIDED_TOLERANCE = 2e-4
@@ -248,6 +249,18 @@ def test_llamagen_of_another_shape(tmp_path: Path) -> None:
     labels, codes = torch.tensor([0, 4, 5]), torch.randint(256, (3, 9))
     assert distance(model.logits(labels, codes), peer.logits(labels, codes)) < TOLERANCE
     assert model.image_size == (6, 6)
+
+
+def test_what_a_model_draws_from_is_told(tmp_path: Path) -> None:
+    for path, told in (
+        ("LlamaGen/c2i_stage.pt", "prompt: a class, 0 to 9"),
+        ("LlamaGen/t2i_stage.pt", "prompt: up to 6 tokens, with its text encoder"),
+        ("DALLE-pytorch/dalle_full_shift.pt", "prompt: no text tokenizer: 12 text ids"),
+        ("minDALL-E/checkpoint", "prompt: up to 16 tokens"),
+    ):
+        out = tmp_path / Path(path).stem
+        import_checkpoint(DATA / path, out)
+        assert told in describe_model(out).splitlines()[4]
 
 
 def test_a_class_is_a_prompt(classes: DALLE) -> None:

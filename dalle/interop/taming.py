@@ -43,8 +43,10 @@ def recognise(source: Source) -> str | None:
 
 
 def convert(source: Source) -> Converted:
-    # a run that was resumed has a configuration for each start; the last holds
-    config_path = _configs(source)[-1]
+    configs = _configs(source)
+    if not configs:
+        raise CheckpointError(f"{source.path} has no *.yaml with model.target taming.models.*, which tells the network")
+    config_path = configs[-1]  # a run that was resumed has one for each start; the last holds
     target = _target(source, config_path)
     if not target.startswith("taming.models.vqgan."):
         raise CheckpointError(f"{config_path} is for {target}; of this project only image tokenizers are read")
