@@ -54,7 +54,9 @@ def recognise(source: Source) -> str | None:
 
 
 def convert(source: Source) -> Converted:
-    path = source.only(source.nearest(_image_tokenizers), "vq_ds*.pt", "the image tokenizer")
+    decoders = _decoders(source)
+    found = source.nearest(_image_tokenizers) if decoders else _image_tokenizers(source)
+    path = source.only(found, "vq_ds*.pt", "the image tokenizer")
     image_tokenizer = _image_tokenizer(path, source.torch(path), image_size=DEFAULT_IMAGE_SIZE)
     derived = [
         f"image_size {DEFAULT_IMAGE_SIZE}, the project's default; any other works as well",
@@ -62,7 +64,7 @@ def convert(source: Source) -> Converted:
         "pixels: [-1, 1], as the project trains",
     ]
     decoder, text_tokenizer, sampling = None, None, None
-    if decoders := _decoders(source):
+    if decoders:
         path = source.only(decoders, "c2i_*.pt or t2i_*.pt", "the decoder")
         assert isinstance(image_tokenizer.config, ImageTokenizerConfig)
         decoder = _decoder(source, path, image_tokenizer.config.factor)

@@ -43,13 +43,14 @@ def recognise(source: Source) -> str | None:
 
 def convert(source: Source) -> Converted:
     decoder, text_tokenizer = None, None
+    found = _image_tokenizers(source)
     if decoders := _decoders(source):
         decoder = _decoder(source, source.only(decoders, "pytorch_model_v*.bin", "the decoder"))
         assert isinstance(decoder.config, DecoderConfig)
         vocabularies = source.nearest(lambda place: place.find("bpe.model"))
         path = source.only(vocabularies, "bpe.model", "the text tokenizer")
         text_tokenizer = _text_tokenizer(source, path, decoder.config.text_length)
-    found = source.nearest(_image_tokenizers)
+        found = source.nearest(_image_tokenizers)
     # both may be there, for the same codes: the plain one draws pictures of the size it was trained on
     plain = [path for path in found if not _has_wavelets(source, path)]
     path = source.only(plain or found, "vqgan.gumbelf8-sber*.ckpt", "the image tokenizer")
