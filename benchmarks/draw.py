@@ -15,8 +15,8 @@ import torch
 import typer
 
 from dalle import DALLE, Engine, Request
+from dalle.model import NUM_SLOTS
 from dalle.model_store import DEFAULT_MODEL
-from dalle.pipeline import NUM_SLOTS
 
 __all__ = ["main"]
 
@@ -46,6 +46,7 @@ def machine_limits() -> tuple[float, float]:
 def step_seconds(model: DALLE) -> float:
     """Median time of a step with every slot busy."""
     engine = Engine(model.decoder, num_slots=NUM_SLOTS)
+    assert model.text_tokenizer is not None
     text_ids = model.text_tokenizer.encode(PROMPT)
     for seed in range(NUM_SLOTS // 2):
         engine.add(Request(text_ids=text_ids, null_ids=model.text_tokenizer.null_ids, params=model.sampling, seed=seed))

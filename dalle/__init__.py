@@ -1,5 +1,6 @@
-"""Text to image with a decoder-only Transformer: `DALLE.load().generate(prompt)`."""
+"""Text to image with a decoder-only Transformer: `load().generate(prompt)`."""
 
+from dalle.conditions import Features
 from dalle.engine import Engine, Request
 from dalle.errors import DalleError
 from dalle.image_tokenizer import ImageTokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "DalleError",
     "Decoder",
     "Engine",
+    "Features",
     "ImageTokenizer",
     "Picture",
     "Prefix",
@@ -21,4 +23,7 @@ __all__ = [
     "SamplingParams",
     "TextTokenizer",
     "__version__",
+    "load",
 ]
+
+load = DALLE.load

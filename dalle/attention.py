@@ -6,7 +6,7 @@ values (B, kv_heads, S, head_dim), masks broadcastable to (B, heads, L, S), True
 Attention is that of Vaswani et al. 2017 (arXiv 1706.03762), grouped queries those of Ainslie et al. 2023 (2305.13245),
 query-key normalisation that of Dehghani et al. 2023 (2302.05442), rotary positions those of Su et al. 2021
 (2104.09864), in two dimensions as LlamaGen has them; the sparse masks are DALL-E's (Ramesh et al. 2021, 2102.12092) as
-DALLE-pytorch reads them.
+DALLE-pytorch and ruDALL-E read them.
 """
 
 import math
@@ -20,30 +20,50 @@ from torch import Tensor, nn
 from dalle.cache import LayerCache
 from dalle.sequence import RowLayout
 
-__all__ = ["Attention", "Pattern", "apply_rotary", "attention_mask", "rotary_table"]
+__all__ = ["Attention", "Pattern", "apply_rotary", "attention_mask", "rotary_table", "rotary_text_image_table"]
 
-Pattern = Literal["causal", "row", "column", "convolution"]
+Pattern = Literal["causal", "row", "column", "convolution", "local", "convolution_centered", "convolution_wrapped"]
 
 
-def attention_mask(layout: RowLayout, pattern: Pattern, convolution_size: int) -> Tensor:
-    """(T + N, T + N) bool: which position (second axis) each position (first axis) may look at.
+def attention_mask(layout: RowLayout, pattern: Pattern, convolution_size: int, shift: int = 0) -> Tensor:
+    """(P, P) bool for the P positions of a row: which one (second axis) each one (first axis) may look at.
 
     Text looks at the text before it and itself, in every pattern. A code looks at all text, and of the codes before
-    it and itself: at all (`causal`), at its own row, at its own column, or at the `convolution_size` rows and columns
-    that end at it.
+    it and itself:
+
+        causal                at all
+        row, column           at its own row, its own column
+        convolution           at the `convolution_size` rows and columns that end at it (DALLE-pytorch)
+        local                 at as many before it as a row has (ruDALL-E's row mask)
+        convolution_centered  at the `convolution_size` rows and columns around it (ruDALL-E)
+        convolution_wrapped   at the same on a torus (ruDALL-E's first models)
+
+    `shift` counts codes from that many positions earlier: the last text positions are then codes to the pattern.
     """
     positions = torch.arange(layout.length)
-    causal = positions[:, None] >= positions
+    back = positions[:, None] - positions
     if pattern == "causal":
-        return causal
-    rows, columns = layout.coordinates().unbind(1)
+        return back >= 0
+    places = positions - layout.first_code + shift
+    rows, columns = places // layout.grid_width, places % layout.grid_width
     rows_up, columns_left = rows[:, None] - rows, columns[:, None] - columns
-    near = {
-        "row": rows_up == 0,
-        "column": columns_left == 0,
-        "convolution": (rows_up < convolution_size) & (columns_left >= 0) & (columns_left < convolution_size),
-    }[pattern]
-    return causal & (near | (positions < layout.text_length) | (positions[:, None] < layout.text_length))
+
+    def around(distance: Tensor, size: int) -> Tensor:
+        reach = convolution_size // 2
+        near = distance.abs() <= reach
+        return near | (distance.abs() >= size - reach) if pattern == "convolution_wrapped" else near
+
+    if pattern == "row":
+        near = rows_up == 0
+    elif pattern == "column":
+        near = columns_left == 0
+    elif pattern == "local":
+        near = back <= layout.grid_width
+    elif pattern == "convolution":
+        near = (rows_up < convolution_size) & (columns_left >= 0) & (columns_left < convolution_size)
+    else:
+        near = around(rows_up, layout.grid_height) & around(columns_left, layout.grid_width)
+    return (back >= 0) & (near | (places < 0) | (places[:, None] < 0))
 
 
 def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
@@ -56,6 +76,30 @@ def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
     frequencies = base ** (-torch.arange(num_pairs, dtype=torch.float64) / num_pairs)
     angles = rearrange(coordinates[..., None] * frequencies, "p a n -> p (a n)")
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def rotary_text_image_table(layout: RowLayout, head_dim: int, base: float) -> Tensor:
+    """(P, head_dim / 2, 2) float32, as `rotary_table`, with DALLE-pytorch's three axes: a third of the channels for
+    the place in the text, one for the row, one for the column; those that are left over do not turn.
+
+    Text is at 0, 1, 2... of the first axis and at -10 of the others; codes are at 8192, far from all text, and on the
+    grid from -1 to 1, where the frequencies are those of pixels. In float32 throughout, because at 8192 its rounding
+    is seen in the sine, and models were trained with it.
+    """
+    share = head_dim // 3
+    num_pairs = share // 2
+    words = 1.0 / base ** (torch.arange(0, share, 2)[:num_pairs].float() / share)
+    waves = torch.linspace(1.0, 5.0, num_pairs) * math.pi
+    height, width = layout.grid_height, layout.grid_width
+    away = torch.full((layout.first_code,), -10.0)
+    axes = [
+        (torch.cat([torch.arange(layout.first_code), torch.full((layout.num_codes,), 8192)]).float(), words),
+        (torch.cat([away, torch.linspace(-1.0, 1.0, height).repeat_interleave(width)]), waves),
+        (torch.cat([away, torch.linspace(-1.0, 1.0, width).repeat(height)]), waves),
+    ]
+    angles = torch.cat([places[:, None] * frequencies for places, frequencies in axes], dim=1)
+    angles = F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
@@ -104,9 +148,11 @@ class Attention(nn.Module):
         qkv_bias: bool,
         output_bias: bool,
         qk_norm_epsilon: float | None,
+        rotary_values: bool,
     ) -> None:
         super().__init__()
         self.heads = (num_heads, num_kv_heads, num_kv_heads)
+        self.rotary_values = rotary_values
         self.grouped = num_kv_heads < num_heads
         self.head_dim = head_dim
         self.qkv = nn.Linear(width, sum(self.heads) * head_dim, bias=qkv_bias)
@@ -122,6 +168,8 @@ class Attention(nn.Module):
         q, k = self.query_norm(q), self.key_norm(k)
         if rotary is not None:
             q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+            if self.rotary_values:
+                v = apply_rotary(v, rotary)
         if cache is not None:
             k, v = cache.write(k, v)
         scale = 1 / math.sqrt(self.head_dim)

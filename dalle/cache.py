@@ -1,7 +1,8 @@
 """Key-value cache: one array over slots, allocated once, passed as an explicit argument.
 
 Every picture of a model has the same number of tokens, so a slot is a plain stretch of `length` positions and nothing
-is ever moved. The cache also remembers which positions of a slot may be looked at, since a prompt's padding may not.
+is ever moved. The cache also remembers which positions of a slot may be looked at, since a prompt's padding may not;
+and, for a decoder with token shift, the channels that later positions take over.
 """
 
 import dataclasses
@@ -15,7 +16,8 @@ __all__ = ["CacheView", "KVCache", "LayerCache"]
 class KVCache:
     """Keys and values of all layers: (depth, 2, slots, kv_heads, length, head_dim).
 
-    `padding` (slots, length) bool marks the positions that hold padding.
+    `padding` (slots, length) bool marks the positions that hold padding. `shifted` (depth, 2, slots, length,
+    shift_width) has the inputs of both branches of each block, as far as token shift hands them on.
     """
 
     def __init__(
@@ -26,17 +28,34 @@ class KVCache:
         num_kv_heads: int,
         length: int,
         head_dim: int,
+        shift_width: int = 0,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         shape = (depth, 2, num_slots, num_kv_heads, length, head_dim)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.shifted = torch.zeros(depth, 2, num_slots, length, shift_width, device=device, dtype=dtype)
         self.padding = torch.zeros(num_slots, length, dtype=torch.bool, device=device)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the keys and values."""
-        return self.values.numel() * self.values.element_size()
+        """Memory of all that it holds but the padding."""
+        return (self.values.numel() + self.shifted.numel()) * self.values.element_size()
+
+    def copy_slot(self, slot: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first `length` positions of a slot hold, for `fill_slot`."""
+        return (
+            self.values[:, :, slot, :, :length].clone(),
+            self.shifted[:, :, slot, :length].clone(),
+            self.padding[slot].clone(),
+        )
+
+    def fill_slot(self, slot: int, content: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Put into a slot what `copy_slot` took from one."""
+        values, shifted, padding = content
+        self.values[:, :, slot, :, : values.shape[3]] = values
+        self.shifted[:, :, slot, : shifted.shape[2]] = shifted
+        self.padding[slot] = padding
 
     def view(self, slots: Tensor, positions: Tensor) -> "CacheView":
         """The cache as a forward pass over rows at these slots (B,) sees it, writing to positions (B, L)."""
@@ -83,3 +102,9 @@ class LayerCache:
         stored_keys[slots, :, positions] = keys.transpose(1, 2).to(stored_keys.dtype)
         stored_values[slots, :, positions] = values.transpose(1, 2).to(stored_values.dtype)
         return stored_keys[self.view.read], stored_values[self.view.read]
+
+    def hand_on(self, branch: int, inputs: Tensor) -> Tensor:
+        """Store (B, L, shift_width), inputs of a branch, and return all of the slots, (B, length, shift_width)."""
+        stored = self.view.cache.shifted[self.index, branch]
+        stored[self.view.slots[:, None], self.view.positions] = inputs.to(stored.dtype)
+        return stored[self.view.read]

@@ -1,4 +1,4 @@
-"""The `dalle` command: `generate`, `show`, `models`.
+"""The `dalle` command: `generate`, `show`, `models`, `import`, `export`.
 
 Exit codes: 0 done, 2 a caller's mistake (one line on stderr), 130 interrupted. Pictures are written one by one as they
 are finished, whole or not at all, so whatever stops the command, those already drawn are kept.
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dalle.engine import StepResult
 from dalle.errors import CheckpointError, DalleError
 from dalle.images import contact_sheet, encode_image, load_image
-from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
+from dalle.model_store import DEFAULT_MODEL, describe_model, find_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_kept_mask, read_receipt
 from dalle.sampling import SamplingParams
@@ -45,7 +45,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @app.command(no_args_is_help=True)
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts make several sets of pictures.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to draw, or the number of a class; several make several sets.")
+    ],
     n: Annotated[int, typer.Option("--n", "-n", help=f"Pictures of each prompt, 1 to {MAX_PICTURES}.")] = 1,
     seed: Annotated[
         int | None, typer.Option(help="The same prompt, seed and options give the same pictures. Default: a new one.")
@@ -85,6 +87,9 @@ def generate(
     device: Annotated[
         str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, or another name of torch.")
     ] = "auto",
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of a T5, for a model that follows its features (LlamaGen's t2i).")
+    ] = None,
 ) -> None:
     """Draw pictures of one or more prompts into a folder, with a contact sheet if there are several.
 
@@ -100,7 +105,7 @@ def generate(
         for i, prompt in enumerate(prompts):
             if prompt in prompts[:i]:
                 raise DalleError(f"the prompt {prompt!r} is given twice; use --n")
-        dalle = DALLE.load(model, device=device)
+        dalle = DALLE.load(model, device=device, text_encoder=text_encoder)
         given = {
             "temperature": temperature,
             "top_k": top_k,
@@ -207,6 +212,70 @@ def models() -> None:
                 broken = True
         if broken:
             raise typer.Exit(2)
+
+
+@app.command("import", no_args_is_help=True)
+def import_model(
+    path: Annotated[Path, typer.Argument(help="Its folder, or the one file that it is in.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model directory to write; its name is the model's.")],
+    family: Annotated[
+        str | None, typer.Option(help="Take it for a checkpoint of this family, whatever it looks like.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint of another project into a model directory, once.
+
+    The family is found out from the files: vqgan-jax, taming (taming-transformers:
+    VQModel, GumbelVQ), mindalle (minDALL-E), llamagen (LlamaGen), dalle-pytorch,
+    rudalle (ruDALL-E), min-dalle (its detokenizer), openai-dvae.
+    docs/interop.md tells which files each consists of, what is not read and why,
+    and under which licence its published weights are.
+
+    Nothing in the files is run: pickles are read by a reader that knows tensors and
+    refuses the rest. The directory is written whole or not at all, and read back
+    before it takes its place. A model as large as the disk needs little memory.
+
+        dalle import vqgan_imagenet_f16_16384 --out models/vqgan-f16
+        dalle import logs/2021-04-23_my-vqgan --out models/mine
+        DALLE_MODELS=models dalle models
+    """
+    from dalle.interop.convert import import_checkpoint  # foreign formats are nobody else's concern
+
+    with _mistakes_in_words(), tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
+
+        def on_written(num_bytes: int) -> None:
+            bar.update(num_bytes)
+
+        done = import_checkpoint(path, out, family=family, on_start=bar.reset, on_written=on_written)
+        bar.close()
+        converted = done.converted
+        lines = [
+            ("family", f"{done.family}: {done.reason}"),
+            *(("read", str(file)) for file in done.read),
+            *(("ignored", text) for text in converted.ignored),
+            *(("derived", text) for text in converted.derived),
+            *converted.about.items(),
+        ]
+        print("\n".join(f"{key:<9}{printable(text)}" for key, text in lines))
+        print(printable(describe_model(out)))
+
+
+@app.command("export", no_args_is_help=True)
+def export_model(
+    model: Annotated[str, typer.Argument(help="Name (see `dalle models`) or directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not be there yet.")],
+    to: Annotated[
+        str, typer.Option(help="vqgan-jax: the image tokenizer, as that project reads it; hf: safetensors and JSON.")
+    ] = "hf",
+) -> None:
+    """Write a model for other projects to read; docs/interop.md tells names and files.
+
+    dalle export models/mine --to vqgan-jax --out mine-jax
+    """
+    from dalle.interop.export import export_checkpoint
+
+    with _mistakes_in_words():
+        export_checkpoint(find_model(model), to, out)
+        print(f"{to}: {out}")
 
 
 def _print_version(wanted: bool) -> None:

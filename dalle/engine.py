@@ -29,6 +29,7 @@ from dalle.transformer import Decoder
 __all__ = ["Engine", "Request", "StepResult", "finish_steps"]
 
 PREFILLS_KEPT = 16
+NOT_TRAINED_FOR_GUIDANCE = "this model was never trained without captions, so there is nothing to lead away from: use 1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,28 @@ class Request:
     """One picture to draw."""
 
     text_ids: Tensor
-    """(T,) int64: the caption's row."""
+    """(T,) int64: the condition: a caption's row, a class label, or which features count."""
     null_ids: Tensor | None = None
     """(T,) int64: what guidance leads away from: the null caption, or a negative prompt. Needed if guided."""
+    features: Tensor | None = None
+    """(T, feature_width): the condition of a model of features."""
+    null_features: Tensor | None = None
+    """(T, feature_width): their part of what guidance leads away from."""
     params: SamplingParams
     seed: int
     index: int = 0
     """Of the picture among those with the same seed."""
     kept: Tensor | None = None
     """(N,) int64: codes that are given, and -1 where one is to be drawn. Those before the first -1 cost no step."""
+
+    @property
+    def conditions(self) -> list[tuple[Tensor, Tensor | None]]:
+        """Ids and features of each of its rows: with the caption and, if it is guided, without."""
+        conditions = [(self.text_ids, self.features)]
+        if self.params.guided:
+            assert self.null_ids is not None
+            conditions.append((self.null_ids, self.null_features))
+        return conditions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +128,7 @@ class Engine:
         self._buckets = sorted({*buckets, num_slots})
         self._free = list(range(num_slots))
         """A heap: the lowest free slot is taken first, so that busy ones gather in the smallest bucket."""
-        self._prefills: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._prefills: OrderedDict[bytes, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
 
     @property
     def num_active(self) -> int:
@@ -133,8 +147,9 @@ class Engine:
     def add(self, request: Request) -> int:
         """Queue a request, first come first served. Returns its id.
 
-        Raises `EngineError` for ids of another length or dtype or outside the vocabulary, kept codes that leave nothing
-        to draw, an index outside [0, 2^31), or guidance without `null_ids`; `ParameterError` for a bad seed.
+        Raises `EngineError` for ids or features of another shape or dtype, ids outside the vocabulary, kept codes that
+        leave nothing to draw, an index outside [0, 2^31), guidance without `null_ids` or of a model that was not
+        trained for it; `ParameterError` for a bad seed.
         """
         self._check(request)
         request_id = next(self._ids)
@@ -206,6 +221,10 @@ class Engine:
     # -- admission
 
     def _check(self, request: Request) -> None:
+        if request.params.guided and not self.decoder.config.guidance:
+            raise EngineError(f"guidance_scale is {request.params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
+        if request.params.guided and request.null_ids is None:
+            raise EngineError(f"guidance_scale is {request.params.guidance_scale}, but there are no null_ids")
         rows = [("text_ids", request.text_ids)]
         rows += [("null_ids", request.null_ids)] if request.null_ids is not None else []
         for name, ids in rows:
@@ -213,10 +232,14 @@ class Engine:
                 raise EngineError(f"{name} has shape {tuple(ids.shape)}; expected ({self.layout.text_length},)")
             if ids.dtype != torch.int64:
                 raise EngineError(f"{name} has dtype {ids.dtype}; expected torch.int64")
-            if not 0 <= int(ids.min()) <= int(ids.max()) < self.layout.text_vocab_size:
-                raise EngineError(f"{name} has ids outside [0, {self.layout.text_vocab_size})")
-        if request.params.guided and request.null_ids is None:
-            raise EngineError(f"guidance_scale is {request.params.guidance_scale}, but there are no null_ids")
+            if not 0 <= int(ids.min()) <= int(ids.max()) < self.layout.num_text_ids:
+                raise EngineError(f"{name} has ids outside [0, {self.layout.num_text_ids})")
+        width = self.decoder.config.feature_width
+        shape = None if width is None else (self.layout.text_length, width)
+        for _, features in request.conditions:
+            found = None if features is None else tuple(features.shape)
+            if found != shape or (features is not None and not features.isfinite().all()):
+                raise EngineError(f"features have shape {found}; expected {shape}, of finite numbers")
         if not 0 <= request.index < 2**31:
             raise EngineError(f"index is {request.index}; it must be in [0, 2^31)")
         check_seed(request.seed)
@@ -233,7 +256,7 @@ class Engine:
 
     @staticmethod
     def _num_rows(request: Request) -> int:
-        return 2 if request.params.guided else 1
+        return len(request.conditions)
 
     def _num_codes_to_draw(self, request: Request) -> int:
         return self.layout.num_codes - len(_given_first(request))
@@ -244,37 +267,36 @@ class Engine:
     def _admit(self) -> None:
         while self._waiting and len(self._free) >= self._num_rows(self._waiting[0][1]):
             request_id, request = self._waiting.popleft()
-            texts = [request.text_ids, request.null_ids][: self._num_rows(request)]
-            slots = [heapq.heappop(self._free) for _ in texts]
+            slots = [heapq.heappop(self._free) for _ in request.conditions]
             codes = _given_first(request)
-            for slot, text_ids in zip(slots, texts, strict=True):
-                assert text_ids is not None
-                self._prefill(slot, text_ids, codes)
+            for slot, (text_ids, features) in zip(slots, request.conditions, strict=True):
+                self._prefill(slot, text_ids, features, codes)
             self._active[request_id] = _Active(request_id, request, slots, codes)
 
-    def _prefill(self, slot: int, text_ids: Tensor, codes: list[int]) -> None:
-        """Fill a slot with a row but for its last token. The keys and values of the last few rows are kept, since the
+    def _prefill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> None:
+        """Fill a slot with a row but for its last token. What the slots of the last few rows held is kept, since the
         pictures of one prompt share theirs, and all prompts share the null caption."""
         prefix = torch.tensor([codes], dtype=torch.int64)
         row = self.layout.row(text_ids[None].cpu(), prefix)[:, :-1]
-        key = row.numpy().tobytes()
         length = row.shape[1]
+        if features is not None:
+            features = features[None, :length].float().cpu().contiguous()
+        key = row.numpy().tobytes() + (b"" if features is None else features.numpy().tobytes())
         if key in self._prefills:
             self._prefills.move_to_end(key)
-            values, padding = self._prefills[key]
-            self.cache.values[:, :, slot, :, :length] = values
-            self.cache.padding[slot] = padding
+            self.cache.fill_slot(slot, self._prefills[key])
             return
-        positions = torch.arange(length, device=self.device)[None]
         self.cache.padding[slot] = False
-        view = self.cache.view(torch.tensor([slot], device=self.device), positions)
-        self.decoder(row.to(self.device), positions, view)
-        self._prefills[key] = (
-            self.cache.values[:, :, slot, :, :length].clone(),
-            self.cache.padding[slot].clone(),
-        )
+        if length:  # a class label alone is the last token
+            positions = torch.arange(length, device=self.device)[None]
+            view = self.cache.view(torch.tensor([slot], device=self.device), positions)
+            self.decoder(row.to(self.device), positions, view, self._placed(features))
+        self._prefills[key] = self.cache.copy_slot(slot, length)
         if len(self._prefills) > PREFILLS_KEPT:
             self._prefills.popitem(last=False)
+
+    def _placed(self, features: Tensor | None) -> Tensor | None:
+        return None if features is None else features.to(self.device, self.decoder.embedding.weight.dtype)
 
     # -- the step
 
@@ -284,16 +306,20 @@ class Engine:
         num_busy = 1 + max(slot for entry in active for slot in entry.slots)
         bucket = next(bucket for bucket in self._buckets if bucket >= num_busy)
         ids = torch.zeros(bucket, 1, dtype=torch.int64)
-        positions = torch.full((bucket, 1), self.layout.text_length - 1)
+        positions = torch.full((bucket, 1), self.layout.first_code - 1)
+        features = None
         for entry in active:
-            texts = [entry.request.text_ids, entry.request.null_ids]
-            for slot, text_ids in zip(entry.slots, texts, strict=False):
-                assert text_ids is not None
-                last_text = int(text_ids[-1])
-                ids[slot] = entry.codes[-1] + self.layout.text_vocab_size if entry.codes else last_text
+            for slot, (text_ids, own_features) in zip(entry.slots, entry.request.conditions, strict=True):
                 positions[slot] += len(entry.codes)
+                if entry.codes:
+                    ids[slot] = entry.codes[-1] + self.layout.text_vocab_size
+                    continue
+                ids[slot] = self.layout.text_row(text_ids[None])[0, -1]
+                if own_features is not None:
+                    features = torch.zeros(bucket, *own_features[-1:].shape) if features is None else features
+                    features[slot] = own_features[-1:]
         view = self.cache.first_view(positions.to(self.device))
-        hidden = self.decoder(ids.to(self.device), view.positions, view)
+        hidden = self.decoder(ids.to(self.device), view.positions, view, self._placed(features))
         return self.decoder.image_logits(hidden[:, 0]).float()
 
     def _draw(self, active: list[_Active], logits: Tensor) -> Tensor:
@@ -308,7 +334,7 @@ class Engine:
             torch.tensor(scales, device=device),
         )
         # u + s (c - u) is not c to the last bit even where both are the same row
-        plain = torch.tensor([not p.guided for p in params], device=device)
+        plain = torch.tensor([scale == 1 for scale in scales], device=device)
         guided = torch.where(plain[:, None], logits[[entry.slots[0] for entry in active]], guided)
         noise = gumbel_noise(
             torch.tensor([entry.request.seed for entry in active], device=device),

@@ -4,91 +4,25 @@ Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w) in [0, cod
 w = W / factor. Nothing depends on the nominal image size, so any picture whose sides are multiples of the factor works.
 
 The network is the VQGAN of Esser et al. 2021 (arXiv 2012.09841, taming-transformers), block for block, so that
-checkpoints of that family fit in. One addition: a `patch_size` above 1 folds pixels into channels before the first
-convolution and unfolds them after the last, which is what makes it quick on a CPU.
+checkpoints of that family fit in: taming-transformers, vqgan-jax, minDALL-E, LlamaGen, ruDALL-E, min-dalle. One
+addition: a `patch_size` above 1 folds pixels into channels before the first convolution and unfolds them after the
+last, which is what makes it quick on a CPU. Other kinds of networks with the same contract are in `image_tokenizers`.
 """
-
-import dataclasses
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import Config, require
 from dalle.errors import ImageError
-from dalle.quantize import Quantized, VectorQuantizer
+from dalle.image_tokenizer_config import ImageTokenizerConfig
+from dalle.quantize import GumbelQuantizer, Quantized, VectorQuantizer
 
-__all__ = ["ImageTokenizer", "ImageTokenizerConfig"]
+__all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_images"]
 
 
 WHITE = 0.98
 """In [-1, 1]: above it a pixel counts as white."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageTokenizerConfig(Config):
-    """Shape of an image tokenizer. A level halves the resolution of the one before it."""
-
-    image_size: int = 128
-    """Nominal height and width in pixels; a multiple of `factor`."""
-    patch_size: int = 1
-    """Pixels folded into channels at either end, per side. 1 is the plain VQGAN."""
-    widths: tuple[int, ...] = (128, 128, 256, 256)
-    """Channels of each level, from the finest to the coarsest."""
-    num_res_blocks: int = 2
-    """Residual blocks for each level of the encoder; the decoder has one more."""
-    attention_levels: tuple[int, ...] = ()
-    """Levels with attention after each residual block; 0 is the finest."""
-    middle_attention: bool = True
-    """Attention between the two residual blocks at the coarsest resolution."""
-    encoder_middle_attention: bool = True
-    """The same in the encoder. Without it a code says what is in and near its patch, not what is anywhere in the
-    picture, and a decoder of rows can foretell it."""
-    norm_groups: int = 32
-    """Groups of the group norms; divides every width."""
-    norm_epsilon: float = 1e-6
-    codebook_size: int = 4096
-    codebook_dim: int = 16
-    normalize_codes: bool = True
-    """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
-    blank_code: int | None = None
-    """Code of every patch of white pixels; None leaves it to the encoder. One that sees beyond the patch hides in its
-    code what lies around it: hundreds of codes that look alike, which no decoder of rows can foretell."""
-
-    def __post_init__(self) -> None:
-        require(len(self.widths) >= 1, "widths needs at least one level")
-        require(self.patch_size >= 1, f"patch_size is {self.patch_size}; it must be at least 1")
-        require(self.num_res_blocks >= 1, f"num_res_blocks is {self.num_res_blocks}; it must be at least 1")
-        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
-        require(self.codebook_dim >= 1, f"codebook_dim is {self.codebook_dim}; it must be at least 1")
-        require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}; it must be at least 1")
-        blank = self.blank_code
-        require(
-            blank is None or 0 <= blank < self.codebook_size,
-            f"blank_code is {blank}; it must be in [0, {self.codebook_size})",
-        )
-        for width in self.widths:
-            require(
-                width > 0 and width % self.norm_groups == 0,
-                f"width {width} is no multiple of norm_groups {self.norm_groups}",
-            )
-        for level in self.attention_levels:
-            require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")
-        require(
-            self.image_size > 0 and self.image_size % self.factor == 0,
-            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
-        )
-
-    @property
-    def factor(self) -> int:
-        """Pixels per code, on a side."""
-        return self.patch_size * 2 ** (len(self.widths) - 1)
-
-    @property
-    def grid_size(self) -> int:
-        """Codes on a side of the nominal image."""
-        return self.image_size // self.factor
 
 
 class ResidualBlock(nn.Module):
@@ -121,6 +55,14 @@ class AttentionBlock(nn.Module):
         q, k, v = (rearrange(p(normed), "b c h w -> b 1 (h w) c") for p in (self.query, self.key, self.value))
         attended = F.scaled_dot_product_attention(q, k, v)
         return x + self.output(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+def _downsample(config: ImageTokenizerConfig, width: int) -> nn.Module:
+    return Downsample(width) if config.resample_with_conv else nn.AvgPool2d(2)
+
+
+def _upsample(config: ImageTokenizerConfig, width: int) -> nn.Module:
+    return Upsample(width) if config.resample_with_conv else nn.Upsample(scale_factor=2.0, mode="nearest")
 
 
 class Downsample(nn.Module):
@@ -167,18 +109,41 @@ class ImageEncoder(nn.Sequential):
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths
+        in_widths = config.encoder_widths
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.patch_size),
-            nn.Conv2d(3 * config.patch_size**2, widths[0], 3, padding=1),
+            nn.Conv2d(3 * config.patch_size**2, in_widths[0], 3, padding=1),
         ]
         for level, width in enumerate(widths):
-            layers += _level(config, level, widths[max(level - 1, 0)], config.num_res_blocks)
+            layers += _level(config, level, in_widths[level], config.num_res_blocks)
             if level < len(widths) - 1:
-                layers.append(Downsample(width))
+                layers.append(_downsample(config, width))
         attention = config.middle_attention and config.encoder_middle_attention
         layers += [_middle(config, attention=attention), _norm(config, widths[-1]), nn.SiLU()]
-        layers.append(nn.Conv2d(widths[-1], config.codebook_dim, 3, padding=1))
+        layers.append(nn.Conv2d(widths[-1], config.z_channels or config.codebook_dim, 3, padding=1))
+        if config.z_channels is not None:
+            layers.append(nn.Conv2d(config.z_channels, config.codebook_dim, 1))
         super().__init__(*layers)
+
+
+class InverseHaar(nn.Module):
+    """(B, 12, H, W) coefficients of a Haar wavelet transform -> (B, 3, 2 H, 2 W) pixels.
+
+    First the three colours' low bands, then each colour's details: between rows, between columns, between diagonals.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = x[:, :3]
+        rows, columns, diagonals = rearrange(x[:, 3:], "b (c band) h w -> band b c h w", band=3)
+        corners = torch.stack(
+            [
+                low + rows + columns + diagonals,
+                low + rows - columns - diagonals,
+                low - rows + columns - diagonals,
+                low - rows - columns + diagonals,
+            ]
+        )
+        return rearrange(corners / 2, "(p q) b c h w -> b c (h p) (w q)", p=2)
 
 
 class ImageDecoder(nn.Sequential):
@@ -186,50 +151,78 @@ class ImageDecoder(nn.Sequential):
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths
-        layers: list[nn.Module] = [
-            nn.Conv2d(config.codebook_dim, widths[-1], 3, padding=1),
+        layers: list[nn.Module] = []
+        if config.z_channels is not None:
+            layers.append(nn.Conv2d(config.codebook_dim, config.z_channels, 1))
+        layers += [
+            nn.Conv2d(config.z_channels or config.codebook_dim, widths[-1], 3, padding=1),
             _middle(config, attention=config.middle_attention),
         ]
         for level in reversed(range(len(widths))):
             layers += _level(config, level, widths[min(level + 1, len(widths) - 1)], config.num_res_blocks + 1)
             if level > 0:
-                layers.append(Upsample(widths[level]))
+                layers.append(_upsample(config, widths[level]))
         layers += [_norm(config, widths[0]), nn.SiLU()]
-        layers.append(nn.Conv2d(widths[0], 3 * config.patch_size**2, 3, padding=1))
+        num_bands = 4 if config.wavelet_head else 1
+        layers.append(nn.Conv2d(widths[0], 3 * num_bands * config.patch_size**2, 3, padding=1))
         layers.append(nn.PixelShuffle(config.patch_size))
+        if config.wavelet_head:
+            layers.append(InverseHaar())
         super().__init__(*layers)
+
+
+def check_images(images: Tensor, factor: int) -> None:
+    """Raise `ImageError` unless images have the shape (B, 3, H, W), H and W multiples of the factor."""
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
+        raise ImageError(f"images of shape {tuple(images.shape)}; expected (B, 3, H, W), H and W multiples of {factor}")
+
+
+def check_codes(codes: Tensor, codebook_size: int) -> None:
+    """Raise `ImageError` unless codes have the shape (B, h, w) and values in [0, codebook_size)."""
+    if codes.ndim != 3 or (codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size):
+        raise ImageError(f"codes of shape {tuple(codes.shape)}; expected (B, h, w) with values in [0, {codebook_size})")
 
 
 class ImageTokenizer(nn.Module):
     """Encoder, quantizer and decoder. `encode` and `decode` are the contract; the rest is for training."""
 
+    encoder: ImageEncoder
+    """Not there if the configuration says `decode_only`."""
+
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = ImageEncoder(config)
-        self.quantizer = VectorQuantizer(config.codebook_size, config.codebook_dim, normalize=config.normalize_codes)
+        if not config.decode_only:
+            self.encoder = ImageEncoder(config)
+        if config.quantizer == "gumbel":
+            self.quantizer: VectorQuantizer = GumbelQuantizer(config.codebook_size, config.codebook_dim)
+        else:
+            self.quantizer = VectorQuantizer(
+                config.codebook_size, config.codebook_dim, normalize=config.normalize_codes
+            )
         self.decoder = ImageDecoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization. Those of white patches are the row
         of `blank_code`, if there is one.
 
-        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
+        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor, and if there
+        is no encoder.
         """
-        factor = self.config.factor
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
-            raise ImageError(
-                f"images of shape {tuple(images.shape)}; expected (B, 3, H, W), H and W multiples of {factor}"
-            )
-        latents = rearrange(self.encoder(images), "b d h w -> b h w d")
+        if self.config.decode_only:
+            raise ImageError("this image tokenizer only decodes: its checkpoint came without an encoder")
+        check_images(images, self.config.factor)
+        pixels = images if self.config.pixel_range == "signed" else (images + 1) / 2
+        latents = rearrange(self.encoder(pixels), "b d h w -> b h w d")
         if self.config.blank_code is None:
             return latents
         blank_row = self.quantizer.rows()[self.config.blank_code].detach()
         return torch.where(self.blank_patches(images)[..., None], blank_row, latents)
 
     def pixels(self, vectors: Tensor) -> Tensor:
-        """(B, h, w, codebook_dim) -> (B, 3, H, W), not clamped, differentiable."""
-        return self.decoder(rearrange(vectors, "b h w d -> b d h w"))
+        """(B, h, w, codebook_dim) -> (B, 3, H, W), in [-1, 1] but not clamped, differentiable."""
+        pixels = self.decoder(rearrange(vectors, "b h w d -> b d h w"))
+        return pixels if self.config.pixel_range == "signed" else 2 * pixels - 1
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -244,10 +237,9 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes in [0, codebook_size) -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` on other codes."""
-        size = self.config.codebook_size
-        if codes.ndim != 3 or (codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size):
-            raise ImageError(f"codes of shape {tuple(codes.shape)}; expected (B, h, w) with values in [0, {size})")
+        """(B, h, w) codes in [0, codebook_size) -> (B, 3, H, W) in [-1, 1], H and W `picture_factor` times h and w.
+        Raises `ImageError` on other codes."""
+        check_codes(codes, self.config.codebook_size)
         return self.pixels(self.quantizer.decode(codes)).clamp(-1, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:

@@ -44,15 +44,28 @@ def describe_model(folder: Path) -> str:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         image, decoder = config["image_tokenizer"], config.get("decoder")
         facts = {} if config["name"] == folder.name else {"name": config["name"]}
-        facts["picture"] = f"{image['image_size']} x {image['image_size']} pixels"
+        size = image["image_size"] * (2 if image.get("wavelet_head") else 1)
+        facts["picture"] = f"{size} x {size} pixels"
         if decoder is not None:
             grid = f"{decoder['grid_height']} x {decoder['grid_width']}"
             facts["codes"] = f"{grid}, of {image['codebook_size']}"
             facts["decoder"] = f"{decoder['depth']} layers of width {decoder['width']}"
-            facts["prompt"] = f"up to {decoder['text_length'] - 1} tokens"
+            facts["prompt"] = _prompt(config, decoder)
         facts |= config["about"]
-        size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} has no readable config.json of ours: {error!r}") from error
-    lines = [f"{folder.name}  ({size:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
+    lines = [f"{folder.name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)
+
+
+def _prompt(config: dict[str, Any], decoder: dict[str, Any]) -> str:
+    """What the model draws from, in words."""
+    length, kind = decoder["text_length"], config.get("text_tokenizer")
+    if decoder.get("feature_width") is not None:
+        return f"up to {length} tokens, with its text encoder"
+    if kind == "classes":
+        return f"a class, 0 to {decoder['text_vocab_size'] - 2}"
+    if kind is None and config["format_version"] > 1:
+        return f"no text tokenizer: {length} text ids"
+    return f"up to {length if kind == 'padded' else length - 1} tokens"

@@ -8,31 +8,22 @@ for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7)
 import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.checkpoint import load_checkpoint
-from dalle.device import choose_device
 from dalle.engine import Engine, Request, StepResult
-from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.images import to_pil, to_tensor
-from dalle.model_store import DEFAULT_MODEL, find_model
+from dalle.errors import ParameterError, PromptError
+from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.sampling import SamplingParams, check_seed
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder
 from dalle.version import __version__
 
 __all__ = ["DALLE", "MAX_PICTURES", "Picture", "Prefix"]
 
 MAX_PICTURES = 1000
 """Of one prompt in one call."""
-NUM_SLOTS = 8
-"""Rows in a step: four guided pictures at once. On a CPU a step reads all weights anyway, so fewer save little."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,46 +57,8 @@ class Prefix:
     """Rows of codes that are kept; each is as many rows of pixels as the image tokenizer's factor."""
 
 
-class DALLE:
-    """A model directory, loaded: text tokenizer, decoder and image tokenizer."""
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        digest: str,
-        text_tokenizer: TextTokenizer,
-        image_tokenizer: ImageTokenizer,
-        decoder: Decoder,
-        sampling: SamplingParams,
-    ) -> None:
-        self.name = name
-        self.digest = digest
-        self.text_tokenizer = text_tokenizer
-        self.image_tokenizer = image_tokenizer
-        self.decoder = decoder
-        self.sampling = sampling
-        """What this model draws best with; the default of `generate`."""
-
-    @classmethod
-    def load(cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto") -> "DALLE":
-        """A model by name or path, on a device as `choose_device` takes it.
-
-        Raises `CheckpointError` if the model is missing, damaged, or has no decoder; `ParameterError` for a device
-        that is not there.
-        """
-        place = choose_device(device)
-        checkpoint = load_checkpoint(find_model(model))
-        if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
-            raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
-        return cls(
-            name=checkpoint.name,
-            digest=checkpoint.digest,
-            text_tokenizer=checkpoint.text_tokenizer,
-            image_tokenizer=checkpoint.image_tokenizer.to(place),
-            decoder=checkpoint.decoder.to(place),
-            sampling=checkpoint.sampling,
-        )
+class DALLE(Model):
+    """A model directory, loaded, that draws pictures of prompts."""
 
     def generate(
         self,
@@ -160,45 +113,36 @@ class DALLE:
         """What an `Engine` around this decoder needs to draw one picture; `picture` makes one of its codes.
 
         Without a prompt (None) the model draws whatever it likes. `kept` (N,) is as in `Request`. Raises `PromptError`
-        for an empty or over-long prompt, `ParameterError` for a negative prompt without guidance.
+        for an empty or over-long prompt, `ParameterError` for a negative prompt without guidance, guidance of a model
+        that was not trained for it, or a model without a text tokenizer.
         """
+        if self.text_tokenizer is None:
+            lacks = "text tokenizer" if self.decoder.features is None else "text encoder: give its folder"
+            raise ParameterError(f"this model has no {lacks}; without, it draws from conditions, with `sample`")
+        self.check_guidance(params)
         if negative_prompt is not None and not params.guided:
             raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
         if prompt is not None and not prompt.strip():
             raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+        text = self.text_tokenizer
+        ids, features = self.encoded(text.encode(prompt, truncate=truncate) if prompt else text.null_ids)
+        null_ids, null_features = self.without_caption(ids)
+        if negative_prompt:
+            null_ids, null_features = self.encoded(text.encode(negative_prompt, truncate=truncate))
         return Request(
-            text_ids=self.text_tokenizer.encode(prompt or "", truncate=truncate),
-            null_ids=self.text_tokenizer.encode(negative_prompt or "", truncate=truncate),
+            text_ids=ids,
+            features=features,
+            null_ids=null_ids,
+            null_features=null_features,
             params=params,
             seed=seed,
             index=index,
             kept=kept,
         )
 
-    @property
-    def num_codes(self) -> int:
-        """Codes, and so steps, of a picture."""
-        return self.decoder.layout.num_codes
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of a picture, in pixels."""
-        factor, layout = self.image_tokenizer.config.factor, self.decoder.layout
-        return layout.grid_height * factor, layout.grid_width * factor
-
-    def decode(self, codes: Tensor) -> Image.Image:
-        """The picture of one grid of codes (H, W)."""
-        return to_pil(self.image_tokenizer.decode(codes[None].to(self.decoder.embedding.weight.device))[0])
-
-    def encode(self, image: Image.Image) -> Tensor:
-        """The codes (H, W) of a picture, on the CPU. Raises `ImageError` for one of another size than the model's."""
-        height, width = self.image_size
-        if image.size != (width, height):
-            raise ImageError(f"the picture is {image.height} x {image.width}; expected {height} x {width}")
-        return self.image_tokenizer.encode(to_tensor(image)[None].to(self.decoder.embedding.weight.device))[0].cpu()
-
     def _is_too_long(self, prompt: str) -> bool:
-        return len(self.text_tokenizer.tokenize(prompt)) >= self.text_tokenizer.text_length
+        tokenizer = self.text_tokenizer
+        return bool(prompt) and tokenizer is not None and len(tokenizer.tokenize(prompt)) > tokenizer.max_tokens
 
     def _kept_codes(self, prefix: Prefix) -> Tensor:
         grid_height = self.decoder.layout.grid_height

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-__all__ = ["CodebookAverage", "Quantized", "VectorQuantizer", "codebook_statistics"]
+__all__ = ["CodebookAverage", "GumbelQuantizer", "Quantized", "VectorQuantizer", "codebook_statistics"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,22 @@ class VectorQuantizer(nn.Module):
             commitment_loss=F.mse_loss(latents, rows.detach()),
             codebook_loss=F.mse_loss(rows, latents.detach()),
         )
+
+
+class GumbelQuantizer(VectorQuantizer):
+    """A codebook whose code is not that of the nearest row but the likeliest by a linear layer.
+
+    Training draws the code with Gumbel noise (Jang et al. 2017, arXiv 1611.01144; taming-transformers' GumbelVQ), and
+    that project's own `encode` does so afterwards too; here encoding is without noise, and so has one answer.
+    """
+
+    def __init__(self, codebook_size: int, codebook_dim: int) -> None:
+        super().__init__(codebook_size, codebook_dim, normalize=False)
+        self.to_logits = nn.Linear(codebook_dim, codebook_size)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """(..., D) -> (...): the code with the highest logit; of equals, the lowest."""
+        return self.to_logits(latents).argmax(-1)
 
 
 class CodebookAverage(nn.Module):

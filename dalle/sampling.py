@@ -41,6 +41,8 @@ class SamplingParams(Config):
     """1 or more; 1 is off, and costs nothing."""
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Whether guidance is full from the first code, or rises from 1 to its scale at the last."""
+    guided_codes: int = 0
+    """Guide only this many of the first codes; 0 guides them all. LlamaGen's `cfg_interval` is this less 2."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -56,6 +58,7 @@ class SamplingParams(Config):
                 self.guidance_schedule in ("constant", "linear", "cosine"),
                 "constant, linear or cosine",
             ),
+            "guided_codes": (0 <= self.guided_codes < 2**63, "at least 0, and below 2^63"),
         }
         for name, (holds, limit) in ranges.items():
             if not holds:
@@ -68,6 +71,8 @@ class SamplingParams(Config):
 
     def guidance_at(self, position: int, num_codes: int) -> float:
         """The guidance scale for the code at a position in 0..num_codes - 1."""
+        if 0 < self.guided_codes <= position:
+            return 1.0
         progress = (position + 1) / num_codes
         rise = {"constant": 1.0, "linear": progress, "cosine": (1 - math.cos(math.pi * progress)) / 2}
         return 1 + (self.guidance_scale - 1) * rise[self.guidance_schedule]

@@ -13,11 +13,7 @@ give a stranger who loads it there the same rows. `_document` writes that format
 anything else is refused.
 """
 
-import functools
-import hashlib
 import json
-import textwrap
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +22,8 @@ import tokenizers
 import torch
 
 from dalle.config import require
-from dalle.errors import CheckpointError, DataError, ParameterError, PromptError
+from dalle.errors import CheckpointError, DataError, ParameterError
+from dalle.prompt_tokenizer import PromptTokenizer, check_prompt, text_fault
 
 __all__ = ["TextTokenizer"]
 
@@ -37,8 +34,10 @@ MIN_VOCAB_SIZE = 2 + len(ALPHABET)
 MIN_PAIR_COUNT = 2
 
 
-class TextTokenizer:
-    """Text to ids and back. Made by `train` or `load`; immutable."""
+class TextTokenizer(PromptTokenizer):
+    """Text to ids and back. Made by `train` or `load`; immutable. The empty prompt is the null caption."""
+
+    kind = "bpe"
 
     pad_id = 0
     eos_id = 1
@@ -90,8 +89,7 @@ class TextTokenizer:
 
         Raises `PromptError` for what is not a `str`, or is not Unicode text (a lone surrogate).
         """
-        if fault := _fault(text):
-            raise PromptError(f"the prompt {fault}")
+        check_prompt(text)
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -108,42 +106,18 @@ class TextTokenizer:
         text: str = self._bpe.decode([token for token in ids if token not in (self.pad_id, self.eos_id)])
         return text
 
-    def encode(self, prompt: str, *, truncate: bool = False) -> torch.Tensor:
-        """One row: int64 of shape (T,), `[PAD] ... [PAD] token ... token [EOS]`. The empty prompt is the null caption.
+    @property
+    def max_tokens(self) -> int:
+        return self.text_length - 1
 
-        truncate: keep the first T - 1 tokens of a longer prompt and warn (`UserWarning`) of what was cut.
-        Raises `PromptError` for a prompt of more than T - 1 tokens without `truncate`, and as `tokenize` does.
-        """
-        ids, limit = self.tokenize(prompt), self.text_length - 1
-        if len(ids) > limit:
-            count = f"the prompt has {len(ids)} tokens; the limit is {limit}"
-            if not truncate:
-                raise PromptError(count)
-            cut = textwrap.shorten(self.decode(ids[limit:]), width=80, placeholder="...")
-            warnings.warn(f"{count}: the last {len(ids) - limit} were cut: {cut!r}", UserWarning, stacklevel=2)
-            ids = ids[:limit]
-        return torch.tensor([*[self.pad_id] * (limit - len(ids)), *ids, self.eos_id], dtype=torch.long)
-
-    def encode_batch(self, prompts: Sequence[str], *, truncate: bool = False) -> torch.Tensor:
-        """Rows of `encode`: int64 of shape (B, T), (0, T) for no prompts. Raises and warns as `encode` does."""
-        rows = torch.empty(len(prompts), self.text_length, dtype=torch.long)
-        for row, prompt in zip(rows, prompts, strict=True):
-            row.copy_(self.encode(prompt, truncate=truncate))
-        return rows
+    def row(self, tokens: list[int]) -> list[int]:
+        """`[PAD] ... [PAD] token ... token [EOS]`, of the first T - 1 tokens."""
+        tokens = tokens[: self.max_tokens]
+        return [*[self.pad_id] * (self.max_tokens - len(tokens)), *tokens, self.eos_id]
 
     @property
-    def null_ids(self) -> torch.Tensor:
-        """The row of the null caption: int64 of shape (T,)."""
-        return self.encode("")
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of the bytes that `save` writes, in hexadecimal: the tokenizer's identity."""
-        return hashlib.sha256(self._bytes).hexdigest()
-
-    def save(self, path: str | Path) -> None:
-        """Write the one file, by convention `tokenizer.json`."""
-        Path(path).write_bytes(self._bytes)
+    def content(self) -> bytes:
+        return self._bytes
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -229,17 +203,6 @@ def _checked_bytes(document: Any) -> bytes:
 
 def _checked_captions(captions: Iterable[str]) -> Iterator[str]:
     for index, caption in enumerate(captions):
-        if fault := _fault(caption):
+        if fault := text_fault(caption):
             raise DataError(f"caption {index} {fault}")
         yield caption
-
-
-def _fault(text: object) -> str | None:
-    """Why a text cannot be encoded, or None."""
-    if not isinstance(text, str):
-        return f"is {type(text).__name__}, not str"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"is not Unicode text: lone surrogate U+{ord(text[error.start]):04X} at position {error.start}"
-    return None

@@ -3,98 +3,22 @@
 `Decoder.forward` has one meaning: ids and their positions in, hidden states out, with or without a cache. Logits are a
 separate, cheap step, because a row has two vocabularies and sampling wants only one of them at one position.
 
-One class, driven by configuration. The defaults are the modern block (RMSNorm before each branch, SwiGLU, rotary
-positions in two dimensions, normalised queries and keys); the options are what the DALL-E family used: LayerNorm and
-GELU (GPT-2, minDALL-E), sandwich norm (CogView, arXiv 2105.13290), layer scale (CaiT, 2103.17239), GEGLU and SwiGLU
-(Shazeer 2020, 2002.05202), learned, axial, sinusoidal or rotary positions, and DALL-E's sparse attention.
+One class, driven by `DecoderConfig`, for every model of the family.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.attention import Attention, Pattern, attention_mask, rotary_table
+from dalle.attention import Attention, attention_mask, rotary_table, rotary_text_image_table
 from dalle.cache import CacheView, KVCache, LayerCache
-from dalle.config import Config, require
-from dalle.sequence import RowLayout
+from dalle.decoder_config import DecoderConfig
 
 __all__ = ["Decoder", "DecoderConfig"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig(Config):
-    """Shape of a decoder."""
-
-    text_vocab_size: int
-    text_length: int
-    """T: text positions in a row."""
-    codebook_size: int
-    grid_height: int
-    grid_width: int
-    pad_id: int = 0
-    attend_padding: bool = False
-    """Let text padding be looked at like any token, as minDALL-E does."""
-    width: int = 384
-    """D: of the hidden states."""
-    depth: int = 8
-    num_heads: int = 6
-    num_kv_heads: int = 6
-    """Below num_heads, groups of queries share keys and values."""
-    head_dim: int = 64
-    mlp: Literal["gelu", "gelu_tanh", "gelu_sigmoid", "geglu", "swiglu"] = "swiglu"
-    mlp_width: int = 1024
-    """Channels between the layers of the MLP (of the gate and of the value alike)."""
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
-    norm_epsilon: float = 1e-5
-    qk_norm: bool = True
-    sandwich_norm: bool = False
-    """A norm after each branch too, before it is added."""
-    layer_scale: float | None = None
-    """First value of a learned factor for each channel of each branch; None for no factor."""
-    positions: Literal["learned", "axial", "sinusoidal", "rotary", "rotary_2d", "none"] = "rotary_2d"
-    rotary_base: float = 100.0
-    patterns: tuple[Pattern, ...] = ("causal",)
-    """Attention mask of each layer, repeated over the depth."""
-    convolution_size: int = 5
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    head_bias: bool = False
-    tie_embeddings: bool = False
-    """Use the embedding of the tokens, text and image, as the head too."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            "text_vocab_size text_length codebook_size grid_height grid_width width depth num_heads num_kv_heads "
-            "head_dim mlp_width convolution_size"
-        ).split():
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}",
-        )
-        require(len(self.patterns) > 0, "patterns needs at least one attention pattern")
-        require(0 <= self.pad_id < self.text_vocab_size, f"pad_id {self.pad_id} is not in the text vocabulary")
-        share = {"rotary": 2, "rotary_2d": 4}.get(self.positions, 1)
-        require(self.head_dim % share == 0, f"head_dim {self.head_dim} is no multiple of {share}")
-        require(not (self.tie_embeddings and self.head_bias), "tie_embeddings leaves no room for head_bias")
-
-    @property
-    def layout(self) -> RowLayout:
-        """Where everything is in a row."""
-        return RowLayout(
-            text_length=self.text_length,
-            grid_height=self.grid_height,
-            grid_width=self.grid_width,
-            text_vocab_size=self.text_vocab_size,
-            pad_id=self.pad_id,
-        )
 
 
 class MLP(nn.Module):
@@ -142,11 +66,24 @@ def _after_branch(config: DecoderConfig) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def shift_tokens(x: Tensor, earlier: Tensor, sources: Tensor) -> Tensor:
+    """Token shift: the first two quarters of the channels of x (B, L, D) come from other tokens.
+
+    earlier: (B, S, D / 2), the first half of the channels of all tokens there are; sources: (B or 1, L, 2), whose
+    quarters they are, as indices into S; -1 for zeros.
+    """
+    quarters = rearrange(earlier, "b s (two q) -> b s two q", two=2)
+    index = rearrange(sources.clamp_min(0), "b l two -> b l two 1").expand(len(x), -1, -1, quarters.shape[-1])
+    moved = quarters.gather(1, index).masked_fill(rearrange(sources < 0, "b l two -> b l two 1"), 0.0)
+    return torch.cat([rearrange(moved, "b l two q -> b l (two q)"), x[..., earlier.shape[-1] :]], dim=-1)
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with token shift, after each norm."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.shift_width = config.shift_width
         self.attention_norm = _norm(config)
         self.attention = Attention(
             config.width,
@@ -156,19 +93,45 @@ class Block(nn.Module):
             qkv_bias=config.qkv_bias,
             output_bias=config.output_bias,
             qk_norm_epsilon=config.norm_epsilon if config.qk_norm else None,
+            rotary_values=config.rotary_values,
         )
         self.after_attention = _after_branch(config)
         self.mlp_norm = _norm(config)
         self.mlp = MLP(config)
         self.after_mlp = _after_branch(config)
 
-    def forward(self, x: Tensor, mask: Tensor, rotary: Tensor | None, cache: LayerCache | None) -> Tensor:
-        x = x + self.after_attention(self.attention(self.attention_norm(x), mask, rotary, cache))
-        return x + self.after_mlp(self.mlp(self.mlp_norm(x)))
+    def forward(
+        self, x: Tensor, mask: Tensor, rotary: Tensor | None, sources: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D). `sources` (B or 1, L, 2) is where token shift takes from, if there is any."""
+        inputs = self._shifted(self.attention_norm(x), 0, sources, cache)
+        x = x + self.after_attention(self.attention(inputs, mask, rotary, cache))
+        inputs = self._shifted(self.mlp_norm(x), 1, sources, cache)
+        return x + self.after_mlp(self.mlp(inputs))
+
+    def _shifted(self, inputs: Tensor, branch: int, sources: Tensor | None, cache: LayerCache | None) -> Tensor:
+        if sources is None:
+            return inputs
+        earlier = inputs[..., : self.shift_width]
+        return shift_tokens(inputs, earlier if cache is None else cache.hand_on(branch, earlier), sources)
+
+
+class FeatureProjection(nn.Module):
+    """Features (..., F), of a text encoder, -> (..., D), in the place of text embeddings: LlamaGen's two layers. Also
+    keeps the features that stand for no caption."""
+
+    def __init__(self, config: DecoderConfig, feature_width: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(feature_width, config.width, bias=False)
+        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.null = nn.Parameter(torch.randn(config.text_length, feature_width) / feature_width**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output(F.gelu(self.input(features), approximate="tanh"))
 
 
 class PositionEmbedding(nn.Module):
-    """The vector added at each position: () -> (T + N, D)."""
+    """The vector added at each position: () -> (P, D)."""
 
     sinusoids: Tensor
 
@@ -179,7 +142,7 @@ class PositionEmbedding(nn.Module):
         if self.kind == "learned":
             self.table = nn.Parameter(torch.randn(layout.length, width) * 0.02)
         elif self.kind == "axial":
-            self.text = nn.Parameter(torch.randn(layout.text_length, width) * 0.02)
+            self.text = nn.Parameter(torch.randn(layout.first_code, width) * 0.02)
             self.rows = nn.Parameter(torch.randn(layout.grid_height, width) * 0.02)
             self.columns = nn.Parameter(torch.randn(layout.grid_width, width) * 0.02)
         elif self.kind == "sinusoidal":
@@ -202,6 +165,7 @@ class Decoder(nn.Module):
 
     masks: Tensor
     rotary: Tensor
+    shift_sources: Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -209,10 +173,19 @@ class Decoder(nn.Module):
         self.layout = config.layout
         vocab_size = config.text_vocab_size + config.codebook_size
         self.embedding = nn.Embedding(vocab_size, config.width)
+        self.features = FeatureProjection(config, config.feature_width) if config.feature_width is not None else None
         self.position_embedding = PositionEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        for part, numbers in (("attention", config.shared_attention), ("mlp", config.shared_mlp)):
+            owners: dict[int, nn.Module] = {}
+            for i, block in enumerate(self.blocks if numbers else []):
+                setattr(block, part, owners.setdefault(numbers[i % len(numbers)], getattr(block, part)))
         self.final_norm = _norm(config)
-        self.head = None if config.tie_embeddings else nn.Linear(config.width, vocab_size, bias=config.head_bias)
+        self.head_norm = _norm(config) if config.head_norm else None
+        self.head = None
+        if not config.tie_embeddings:
+            num_outputs = vocab_size if config.text_head else config.codebook_size
+            self.head = nn.Linear(config.width, num_outputs, bias=config.head_bias)
         self._start_weights()
         self._derive_tables()
 
@@ -221,22 +194,35 @@ class Decoder(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.ndim == 2 and not name.startswith("position_embedding"):
+            elif parameter.ndim == 2 and not name.startswith(("position_embedding", "features.null")):
                 depth_scale = math.sqrt(2 * self.config.depth) if name.endswith("output.weight") else 1.0
                 nn.init.normal_(parameter, std=0.02 / depth_scale)
 
     def _derive_tables(self) -> None:
-        """Masks (kinds, P, P) and rotary table (P, head_dim / 2, 2) follow from the configuration: never stored."""
+        """Masks (kinds, P, P), rotary table (P, head_dim / 2, 2) and sources of token shift (P, 2) follow from the
+        configuration: never stored."""
         config, layout = self.config, self.layout
         with torch.device("cpu"):
             self.pattern_kinds = sorted(set(config.patterns))
-            masks = [attention_mask(layout, pattern, config.convolution_size) for pattern in self.pattern_kinds]
-            coordinates = torch.arange(layout.length)[:, None]
-            if config.positions == "rotary_2d":
-                coordinates = layout.coordinates()
-            rotary = rotary_table(coordinates, config.head_dim, config.rotary_base)
+            masks = [
+                attention_mask(layout, pattern, config.convolution_size, config.pattern_shift)
+                for pattern in self.pattern_kinds
+            ]
             self.register_buffer("masks", torch.stack(masks), persistent=False)
-            self.register_buffer("rotary", rotary, persistent=False)
+            self.register_buffer("rotary", self._rotary_table(), persistent=False)
+            self.register_buffer("shift_sources", layout.shift_sources(), persistent=False)
+
+    def _rotary_table(self) -> Tensor:
+        config, layout = self.config, self.layout
+        if config.positions == "rotary_text_image":
+            return rotary_text_image_table(layout, config.head_dim, config.rotary_base)
+        coordinates = torch.arange(layout.length)[:, None]
+        if config.positions in ("rotary_2d", "rotary_2d_image"):
+            coordinates = layout.coordinates()
+        table = rotary_table(coordinates, config.head_dim, config.rotary_base)
+        if config.positions == "rotary_2d_image":
+            table[: layout.first_code] = 0
+        return table
 
     def new_cache(self, num_slots: int) -> KVCache:
         """A cache for this decoder, on its device and in its dtype."""
@@ -247,34 +233,46 @@ class Decoder(nn.Module):
             num_kv_heads=config.num_kv_heads,
             length=self.layout.length,
             head_dim=config.head_dim,
+            shift_width=config.shift_width,
             device=weight.device,
             dtype=weight.dtype,
         )
 
-    def forward(self, ids: Tensor, positions: Tensor, cache: CacheView | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, cache: CacheView | None = None, features: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L) at positions.
 
         Without a cache, positions are (L,), ascending, the same for all rows, and what is attended to is these L
-        tokens. With one, positions are (B, L) and all that the slots hold up to each position is attended to.
+        tokens. With one, positions are (B, L) and all that the slots hold up to each position is attended to. In a
+        model of features, `features` (B, M, feature_width) stand in the place of the first M tokens, M <= L, but of
+        those that are codes; there may be none if all are.
         """
         x = self.embedding(ids)
+        if self.features is not None and features is not None:
+            first = features.shape[1]
+            is_text = (positions < self.layout.first_code)[..., :first, None]
+            x = torch.cat([torch.where(is_text, self.features(features), x[:, :first]), x[:, first:]], dim=1)
         added = self.position_embedding()
         if added is not None:
             x = x + added[positions]
-        rotary = None
-        if self.config.positions in ("rotary", "rotary_2d"):
-            rotary = self.rotary[positions] if cache is not None else self.rotary[positions][None]
+        batched = positions if cache is not None else positions[None]
+        rotary = self.rotary[batched] if self.config.positions.startswith("rotary") else None
+        sources = self.shift_sources[batched] if self.config.token_shift else None
         masks = self._masks(ids, positions, cache)
         for i, block in enumerate(self.blocks):
             pattern = self.config.patterns[i % len(self.config.patterns)]
             mask = masks[self.pattern_kinds.index(pattern)]
-            x = block(x, mask, rotary, cache.layer(i) if cache is not None else None)
-        return self.final_norm(x)
+            x = block(x, mask, rotary, sources, cache.layer(i) if cache is not None else None)
+        if self.config.divide_max:
+            x = x / x.amax(-1, keepdim=True)
+        x = self.final_norm(x)
+        return x if self.head_norm is None else self.head_norm(x)
 
     def _masks(self, ids: Tensor, positions: Tensor, cache: CacheView | None) -> Tensor:
         """(kinds, B or 1, 1, L, S): the patterns at these positions, without padding. A position may always look at
         itself, so that no row of a mask is empty."""
-        is_padding = self.layout.is_padding(ids) & (positions < self.layout.text_length)
+        is_padding = self.layout.is_padding(ids) & (positions < self.layout.first_code)
         if cache is None:
             masks = rearrange(self.masks[:, positions][:, :, positions], "k l s -> k 1 1 l s")
             key_positions = positions
@@ -293,23 +291,28 @@ class Decoder(nn.Module):
         return self.head.weight[part], self.head.bias[part] if self.head.bias is not None else None
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., text_vocab_size): what the next text id may be."""
-        return F.linear(hidden, *self._head(slice(None, self.config.text_vocab_size)))
+        """(..., D) -> (..., text_vocab_size): what the next text id may be; (..., 0) without a text head."""
+        return F.linear(hidden, *self._head(slice(None, self._num_text_outputs)))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., codebook_size): what the next code may be."""
-        return F.linear(hidden, *self._head(slice(self.config.text_vocab_size, None)))
+        return F.linear(hidden, *self._head(slice(self._num_text_outputs, None)))
 
-    def teacher_forced(self, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def _num_text_outputs(self) -> int:
+        return self.config.text_vocab_size if self.config.text_head else 0
+
+    def teacher_forced(self, text_ids: Tensor, codes: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits over whole rows: text (B, T' - 1, text_vocab_size) and image (B, N, codebook_size).
 
-        text_ids are (B, T), codes (B, H, W) or (B, N). Padding on the left that all rows share is left out of the
-        computation but for its last place, which predicts the first text id: this changes no result. T' is what
-        remains. Text logits are right-aligned: the last one predicts the last text id.
+        text_ids are (B, T), codes (B, H, W) or (B, N), features (B, T, feature_width) where the model has them. Padding
+        on the left that all rows share is left out of the computation but for its last place, which predicts the first
+        text id: this changes no result. T' is what remains. Text logits are right-aligned: the last one predicts the
+        last text id.
         """
         skipped = 0 if self.config.attend_padding else max(0, self.layout.num_common_padding(text_ids) - 1)
         ids = self.layout.row(text_ids, codes)[:, skipped:-1]
         positions = torch.arange(skipped, self.layout.length - 1, device=ids.device)
-        hidden = self(ids, positions)
-        first_image = self.layout.text_length - 1 - skipped
+        hidden = self(ids, positions, features=None if features is None else features[:, skipped:])
+        first_image = self.layout.first_code - 1 - skipped
         return self.text_logits(hidden[:, :first_image]), self.image_logits(hidden[:, first_image:])

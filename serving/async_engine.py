@@ -50,7 +50,6 @@ FAILED = Refused(status=500, code="engine_failed", message="the picture could no
 CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
 CANCELLED = Refused(status=409, code="request_cancelled", message="the request was cancelled")
 LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has passed before all pictures were drawn")
-SELF_TEST_PROMPT = "a red circle"
 
 
 class AsyncEngine:
@@ -171,7 +170,7 @@ class AsyncEngine:
     def info(self) -> ModelInfo:
         """What others must know of the model. Raises `EngineFailedError` as `check` does."""
         self.check()
-        model, (height, width) = self.model, self.model.image_size
+        model, text, (height, width) = self.model, self.model.text_tokenizer, self.model.image_size
         return ModelInfo(
             id=self.settings.id,
             digest=model.digest,
@@ -179,7 +178,7 @@ class AsyncEngine:
             width=width,
             rows=model.decoder.layout.grid_height,
             num_codes=model.num_codes,
-            max_prompt_tokens=model.text_tokenizer.text_length - 1,
+            max_prompt_tokens=text.max_tokens if text is not None else 0,
             sampling=model.sampling.to_dict(),
             created=self.created,
         )
@@ -225,7 +224,7 @@ class AsyncEngine:
 
     def _test_itself(self) -> None:
         """Draw the same picture alone and in company, and see that it is the same."""
-        request = self.model.request(SELF_TEST_PROMPT, self.model.sampling, seed=0)
+        request = self.model.request(None, self.model.sampling, seed=0)
         (alone,) = self._engine.run([request])
         num_steps, start = self._engine.num_steps, time.monotonic()
         others = [dataclasses.replace(request, seed=seed) for seed in range(1, self.settings.num_slots + 1)]
@@ -278,11 +277,11 @@ class AsyncEngine:
         for picture in pictures:
             self._schedule.queue.push(one.job.caller, picture)
         position, estimate = outcome
-        prompt, kept = one.job.prompt, pictures[0].request.kept
+        prompt, kept, text = one.job.prompt, pictures[0].request.kept, self.model.text_tokenizer
         return Accepted(
             position=position,
             estimate=estimate,
-            num_text_tokens=len(self.model.text_tokenizer.tokenize(prompt)) if prompt is not None else 0,
+            num_text_tokens=len(text.tokenize(prompt)) if text is not None and prompt is not None else 0,
             num_kept_codes=0 if kept is None else int((kept >= 0).sum()),
             fingerprint=self.fingerprint,
         )

@@ -24,7 +24,7 @@ class Generator:
     def __init__(self, settings: dict[str, Any]) -> None:
         stay_on_loopback()
         chosen = ModelSettings(**settings)
-        model = DALLE.load(chosen.path, device=chosen.device)
+        model = DALLE.load(chosen.path, device=chosen.device, text_encoder=chosen.text_encoder)
         self.engine = AsyncEngine(model, chosen).start()
         logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
 

@@ -99,7 +99,7 @@ def kept_codes(model: DALLE, given: Given) -> Tensor:
 @torch.inference_mode()
 def preview(model: DALLE, codes: Tensor) -> Image.Image:
     """The picture of the first codes (M,), 0 < M < N; what is to come is grey."""
-    layout, factor = model.decoder.layout, model.image_tokenizer.config.factor
+    layout, factor = model.decoder.layout, model.image_tokenizer.config.picture_factor
     # what is to come repeats the last code, so that nothing foreign shines through at the border; it is covered
     whole = torch.cat([codes, codes[-1:].expand(layout.num_codes - len(codes))])
     grid = layout.grid(whole[None]).to(model.decoder.embedding.weight.device)

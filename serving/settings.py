@@ -50,6 +50,8 @@ class ModelSettings(QueueSettings):
     name: Annotated[str, AfterValidator(_model_name)] | None = None
     """What requests call it; by default the name in the model directory's last part."""
     device: str = "auto"
+    text_encoder: str | None = None
+    """Folder of a T5, for a model that follows its features (LlamaGen's t2i)."""
     num_slots: int = Field(default=8, ge=2, le=1024)
     """Rows in a step: pictures drawn at once without guidance, twice those with it."""
     mode: Literal["strict", "fast"] = "strict"

@@ -55,6 +55,20 @@ def decoder_config(**changes: object) -> DecoderConfig:
     return DecoderConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+FAMILIES: dict[str, dict[str, object]] = {
+    "padding on the right": {"attend_padding": True, "positions": "learned", "norm": "layernorm", "mlp": "gelu"},
+    "token shift": {"attend_padding": True, "unique_padding": True, "begin_ids": (0,), "token_shift": True}
+    | {"positions": "rotary_text_image", "rotary_values": True, "layer_scale": 0.5, "divide_max": True, "depth": 3}
+    | {"patterns": ("row", "column", "convolution"), "shared_attention": (0, 1, 0), "shared_mlp": (0, 0, 1)},
+    "masks without a begin": {"attend_padding": True, "unique_padding": True, "begin_ids": (2,), "pattern_shift": 1}
+    | {"patterns": ("local", "convolution_wrapped"), "convolution_size": 3, "sandwich_norm": True, "head_norm": True}
+    | {"positions": "axial"},
+    "classes": {"text_length": 1, "attend_padding": True, "positions": "rotary_2d_image", "text_head": False},
+    "features": {"text_vocab_size": 2, "feature_width": 6, "positions": "rotary_2d_image", "text_head": False},
+}
+"""Decoders with the rows and options of other projects."""
+
+
 def lively_decoder(**changes: object) -> Decoder:
     """A decoder with weights large enough that its codes depend on everything before them."""
     decoder = Decoder(decoder_config(**changes)).eval()

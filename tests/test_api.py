@@ -73,6 +73,7 @@ def test_openais_client_draws(client: openai.OpenAI, model: DALLE) -> None:
         assert Receipt.from_text(picture(one.b64_json).text).codes == drawn.receipt.codes  # type: ignore[attr-defined]
         assert (extra["seed"], extra["index"]) == (5, drawn.index)
         assert extra["codes"] == [list(row) for row in drawn.receipt.codes]
+    assert model.text_tokenizer is not None
     num_tokens = len(model.text_tokenizer.tokenize("a red panda"))
     assert answer.usage.input_tokens == num_tokens
     assert (answer.usage.output_tokens, answer.usage.total_tokens) == (32, 32 + num_tokens)

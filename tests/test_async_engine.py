@@ -94,6 +94,7 @@ def test_a_job_gives_what_the_library_draws(start: Callable[..., AsyncEngine], m
     accepted, *drawn = events
     assert isinstance(accepted, Accepted)
     assert accepted.position == 0 and accepted.num_kept_codes == 0
+    assert model.text_tokenizer is not None
     assert accepted.num_text_tokens == len(model.text_tokenizer.tokenize("a red panda"))
     expected = {
         picture.index: picture for picture in model.generate("a red panda", params, n=6, seed=7, negative_prompt="rain")

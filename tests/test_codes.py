@@ -31,7 +31,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def eyes(data: Path) -> ImageTokenizer:
-    return load_image_tokenizer(data / "eyes")
+    tokenizer = load_image_tokenizer(data / "eyes")
+    assert isinstance(tokenizer, ImageTokenizer)
+    return tokenizer
 
 
 @pytest.fixture

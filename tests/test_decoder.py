@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.errors import ConfigError, DataError
+from dalle.image_tokenizer import ImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
 from training.decoder import DecoderTask
 from training.vq import VQTask
@@ -208,6 +209,7 @@ def test_what_cannot_be_trained_on_is_refused(data: Path, tmp_path: Path) -> Non
         DecoderTask(decoder_training(data, text_tokenizer=str(tmp_path / "tokenizer.json")))
 
     eyes = load_image_tokenizer(data / "eyes")
+    assert isinstance(eyes, ImageTokenizer)
     with torch.no_grad():
         eyes.quantizer.codebook[0] += 1
     save_checkpoint(tmp_path / "other", name="other", image_tokenizer=eyes)

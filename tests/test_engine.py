@@ -1,10 +1,11 @@
 """The engine: a request's codes are its own, whatever happens beside it, and it is done when it said it would be."""
 
+import dataclasses
 import random
 
 import pytest
 import torch
-from conftest import lively_decoder
+from conftest import FAMILIES, lively_decoder
 from torch import Tensor
 
 from dalle.engine import Engine, Request, finish_steps
@@ -82,13 +83,31 @@ def test_guidance_leads_away_from_the_null_caption(decoder: Decoder) -> None:
     assert len({tuple(c.tolist()) for c in codes}) == 3
 
 
-def test_codes_are_the_same_in_any_company(decoder: Decoder) -> None:
+def fitted(decoder: Decoder, request: Request) -> Request:
+    """The request for a decoder with rows of another kind."""
+    layout, width = decoder.layout, decoder.config.feature_width
+    assert request.null_ids is not None
+    text_ids, null_ids = request.text_ids.roll(1)[-layout.text_length :], request.null_ids[-layout.text_length :]
+    if width is None:
+        return dataclasses.replace(request, text_ids=text_ids % layout.num_text_ids, null_ids=null_ids)
+    counts, generator = (text_ids > 0).long(), torch.Generator().manual_seed(request.seed)
+    features = torch.randn(2, layout.text_length, width, generator=generator) * counts[:, None]
+    return dataclasses.replace(
+        request, text_ids=counts, null_ids=counts, features=features[0], null_features=features[1]
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, *FAMILIES.values()], ids=["ours", *FAMILIES])
+def test_codes_are_the_same_in_any_company(changes: dict[str, object]) -> None:
     """Requests join and are cancelled at random; every one that finishes has the codes it has alone."""
-    alone = {number: draw(decoder, request(number))[0] for number in range(24)}
-    for trial in range(4):
+    decoder = lively_decoder(**changes)
+    num_requests = 24 if not changes else 10
+    requests = [fitted(decoder, request(number)) for number in range(num_requests)]
+    alone = [draw(decoder, one)[0] for one in requests]
+    for trial in range(4 if not changes else 2):
         chance = random.Random(trial)
         engine = Engine(decoder, num_slots=8)
-        order = chance.sample(range(24), 24)
+        order = chance.sample(range(num_requests), num_requests)
         numbers: dict[int, int] = {}
         cancelled: set[int] = set()
         finished: dict[int, Tensor] = {}
@@ -96,7 +115,7 @@ def test_codes_are_the_same_in_any_company(decoder: Decoder) -> None:
             for _ in range(chance.randrange(3)):
                 if order:
                     number = order.pop()
-                    numbers[engine.add(request(number))] = number
+                    numbers[engine.add(requests[number])] = number
             candidates = sorted(set(numbers) - set(finished) - cancelled)
             if candidates and chance.random() < 0.1:
                 victim = chance.choice(candidates)
@@ -104,10 +123,47 @@ def test_codes_are_the_same_in_any_company(decoder: Decoder) -> None:
                 cancelled.add(victim)
             finished |= engine.step().finished
         assert set(finished) | cancelled == set(numbers)
-        assert len(finished) > 10
+        assert len(finished) > num_requests // 3
         for request_id, codes in finished.items():
             assert torch.equal(codes, alone[numbers[request_id]])
         assert engine.num_free_slots == 8
+
+
+@pytest.mark.parametrize("changes", FAMILIES.values(), ids=FAMILIES.keys())
+@torch.inference_mode()
+def test_greedy_codes_of_every_family_are_those_of_the_uncached_decoder(changes: dict[str, object]) -> None:
+    """Alone and in company, guided and not, with codes that are given and without."""
+    decoder = lively_decoder(**changes)
+    scales = {1.0: None, 3.0: None, 2.0: torch.tensor([5, 3, 9, 2, 7, 1, *[-1] * 10])}
+    requests = [
+        fitted(decoder, request(2 * i, kept=kept, params=SamplingParams(temperature=0, guidance_scale=scale)))
+        for i, (scale, kept) in enumerate(scales.items())
+    ]
+    drawn = draw(decoder, *requests)
+    for one, codes in zip(requests, drawn, strict=True):
+        expected = torch.full((1, 16), 0) if one.kept is None else one.kept[None].clamp_min(0)
+        for place in range(16):
+            if one.kept is None or one.kept[place] < 0:
+                logits = [
+                    decoder.teacher_forced(ids[None], expected, None if features is None else features[None])[1][
+                        0, place
+                    ]
+                    for ids, features in one.conditions
+                ]
+                guided = logits[-1] + one.params.guidance_scale * (logits[0] - logits[-1])
+                expected[0, place] = guided.argmax()
+        assert torch.equal(codes, expected[0])
+    assert len({tuple(codes.tolist()) for codes in drawn}) == 3
+
+
+def test_features_are_checked() -> None:
+    decoder = lively_decoder(**FAMILIES["features"])
+    one = fitted(decoder, request(0))
+    for features in (None, torch.zeros(12, 5), torch.full((12, 6), torch.nan)):
+        with pytest.raises(EngineError, match=r"features have shape .*; expected \(12, 6\), of finite numbers"):
+            Engine(decoder, num_slots=2).add(dataclasses.replace(one, features=features))
+    with pytest.raises(EngineError, match=r"features have shape \(12, 6\); expected None"):
+        Engine(lively_decoder(), num_slots=2).add(request(0, features=one.features))
 
 
 def test_finish_is_known_at_admission(decoder: Decoder) -> None:

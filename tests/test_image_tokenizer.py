@@ -37,6 +37,10 @@ VARIANTS: dict[str, tuple[dict[str, object], int]] = {
     "no attention at all": ({"middle_attention": False}, 2),
     "codes of any length": ({"normalize_codes": False}, 2),
     "codes of one number": ({"codebook_dim": 1, "normalize_codes": False}, 2),
+    "convolutions around the codebook": ({"z_channels": 6, "patch_size": 2}, 4),
+    "a narrow beginning": ({"base_width": 4, "widths": (8, 12)}, 2),
+    "means and repeated pixels": ({"resample_with_conv": False}, 2),
+    "pixels in [0, 1] inside": ({"pixel_range": "unit"}, 2),
 }
 
 
@@ -164,6 +168,9 @@ def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
         ({"codebook_dim": 0}, "codebook_dim is 0; it must be at least 1"),
         ({"attention_levels": (2,)}, "attention level 2 is not in 0..1"),
         ({"attention_levels": (-1,)}, "attention level -1 is not in 0..1"),
+        ({"base_width": 6}, "width 6 is no multiple of norm_groups 4"),
+        ({"z_channels": 0}, "z_channels is 0; it must be at least 1"),
+        ({"quantizer": "gumbel"}, "normalize_codes compares codes with latents; the gumbel quantizer does not"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
@@ -268,3 +275,28 @@ def test_white_patches_have_one_code_where_configured() -> None:
     assert torch.equal(blank.encode(images), expected)
     with pytest.raises(ConfigError, match=r"blank_code is 32; it must be in \[0, 32\)"):
         dataclasses.replace(config, blank_code=32)
+
+
+def test_a_gumbel_code_is_the_likeliest() -> None:
+    tokenizer = ImageTokenizer(config(quantizer="gumbel", normalize_codes=False)).eval()
+    images = pictures(3, 32)
+    with torch.no_grad():
+        logits = tokenizer.quantizer.get_submodule("to_logits")(tokenizer.latents(images))
+    codes = tokenizer.encode(images)
+    assert torch.equal(codes, logits.argmax(-1)) and torch.equal(codes, tokenizer.encode(images))
+
+
+def test_a_wavelet_head_draws_twice_as_large() -> None:
+    tokenizer = ImageTokenizer(config(wavelet_head=True)).eval()
+    codes = tokenizer.encode(pictures(2, 32))
+    assert codes.shape == (2, 16, 16) and tokenizer.decode(codes).shape == (2, 3, 64, 64)
+    assert (tokenizer.config.factor, tokenizer.config.picture_factor) == (2, 4)
+    assert (config().factor, config().picture_factor) == (2, 2)
+
+
+def test_one_that_only_decodes_has_no_encoder() -> None:
+    tokenizer = ImageTokenizer(config(decode_only=True)).eval()
+    assert not any(name.startswith("encoder") for name in tokenizer.state_dict())
+    assert tokenizer.decode(torch.zeros(1, 4, 4).long()).shape == (1, 3, 8, 8)
+    with pytest.raises(ImageError, match="this image tokenizer only decodes: its checkpoint came without an encoder"):
+        tokenizer.encode(pictures(1, 32))

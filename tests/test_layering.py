@@ -141,6 +141,13 @@ def test_the_library_unpickles_nothing(file: str) -> None:
     assert not uses_of_unpickling(tree_of(file))
 
 
+def test_only_the_command_reads_foreign_files() -> None:
+    """Import and export are its alone: no model is ever unpickled because it is loaded, served or trained."""
+    files = [file for file in files_of(*PACKAGES) if not file.startswith("dalle/interop/")]
+    reaching = {file for file in files if any(name.startswith("dalle.interop") for name in imports_of_file(file))}
+    assert reaching == {"dalle/cli.py"}
+
+
 @pytest.mark.parametrize("file", files_of(*PACKAGES))
 def test_a_module_says_what_it_is_and_what_is_public(file: str) -> None:
     assert ast.get_docstring(tree_of(file)), "it has no docstring"

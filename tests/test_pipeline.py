@@ -1,5 +1,7 @@
 """The pipeline: prompt to picture, the same every time, in any company."""
 
+import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from dalle import DALLE, Picture, Prefix, SamplingParams
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.images import to_tensor
 
 
@@ -72,6 +75,19 @@ def test_a_prefix_is_kept_and_the_rest_is_drawn(model: DALLE) -> None:
         model.generate("a red panda", prefix=Prefix(image=source, num_rows=4))
     with pytest.raises(ImageError, match="8 x 8; expected 16 x 16"):
         model.generate("a red panda", prefix=Prefix(image=source.resize((8, 8)), num_rows=1))
+
+
+def test_a_wavelet_head_draws_larger_than_it_encodes(model: DALLE) -> None:
+    """A picture that was drawn is shrunk to what the encoder takes before it is kept in part."""
+    config = model.image_tokenizer.config
+    assert isinstance(config, ImageTokenizerConfig)
+    larger = copy.copy(model)
+    larger.image_tokenizer = ImageTokenizer(dataclasses.replace(config, wavelet_head=True)).eval()
+    assert larger.image_size == (32, 32)
+    (picture,) = larger.generate("a red panda", seed=1)
+    assert picture.image.size == (32, 32)
+    small = to_tensor(picture.image)[None].unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean((3, 5))
+    assert torch.equal(larger.encode(picture.image), larger.image_tokenizer.encode(small)[0])
 
 
 def test_every_step_is_seen(model: DALLE) -> None:

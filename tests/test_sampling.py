@@ -117,6 +117,8 @@ def test_guidance_and_its_schedules() -> None:
     assert scales["constant"] == [5, 5, 5, 5]
     assert scales["linear"] == [2, 3, 4, 5]
     assert scales["cosine"] == pytest.approx([1 + 2 * (1 - math.cos(math.pi * k / 4)) for k in (1, 2, 3, 4)])
+    first = SamplingParams(guidance_scale=5, guided_codes=3)
+    assert [first.guidance_at(i, 5) for i in range(5)] == [5, 5, 5, 1, 1]
 
 
 @pytest.mark.parametrize(

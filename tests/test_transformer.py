@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import decoder_config, lively_decoder
+from conftest import FAMILIES, decoder_config, lively_decoder
 
 from dalle.attention import _attend, attention_mask
+from dalle.decoder_config import DecoderConfig
 from dalle.errors import ConfigError
-from dalle.transformer import Decoder, DecoderConfig
+from dalle.transformer import Decoder, shift_tokens
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -21,14 +22,16 @@ VARIANTS: dict[str, dict[str, object]] = {
     "no positions, sandwich norm": {"positions": "none", "sandwich_norm": True, "norm": "layernorm"},
     "rotary in one dimension, layer scale": {"positions": "rotary", "layer_scale": 0.5, "mlp": "gelu_sigmoid"},
     "sparse": {"patterns": ("row", "column", "convolution", "causal"), "depth": 4, "convolution_size": 2},
+    "centred convolution": {"patterns": ("convolution_centered", "local"), "convolution_size": 3},
+    **{name: changes for name, changes in FAMILIES.items() if name != "features"},  # whose rows test_engine has
 }
 
 
 def rows(decoder: Decoder, num_rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     config = decoder.config
-    text_ids = torch.randint(2, config.text_vocab_size, (num_rows, config.text_length))
+    text_ids = torch.randint(2, config.layout.num_text_ids, (num_rows, config.text_length))
     for i in range(num_rows):
-        text_ids[i, : 3 * i + 1] = config.pad_id
+        text_ids[i, : min(3 * i + 1, config.text_length - 1)] = config.pad_id
     codes = torch.randint(config.codebook_size, (num_rows, config.grid_height, config.grid_width))
     return text_ids, codes
 
@@ -57,10 +60,10 @@ def test_cached_equals_uncached(changes: dict[str, object]) -> None:
     cache = decoder.new_cache(5)
     slots = torch.tensor([4, 0, 2])
     row = decoder.layout.row(text_ids, codes)
-    prefill = torch.arange(decoder.layout.text_length).expand(3, -1)
+    prefill = torch.arange(decoder.layout.first_code).expand(3, -1)
     hidden = decoder(row[:, : prefill.shape[1]], prefill, cache.view(slots, prefill))[:, -1:]
     logits = [decoder.image_logits(hidden)]
-    for position in range(decoder.layout.text_length, decoder.layout.length - 1):
+    for position in range(decoder.layout.first_code, decoder.layout.length - 1):
         positions = torch.full((3, 1), position)
         hidden = decoder(row[:, position : position + 1], positions, cache.view(slots, positions))
         logits.append(decoder.image_logits(hidden))
@@ -110,15 +113,52 @@ def test_masks_of_the_patterns() -> None:
     layout = dataclasses.replace(decoder_config().layout, text_length=2, grid_height=3, grid_width=3)
     center = 2 + 4  # row 1, column 1
 
-    def seen(pattern: str) -> set[int]:
-        mask = attention_mask(layout, pattern, 2)  # type: ignore[arg-type]
-        assert torch.equal(mask[:2], torch.ones(2, layout.length).tril().bool())
+    def seen(pattern: str, size: int = 2, shift: int = 0) -> set[int]:
+        mask = attention_mask(layout, pattern, size, shift)  # type: ignore[arg-type]
+        assert torch.equal(mask[: 2 - shift], torch.ones(2 - shift, layout.length).tril().bool())
         return set(mask[center].nonzero().flatten().tolist())
 
     assert seen("causal") == set(range(center + 1))
     assert seen("row") == {0, 1, 5, 6}
     assert seen("column") == {0, 1, 3, 6}
     assert seen("convolution") == {0, 1, 2, 3, 5, 6}
+    assert seen("local") == {0, 1, 3, 4, 5, 6}
+    assert seen("convolution_centered", 3) == set(range(center + 1))
+    assert seen("convolution_centered", 1) == {0, 1, 6}
+    center = 2 + 6  # row 2, column 0
+    assert seen("convolution_centered", 3) == {0, 1, 5, 6, 8}
+    assert seen("convolution_wrapped", 3) == set(range(center + 1))
+    # with the last text position as the first code, row 2 and column 0 are at row 2 and column 1
+    assert seen("column", shift=1) == {0, 2, 5, 8}
+    assert seen("row", shift=1) == {0, 7, 8}
+
+
+@torch.inference_mode()
+def test_token_shift_takes_from_the_left_above_and_before() -> None:
+    layout = dataclasses.replace(decoder_config().layout, text_length=2, grid_height=2, grid_width=2)
+    x = torch.arange(1.0, 7.0)[:, None].expand(1, 6, 8)
+    shifted = shift_tokens(x, x[..., :4], layout.shift_sources()[None])[0]
+    assert shifted[:, 0].tolist() == [0, 1, 0, 0, 3, 4], "the first quarter: before in text, above on the grid"
+    assert shifted[:, 2].tolist() == [0, 1, 0, 3, 0, 5], "the second quarter: before in text, left on the grid"
+    assert shifted[:, 4:].eq(x[0, :, 4:]).all()
+
+
+@torch.inference_mode()
+def test_shared_layers_are_one() -> None:
+    decoder = lively_decoder(**FAMILIES["token shift"])
+    blocks = list(decoder.blocks)
+    assert blocks[0].attention is blocks[2].attention and blocks[0].attention is not blocks[1].attention
+    assert blocks[0].mlp is blocks[1].mlp and blocks[0].mlp is not blocks[2].mlp
+    assert blocks[0].attention_norm is not blocks[2].attention_norm
+
+
+def test_rows_of_other_projects() -> None:
+    config = decoder_config(text_length=4, attend_padding=True, unique_padding=True, begin_ids=(5, 6))
+    layout = config.layout
+    row = layout.row(torch.tensor([[7, 0, 8, 0]]), torch.tensor([[3]]))
+    assert row.tolist() == [[5, 6, 7, 296 + 1, 8, 296 + 3, 300 + 3]]
+    assert (layout.first_code, layout.length, layout.num_text_ids) == (6, 22, 296)
+    assert layout.empty_ids.tolist() == [0, 0, 0, 0]
 
 
 @torch.inference_mode()
@@ -148,6 +188,12 @@ def test_tied_embeddings_have_no_head() -> None:
         ({"patterns": ()}, "at least one attention pattern"),
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"pad_id": 300}, "pad_id 300 is not in the text vocabulary"),
+        ({"begin_ids": (300,), "attend_padding": True}, "begin id 300 is not in the text vocabulary"),
+        ({"begin_ids": (1,)}, "begin_ids needs attend_padding"),
+        ({"token_shift": True, "attend_padding": True, "width": 30}, "token_shift needs a width in fours, not 30"),
+        ({"unique_padding": True, "attend_padding": True, "text_vocab_size": 12}, "unique_padding needs 12 ids"),
+        ({"pattern_shift": 13}, "pattern_shift is 13; it must be in 0..12"),
+        ({"text_head": False, "tie_embeddings": True}, "tie_embeddings makes a head for text too"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from stages import MODEL, NUM_TRAIN, NUM_VAL, vq_training, write_stage_1
 from torch import Tensor
 
-from dalle.checkpoint import load_image_tokenizer
+from dalle.checkpoint import load_image_tokenizer, save_checkpoint
+from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.errors import CheckpointError, ConfigError, DataError
+from dalle.image_tokenizer import ImageTokenizer
 from training.codes import codes_digest
 from training.shards import PairShards, find_shards
 from training.vgg import VGG16Features
@@ -192,6 +194,18 @@ def test_starting_from_a_model_goes_on_with_its_weights_and_codebook(data: Path,
     assert moved.max() < 0.2
     with pytest.raises(CheckpointError, match="is no folder"):
         VQTask(vq_training(data, start_from=str(tmp_path / "none")))
+
+
+def test_starting_from_what_cannot_be_trained_is_refused(data: Path, tmp_path: Path) -> None:
+    network = DiscreteVAE(DiscreteVAEConfig(image_size=16, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
+    save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=network)
+    with pytest.raises(DataError, match="dvae is no VQGAN with encoder and decoder of one resolution"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "dvae")))
+    gumbel = ImageTokenizer(dataclasses.replace(MODEL, quantizer="gumbel", normalize_codes=False))
+    save_checkpoint(tmp_path / "gumbel", name="gumbel", image_tokenizer=gumbel)
+    with pytest.raises(DataError, match="has a gumbel quantizer, of which only the decoder can be trained"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "gumbel")))
+    VQTask(vq_training(data, start_from=str(tmp_path / "gumbel"), only_decoder=True))
 
 
 def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path) -> None:

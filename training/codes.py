@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
 from training.captions import draw_caption
 from training.command import mistakes_in_words
@@ -39,10 +39,10 @@ BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
 
 
-def codes_digest(image_tokenizer: ImageTokenizer) -> str:
+def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
     """SHA-256 over all that decides codes: configuration, encoder and codebook. The way back to pixels may be trained
     further without making token shards stale, and so may an option be added whose default is what was there before."""
-    defaults = ImageTokenizerConfig().to_dict()
+    defaults = type(image_tokenizer.config)().to_dict()
     chosen = {name: value for name, value in image_tokenizer.config.to_dict().items() if value != defaults[name]}
     digest = hashlib.sha256(json.dumps(chosen).encode())
     for name, value in sorted(image_tokenizer.state_dict().items()):
@@ -58,7 +58,7 @@ def _compact(ids: Tensor, vocab_size: int) -> Tensor:
 @torch.no_grad()
 def write_token_shards(
     pairs: PairShards,
-    image_tokenizer: ImageTokenizer,
+    image_tokenizer: AnyImageTokenizer,
     text_tokenizer: TextTokenizer,
     out: Path,
     *,
@@ -127,7 +127,7 @@ class TokenShards:
 
     @classmethod
     def load(
-        cls, paths: Sequence[Path], image_tokenizer: ImageTokenizer, text_tokenizer: TextTokenizer
+        cls, paths: Sequence[Path], image_tokenizer: AnyImageTokenizer, text_tokenizer: TextTokenizer
     ) -> "TokenShards":
         """Raises `DataError` for a file that is damaged, or stamped by other tokenizers than these."""
         expected = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}

@@ -28,7 +28,7 @@ from torch import Tensor
 from dalle.checkpoint import load_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
-from dalle.image_tokenizer import ImageTokenizer
+from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.quantize import codebook_statistics
 from dalle.sampling import SamplingParams, check_seed
 from training.command import mistakes_in_words
@@ -209,10 +209,10 @@ class Reconstructed:
 
 @torch.no_grad()
 def reconstruct(
-    pairs: PairShards, numbers: Sequence[int], tokenizer: ImageTokenizer, vgg: VGG16Features, title: str
+    pairs: PairShards, numbers: Sequence[int], tokenizer: AnyImageTokenizer, vgg: VGG16Features, title: str
 ) -> Reconstructed:
     """Encode and decode these pictures on the tokenizer's device, and compare."""
-    device = tokenizer.quantizer.codebook.device
+    device = next(tokenizer.parameters()).device
     parts = []
     for batch in batches(numbers, title):
         images = pairs.images(batch).to(device)
@@ -232,7 +232,7 @@ def reconstruct(
 
 
 def _reconstruct_all(
-    splits: Mapping[str, PairShards], tokenizer: ImageTokenizer, device: torch.device
+    splits: Mapping[str, PairShards], tokenizer: AnyImageTokenizer, device: torch.device
 ) -> dict[str, Numbers]:
     vgg = VGG16Features(last_block=4).to(device)  # as in the loss of stage 1
     parts = {}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
 from dalle.device import choose_device
+from dalle.errors import DataError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.quantize import CodebookAverage, codebook_statistics
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
@@ -91,6 +92,16 @@ class VQTrainingConfig(Config):
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
 
 
+def _trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
+    """The image tokenizer to start from, if this program can train it. Raises `DataError` if not."""
+    model = load_image_tokenizer(folder)
+    if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
+        raise DataError(f"{folder} is no VQGAN with encoder and decoder of one resolution, which training needs")
+    if model.config.quantizer != "nearest" and not config.only_decoder:
+        raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
+    return model
+
+
 class VQTask:
     """A `training.loop.Task`: batches of pictures, reconstruction, and the codebook's own learning."""
 
@@ -98,7 +109,7 @@ class VQTask:
         self.config = config
         self.device = choose_device(config.loop.device)
         torch.manual_seed(config.loop.seed)
-        model = ImageTokenizer(config.model) if config.start_from is None else load_image_tokenizer(config.start_from)
+        model = ImageTokenizer(config.model) if config.start_from is None else _trainable(config, config.start_from)
         self.model = model.to(self.device).train()
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)

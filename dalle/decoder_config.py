@@ -1,0 +1,141 @@
+"""The shape of a decoder as data: sizes, and which of the DALL-E family's choices it makes.
+
+The defaults are the modern block (RMSNorm before each branch, SwiGLU, rotary positions in two dimensions, normalised
+queries and keys); the options are what the family used: LayerNorm and GELU (GPT-2, minDALL-E), sandwich norm (CogView,
+arXiv 2105.13290), layer scale (CaiT, 2103.17239), GEGLU and SwiGLU (Shazeer 2020, 2002.05202), learned, axial,
+sinusoidal or rotary positions, token shift, and DALL-E's sparse attention.
+"""
+
+import dataclasses
+from typing import Literal
+
+from dalle.attention import Pattern
+from dalle.config import Config, require
+from dalle.sequence import RowLayout
+
+__all__ = ["DecoderConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig(Config):
+    """Shape of a decoder."""
+
+    text_vocab_size: int
+    text_length: int
+    """T: ids of a condition: of a caption's row; 1 for a class label."""
+    codebook_size: int
+    grid_height: int
+    grid_width: int
+    begin_ids: tuple[int, ...] = ()
+    """Text ids before the condition, in every row."""
+    unique_padding: bool = False
+    """Give padding at each place an id of its own, the last T of the text vocabulary."""
+    feature_width: int | None = None
+    """Channels of the features that are the condition, where it is not text: text ids then only say which of them
+    count (1) and which are padding."""
+    guidance: bool = True
+    """Trained without captions too, so that guidance has something to lead away from."""
+    pad_id: int = 0
+    attend_padding: bool = False
+    """Let text padding be looked at like any token, as minDALL-E does."""
+    width: int = 384
+    """D: of the hidden states."""
+    depth: int = 8
+    num_heads: int = 6
+    num_kv_heads: int = 6
+    """Below num_heads, groups of queries share keys and values."""
+    head_dim: int = 64
+    mlp: Literal["gelu", "gelu_tanh", "gelu_sigmoid", "geglu", "swiglu"] = "swiglu"
+    mlp_width: int = 1024
+    """Channels between the layers of the MLP (of the gate and of the value alike)."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = True
+    sandwich_norm: bool = False
+    """A norm after each branch too, before it is added."""
+    head_norm: bool = False
+    """A second norm after the last one, as ruDALL-E has it."""
+    divide_max: bool = False
+    """Divide hidden states by their largest channel before the last norm: what is left of CogView's stable training in
+    DALLE-pytorch (`stable`)."""
+    layer_scale: float | None = None
+    """First value of a learned factor for each channel of each branch; None for no factor."""
+    positions: Literal[
+        "learned", "axial", "sinusoidal", "rotary", "rotary_2d", "rotary_2d_image", "rotary_text_image", "none"
+    ] = "rotary_2d"
+    """`rotary_2d_image` is `rotary_2d` without text, whose queries and keys are zero (LlamaGen); `rotary_text_image`
+    has an axis for text beside the two of the grid (DALLE-pytorch)."""
+    rotary_base: float = 100.0
+    rotary_values: bool = False
+    """Turn values too, as DALLE-pytorch does."""
+    token_shift: bool = False
+    """Take half of the input channels of each branch from the token before and, on the grid, above (RWKV;
+    DALLE-pytorch)."""
+    patterns: tuple[Pattern, ...] = ("causal",)
+    """Attention mask of each layer, repeated over the depth."""
+    pattern_shift: int = 0
+    """How many text positions at the end the patterns take for codes: 1 in ruDALL-E's second version, whose masks were
+    made without its first id."""
+    convolution_size: int = 5
+    shared_attention: tuple[int, ...] = ()
+    """For each layer, repeated over the depth, the number of its attention; layers with one number share it (Universal
+    Transformer, ALBERT), but not norms and scales. Empty: each has its own."""
+    shared_mlp: tuple[int, ...] = ()
+    """The same of the MLPs."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    text_head: bool = True
+    """Whether the head foretells text ids too."""
+    tie_embeddings: bool = False
+    """Use the embedding of the tokens, text and image, as the head too."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "text_vocab_size text_length codebook_size grid_height grid_width width depth num_heads num_kv_heads "
+            "head_dim mlp_width convolution_size"
+        ).split():
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        require(len(self.patterns) > 0, "patterns needs at least one attention pattern")
+        require(0 <= self.pad_id < self.text_vocab_size, f"pad_id {self.pad_id} is not in the text vocabulary")
+        share = {"rotary": 2, "rotary_2d": 4, "rotary_2d_image": 4, "rotary_text_image": 2}.get(self.positions, 1)
+        require(self.head_dim % share == 0, f"head_dim {self.head_dim} is no multiple of {share}")
+        require(not (self.tie_embeddings and self.head_bias), "tie_embeddings leaves no room for head_bias")
+        require(self.text_head or not self.tie_embeddings, "tie_embeddings makes a head for text too")
+        require(
+            not self.unique_padding or self.text_length < self.text_vocab_size,
+            f"unique_padding needs {self.text_length} ids of a text vocabulary of {self.text_vocab_size}",
+        )
+        for token in self.begin_ids:
+            require(0 <= token < self.text_vocab_size, f"begin id {token} is not in the text vocabulary")
+        for name in ("unique_padding", "begin_ids", "token_shift"):
+            require(self.attend_padding or not getattr(self, name), f"{name} needs attend_padding")
+        require(self.feature_width is None or self.feature_width >= 1, f"feature_width is {self.feature_width}")
+        require(not self.token_shift or self.width % 4 == 0, f"token_shift needs a width in fours, not {self.width}")
+        require(
+            0 <= self.pattern_shift <= self.text_length,
+            f"pattern_shift is {self.pattern_shift}; it must be in 0..{self.text_length}, the text length",
+        )
+
+    @property
+    def shift_width(self) -> int:
+        """Channels that token shift takes from other tokens."""
+        return self.width // 2 if self.token_shift else 0
+
+    @property
+    def layout(self) -> RowLayout:
+        """Where everything is in a row."""
+        return RowLayout(
+            text_length=self.text_length,
+            grid_height=self.grid_height,
+            grid_width=self.grid_width,
+            text_vocab_size=self.text_vocab_size,
+            pad_id=self.pad_id,
+            begin_ids=self.begin_ids,
+            unique_padding=self.unique_padding,
+        )

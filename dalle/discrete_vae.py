@@ -1,0 +1,124 @@
+"""The discrete VAE of DALLE-pytorch: a plain convolutional image tokenizer that lucidrains/DALLE-pytorch trains.
+
+Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w), as in `image_tokenizer`. Strided 4 x 4
+convolutions lead down, transposed ones up, with residual blocks at the coarsest resolution; the encoder ends in a logit
+for each code. It is here to run such checkpoints; training it is DALLE-pytorch's business.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.config import Config, require
+from dalle.image_tokenizer import check_codes, check_images
+
+__all__ = ["DiscreteVAE", "DiscreteVAEConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscreteVAEConfig(Config):
+    """Shape of a discrete VAE. Defaults are those of DALLE-pytorch."""
+
+    image_size: int = 256
+    """Nominal height and width in pixels; a multiple of `factor`."""
+    num_layers: int = 3
+    """Layers that halve the resolution."""
+    num_res_blocks: int = 0
+    """Residual blocks on either side, at the coarsest resolution."""
+    width: int = 64
+    """Channels of every layer (`hidden_dim`)."""
+    codebook_size: int = 512
+    codebook_dim: int = 512
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Of each colour in [0, 1]: what the network takes and gives is (pixel - mean) / std."""
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        require(self.num_layers < self.image_size.bit_length(), f"num_layers is {self.num_layers}, which is too many")
+        for name in ("num_layers", "width", "codebook_dim"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.num_res_blocks >= 0, f"num_res_blocks is {self.num_res_blocks}; it must not be negative")
+        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
+        require(len(self.pixel_mean) == len(self.pixel_std) == 3, "pixel_mean and pixel_std need three numbers each")
+        require(all(std > 0 for std in self.pixel_std), f"pixel_std is {self.pixel_std}; it must be above 0")
+        require(
+            self.image_size > 0 and self.image_size % self.factor == 0,
+            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code, on a side."""
+        return 2**self.num_layers
+
+    picture_factor = factor
+    """The same for the images that are decoded."""
+
+    @property
+    def grid_size(self) -> int:
+        """Codes on a side of the nominal image."""
+        return self.image_size // self.factor
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv3 = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+
+
+class DiscreteVAE(nn.Module):
+    """Encoder, codebook and decoder; the contract is that of `ImageTokenizer`."""
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for layer in range(config.num_layers):
+            up_width = width if layer or config.num_res_blocks else config.codebook_dim
+            down += [nn.Conv2d(width if layer else 3, width, 4, stride=2, padding=1), nn.ReLU()]
+            up += [nn.ConvTranspose2d(up_width, width, 4, stride=2, padding=1), nn.ReLU()]
+        res = [[_ResidualBlock(width) for _ in range(config.num_res_blocks)] for _ in range(2)]
+        enter = [nn.Conv2d(config.codebook_dim, width, 1)] if config.num_res_blocks else []
+        self.encoder = nn.Sequential(*down, *res[0], nn.Conv2d(width, config.codebook_size, 1))
+        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.codebook_dim))
+        self.decoder = nn.Sequential(*enter, *res[1], *up, nn.Conv2d(width, 3, 1))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_size): a logit for each code.
+
+        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
+        """
+        check_images(images, self.config.factor)
+        scale, shift = self._affine(images)
+        return rearrange(self.encoder(images * scale + shift), "b k h w -> b h w k")
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes: the likeliest. Raises `ImageError` as `logits` does."""
+        return self.logits(images).argmax(-1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, h, w) codes -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` on codes outside [0, codebook_size)."""
+        check_codes(codes, self.config.codebook_size)
+        pixels = self.decoder(rearrange(F.embedding(codes, self.codebook), "b h w d -> b d h w"))
+        scale, shift = self._affine(pixels)
+        return ((pixels - shift) / scale).clamp(-1, 1)
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """From [-1, 1] to the network's own range: x * scale + shift, for each colour."""
+        mean, std = (
+            rearrange(like.new_tensor(numbers), "c -> c 1 1")
+            for numbers in (self.config.pixel_mean, self.config.pixel_std)
+        )
+        return 0.5 / std, (0.5 - mean) / std

@@ -1,0 +1,110 @@
+"""The shape and the habits of a VQGAN, as data: what `image_tokenizer` builds it from.
+
+Every field but the sizes has a default that is what the shipped model has always been.
+"""
+
+import dataclasses
+from typing import Literal
+
+from dalle.config import Config, require
+
+__all__ = ["ImageTokenizerConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTokenizerConfig(Config):
+    """Shape of an image tokenizer. A level halves the resolution of the one before it."""
+
+    image_size: int = 128
+    """Nominal height and width in pixels; a multiple of `factor`."""
+    patch_size: int = 1
+    """Pixels folded into channels at either end, per side. 1 is the plain VQGAN."""
+    widths: tuple[int, ...] = (128, 128, 256, 256)
+    """Channels of each level, from the finest to the coarsest."""
+    base_width: int | None = None
+    """Channels of the encoder's first convolution (`ch` in taming-transformers); None: those of the finest level."""
+    num_res_blocks: int = 2
+    """Residual blocks for each level of the encoder; the decoder has one more."""
+    attention_levels: tuple[int, ...] = ()
+    """Levels with attention after each residual block; 0 is the finest."""
+    middle_attention: bool = True
+    """Attention between the two residual blocks at the coarsest resolution."""
+    encoder_middle_attention: bool = True
+    """The same in the encoder. Without it a code says what is in and near its patch, not what is anywhere in the
+    picture, and a decoder of rows can foretell it."""
+    norm_groups: int = 32
+    """Groups of the group norms; divides every width."""
+    norm_epsilon: float = 1e-6
+    resample_with_conv: bool = True
+    """Convolutions where the resolution changes (`resamp_with_conv`); without, means of four and repeated pixels."""
+    pixel_range: Literal["signed", "unit"] = "signed"
+    """What the network itself takes and gives: pixels in [-1, 1], or in [0, 1] as in DALL-E mini. `encode` and `decode`
+    have [-1, 1] either way."""
+    wavelet_head: bool = False
+    """The decoder ends in Haar wavelet coefficients, which make a picture twice as high and wide (ruDALL-E)."""
+    decode_only: bool = False
+    """There is no encoder: the checkpoint came without (min-dalle)."""
+    quantizer: Literal["nearest", "gumbel"] = "nearest"
+    """How a latent becomes a code: that of the nearest row, or the likeliest by a linear layer, which was trained with
+    Gumbel noise."""
+    z_channels: int | None = None
+    """Channels between the encoder's last and the decoder's first convolution, if 1 x 1 convolutions (`quant_conv`,
+    `post_quant_conv`) lead from them to `codebook_dim` and back; None: there are none."""
+    codebook_size: int = 4096
+    codebook_dim: int = 16
+    normalize_codes: bool = True
+    """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
+    blank_code: int | None = None
+    """Code of every patch of white pixels; None leaves it to the encoder. One that sees beyond the patch hides in its
+    code what lies around it: hundreds of codes that look alike, which no decoder of rows can foretell."""
+
+    def __post_init__(self) -> None:
+        require(len(self.widths) >= 1, "widths needs at least one level")
+        require(self.patch_size >= 1, f"patch_size is {self.patch_size}; it must be at least 1")
+        require(self.num_res_blocks >= 1, f"num_res_blocks is {self.num_res_blocks}; it must be at least 1")
+        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
+        require(self.codebook_dim >= 1, f"codebook_dim is {self.codebook_dim}; it must be at least 1")
+        require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}; it must be at least 1")
+        blank = self.blank_code
+        require(
+            blank is None or 0 <= blank < self.codebook_size,
+            f"blank_code is {blank}; it must be in [0, {self.codebook_size})",
+        )
+        require(
+            self.z_channels is None or self.z_channels >= 1, f"z_channels is {self.z_channels}; it must be at least 1"
+        )
+        require(
+            self.quantizer == "nearest" or not self.normalize_codes,
+            "normalize_codes compares codes with latents; the gumbel quantizer does not",
+        )
+        for width in (self.encoder_widths[0], *self.widths):
+            require(
+                width > 0 and width % self.norm_groups == 0,
+                f"width {width} is no multiple of norm_groups {self.norm_groups}",
+            )
+        for level in self.attention_levels:
+            require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")
+        require(
+            self.image_size > 0 and self.image_size % self.factor == 0,
+            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code, on a side, of the images that are encoded."""
+        return self.patch_size * 2 ** (len(self.widths) - 1)
+
+    @property
+    def picture_factor(self) -> int:
+        """Pixels per code, on a side, of the images that are decoded: `factor`, but with a wavelet head twice that."""
+        return 2 * self.factor if self.wavelet_head else self.factor
+
+    @property
+    def encoder_widths(self) -> tuple[int, ...]:
+        """Channels after the encoder's first convolution, then of its levels."""
+        return (self.widths[0] if self.base_width is None else self.base_width, *self.widths)
+
+    @property
+    def grid_size(self) -> int:
+        """Codes on a side of the nominal image."""
+        return self.image_size // self.factor

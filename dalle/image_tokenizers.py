@@ -1,0 +1,29 @@
+"""Every kind of image tokenizer that a model directory may have, by the name that it has there.
+
+All keep one contract: `encode(images) -> codes` and `decode(codes) -> images`, with images float32 (B, 3, H, W) in
+[-1, 1] and codes int64 (B, h, w), and a `config` with `image_size`, `factor`, `picture_factor`, `codebook_size` and
+`grid_size`. What pixels a network itself works on is its own affair.
+"""
+
+from dalle.config import Config
+from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.openai_dvae import OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
+
+__all__ = ["DEFAULT_KIND", "KINDS", "AnyImageTokenizer", "AnyImageTokenizerConfig", "kind_of"]
+
+AnyImageTokenizer = ImageTokenizer | DiscreteVAE | OpenAIDiscreteVAE
+AnyImageTokenizerConfig = ImageTokenizerConfig | DiscreteVAEConfig | OpenAIDiscreteVAEConfig
+
+DEFAULT_KIND = "vqgan"
+KINDS: dict[str, tuple[type[AnyImageTokenizerConfig], type[AnyImageTokenizer]]] = {
+    "vqgan": (ImageTokenizerConfig, ImageTokenizer),
+    "discrete_vae": (DiscreteVAEConfig, DiscreteVAE),
+    "openai_dvae": (OpenAIDiscreteVAEConfig, OpenAIDiscreteVAE),
+}
+
+
+def kind_of(config: Config) -> str:
+    """The name of the kind that a configuration is of."""
+    (name,) = [name for name, (config_class, _) in KINDS.items() if type(config) is config_class]
+    return name

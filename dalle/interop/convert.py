@@ -1,0 +1,118 @@
+"""A foreign checkpoint -> a model directory of ours: which family it is of, and the conversion, whole or not at all.
+
+One tensor is in memory at a time, so a checkpoint of any size converts in little memory; what was written is read back
+and checked before it takes its place.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dalle.checkpoint import check_checkpoint, load_image_tokenizer, write_checkpoint
+from dalle.errors import CheckpointError, DalleError
+from dalle.image_tokenizer import ImageTokenizer
+from dalle.interop import dalle_pytorch, llamagen, min_dalle, mindalle, openai_dvae, rudalle, taming, vqgan_jax
+from dalle.interop.family import Converted, Family, Source
+
+__all__ = ["FAMILIES", "Imported", "import_checkpoint"]
+
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (vqgan_jax, taming, mindalle, llamagen, dalle_pytorch, rudalle, min_dalle, openai_dvae)
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What was done."""
+
+    family: str
+    reason: str
+    """Why it was taken for one of this family."""
+    read: tuple[Path, ...]
+    converted: Converted
+    digest: str
+    """Of the model that was written."""
+
+
+def import_checkpoint(
+    path: str | Path,
+    out: str | Path,
+    *,
+    family: str | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_written: Callable[[int], None] | None = None,
+) -> Imported:
+    """Convert a checkpoint of one of the `FAMILIES` to a model directory, whose name becomes the model's.
+
+    Without `family`, it is found out from the files. `on_start` is told the bytes that will be written, `on_written`
+    those of each tensor. Raises `CheckpointError`, naming the file and what was expected, and then leaves `out` as it
+    was.
+    """
+    source = Source(path)
+    out = Path(out)
+    chosen, reason = _choose(source, family)
+    converted = _convert(source, chosen)
+    parts = [part for part in (converted.image_tokenizer, converted.decoder) if part is not None]
+    if on_start is not None:
+        on_start(sum(tensor.num_bytes for part in parts for tensor in part.weights.values()))
+    try:
+        digest = write_checkpoint(
+            out,
+            name=out.resolve().name,
+            image_tokenizer=converted.image_tokenizer,
+            text_tokenizer=converted.text_tokenizer,
+            decoder=converted.decoder,
+            about={"family": chosen.name, **converted.about},
+            sampling=converted.sampling,
+            on_written=on_written,
+            check=_check,
+        )
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from error
+    return Imported(family=chosen.name, reason=reason, read=tuple(source.read), converted=converted, digest=digest)
+
+
+def _choose(source: Source, name: str | None) -> tuple[Family, str]:
+    if name is not None:
+        if name not in FAMILIES:
+            raise CheckpointError(f"there is no family {name!r}; there are {', '.join(FAMILIES)}")
+        return FAMILIES[name], "it was given"
+    reasons = {family.name: reason for family in FAMILIES.values() if (reason := family.recognise(source))}
+    if len(reasons) == 1:
+        ((name, reason),) = reasons.items()
+        return FAMILIES[name], reason
+    if reasons:
+        found = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
+        raise CheckpointError(f"{source.path} is of several families: {found}. Give the path of one, or its family")
+    expected = "; ".join(f"{family.name}: {family.expects}" for family in FAMILIES.values())
+    raise CheckpointError(f"{source.path} is of no family that is known here. Expected one of: {expected}")
+
+
+def _convert(source: Source, family: Family) -> Converted:
+    try:
+        return family.convert(source)
+    except CheckpointError:
+        raise
+    except DalleError as error:
+        raise CheckpointError(f"{source.path}: {error}") from error
+    # foreign files may hold anything anywhere; what a converter trips over is the file's fault
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise CheckpointError(
+            f"{source.path} is no whole checkpoint of {family.name} ({reason}); expected {family.expects}"
+        ) from error
+
+
+@torch.inference_mode()
+def _check(folder: Path) -> None:
+    """Read back what was written, and draw with it."""
+    check_checkpoint(folder)
+    tokenizer = load_image_tokenizer(folder)
+    images = tokenizer.decode(torch.arange(4).reshape(1, 2, 2) % tokenizer.config.codebook_size)
+    if not images.isfinite().all():
+        raise CheckpointError("the image tokenizer draws pixels that are no numbers: its weights are damaged")
+    if not isinstance(tokenizer, ImageTokenizer) or not tokenizer.config.decode_only:
+        tokenizer.encode(images)

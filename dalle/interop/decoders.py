@@ -1,0 +1,112 @@
+"""What the families' tables for decoders share: weights that are taken one by one, and a check that all were.
+
+A family says where each of our weights comes from: as it is, or several below each other where ours are one matrix
+(queries, keys and values; the embeddings of text and of codes; the heads).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dalle.decoder_config import DecoderConfig
+from dalle.errors import CheckpointError
+from dalle.transformer import Decoder
+from dalle.weights import LazyTensor, Part
+
+__all__ = ["ForeignWeights", "decoder_part", "grid_side"]
+
+
+class ForeignWeights:
+    """Weights under a project's names, which remember what has been taken. Raises `CheckpointError`, with the file's
+    name, for one that is missing or has another number of axes."""
+
+    def __init__(self, path: Path, weights: Mapping[str, LazyTensor]) -> None:
+        self.path = path
+        self._weights = weights
+        self._taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._weights
+
+    def shape(self, name: str, num_axes: int = 2) -> tuple[int, ...]:
+        """Its shape, without taking it."""
+        found = self._weights.get(name)
+        if found is None or len(found.shape) != num_axes:
+            raise CheckpointError(f"{self.path} has no {name} with {num_axes} axes: it is no checkpoint of this family")
+        return found.shape
+
+    def take(self, *names: str, then: Callable[[Tensor], Tensor] | None = None) -> LazyTensor:
+        """The weight, or several below each other; `then` is done to each."""
+        parts = []
+        for name in names:
+            if name not in self._weights:
+                raise CheckpointError(f"{self.path} has no {name}, which a checkpoint of this family has")
+            self._taken.add(name)
+            parts.append(self._weights[name] if then is None else self._weights[name].then(then))
+        if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+            shapes = ", ".join(str(part.shape) for part in parts)
+            raise CheckpointError(f"{self.path}: {', '.join(names)} do not fit together; their shapes are {shapes}")
+        return parts[0] if len(parts) == 1 else LazyTensor.joined(*parts)
+
+    def linear(self, ours: str, *theirs: str) -> dict[str, LazyTensor]:
+        """A layer's weight and, where there is one, its bias: from one layer or several below each other."""
+        layer = {f"{ours}.weight": self.take(*(f"{name}.weight" for name in theirs))}
+        if f"{theirs[0]}.bias" in self._weights:
+            layer[f"{ours}.bias"] = self.take(*(f"{name}.bias" for name in theirs))
+        return layer
+
+    def ignore(self, pattern: str) -> list[str]:
+        """Set aside, knowingly, the weights whose whole names match; returns their names."""
+        found = [name for name in self._weights if re.fullmatch(pattern, name)]
+        self._taken.update(found)
+        return found
+
+    def count(self, pattern: str) -> int:
+        """How many layers there are: one more than the highest number that the pattern's group finds in a name."""
+        numbers = {int(match[1]) for name in self._weights if (match := re.match(pattern, name))}
+        if numbers != {*range(len(numbers))} or not numbers:
+            raise CheckpointError(f"{self.path} lacks layers: it has those numbered {sorted(numbers)[:20]}")
+        return len(numbers)
+
+    @property
+    def rest(self) -> list[str]:
+        """What has not been taken."""
+        return sorted({*self._weights} - self._taken)
+
+
+def grid_side(path: Path, num_codes: int) -> int:
+    """Codes on a side of a square picture. Raises `CheckpointError` if it is not square."""
+    side = math.isqrt(max(num_codes, 0))
+    if num_codes < 1 or side**2 != num_codes:
+        raise CheckpointError(f"{path} says that a picture has {num_codes} codes, which is no square")
+    return side
+
+
+def decoder_part(theirs: ForeignWeights, config: DecoderConfig, ours: Mapping[str, LazyTensor]) -> Part:
+    """A decoder of ours from weights under our names. Raises `CheckpointError` if one has another shape than the
+    configuration implies, or if something was left over that is neither needed nor ignored."""
+    with torch.device("meta"):
+        network = Decoder(config)
+    seen: set[int] = set()
+    expected = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        if id(value) not in seen:  # what layers share is stored once
+            seen.add(id(value))
+            expected[name] = tuple(value.shape)
+    for name, shape in expected.items():
+        found = ours[name].shape if name in ours else None
+        if found != shape:
+            raise CheckpointError(
+                f"{theirs.path}: what becomes {name} has shape {found}; with the rest, expected {shape}"
+            )
+    if theirs.rest:
+        raise CheckpointError(f"{theirs.path} has {theirs.rest[0]}, which no decoder of this family has a place for")
+    weights = {name: ours[name] for name in expected}
+    return Part(
+        config=config,
+        weights={k: v.then(lambda t: t.float()) if v.dtype == torch.float64 else v for k, v in weights.items()},
+    )

@@ -1,0 +1,197 @@
+"""Flax's msgpack files, read and written without JAX: nested dicts of arrays as lazy tensors by their joined names.
+
+MessagePack (github.com/msgpack/msgpack) is read from the mapped file, so that no array is in memory before it is asked
+for; of the format only what Flax writes is known: maps, strings, and arrays as extension 1, which is a message of its
+own: shape, type, bytes.
+"""
+
+import mmap
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from dalle.errors import CheckpointError
+from dalle.weights import LazyTensor, read_numbers
+
+__all__ = ["read_flax", "write_flax"]
+
+ARRAY = 1
+"""Flax's extension type of an array."""
+MAX_DEPTH = 32
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bool": torch.bool,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+}
+LENGTHS = {
+    **{0xC4 + i: ("bin", 1 << i) for i in range(3)},
+    **{0xC7 + i: ("ext", 1 << i) for i in range(3)},
+    **{0xD9 + i: ("str", 1 << i) for i in range(3)},
+    **{0xDC + i: ("array", 2 << i) for i in range(2)},
+    **{0xDE + i: ("map", 2 << i) for i in range(2)},
+}
+"""First byte -> what follows, and the bytes of its length."""
+INTEGERS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
+
+
+class _Reader:
+    """Reads messages from bytes; strings of bytes are given as (start, length) instead of being copied."""
+
+    def __init__(self, data: mmap.mmap, start: int = 0, stop: int | None = None) -> None:
+        self.data = data
+        self.at = start
+        self.stop = len(data) if stop is None else stop
+
+    def take(self, size: int) -> int:
+        """Move on, and say from where."""
+        start = self.at
+        if start + size > self.stop:
+            raise ValueError(f"it ends at byte {self.stop}, in the middle of {size} bytes from {start}")
+        self.at += size
+        return start
+
+    def number(self, size: int) -> int:
+        start = self.take(size)
+        return int.from_bytes(self.data[start : start + size], "big")
+
+    def head(self) -> tuple[str, int]:
+        """(kind, length) of the next message; for an integer, its value."""
+        first = self.number(1)
+        if first < 0x80:
+            return "int", first
+        if first < 0x90:
+            return "map", first & 0x0F
+        if first < 0xA0:
+            return "array", first & 0x0F
+        if first < 0xC0:
+            return "str", first & 0x1F
+        if 0xD4 <= first <= 0xD8:
+            return "ext", 1 << (first - 0xD4)
+        if first in INTEGERS:
+            return "int", self.number(struct.calcsize(INTEGERS[first]))
+        if first not in LENGTHS:
+            raise ValueError(f"a message of type {first:#x} at byte {self.at - 1}, which Flax does not write")
+        kind, size = LENGTHS[first]
+        return kind, self.number(size)
+
+    def expect(self, kind: str) -> int:
+        found, length = self.head()
+        if found != kind:
+            raise ValueError(f"{found} at byte {self.at}, where {kind} was expected")
+        return length
+
+    def text(self) -> str:
+        length = self.expect("str")
+        start = self.take(length)
+        return str(self.data[start : start + length], "utf-8")
+
+    def array(self, path: Path) -> LazyTensor:
+        """An extension whose head has been read up to its type."""
+        if self.expect("array") != 3:
+            raise ValueError(f"no shape, type and bytes at byte {self.at}")
+        shape = tuple(self.expect("int") for _ in range(self.expect("array")))
+        name = self.text()
+        if name not in DTYPES:
+            raise ValueError(f"an array of {name}")
+        length = self.expect("bin")
+        start = self.take(length)
+        numel = 1
+        for extent in shape:
+            numel *= extent
+        if numel * DTYPES[name].itemsize != length:
+            raise ValueError(f"an array of shape {shape} and type {name} in {length} bytes")
+        return LazyTensor(shape, DTYPES[name], lambda: read_numbers(path, start, numel, DTYPES[name]).reshape(shape))
+
+
+def read_flax(path: Path) -> dict[str, LazyTensor]:
+    """The arrays of a `flax_model.msgpack`, by their names joined with slashes.
+
+    Raises `CheckpointError`, naming the file, if it is cut short or is none.
+    """
+    weights: dict[str, LazyTensor] = {}
+
+    def walk(reader: _Reader, name: str, depth: int) -> None:
+        kind, length = reader.head()
+        if kind == "map" and depth < MAX_DEPTH:
+            for _ in range(length):
+                walk(reader, f"{name}/{reader.text()}" if name else reader.text(), depth + 1)
+        elif kind == "ext" and reader.number(1) == ARRAY:
+            stop = reader.at + length
+            weights[name] = _Reader(reader.data, reader.take(length), stop).array(path)
+        else:
+            raise ValueError(f"{kind} at byte {reader.at}, where a dict or an array was expected")
+
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            reader = _Reader(data)
+            walk(reader, "", 0)
+            if reader.at != len(data):
+                raise ValueError(f"{len(data) - reader.at} bytes too many")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no msgpack file of Flax's, or not a whole one: {error}") from error
+    return weights
+
+
+def write_flax(path: Path, weights: Mapping[str, LazyTensor]) -> None:
+    """The inverse of `read_flax`, as Flax would write it, one array at a time. Raises `OSError` as writing does."""
+    tree: dict[str, Any] = {}
+    for name in sorted(weights):
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = weights[name]
+    with open(path, "wb") as file:
+        _write_tree(file, tree)
+
+
+def _write_tree(file: IO[bytes], node: Any) -> None:
+    if isinstance(node, dict):
+        file.write(_head("map", len(node)))
+        for name, child in node.items():
+            file.write(_text(name))
+            _write_tree(file, child)
+        return
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    data = node.load().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    message = b"".join([_head("array", 3), _shape(node.shape), _text(names[node.dtype]), _head("bin", len(data))])
+    file.write(_head("ext", len(message) + len(data)) + bytes([ARRAY]) + message)
+    file.write(data)
+
+
+def _shape(shape: Iterable[int]) -> bytes:
+    extents = list(shape)
+    return _head("array", len(extents)) + b"".join(map(_integer, extents))
+
+
+def _integer(value: int) -> bytes:
+    if value < 0x80:
+        return bytes([value])
+    first, form = next(item for item in INTEGERS.items() if value < 256 ** struct.calcsize(item[1]))
+    return bytes([first]) + struct.pack(form, value)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return _head("str", len(data)) + data
+
+
+def _head(kind: str, length: int) -> bytes:
+    """The first bytes of a message, in the shortest form."""
+    short = {"map": (0x80, 16), "array": (0x90, 16), "str": (0xA0, 32)}
+    if kind in short and length < short[kind][1]:
+        return bytes([short[kind][0] | length])
+    first, size = next(
+        (first, size) for first, (found, size) in LENGTHS.items() if found == kind and length < 256**size
+    )
+    return bytes([first]) + length.to_bytes(size, "big")

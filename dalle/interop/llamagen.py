@@ -1,0 +1,244 @@
+"""LlamaGen (FoundationVision): `c2i_*.pt` and `t2i_*.pt`, decoders of classes and of captions, and `vq_ds*.pt`, their
+image tokenizer.
+
+Special in the decoders: a class label is a text of one id, whose last is no class; a caption is a row of T5's features,
+and no caption is features too. Text does not turn with its position: its queries and keys are zero. The number of heads
+is not in the file; it is told by a JSON file of the arguments of `ModelArgs` beside it or, for the published sizes,
+known here. The size of the picture is told there too, or by the file's name.
+
+Special in the image tokenizer: the decoder's levels are in the order in which they run, the middle is a list, attention
+is at the coarsest level alone. Sizes are options of the project's programs, not in the file: they are read off the
+shapes. That codes are compared at unit length is the project's default, and taken for granted.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dalle.decoder_config import DecoderConfig
+from dalle.errors import CheckpointError
+from dalle.foreign_tokenizers import ClassTokenizer
+from dalle.image_tokenizer import ImageTokenizerConfig
+from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
+from dalle.interop.family import Converted, Family, Source, state_dict
+from dalle.interop.vqgan import vqgan_part
+from dalle.sampling import SamplingParams
+from dalle.weights import LazyTensor, Part
+
+__all__ = ["FAMILY"]
+
+MIDDLE = ("block_1", "attn_1", "block_2")
+DEFAULT_IMAGE_SIZE = 256
+KEYS = ("model", "ema", "module", "state_dict")
+"""Where weights are, the first of them that is there, as the project's own programs look."""
+NUM_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
+"""Of the project's models, by their width."""
+SAMPLING = {
+    "c2i": SamplingParams(guidance_scale=4.0, top_k=2000),
+    "t2i": SamplingParams(guidance_scale=7.5, top_k=1000),
+}
+"""Defaults of the project's programs."""
+
+
+def recognise(source: Source) -> str | None:
+    for path in _decoders(source):
+        return f"{path} has tok_embeddings and cls_embedding"
+    for path in _image_tokenizers(source):
+        return f"{path} has encoder.conv_blocks and a codebook"
+    return None
+
+
+def convert(source: Source) -> Converted:
+    decoders = _decoders(source)
+    found = source.nearest(_image_tokenizers) if decoders else _image_tokenizers(source)
+    path = source.only(found, "vq_ds*.pt", "the image tokenizer")
+    image_tokenizer = _image_tokenizer(path, source.torch(path), image_size=DEFAULT_IMAGE_SIZE)
+    derived = [
+        f"image_size {DEFAULT_IMAGE_SIZE}, the project's default; any other works as well",
+        "codes are compared at unit length, the project's default",
+        "pixels: [-1, 1], as the project trains",
+    ]
+    decoder, text_tokenizer, sampling = None, None, None
+    if decoders:
+        path = source.only(decoders, "c2i_*.pt or t2i_*.pt", "the decoder")
+        assert isinstance(image_tokenizer.config, ImageTokenizerConfig)
+        decoder = _decoder(source, path, image_tokenizer.config.factor)
+        assert isinstance(decoder.config, DecoderConfig)
+        kind = "c2i" if decoder.config.feature_width is None else "t2i"
+        text_tokenizer = ClassTokenizer(decoder.config.text_vocab_size - 1) if kind == "c2i" else None
+        sampling = SAMPLING[kind] if decoder.config.guidance else None
+        size = decoder.config.grid_height * image_tokenizer.config.factor
+        image_tokenizer = dataclasses.replace(
+            image_tokenizer, config=dataclasses.replace(image_tokenizer.config, image_size=size)
+        )
+        derived[0] = f"image_size {size}, of {decoder.config.grid_height} codes a side"
+    return Converted(
+        image_tokenizer=image_tokenizer,
+        decoder=decoder,
+        text_tokenizer=text_tokenizer,
+        sampling=sampling,
+        about={"licence": "code and published weights MIT", "project": "https://github.com/FoundationVision/LlamaGen"},
+        ignored=("quantize.codebook_used, a counter of training",),
+        derived=tuple(derived),
+    )
+
+
+def _decoders(source: Source) -> list[Path]:
+    """Files with the weights of a decoder of this project."""
+    return [
+        path
+        for path in source.find("*.pt", "*.pth")
+        if "tok_embeddings.weight" in (names := _names(source, path))
+        and any(name.startswith("cls_embedding.") for name in names)
+    ]
+
+
+def _image_tokenizers(source: Source) -> list[Path]:
+    """Files with the weights of an image tokenizer of this project."""
+    return [
+        path
+        for path in source.find("*.pt", "*.pth")
+        if "encoder.conv_blocks.0.res.0.conv1.weight" in _names(source, path)
+    ]
+
+
+def _names(source: Source, path: Path) -> Mapping[str, Any]:
+    content = source.torch(path)
+    found = next((content[key] for key in KEYS if isinstance(content, dict) and key in content), content)
+    return found if isinstance(found, dict) else {}
+
+
+def _image_tokenizer(path: Path, content: Any, *, image_size: int) -> Part:
+    weights = state_dict(path, content, *KEYS)
+    weights.pop("quantize.codebook_used", None)
+    return vqgan_part(path, _to_taming(weights), image_size=image_size, normalize_codes=True)
+
+
+def _to_taming(weights: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Under taming-transformers' names."""
+    levels = [int(match[1]) for name in weights if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name))]
+    last = max(levels, default=0)
+
+    def rename(name: str) -> str:
+        name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
+        name = re.sub(r"^decoder\.conv_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
+        name = re.sub(r"\.mid\.([012])\.", lambda match: f".mid.{MIDDLE[int(match[1])]}.", name)
+        return re.sub(r"(\.(?:down|up)\.\d+)\.res\.", r"\1.block.", name)
+
+    return {rename(name): value for name, value in weights.items()}
+
+
+def _decoder(source: Source, path: Path, factor: int) -> Part:
+    content = source.torch(path)
+    keys = KEYS if any(key in content for key in KEYS) else ()
+    theirs = ForeignWeights(path, state_dict(path, content, *keys))
+    depth = theirs.count(r"layers\.(\d+)\.")
+    codebook_size, width = theirs.shape("tok_embeddings.weight")
+    by_caption = "cls_embedding.uncond_embedding" in theirs
+    described = _described(source, path, "t2i" if by_caption else "c2i", depth, width)
+    num_heads = described.get("n_head", NUM_HEADS.get(width))
+    if type(num_heads) is not int or num_heads < 1 or width % num_heads:
+        raise CheckpointError(
+            f"{path} does not say how many heads its {width} channels have, and it is no published size: put a JSON "
+            'file with the arguments of its ModelArgs beside it, {"n_head": ..., "block_size": ...}'
+        )
+    head_dim = width // num_heads
+    side = _grid_side(path, described, factor)
+    null, num_conditions = (
+        ("cls_embedding.uncond_embedding", theirs.shape("cls_embedding.uncond_embedding")[0])
+        if by_caption
+        else ("cls_embedding.embedding_table.weight", theirs.shape("cls_embedding.embedding_table.weight")[0])
+    )
+    # neither is there to guide with if it was not trained with captions, or classes, dropped
+    if by_caption:
+        text_length = described.get("cls_token_num", num_conditions)
+        guidance = text_length == num_conditions
+    else:
+        text_length, guidance = 1, described.get("num_classes") != num_conditions
+    config = DecoderConfig(
+        text_vocab_size=2 if by_caption else num_conditions + (not guidance),
+        text_length=text_length,
+        codebook_size=codebook_size,
+        grid_height=side,
+        grid_width=side,
+        feature_width=theirs.shape(null)[1] if by_caption else None,
+        guidance=guidance,
+        attend_padding=not by_caption,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        num_kv_heads=(theirs.shape("layers.0.attention.wqkv.weight")[0] // head_dim - num_heads) // 2,
+        head_dim=head_dim,
+        mlp="swiglu",
+        mlp_width=theirs.shape("layers.0.feed_forward.w1.weight")[0],
+        norm="rmsnorm",
+        norm_epsilon=described.get("norm_eps", 1e-5),
+        qk_norm=False,
+        positions="rotary_2d_image",
+        rotary_base=float(described.get("rope_base", 10000)),
+        text_head=False,
+    )
+    codes = theirs.take("tok_embeddings.weight")
+    ours = {"head.weight": theirs.take("output.weight"), "final_norm.weight": theirs.take("norm.weight")}
+    if by_caption:
+
+        def fitted(features: Tensor) -> Tensor:
+            rows = features.new_zeros(text_length, features.shape[1])
+            rows[:num_conditions] = features[:text_length]
+            return rows
+
+        ours["features.null"] = theirs.take(null, then=None if guidance else fitted)
+        ours |= theirs.linear("features.input", "cls_embedding.cap_proj.fc1")
+        ours |= theirs.linear("features.output", "cls_embedding.cap_proj.fc2")
+        text = LazyTensor.of(torch.zeros(2, width, dtype=codes.dtype))
+    else:
+        text = theirs.take(null)
+        if not guidance:
+            text = LazyTensor.joined(text, LazyTensor.of(torch.zeros(1, width, dtype=text.dtype)))
+    ours["embedding.weight"] = LazyTensor.joined(text, codes)
+    for i in range(depth):
+        here, block = f"blocks.{i}", f"layers.{i}"
+        ours |= theirs.linear(f"{here}.attention_norm", f"{block}.attention_norm")
+        ours |= theirs.linear(f"{here}.attention.qkv", f"{block}.attention.wqkv")
+        ours |= theirs.linear(f"{here}.attention.output", f"{block}.attention.wo")
+        ours |= theirs.linear(f"{here}.mlp_norm", f"{block}.ffn_norm")
+        ours |= theirs.linear(f"{here}.mlp.input", f"{block}.feed_forward.w1", f"{block}.feed_forward.w3")
+        ours |= theirs.linear(f"{here}.mlp.output", f"{block}.feed_forward.w2")
+    theirs.ignore(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\..*")
+    return decoder_part(theirs, config, ours)
+
+
+def _described(source: Source, path: Path, kind: str, depth: int, width: int) -> dict[str, Any]:
+    """The arguments of ModelArgs, from a JSON file beside the weights that has those of this size; empty if there is
+    none. Of several the one whose name begins like the weights' wins."""
+    places = sorted(path.parent.glob("*.json"), key=lambda place: not path.name.startswith(place.name[:3]))
+    for place in places:
+        try:
+            content = source.json(place)
+        except CheckpointError:  # a JSON file of something else
+            continue
+        size = (content.get("model_type", kind), content.get("n_layer", depth), content.get("dim", width))
+        if size == (kind, depth, width) and {"n_head", "block_size"} & {*content}:
+            return content
+    return {}
+
+
+def _grid_side(path: Path, described: Mapping[str, Any], factor: int) -> int:
+    if type(described.get("block_size")) is int:
+        return grid_side(path, described["block_size"])
+    said = [int(number) for number in re.findall(r"\d+", path.stem)]
+    size = next((number for number in reversed(said) if number >= 128 and number % factor == 0), DEFAULT_IMAGE_SIZE)
+    return size // factor
+
+
+FAMILY = Family(
+    name="llamagen",
+    expects="c2i_*.pt or t2i_*.pt with vq_ds*.pt in one folder, or the latter alone",
+    recognise=recognise,
+    convert=convert,
+)

@@ -1,0 +1,66 @@
+"""min-dalle (kuprel), the port of DALL-E mini: `vqgan/detoker.pt`, which turns codes into pictures and nothing back.
+
+Special: group norms have PyTorch's own epsilon, 1e-5; pixels are in [0, 1]. The rest of such a folder, an
+encoder-decoder Transformer, is no model of this library.
+"""
+
+from pathlib import Path
+
+from dalle.interop.family import Converted, Family, Source, state_dict
+from dalle.interop.vqgan import vqgan_part
+
+__all__ = ["FAMILY"]
+
+GRID_SIZE = 16
+"""Codes on a side, fixed in the project's code."""
+
+
+def recognise(source: Source) -> str | None:
+    for path in _detokenizers(source):
+        return f"{path} has an embedding, post_quant_conv and decoder.up, and no encoder"
+    for path in _transformer(source):
+        return f"{path} is of its encoder-decoder Transformer"
+    return None
+
+
+def convert(source: Source) -> Converted:
+    path = source.only(_detokenizers(source), "vqgan/detoker.pt", "the image detokenizer")
+    weights = state_dict(path, source.torch(path))
+    weights["quantize.embedding.weight"] = weights.pop("embedding.weight")
+    num_levels = len({name.split(".")[2] for name in weights if name.startswith("decoder.up.")})
+    size = GRID_SIZE * 2 ** (num_levels - 1)
+    part = vqgan_part(path, weights, image_size=size, norm_epsilon=1e-5, pixel_range="unit")
+    beside = [found.name for found in _transformer(source)]
+    return Converted(
+        image_tokenizer=part,
+        about={
+            "licence": "code MIT; the weights are DALL-E mini's, Apache-2.0",
+            "project": "https://github.com/kuprel/min-dalle",
+        },
+        ignored=(f"the encoder-decoder Transformer: {', '.join(beside)}",) if beside else (),
+        derived=(
+            f"image_size {size}: the project draws {GRID_SIZE} x {GRID_SIZE} codes",
+            "pixels: [0, 1] in the network, as the project draws",
+        ),
+    )
+
+
+def _detokenizers(source: Source) -> list[Path]:
+    return [
+        path
+        for path in source.find("*.pt")
+        if isinstance(content := source.torch(path), dict)
+        and {"embedding.weight", "post_quant_conv.weight", "decoder.conv_in.weight"} <= {*content}
+    ]
+
+
+def _transformer(source: Source) -> list[Path]:
+    return [path for path in source.find("*.pt", "*.json", "*.txt") if path.parent.name.startswith("dalle_bart")]
+
+
+FAMILY = Family(
+    name="min-dalle",
+    expects="detoker.pt, or a folder with vqgan/detoker.pt",
+    recognise=recognise,
+    convert=convert,
+)

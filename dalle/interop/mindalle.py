@@ -1,0 +1,155 @@
+"""minDALL-E (kakaobrain): the folder that its `from_pretrained` reads, `config.yaml`, two stages and a tokenizer.
+
+Stage 1, the image tokenizer, is taming-transformers' VQModel with `hparams` for `ddconfig`.
+
+Special in stage 2: text and codes have embeddings, positions and heads of their own, which are ours one below the
+other, and queries, keys and values are three layers. Padding is attended to like any token; there is no guidance.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers.implementations.char_level_bpe import CharBPETokenizer
+
+from dalle.decoder_config import DecoderConfig
+from dalle.errors import CheckpointError
+from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
+from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
+from dalle.interop.family import Converted, Family, Source, state_dict
+from dalle.interop.vqgan import described_vqgan
+from dalle.weights import LazyTensor, Part
+
+__all__ = ["FAMILY"]
+
+CONFIG_FILE = "config.yaml"
+STAGE_1_FILE = "stage1_last.ckpt"
+STAGE_2_FILE = "stage2_last.ckpt"
+LICENCE = "code Apache-2.0; the published weights are CC-BY-NC-SA 4.0: not for commercial use"
+
+DEFAULT_HEADS = 24
+"""Of the project's configuration, where the file says none."""
+
+
+def recognise(source: Source) -> str | None:
+    for path in source.find(CONFIG_FILE):
+        if {"stage1", "stage2"} <= {*source.yaml(path)}:
+            return f"{path} has stage1 and stage2"
+    return None
+
+
+def convert(source: Source) -> Converted:
+    config_path = source.one(CONFIG_FILE, "the configuration of both stages")
+    stages = source.yaml(config_path)
+    image_tokenizer = _image_tokenizer(source, stages.get("stage1"))
+    text_tokenizer = _text_tokenizer(source, config_path) if stages.get("stage2") else None
+    return Converted(
+        image_tokenizer=image_tokenizer,
+        text_tokenizer=text_tokenizer,
+        decoder=_decoder(source, config_path, text_tokenizer.config.pad_id) if text_tokenizer is not None else None,
+        about={"licence": LICENCE, "project": "https://github.com/kakaobrain/minDALL-E"},
+        derived=("pixels: [-1, 1], as the project trains",),
+    )
+
+
+def _image_tokenizer(source: Source, stage: Any) -> Part:
+    config_path = source.one(CONFIG_FILE, "the configuration of both stages")
+    if not isinstance(stage, dict) or not isinstance(stage.get("hparams"), dict):
+        raise CheckpointError(f"{config_path} has no stage1 with hparams")
+    path = source.one(STAGE_1_FILE, "stage 1, the image tokenizer")
+    described = {**stage["hparams"], "embed_dim": stage.get("embed_dim"), "n_embed": stage.get("n_embed")}
+    return described_vqgan(path, state_dict(path, source.torch(path), "state_dict"), config_path, described)
+
+
+def _decoder(source: Source, config_path: Path, pad_id: int) -> Part:
+    path = source.one(STAGE_2_FILE, "stage 2, the decoder")
+    stage = source.yaml(config_path).get("stage2")
+    if not isinstance(stage, dict) or stage.get("type", "transformer1d") != "transformer1d":
+        raise CheckpointError(f"{config_path} has no stage2 of type transformer1d, the only one that is read")
+    params: dict[str, Any] = stage.get("hparams") or {}
+    theirs = ForeignWeights(path, state_dict(path, source.torch(path), "state_dict"))
+    depth = theirs.count(r"blocks\.(\d+)\.")
+    text_length, width = theirs.shape("pos_emb_txt.weight")
+    num_heads = params.get("n_heads", DEFAULT_HEADS)
+    if type(num_heads) is not int or num_heads < 1 or width % num_heads:
+        raise CheckpointError(f"{config_path} says n_heads {num_heads!r}; expected a divisor of {width}, the width")
+    side = grid_side(path, theirs.shape("pos_emb_img.weight")[0])
+    text_head = "head_txt.weight" in theirs
+    config = DecoderConfig(
+        text_vocab_size=theirs.shape("tok_emb_txt.weight")[0],
+        text_length=text_length,
+        codebook_size=theirs.shape("tok_emb_img.weight")[0],
+        grid_height=side,
+        grid_width=side,
+        pad_id=pad_id,
+        attend_padding=True,
+        guidance=False,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp="gelu_sigmoid" if params.get("gelu_use_approx") else "gelu",
+        mlp_width=theirs.shape("blocks.0.mlp.0.weight")[0],
+        norm="layernorm",
+        qk_norm=False,
+        positions="learned",
+        qkv_bias="blocks.0.attn.query.bias" in theirs,
+        output_bias="blocks.0.attn.proj.bias" in theirs,
+        mlp_bias="blocks.0.mlp.0.bias" in theirs,
+        text_head=text_head,
+    )
+    ours: dict[str, LazyTensor] = {
+        "embedding.weight": theirs.take("tok_emb_txt.weight", "tok_emb_img.weight"),
+        "position_embedding.table": theirs.take("pos_emb_txt.weight", "pos_emb_img.weight"),
+        "head.weight": theirs.take(*(["head_txt.weight"] if text_head else []), "head_img.weight"),
+        **theirs.linear("final_norm", "ln_f"),
+    }
+    for i in range(depth):
+        here, block = f"blocks.{i}", f"blocks.{i}"
+        ours |= theirs.linear(f"{here}.attention_norm", f"{block}.ln1")
+        ours |= theirs.linear(f"{here}.attention.qkv", *(f"{block}.attn.{part}" for part in ("query", "key", "value")))
+        ours |= theirs.linear(f"{here}.attention.output", f"{block}.attn.proj")
+        ours |= theirs.linear(f"{here}.mlp_norm", f"{block}.ln2")
+        ours |= theirs.linear(f"{here}.mlp.input", f"{block}.mlp.0")
+        ours |= theirs.linear(f"{here}.mlp.output", f"{block}.mlp.2")
+    return decoder_part(theirs, config, ours)
+
+
+def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
+    """As the project's `build_tokenizer` puts it together."""
+    described = source.yaml(config_path).get("dataset") or {}
+    if described.get("tokenizer_type", "CharBPE") != "CharBPE":
+        raise CheckpointError(
+            f"{config_path} has a tokenizer of type {described['tokenizer_type']!r}; expected CharBPE"
+        )
+    vocab_path = source.one("bpe-16k-vocab.json", "the text tokenizer's vocabulary")
+    merges_path = source.one("bpe-16k-merges.txt", "the text tokenizer's merges")
+    lines = [line for line in source.text(merges_path).splitlines() if line and not line.startswith("#version")]
+    try:
+        bpe = CharBPETokenizer(
+            source.json(vocab_path),
+            [(left, right) for left, right in (line.split(" ") for line in lines)],
+            unk_token="[UNK]",
+            lowercase=True,
+        )
+        bpe.add_special_tokens(["[PAD]"])
+    except Exception as error:  # the package raises bare Exception
+        raise CheckpointError(f"{merges_path} does not fit {vocab_path}: {error}") from error
+    pad_id = bpe.token_to_id("[PAD]")
+    assert pad_id is not None
+    return PaddedTokenizer(
+        PaddedTokenizerConfig(
+            model=bpe.to_str(),
+            format="tokenizers",
+            text_length=described.get("context_length", 64),
+            pad_id=pad_id,
+        )
+    )
+
+
+FAMILY = Family(
+    name="mindalle",
+    expects="a folder with config.yaml, stage1_last.ckpt, stage2_last.ckpt and tokenizer/",
+    recognise=recognise,
+    convert=convert,
+)

@@ -1,0 +1,102 @@
+"""OpenAI's dVAE (openai/DALL-E): `encoder.pkl` and `decoder.pkl`, each a whole pickled module.
+
+Special: convolutions call their weights `w` and `b`; blocks have names that count from 1. Sizes are read off the
+shapes; the gain of the residual paths is not stored and follows from the number of blocks.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from dalle.errors import CheckpointError
+from dalle.interop.family import Converted, Family, Source, fit
+from dalle.interop.pickles import Stub, module_weights
+from dalle.openai_dvae import NUM_GROUPS, OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
+from dalle.weights import LazyTensor, Part
+
+__all__ = ["FAMILY", "dvae_part", "names_of"]
+
+LICENCE = "code and published weights under OpenAI's modified MIT licence"
+DEFAULT_IMAGE_SIZE = 256
+CLASSES = {"encoder": "dall_e.encoder.Encoder", "decoder": "dall_e.decoder.Decoder"}
+
+
+def recognise(source: Source) -> str | None:
+    for side in CLASSES:
+        for path in _halves(source, side):
+            return f"{path} is a pickled {CLASSES[side]}"
+    return None
+
+
+def convert(source: Source) -> Converted:
+    if source.path.is_file():
+        raise CheckpointError(f"{source.path} is half of the dVAE: give the folder with encoder.pkl and decoder.pkl")
+    weights: dict[str, LazyTensor] = {}
+    for side in CLASSES:
+        path = source.only(_halves(source, side), f"{side}.pkl", f"a pickled {CLASSES[side]}")
+        weights |= module_weights(source.torch(path), f"{side}.")
+    return Converted(
+        image_tokenizer=dvae_part(source.path, weights, image_size=DEFAULT_IMAGE_SIZE),
+        about={"licence": LICENCE, "project": "https://github.com/openai/DALL-E"},
+        derived=(f"image_size {DEFAULT_IMAGE_SIZE}, the published one's; any other works as well",),
+    )
+
+
+def _halves(source: Source, side: str) -> list[Path]:
+    return [
+        path
+        for path in source.find("*.pkl")
+        if isinstance(module := source.torch(path), Stub) and module.name == CLASSES[side]
+    ]
+
+
+def dvae_part(path: Path, weights: Mapping[str, LazyTensor], *, image_size: int) -> Part:
+    """The image tokenizer of both modules' weights, prefixed with `encoder.` and `decoder.`.
+
+    Raises `CheckpointError` if they are none of a dVAE's.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in weights or len(weights[name].shape) != 4:
+            raise CheckpointError(f"{path} has no {name} with 4 axes, which a dVAE has")
+        return weights[name].shape
+
+    def num_blocks(side: str) -> int:
+        pattern = rf"{side}\.blocks\.group_1\.block_\d+\.res_path\.conv_1\.w"
+        return sum(re.fullmatch(pattern, name) is not None for name in weights)
+
+    config = OpenAIDiscreteVAEConfig(
+        image_size=image_size,
+        encoder_width=shape("encoder.blocks.input.w")[0],
+        decoder_width=shape("decoder.blocks.output.conv.w")[1],
+        codebook_dim=shape("decoder.blocks.input.w")[0],
+        encoder_blocks_per_group=num_blocks("encoder"),
+        decoder_blocks_per_group=num_blocks("decoder"),
+        codebook_size=shape("encoder.blocks.output.conv.w")[0],
+    )
+    return fit(path, OpenAIDiscreteVAE, config, weights, names_of(config))
+
+
+def names_of(config: OpenAIDiscreteVAEConfig) -> dict[str, str]:
+    """Our names -> theirs."""
+    modules: dict[str, str] = {}
+    sides = {"encoder": config.encoder_blocks_per_group, "decoder": config.decoder_blocks_per_group}
+    for side, num_blocks in sides.items():
+        modules[f"{side}.0"] = f"{side}.blocks.input"
+        modules[f"{side}.{2 * NUM_GROUPS + 1}"] = f"{side}.blocks.output.conv"
+        for group in range(NUM_GROUPS):
+            for block in range(num_blocks):
+                ours = f"{side}.{2 * group + 1}.{block}"
+                theirs = f"{side}.blocks.group_{group + 1}.block_{block + 1}"
+                modules[f"{ours}.shortcut"] = f"{theirs}.id_path"
+                modules |= {f"{ours}.convs.{i}": f"{theirs}.res_path.conv_{i + 1}" for i in range(4)}
+    leaves = {"weight": "w", "bias": "b"}
+    return {f"{ours}.{leaf}": f"{theirs}.{leaves[leaf]}" for ours, theirs in modules.items() for leaf in leaves}
+
+
+FAMILY = Family(
+    name="openai-dvae",
+    expects="a folder with encoder.pkl and decoder.pkl",
+    recognise=recognise,
+    convert=convert,
+)

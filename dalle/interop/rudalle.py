@@ -1,0 +1,260 @@
+"""ruDALL-E (ai-forever): Malevich and its kin, `pytorch_model_v2.bin` and `_v3.bin`, with `bpe.model`; the Gumbel VQGAN
+`vqgan.gumbelf8-sber.model.ckpt`, and its variant with a wavelet head.
+
+Special in the decoder: what it is like is in the project's code, not in its files. The number of heads is told by a
+`model_params.json` beside the weights or, for the published sizes, known here. Version 2 sets a second <BOS> before the
+row, and its masks were made without it. Masks lie in the file; they are derived here, and compared with it.
+
+Special in the image tokenizer: the variant is one level deeper in its names, its picture twice as large as the
+one it encodes, and of two `post_quant_conv` the decoder's own is the one that is used.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dalle.attention import Pattern, attention_mask
+from dalle.decoder_config import DecoderConfig
+from dalle.errors import CheckpointError
+from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
+from dalle.interop.decoders import ForeignWeights, decoder_part
+from dalle.interop.family import Converted, Family, Source, state_dict, take
+from dalle.interop.vqgan import described_vqgan, vqgan_part
+from dalle.sequence import RowLayout
+from dalle.weights import LazyTensor, Part
+
+__all__ = ["FAMILY"]
+
+DEFAULT_IMAGE_SIZE = 256
+PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
+CONVOLUTION_SIZE = 11
+HEAD_DIMS = {768: 64, 2048: 128, 3840: 64}
+"""Of the published models, by their width."""
+MASKS: dict[str, Pattern] = {"row_mask": "local", "col_mask": "column"}
+CONVOLUTIONS: dict[str, Pattern] = {"v2": "convolution_wrapped", "v3": "convolution_centered"}
+
+
+def recognise(source: Source) -> str | None:
+    for path in _decoders(source):
+        return f"{path} is a decoder of ruDALL-E's"
+    for path in _image_tokenizers(source):
+        return f"{path} is a VQGAN of ruDALL-E's"
+    return None
+
+
+def convert(source: Source) -> Converted:
+    decoder, text_tokenizer = None, None
+    found = _image_tokenizers(source)
+    if decoders := _decoders(source):
+        decoder = _decoder(source, source.only(decoders, "pytorch_model_v*.bin", "the decoder"))
+        assert isinstance(decoder.config, DecoderConfig)
+        vocabularies = source.nearest(lambda place: place.find("bpe.model"))
+        path = source.only(vocabularies, "bpe.model", "the text tokenizer")
+        text_tokenizer = _text_tokenizer(source, path, decoder.config.text_length)
+        found = source.nearest(_image_tokenizers)
+    # both may be there, for the same codes: the plain one draws pictures of the size it was trained on
+    plain = [path for path in found if not _has_wavelets(source, path)]
+    path = source.only(plain or found, "vqgan.gumbelf8-sber*.ckpt", "the image tokenizer")
+    others = [str(other.name) for other in found if other != path]
+    return Converted(
+        image_tokenizer=_image_tokenizer(source, path),
+        decoder=decoder,
+        text_tokenizer=text_tokenizer,
+        about={
+            "licence": "code Apache-2.0; the published weights under the project's own terms, see its model cards",
+            "project": "https://github.com/ai-forever/ru-dalle",
+        },
+        ignored=tuple(f"{name}: give its path to have it instead" for name in others),
+        derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the likeliest, without noise"),
+    )
+
+
+def _decoders(source: Source) -> list[Path]:
+    names = {"text_pos_embeddings.weight", "image_row_embeddings.weight", "transformer.final_layernorm.weight"}
+    return [
+        path
+        for path in source.find("*.bin", "*.pt", "*.pth")
+        if isinstance(content := source.torch(path), dict) and names <= {*content}
+    ]
+
+
+def _image_tokenizers(source: Source) -> list[Path]:
+    return [
+        path
+        for path in source.find("*.ckpt")
+        if _has_wavelets(source, path) or ("gumbelf8" in path.name and "quantize.proj.weight" in _weights(source, path))
+    ]
+
+
+def _weights(source: Source, path: Path) -> dict[str, LazyTensor]:
+    content = source.torch(path)
+    has_weights = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
+    return state_dict(path, content, "state_dict") if has_weights else {}
+
+
+def _has_wavelets(source: Source, path: Path) -> bool:
+    return any(name.startswith("model.decoder.idwt.") for name in _weights(source, path))
+
+
+def _image_tokenizer(source: Source, path: Path) -> Part:
+    weights = _weights(source, path)
+    if _has_wavelets(source, path):
+        inside = take(weights, "model.")
+        # decoder.decoder.* and decoder.post_quant_conv.* move up; the wavelets' own filters are known
+        decoder = {name: value for name, value in take(inside, "decoder.").items() if not name.startswith("idwt.")}
+        above = ("decoder.", "post_quant_conv.")
+        weights = {name: value for name, value in inside.items() if not name.startswith(above)} | decoder
+    configs = sorted(path.parent.glob("*gumbelf8*.y*ml"))
+    if not configs:
+        return vqgan_part(path, weights, image_size=DEFAULT_IMAGE_SIZE)
+    params = (source.yaml(configs[0]).get("model") or {}).get("params") or {}
+    described = {
+        **(params.get("ddconfig") or {}),
+        "embed_dim": params.get("embed_dim"),
+        "n_embed": params.get("n_embed"),
+    }
+    return described_vqgan(path, weights, configs[0], described)
+
+
+def _decoder(source: Source, path: Path) -> Part:
+    theirs = ForeignWeights(path, state_dict(path, source.torch(path)))
+    depth = theirs.count(r"transformer\.layers\.(\d+)\.")
+    width = theirs.shape("text_embeddings.weight")[1]
+    text_length = theirs.shape("text_pos_embeddings.weight")[0] - 1
+    side = theirs.shape("image_row_embeddings.weight")[0]
+    layout = RowLayout(
+        text_length=text_length,
+        grid_height=side,
+        grid_width=side,
+        text_vocab_size=theirs.shape("text_embeddings.weight")[0],
+        pad_id=PAD_ID,
+    )
+    described = _described(source, path, depth, width)
+    version = _version(path, theirs, described, layout)
+    head_dim = width // described["num_attention_heads"] if described else HEAD_DIMS.get(width)
+    if head_dim is None:
+        raise CheckpointError(
+            f"{path} does not say how many heads its {width} channels have: put a model_params.json beside it, "
+            'with {"num_attention_heads": ...}'
+        )
+    first = "transformer.layers.0"
+    config = DecoderConfig(
+        text_vocab_size=layout.text_vocab_size,
+        text_length=text_length,
+        codebook_size=theirs.shape("image_embeddings.weight")[0],
+        grid_height=side,
+        grid_width=side,
+        pad_id=PAD_ID,
+        attend_padding=True,
+        unique_padding=True,
+        begin_ids=(BEGIN_ID,) if version == "v2" else (),
+        guidance=False,
+        width=width,
+        depth=depth,
+        num_heads=width // head_dim,
+        num_kv_heads=width // head_dim,
+        head_dim=head_dim,
+        mlp="gelu_tanh",
+        mlp_width=theirs.shape(f"{first}.mlp.dense_h_to_4h.weight")[0],
+        norm="layernorm",
+        qk_norm=False,
+        sandwich_norm=f"{first}.before_first_addition_layernorm.weight" in theirs,
+        head_norm=True,
+        positions="axial",
+        patterns=tuple(_pattern(i, depth, version) for i in range(depth)),
+        pattern_shift=1 if version == "v2" else 0,
+        convolution_size=CONVOLUTION_SIZE,
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+    )
+    # version 3 has a position for the first <BOS> of version 2, and no use for it
+    num_positions = config.layout.first_code
+    ours: dict[str, LazyTensor] = {
+        "embedding.weight": theirs.take("text_embeddings.weight", "image_embeddings.weight"),
+        "position_embedding.text": theirs.take("text_pos_embeddings.weight", then=lambda t: t[:num_positions]),
+        "position_embedding.rows": theirs.take("image_row_embeddings.weight"),
+        "position_embedding.columns": theirs.take("image_col_embeddings.weight"),
+        **theirs.linear("final_norm", "transformer.final_layernorm"),
+        **theirs.linear("head_norm", "to_logits.0"),
+        **theirs.linear("head", "to_logits.1"),
+    }
+    for i in range(depth):
+        here, block = f"blocks.{i}", f"transformer.layers.{i}"
+        ours |= theirs.linear(f"{here}.attention_norm", f"{block}.input_layernorm")
+        ours |= theirs.linear(f"{here}.attention.qkv", f"{block}.attention.query_key_value")
+        ours |= theirs.linear(f"{here}.attention.output", f"{block}.attention.dense")
+        ours |= theirs.linear(f"{here}.mlp_norm", f"{block}.post_attention_layernorm")
+        ours |= theirs.linear(f"{here}.mlp.input", f"{block}.mlp.dense_h_to_4h")
+        ours |= theirs.linear(f"{here}.mlp.output", f"{block}.mlp.dense_4h_to_h")
+        if config.sandwich_norm:
+            ours |= theirs.linear(f"{here}.after_attention.0", f"{block}.before_first_addition_layernorm")
+            ours |= theirs.linear(f"{here}.after_mlp.0", f"{block}.before_second_addition_layernorm")
+    theirs.ignore(r"transformer\.(row|col|conv)_mask")
+    return decoder_part(theirs, config, ours)
+
+
+def _text_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokenizer:
+    return PaddedTokenizer(
+        PaddedTokenizerConfig(
+            model=source.text(path),
+            format="yttm",
+            clean="lower",
+            text_length=text_length,
+            pad_id=PAD_ID,
+            begin_id=BEGIN_ID,
+            end_id=END_ID,
+        )
+    )
+
+
+def _described(source: Source, path: Path, depth: int, width: int) -> dict[str, Any]:
+    """The arguments of the project's DalleModel with `hf_version`, from a `model_params.json` beside the weights or one
+    folder up that has those of this size; empty if there is none."""
+    for place in (path.parent / "model_params.json", path.parent.parent / "model_params.json"):
+        if not place.is_file():
+            continue
+        content = source.json(place)
+        models = [content, *(value for value in content.values() if isinstance(value, dict))]
+        for model in sorted(models, key=lambda one: content.get(path.parent.name) is not one):
+            values = {**model, **model.get("model_params", {})}
+            size = (values.get("num_layers", depth), values.get("hidden_size", width))
+            heads = values.get("num_attention_heads")
+            if size == (depth, width) and type(heads) is int and heads > 0 and width % heads == 0:
+                return values
+    return {}
+
+
+def _version(path: Path, theirs: ForeignWeights, described: dict[str, Any], layout: RowLayout) -> str:
+    """v2 or v3, as the masks in the file have it, or else the description, or the file's name."""
+    stored = {
+        name: theirs.take(f"transformer.{name}").load().bool()
+        for name in (*MASKS, "conv_mask")
+        if f"transformer.{name}" in theirs
+    }
+    for name, mask in stored.items():
+        if name in MASKS and not mask.equal(attention_mask(layout, MASKS[name], CONVOLUTION_SIZE)):
+            raise CheckpointError(f"{path} has a {name} that no version of the project made; its masks are not read")
+    versions = [
+        version
+        for version, pattern in CONVOLUTIONS.items()
+        if "conv_mask" not in stored or stored["conv_mask"].equal(attention_mask(layout, pattern, CONVOLUTION_SIZE))
+    ]
+    said = described.get("hf_version", "v2" if "v2" in path.name else "v3")
+    if not versions or said not in CONVOLUTIONS:
+        raise CheckpointError(f"{path} is of version {said!r}, with a conv_mask that is not; expected v2 or v3")
+    return said if said in versions else versions[0]
+
+
+def _pattern(layer: int, depth: int, version: str) -> Pattern:
+    if (layer - 1) % 4 == 0:
+        return "column"
+    return CONVOLUTIONS[version] if layer == depth - 1 else "local"
+
+
+FAMILY = Family(
+    name="rudalle",
+    expects="pytorch_model_v3.bin with bpe.model and vqgan.gumbelf8-sber.model.ckpt in one folder, or the latter alone",
+    recognise=recognise,
+    convert=convert,
+)

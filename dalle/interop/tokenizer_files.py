@@ -1,0 +1,75 @@
+"""Text tokenizers' files that DALLE-pytorch takes, recognised by what is in them: CLIP's merges, a `tokenizer.json` of
+the `tokenizers` package, YouTokenToMe's model. All of them pad on the right with 0.
+"""
+
+import itertools
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+
+from dalle.errors import CheckpointError
+from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
+from dalle.interop.family import Source
+
+__all__ = ["read_tokenizer"]
+
+PAD_ID = 0
+CLIP_VOCAB_SIZE = 49408
+"""Which CLIP's tokenizer says of itself, whatever file it has read."""
+CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokenizer | None:
+    """The text tokenizer that a file holds, with rows of `text_length`; None if it is a file of something else."""
+    try:
+        text = source.text(path)
+    except CheckpointError:  # no text
+        return None
+    first = text.partition("\n")[0]
+    if path.suffix == ".txt" and first.startswith(("#version", '"bpe_simple_vocab')):
+        return _padded(_clip(text).to_str(), text_length, clean="clip")
+    if path.suffix == ".json" and '"added_tokens"' in text:
+        return _padded(_hugging_face(path, text).to_str(), text_length)
+    if len(first.split()) == 2 and first.replace(" ", "").isdecimal():
+        return PaddedTokenizer(PaddedTokenizerConfig(model=text, format="yttm", text_length=text_length, pad_id=PAD_ID))
+    return None
+
+
+def _padded(document: str, text_length: int, clean: str = "none") -> PaddedTokenizer:
+    values = {"model": document, "format": "tokenizers", "clean": clean, "text_length": text_length, "pad_id": PAD_ID}
+    return PaddedTokenizer(PaddedTokenizerConfig.from_dict(values))
+
+
+def _hugging_face(path: Path, text: str) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the package raises bare Exception
+        raise CheckpointError(f"{path} is no tokenizer.json of the tokenizers package: {error}") from error
+    # as DALLE-pytorch does: no [CLS] or [SEP], whatever the file adds
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def _clip(text: str) -> tokenizers.Tokenizer:
+    """CLIP's SimpleTokenizer: ids are bytes, bytes at the end of a word, merges, and two special tokens."""
+    # as many as fit, in the file's order; also an empty last line has an id
+    merges = [tuple(line.split()) for line in text.split("\n")[1 : CLIP_VOCAB_SIZE - 512 - 2 + 1]]
+    characters = [*map(chr, itertools.chain(range(33, 127), range(161, 173), range(174, 256)))]
+    characters += [chr(256 + i) for i in range(256 - len(characters))]
+    tokens = [*characters, *(f"{one}</w>" for one in characters), *map("".join, merges), *CLIP_SPECIAL]
+    pairs = [(merge[0], merge[1]) for merge in merges if len(merge) == 2]
+    bpe = models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs, end_of_word_suffix="</w>")
+    tokenizer = tokenizers.Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    start, end = (AddedToken(token, normalized=False) for token in CLIP_SPECIAL)
+    tokenizer.add_special_tokens([start])  # which alone is left out in decoding
+    tokenizer.add_tokens([end])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
+    return tokenizer

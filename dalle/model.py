@@ -1,0 +1,202 @@
+"""A model directory, loaded: text tokenizer, decoder and image tokenizer, and what they do with tensors.
+
+    model = load(DIR)
+    ids = model.text_tokenizer.encode("a red panda")     (T,)
+    codes = model.image_tokenizer.encode(images)         (B, h, w), of pixels (B, 3, H, W) in [-1, 1]
+    logits = model.logits(ids, codes)                    (B, N, V), teacher-forced
+    codes = model.sample(ids, SamplingParams())          (B, h, w)
+    images = model.image_tokenizer.decode(codes)         (B, 3, H, W), in [-1, 1]
+
+The same for every model, whoever trained it. Prompts, pictures and receipts are the pipeline's.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dalle.checkpoint import load_checkpoint
+from dalle.conditions import Condition, condition_rows
+from dalle.device import choose_device
+from dalle.engine import NOT_TRAINED_FOR_GUIDANCE, Engine, Request
+from dalle.errors import CheckpointError, ImageError, ParameterError
+from dalle.image_tokenizers import AnyImageTokenizer
+from dalle.images import to_pil, to_tensor
+from dalle.model_store import DEFAULT_MODEL, find_model
+from dalle.prompt_tokenizer import PromptTokenizer
+from dalle.sampling import SamplingParams
+from dalle.t5 import T5TextEncoder
+from dalle.transformer import Decoder
+
+__all__ = ["NUM_SLOTS", "Model"]
+
+NUM_SLOTS = 8
+"""Rows in a step: four guided pictures at once. On a CPU a step reads all weights anyway, so fewer save little."""
+
+
+class Model:
+    """A model directory, loaded: text tokenizer, decoder and image tokenizer."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        digest: str,
+        text_tokenizer: PromptTokenizer | None,
+        image_tokenizer: AnyImageTokenizer,
+        decoder: Decoder,
+        sampling: SamplingParams,
+        text_encoder: T5TextEncoder | None = None,
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.text_tokenizer = text_tokenizer
+        """None if the model has none: then it draws from text ids or features alone, with `sample`."""
+        self.image_tokenizer = image_tokenizer
+        self.decoder = decoder
+        self.text_encoder = text_encoder
+        """Makes features of text ids, for a decoder that follows them."""
+        self.sampling = sampling
+        """What this model draws best with; the default of `generate`."""
+
+    @classmethod
+    def load(
+        cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto", text_encoder: str | Path | None = None
+    ) -> Self:
+        """A model by name or path, on a device as `choose_device` takes it.
+
+        text_encoder: the folder of the text encoder, for a model that follows features (see `T5TextEncoder`); without
+            it, such a model draws from features alone, with `sample`.
+
+        Raises `CheckpointError` if the model or text encoder is missing, damaged, or not of the kind; `ParameterError`
+        for a device that is not there, or a text encoder where none is needed.
+        """
+        place = choose_device(device)
+        checkpoint = load_checkpoint(find_model(model))
+        if checkpoint.decoder is None:
+            raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
+        config, text_tokenizer, encoder = checkpoint.decoder.config, checkpoint.text_tokenizer, None
+        if text_encoder is not None:
+            if config.feature_width is None:
+                raise ParameterError(f"{model} follows text ids, not features: it has no use for a text encoder")
+            encoder = T5TextEncoder(
+                text_encoder, text_length=config.text_length, feature_width=config.feature_width, device=place
+            )
+            text_tokenizer = encoder.tokenizer
+        return cls(
+            name=checkpoint.name,
+            digest=checkpoint.digest,
+            text_encoder=encoder,
+            text_tokenizer=text_tokenizer,
+            image_tokenizer=checkpoint.image_tokenizer.to(place),
+            decoder=checkpoint.decoder.to(place),
+            sampling=checkpoint.sampling,
+        )
+
+    def encoded(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Text ids (T,) of a caption as what the decoder takes: ids and, of a text encoder, features."""
+        if self.text_encoder is None:
+            return text_ids, None
+        ids, features = condition_rows(self.text_encoder.features(text_ids[None]), self.decoder.config)
+        return ids[0], None if features is None else features[0]
+
+    def without_caption(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What guidance leads away from: ids and features. Those of LlamaGen have the mask of the caption's."""
+        if self.decoder.features is not None:
+            return text_ids, self.decoder.features.null.detach().cpu()
+        text = self.text_tokenizer
+        return self.decoder.layout.empty_ids if text is None else text.null_ids, None
+
+    @torch.inference_mode()
+    def logits(self, condition: Condition, codes: Tensor) -> Tensor:
+        """Teacher-forced logits (B, N, codebook_size): those at place i foretell code i, given the condition and the
+        codes before it.
+
+        condition: text ids (T,) or (B, T), class labels (B,), or `Features`, of one caption for all rows or of B.
+        codes: (B, N) or (B, H, W). Raises `ParameterError` for other shapes or values.
+        """
+        device, layout = self.decoder.embedding.weight.device, self.decoder.layout
+        codes = codes.flatten(1)
+        if (
+            codes.shape[1] != layout.num_codes
+            or not 0 <= codes.min() <= codes.max() < self.decoder.config.codebook_size
+        ):
+            raise ParameterError(
+                f"codes of shape {tuple(codes.shape)}; expected (B, {layout.num_codes}) with values in "
+                f"[0, {self.decoder.config.codebook_size})"
+            )
+        text_ids, features = condition_rows(condition, self.decoder.config)
+        if len(text_ids) not in (1, len(codes)):
+            raise ParameterError(f"{len(text_ids)} conditions for {len(codes)} rows of codes; it must be as many, or 1")
+        text_ids = text_ids.expand(len(codes), -1).to(device)
+        if features is not None:
+            features = features.expand(len(codes), -1, -1).to(device)
+        return self.decoder.teacher_forced(text_ids, codes.to(device), features)[1]
+
+    def sample(
+        self,
+        conditions: Condition,
+        params: SamplingParams | None = None,
+        *,
+        seed: int = 0,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Draw codes (B, H, W), int64 on the CPU, for a batch of conditions, in any of the forms of `logits`.
+
+        Row i has the index i of the seed. kept: (B, N), codes that are given, and -1 where one is to be drawn. Guidance
+        leads away from the null caption. Raises `ParameterError` and `EngineError` as `logits` and `Engine.add` do.
+        """
+        params = params or self.sampling
+        self.check_guidance(params)
+        text_ids, features = condition_rows(conditions, self.decoder.config)
+        requests = []
+        for i, ids in enumerate(text_ids):
+            null_ids, null_features = self.without_caption(ids)
+            requests.append(
+                Request(
+                    text_ids=ids,
+                    features=None if features is None else features[i],
+                    null_ids=null_ids,
+                    null_features=null_features,
+                    params=params,
+                    seed=seed,
+                    index=i,
+                    kept=None if kept is None else kept[i],
+                )
+            )
+        codes = torch.stack(Engine(self.decoder, num_slots=NUM_SLOTS).run(requests))
+        return self.decoder.layout.grid(codes)
+
+    def check_guidance(self, params: SamplingParams) -> None:
+        """Raise `ParameterError` for guidance of a model that was not trained for it."""
+        if params.guided and not self.decoder.config.guidance:
+            raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
+
+    @property
+    def num_codes(self) -> int:
+        """Codes, and so steps, of a picture."""
+        return self.decoder.layout.num_codes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of a picture, in pixels."""
+        factor, layout = self.image_tokenizer.config.picture_factor, self.decoder.layout
+        return layout.grid_height * factor, layout.grid_width * factor
+
+    def decode(self, codes: Tensor) -> Image.Image:
+        """The picture of one grid of codes (H, W)."""
+        return to_pil(self.image_tokenizer.decode(codes[None].to(self.decoder.embedding.weight.device))[0])
+
+    def encode(self, image: Image.Image) -> Tensor:
+        """The codes (H, W) of a picture, on the CPU. Raises `ImageError` for one of another size than the model's."""
+        height, width = self.image_size
+        if image.size != (width, height):
+            raise ImageError(f"the picture is {image.height} x {image.width}; expected {height} x {width}")
+        images = to_tensor(image)[None].to(self.decoder.embedding.weight.device)
+        config = self.image_tokenizer.config
+        if config.picture_factor > config.factor:  # a wavelet head draws larger pictures than the encoder takes
+            images = F.avg_pool2d(images, config.picture_factor // config.factor)
+        return self.image_tokenizer.encode(images)[0].cpu()

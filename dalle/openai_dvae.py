@@ -1,0 +1,142 @@
+"""The discrete VAE of DALL-E (Ramesh et al. 2021, arXiv 2102.12092; openai/DALL-E): an image tokenizer of OpenAI's.
+
+Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w), as in `image_tokenizer`. Four groups of
+pre-activation residual blocks, with max pooling between them on the way down and nearest-neighbour doubling on the way
+up, so that a code stands for 8 x 8 pixels. It is here to run that checkpoint and those made like it, not to be trained.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.config import Config, require
+from dalle.image_tokenizer import check_codes, check_images
+
+__all__ = ["OpenAIDiscreteVAE", "OpenAIDiscreteVAEConfig"]
+
+NUM_GROUPS = 4
+LOGIT_LAPLACE_EPSILON = 0.1
+"""Pixels in [0, 1] are squeezed into [0.1, 0.9], where the logit that the network foretells is finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenAIDiscreteVAEConfig(Config):
+    """Shape of the network. Defaults are those of the published one."""
+
+    image_size: int = 256
+    """Nominal height and width in pixels; a multiple of `factor`."""
+    encoder_width: int = 256
+    """Channels of the encoder's first group (`n_hid`); its groups have 1, 2, 4 and 8 times as many."""
+    decoder_width: int = 256
+    """The same for the decoder's last group."""
+    codebook_dim: int = 128
+    """Channels of a row that the decoder starts from (`n_init`)."""
+    encoder_blocks_per_group: int = 2
+    decoder_blocks_per_group: int = 2
+    codebook_size: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_dim", "encoder_blocks_per_group", "decoder_blocks_per_group"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("encoder_width", "decoder_width"):
+            width = getattr(self, name)
+            require(width >= 4 and width % 4 == 0, f"{name} is {width}; it must be a multiple of 4")
+        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
+        require(
+            self.image_size > 0 and self.image_size % self.factor == 0,
+            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
+        )
+
+    @property
+    def factor(self) -> int:
+        """Pixels per code, on a side."""
+        return 2 ** (NUM_GROUPS - 1)
+
+    picture_factor = factor
+    """The same for the images that are decoded."""
+
+    @property
+    def grid_size(self) -> int:
+        """Codes on a side of the nominal image."""
+        return self.image_size // self.factor
+
+
+class _Block(nn.Module):
+    """Four convolutions, each after a ReLU, beside a path that changes no more than the width."""
+
+    def __init__(self, in_width: int, out_width: int, kernels: tuple[int, ...], gain: float) -> None:
+        super().__init__()
+        inner = out_width // 4
+        widths = (in_width, inner, inner, inner, out_width)
+        self.gain = gain
+        self.convs = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], kernel, padding=kernel // 2) for i, kernel in enumerate(kernels)
+        )
+        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x
+        for conv in self.convs:
+            hidden = conv(F.relu(hidden))
+        return self.shortcut(x) + self.gain * hidden
+
+
+def _groups(in_width: int, widths: list[int], kernels: tuple[int, ...], num_blocks: int) -> list[nn.Sequential]:
+    gain = 1 / (len(widths) * num_blocks) ** 2
+    starts = [in_width, *widths]
+    return [
+        nn.Sequential(*(_Block(starts[i] if j == 0 else width, width, kernels, gain) for j in range(num_blocks)))
+        for i, width in enumerate(widths)
+    ]
+
+
+class OpenAIDiscreteVAE(nn.Module):
+    """Encoder and decoder, which has the codebook in its first layer; the contract is that of `ImageTokenizer`."""
+
+    def __init__(self, config: OpenAIDiscreteVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        down = [config.encoder_width * 2**i for i in range(NUM_GROUPS)]
+        up = [config.decoder_width * 2**i for i in reversed(range(NUM_GROUPS))]
+        encoder_groups = _groups(down[0], down, (3, 3, 3, 1), config.encoder_blocks_per_group)
+        decoder_groups = _groups(config.codebook_dim, up, (1, 3, 3, 3), config.decoder_blocks_per_group)
+        layers: list[nn.Module] = [nn.Conv2d(3, down[0], 7, padding=3)]
+        for group in encoder_groups[:-1]:
+            layers += [group, nn.MaxPool2d(2)]
+        self.encoder = nn.Sequential(
+            *layers, encoder_groups[-1], nn.ReLU(), nn.Conv2d(down[-1], config.codebook_size, 1)
+        )
+        layers = [nn.Conv2d(config.codebook_size, config.codebook_dim, 1)]
+        for group in decoder_groups[:-1]:
+            layers += [group, nn.Upsample(scale_factor=2.0, mode="nearest")]
+        # six numbers a pixel: where its colours are, then how sure that is, which drawing does not need
+        self.decoder = nn.Sequential(*layers, decoder_groups[-1], nn.ReLU(), nn.Conv2d(up[-1], 6, 1))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_size): a logit for each code.
+
+        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
+        """
+        check_images(images, self.config.factor)
+        mapped = (1 - 2 * LOGIT_LAPLACE_EPSILON) * (images + 1) / 2 + LOGIT_LAPLACE_EPSILON
+        return rearrange(self.encoder(mapped), "b k h w -> b h w k")
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes: the likeliest. Raises `ImageError` as `logits` does."""
+        return self.logits(images).argmax(-1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, h, w) codes -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` on codes outside [0, codebook_size)."""
+        check_codes(codes, self.config.codebook_size)
+        first = self.decoder[0]
+        assert isinstance(first, nn.Conv2d) and first.bias is not None
+        # a 1 x 1 convolution of a one-hot vector is a lookup
+        rows = F.embedding(codes, rearrange(first.weight, "d k 1 1 -> k d")) + first.bias
+        numbers = self.decoder[1:](rearrange(rows, "b h w d -> b d h w"))
+        pixels = (torch.sigmoid(numbers[:, :3]) - LOGIT_LAPLACE_EPSILON) / (1 - 2 * LOGIT_LAPLACE_EPSILON)
+        return 2 * pixels.clamp(0, 1) - 1

@@ -1,0 +1,81 @@
+"""T5's encoder (Raffel et al. 2019, arXiv 1910.10683) as a text encoder: captions -> features, for models that follow
+them. Its folder is one that the `transformers` package has saved or downloaded, FLAN-T5 for LlamaGen; it is no part of
+the model directory, and nothing is fetched.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dalle.conditions import Features
+from dalle.errors import CheckpointError, ParameterError
+from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
+
+__all__ = ["T5TextEncoder"]
+
+PAD, END = "<pad>", "</s>"
+
+
+class T5TextEncoder:
+    """A folder with `config.json`, weights and `tokenizer.json`, loaded.
+
+    Raises `ParameterError` if the package `transformers` is not installed, `CheckpointError` if the folder is missing,
+    damaged, or of another width than the decoder's features.
+    """
+
+    def __init__(self, folder: str | Path, *, text_length: int, feature_width: int, device: torch.device) -> None:
+        try:
+            import transformers
+        except ImportError as error:
+            raise ParameterError("a text encoder needs transformers: pip install 'dalle-serve[text]'") from error
+        self.tokenizer = _tokenizer(Path(folder) / "tokenizer.json", text_length)
+        try:
+            # safetensors alone: nothing here unpickles
+            network = transformers.T5EncoderModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{folder} is no folder of a T5 with safetensors: {reason}") from error
+        if network.config.d_model != feature_width:
+            raise CheckpointError(
+                f"{folder} gives features of {network.config.d_model} channels; the model follows {feature_width}"
+            )
+        self.device = device
+        self.network = _placed(network, device)
+
+    @torch.inference_mode()
+    def features(self, text_ids: Tensor) -> Features:
+        """Text ids (B, T) of `tokenizer` -> features (B, T, feature_width) and their mask, on the CPU."""
+        mask = text_ids != self.tokenizer.config.pad_id
+        found = self.network(input_ids=text_ids.to(self.device), attention_mask=mask.to(self.device))
+        values: Tensor = found.last_hidden_state
+        return Features(values=values.float().cpu(), mask=mask)
+
+
+def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    return network.to(device).eval()
+
+
+def _tokenizer(path: Path, text_length: int) -> PaddedTokenizer:
+    try:
+        document = json.loads(path.read_bytes())
+        document["post_processor"] = None  # the end is set into the row here
+        vocabulary = document["model"]["vocab"]
+        ids = {piece: number for number, (piece, *_) in enumerate(vocabulary)}
+        pad_id, end_id = ids[PAD], ids[END]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no tokenizer of a T5: {error}") from error
+    return PaddedTokenizer(
+        PaddedTokenizerConfig(
+            model=json.dumps(document, ensure_ascii=False),
+            format="tokenizers",
+            clean="caption",
+            text_length=text_length,
+            pad_id=pad_id,
+            end_id=end_id,
+            end_when_cut=True,
+        )
+    )

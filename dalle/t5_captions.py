@@ -1,0 +1,105 @@
+"""What LlamaGen does to a caption before T5 reads it: a web page's leavings are taken off, in the order of the rules of
+DeepFloyd's IF, which other projects took over. Twice, as they do, since one rule may uncover work for an earlier one.
+"""
+
+import html
+import re
+import urllib.parse
+from html.parser import HTMLParser
+
+from dalle.errors import PromptError
+
+__all__ = ["clean_caption"]
+
+HOST = r"[a-z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+FILE = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+DASHES = (
+    "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
+    "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+
+Rules = tuple[tuple[str, str], ...]
+
+ADDRESSES: Rules = (
+    ("<person>", "person"),
+    (rf"\b((?:https?:(?:/{{1,3}}|[a-z0-9%])|{HOST}))", ""),
+    (rf"\b((?:www:(?:/{{1,3}}|[a-z0-9%])|{HOST}))", ""),
+)
+SIGNS: Rules = (
+    (r"@\w+\b", ""),
+    ("[\u31c0-\u31ff\u3200-\u4dff\u4e00-\u9fff]+", ""),  # strokes and ideographs of China, Japan and Korea
+    (f"[{DASHES}]+", "-"),
+    ("[\u0060\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
+    ("[\u2018\u2019]", "'"),
+    ("&quot;?", ""),
+    ("&amp", ""),
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # addresses of machines
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.(?:{FILE})", ""),
+    ("[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
+WORDS: Rules = (
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # numbers of articles
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(worldwide\s+)?(free\s+)?shipping", ""),
+    (r"(free\s)?download(\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{FILE})(\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # sizes, also with a Cyrillic x or a times sign
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+)
+ENDS: Rules = (
+    (r"^[\"']([\w\W]+)[\"']$", r"\1"),
+    (r"^['_,\-:;]", ""),
+    (r"['_,\-:+]$", ""),
+    (r"^\.\S+$", ""),
+)
+
+
+class _TextOf(HTMLParser):
+    """The text of a page, without its tags."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found = ""
+        self.feed(page)
+        self.close()
+
+    def handle_data(self, data: str) -> None:
+        self.found += data
+
+
+def clean_caption(caption: str) -> str:
+    """The caption as T5 is to read it. Raises `PromptError` if ftfy is not installed."""
+    return _clean_once(_clean_once(caption))
+
+
+def _clean_once(caption: str) -> str:
+    try:
+        import ftfy
+    except ImportError as error:
+        raise PromptError("this model's prompts are mended by ftfy first: pip install 'dalle-serve[text]'") from error
+    caption = _apply(ADDRESSES, urllib.parse.unquote_plus(caption).strip().lower())
+    caption = _apply(SIGNS, _TextOf(caption).found)
+    if len(re.findall("[-_]", caption)) > 3:
+        caption = re.sub("[-_]", " ", caption)
+    caption = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
+    return _apply(ENDS, _apply(WORDS, caption).strip()).strip()
+
+
+def _apply(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
+    return text

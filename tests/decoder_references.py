@@ -1,0 +1,135 @@
+"""Decoders of two projects written down once more, plainly and without a cache, with random weights under their names.
+
+For options that the golden sets do not have: the projects are on no registry, so that their own code is not at hand.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+def _matrices(shapes: dict[str, tuple[int, ...]]) -> Weights:
+    return {
+        name: torch.randn(shape) / math.sqrt(shape[-1]) + (1.0 if "norm" in name or ".ln" in name else 0.0)
+        for name, shape in shapes.items()
+    }
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """(B, L, C) each, causal; keys and values with fewer channels are shared by groups of heads."""
+    q, k, v = (x.unflatten(-1, (-1, q.shape[-1] // num_heads)).transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(num_heads // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~torch.ones(scores.shape[-2:]).tril().bool(), -math.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class MinDALLE:
+    """Transformer1d of minDALL-E, without biases in attention and with the quick GELU."""
+
+    def __init__(self, *, text: tuple[int, int], codes: tuple[int, int], width: int, depth: int, heads: int) -> None:
+        """text, codes: sizes of the vocabulary, and lengths."""
+        self.depth, self.heads = depth, heads
+        shapes: dict[str, tuple[int, ...]] = {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+        for name, (size, length) in {"txt": text, "img": codes}.items():
+            shapes |= {f"tok_emb_{name}.weight": (size, width), f"pos_emb_{name}.weight": (length, width)}
+            shapes[f"head_{name}.weight"] = (size, width)
+        for i in range(depth):
+            for norm in ("ln1", "ln2"):
+                shapes |= {f"blocks.{i}.{norm}.{leaf}": (width,) for leaf in ("weight", "bias")}
+            for part in ("query", "key", "value", "proj"):
+                shapes[f"blocks.{i}.attn.{part}.weight"] = (width, width)
+            shapes |= {f"blocks.{i}.mlp.0.weight": (4 * width, width), f"blocks.{i}.mlp.0.bias": (4 * width,)}
+            shapes |= {f"blocks.{i}.mlp.2.weight": (width, 4 * width), f"blocks.{i}.mlp.2.bias": (width,)}
+        self.w = _matrices(shapes)
+
+    def logits(self, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.w
+        text = w["tok_emb_txt.weight"][text_ids] + w["pos_emb_txt.weight"]
+        x = torch.cat([text, w["tok_emb_img.weight"][codes] + w["pos_emb_img.weight"]], dim=1)
+        for i in range(self.depth):
+            normed = self._norm(x, f"blocks.{i}.ln1")
+            q, k, v = (normed @ w[f"blocks.{i}.attn.{part}.weight"].T for part in ("query", "key", "value"))
+            x = x + _attend(q, k, v, self.heads) @ w[f"blocks.{i}.attn.proj.weight"].T
+            hidden = F.linear(
+                self._norm(x, f"blocks.{i}.ln2"), w[f"blocks.{i}.mlp.0.weight"], w[f"blocks.{i}.mlp.0.bias"]
+            )
+            hidden = hidden * torch.sigmoid(1.702 * hidden)
+            x = x + F.linear(hidden, w[f"blocks.{i}.mlp.2.weight"], w[f"blocks.{i}.mlp.2.bias"])
+        x, length = self._norm(x, "ln_f"), text_ids.shape[1]
+        return x[:, : length - 1] @ w["head_txt.weight"].T, x[:, length - 1 : -1] @ w["head_img.weight"].T
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], 1e-5)
+
+
+class LlamaGen:
+    """Class-conditional Transformer of LlamaGen, with fewer keys than queries and any base of its rotary positions."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        codes: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        kv_heads: int,
+        base: float,
+    ) -> None:
+        """codes: size of the codebook, and codes on a side."""
+        self.depth, self.heads, self.kv_heads, self.base = depth, heads, kv_heads, base
+        size, self.side = codes
+        head_dim = width // heads
+        shapes: dict[str, tuple[int, ...]] = {
+            "cls_embedding.embedding_table.weight": (num_classes + 1, width),
+            "tok_embeddings.weight": (size, width),
+            "output.weight": (size, width),
+            "norm.weight": (width,),
+        }
+        for i in range(depth):
+            shapes |= {
+                f"layers.{i}.attention_norm.weight": (width,),
+                f"layers.{i}.ffn_norm.weight": (width,),
+                f"layers.{i}.attention.wqkv.weight": ((heads + 2 * kv_heads) * head_dim, width),
+                f"layers.{i}.attention.wo.weight": (width, width),
+                f"layers.{i}.feed_forward.w1.weight": (40, width),
+                f"layers.{i}.feed_forward.w3.weight": (40, width),
+                f"layers.{i}.feed_forward.w2.weight": (width, 40),
+            }
+        self.w = _matrices(shapes)
+
+    def logits(self, labels: Tensor, codes: Tensor) -> Tensor:
+        w = self.w
+        x = torch.cat(
+            [w["cls_embedding.embedding_table.weight"][labels][:, None], w["tok_embeddings.weight"][codes[:, :-1]]],
+            dim=1,
+        )
+        for i in range(self.depth):
+            normed, head_dim = self._norm(x, f"layers.{i}.attention_norm"), x.shape[-1] // self.heads
+            joint = normed @ w[f"layers.{i}.attention.wqkv.weight"].T
+            q, k, v = joint.split([count * head_dim for count in (self.heads, self.kv_heads, self.kv_heads)], dim=-1)
+            x = x + _attend(self._turn(q), self._turn(k), v, self.heads) @ w[f"layers.{i}.attention.wo.weight"].T
+            normed = self._norm(x, f"layers.{i}.ffn_norm")
+            gate, value = (normed @ w[f"layers.{i}.feed_forward.{name}.weight"].T for name in ("w1", "w3"))
+            x = x + (F.silu(gate) * value) @ w[f"layers.{i}.feed_forward.w2.weight"].T
+        return self._norm(x, "norm") @ w["output.weight"].T
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """By complex numbers: half of the pairs by the row, half by the column; the class is zero."""
+        head_dim = self.w["norm.weight"].shape[0] // self.heads
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, head_dim // 2, 2)).contiguous())
+        frequencies = self.base ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
+        places = torch.arange(x.shape[1] - 1)
+        angles = torch.cat(
+            [(places // self.side)[:, None] * frequencies, (places % self.side)[:, None] * frequencies], 1
+        )
+        turns = torch.cat([torch.zeros(1, head_dim // 2), torch.polar(torch.ones_like(angles), angles)])
+        return torch.view_as_real(pairs * turns[:, None]).flatten(2)
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.w[f"{name}.weight"]

@@ -1,0 +1,450 @@
+"""Decoders and text tokenizers of other projects: ids, logits and greedy codes are those that the projects' own code
+computes, also with the cache, in company, and after a round through our model directory."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+import torch
+import yaml
+from decoder_references import LlamaGen, MinDALLE
+from golden import TOLERANCE, distance
+from safetensors.torch import load_file
+from torch import Tensor
+
+import dalle
+from dalle import DALLE, DalleError, Features, SamplingParams
+from dalle.conditions import condition_rows
+from dalle.errors import CheckpointError, EngineError, ParameterError, PromptError
+from dalle.interop.convert import import_checkpoint
+from dalle.model_store import describe_model
+from dalle.sampling import FilterParams, filter_logits
+
+GUIDED_TOLERANCE = 2e-4
+GREEDY = SamplingParams(temperature=0)
+DATA = Path(__file__).parent / "data" / "golden"
+
+
+def load(tmp_path_factory: pytest.TempPathFactory, path: str) -> DALLE:
+    out = tmp_path_factory.mktemp("imported") / Path(path).stem
+    import_checkpoint(DATA / path, out)
+    return dalle.load(out, device="cpu")
+
+
+def text_logits(model: DALLE, text_ids: Tensor, codes: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model.decoder.teacher_forced(text_ids, codes)[0]
+
+
+def probabilities(logits: Tensor, **params: Any) -> Tensor:
+    columns = FilterParams.stack([SamplingParams(**params)] * len(logits), logits.device)
+    return filter_logits(logits, columns).softmax(-1)
+
+
+def params_of(name: str) -> dict[str, Any]:
+    """...probs_t0.8_k20_pNone -> the parameters."""
+    temperature, top_k, top_p = (part[1:] for part in name.split("_")[-3:])
+    return {
+        "temperature": float(temperature),
+        "top_k": 0 if top_k == "None" else int(top_k),
+        "top_p": 1.0 if top_p == "None" else float(top_p),
+    }
+
+
+def same_rows(model: DALLE, prompts: list[dict[str, Any]]) -> None:
+    """Every prompt has its ids, cut where they are too many, and a long one is an error otherwise."""
+    text = model.text_tokenizer
+    assert text is not None and len(prompts) == 30
+    with warnings.catch_warnings(action="ignore"):
+        assert [text.encode(prompt["text"], truncate=True).tolist() for prompt in prompts] == [
+            prompt["ids"] for prompt in prompts
+        ]
+    number = len(text.tokenize(prompts[-1]["text"]))
+    assert number > text.max_tokens
+    with pytest.raises(PromptError, match=f"the prompt has {number} tokens; the limit is {text.max_tokens}"):
+        text.encode(prompts[-1]["text"])
+
+
+def same_probabilities(expected: dict[str, Tensor], logits: Tensor) -> None:
+    names = [name for name in expected if name.startswith("probs_")]
+    assert len(names) >= 2
+    for name in names:
+        assert distance(probabilities(logits, **params_of(name)), expected[name]) < TOLERANCE
+
+
+# minDALL-E
+
+
+@pytest.fixture(scope="module")
+def mindalle(tmp_path_factory: pytest.TempPathFactory) -> DALLE:
+    return load(tmp_path_factory, "minDALL-E/checkpoint")
+
+
+def test_mindalle(mindalle: DALLE) -> None:
+    same_rows(mindalle, json.loads((DATA / "minDALL-E/tokenizer.json").read_text())["prompts"])
+    expected = golden.vectors("minDALL-E", "stage2.")
+    text_ids, codes = expected["text_ids"], expected["image_tokens"]
+    assert distance(mindalle.logits(text_ids, codes), expected["logits_img"]) < TOLERANCE
+    assert distance(text_logits(mindalle, text_ids, codes), expected["logits_txt"]) < TOLERANCE
+    greedy = mindalle.sample(list(text_ids), GREEDY)
+    assert torch.equal(greedy.flatten(1), expected["greedy"])
+    assert distance(mindalle.logits(text_ids, greedy), expected["greedy_logits"]) < TOLERANCE
+    pixels = golden.vectors("minDALL-E")["greedy_pixels"]
+    assert distance((mindalle.image_tokenizer.decode(greedy) + 1) / 2, pixels) < TOLERANCE
+    same_probabilities(expected, expected["first_logits"])
+
+
+def test_guidance_needs_a_model_that_was_trained_for_it(mindalle: DALLE) -> None:
+    guided = SamplingParams(guidance_scale=2.0)
+    with pytest.raises(ParameterError, match=r"guidance_scale is 2.0; this model was never trained without captions"):
+        mindalle.generate("a cat", guided)
+    with pytest.raises(ParameterError, match="never trained without captions"):
+        mindalle.sample(torch.ones(16, dtype=torch.int64), guided)
+    plain = mindalle.request("a cat", GREEDY, seed=0)
+    with pytest.raises(EngineError, match="never trained without captions"):
+        dalle.Engine(mindalle.decoder, num_slots=2).add(dataclasses.replace(plain, params=guided))
+
+
+def test_a_foreign_model_draws_from_prompts_like_ours(mindalle: DALLE) -> None:
+    together = list(mindalle.generate(["a cat", "a dog"], SamplingParams(top_k=32), n=2, seed=3))
+    alone = next(mindalle.generate("a dog", SamplingParams(top_k=32), seed=3))
+    assert alone.receipt == next(one.receipt for one in together if one.prompt == "a dog" and one.index == 0)
+    assert alone.image.size == (32, 32)
+    prefix = dalle.Prefix(image=alone.image, num_rows=4)
+    kept = next(mindalle.generate("a cat", seed=3, prefix=prefix)).receipt
+    assert torch.equal(torch.tensor(kept.codes)[:4], mindalle.encode(alone.image)[:4])
+
+
+def test_mindalle_of_another_shape(tmp_path: Path) -> None:
+    """Without biases in attention, with the quick GELU, a text vocabulary with room to spare, and another grid."""
+    shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs")
+    peer = MinDALLE(text=(400, 16), codes=(256, 25), width=20, depth=2, heads=5)
+    torch.save({"state_dict": peer.w}, tmp_path / "theirs/stage2_last.ckpt")
+    config = yaml.safe_load((tmp_path / "theirs/config.yaml").read_text())
+    config["stage2"]["hparams"] |= {"n_heads": 5, "gelu_use_approx": True}
+    (tmp_path / "theirs/config.yaml").write_text(yaml.safe_dump(config))
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    model = dalle.load(tmp_path / "ours", device="cpu")
+    text_ids, codes = torch.randint(400, (2, 16)), torch.randint(256, (2, 25))
+    text, image = peer.logits(text_ids, codes)
+    assert distance(model.logits(text_ids, codes), image) < TOLERANCE
+    assert distance(text_logits(model, text_ids, codes), text) < TOLERANCE
+    assert model.image_size == (20, 20)
+
+
+@pytest.mark.parametrize("file", ["stage2_last.ckpt", "tokenizer/bpe-16k-vocab.json", "tokenizer/bpe-16k-merges.txt"])
+def test_a_missing_part_is_named(file: str, tmp_path: Path) -> None:
+    shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs")
+    (tmp_path / "theirs" / file).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {Path(file).name}, which would be"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+# ruDALL-E
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_rudalle(version: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = load(tmp_path_factory, f"ru-dalle/Malevich_{version}")
+    prompts = json.loads((DATA / "ru-dalle/tokenizer.json").read_text())["prompts"]
+    same_rows(model, prompts)
+    expected = golden.vectors("ru-dalle", f"Malevich_{version}.")
+    same_as_rudalle(model, expected["input_ids"], expected["logits"])
+    assert model.text_tokenizer is not None
+    with warnings.catch_warnings(action="ignore"):
+        rows = model.text_tokenizer.encode_batch([prompts[i]["text"] for i in (20, 0)], truncate=True)
+    greedy = model.sample(rows, GREEDY)
+    assert torch.equal(greedy.flatten(1), expected["greedy"])
+    assert distance(model.logits(rows, greedy), expected["greedy_logits"]) < TOLERANCE
+    pictures = (model.image_tokenizer.decode(greedy) + 1) / 2
+    assert distance(pictures, expected["decoded_greedy"]) < TOLERANCE
+    same_probabilities(expected, expected["first_logits"])
+
+
+def same_as_rudalle(model: DALLE, ids: Tensor, logits: Tensor) -> None:
+    """Text and codes in, logits over the whole vocabulary out, at each position of what their code makes of it."""
+    config, layout = model.decoder.config, model.decoder.layout
+    text_ids, codes = ids[:, : config.text_length], ids[:, config.text_length :]
+    size, first = config.text_vocab_size, layout.first_code - 1
+    images = logits[:, first : first + layout.num_codes, size:]
+    assert distance(model.logits(text_ids, codes), images) < TOLERANCE
+    assert distance(text_logits(model, text_ids, codes), logits[:, :first, :size]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["big_v2", "plain_v3", "five_v3"])
+def test_rudalle_of_other_shapes(name: str, tmp_path: Path) -> None:
+    """The version, where no file's name tells it, is found out by the masks."""
+    shutil.copytree(DATA / "options/ru-dalle" / name, tmp_path / "theirs")
+    shutil.copy(DATA / "ru-dalle/tokenizer/bpe.model", tmp_path / "theirs")
+    shutil.copy(DATA / "ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt", tmp_path / "theirs")
+    description = tmp_path / "theirs/model_params.json"
+    values = json.loads(description.read_text())
+    description.write_text(json.dumps({"num_attention_heads": values["model_params"]["num_attention_heads"]}))
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    expected = load_file(tmp_path / "theirs/golden.safetensors")
+    same_as_rudalle(dalle.load(tmp_path / "ours", device="cpu"), expected["ids"], expected["logits"])
+    description.unlink()
+    with pytest.raises(CheckpointError, match="does not say how many heads"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+# LlamaGen
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> DALLE:
+    return load(tmp_path_factory, "LlamaGen/c2i_stage.pt")
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> DALLE:
+    return load(tmp_path_factory, "LlamaGen/t2i_stage.pt")
+
+
+LLAMAGEN_MODES = {
+    "cfg1": GREEDY,
+    "cfg": SamplingParams(temperature=0, guidance_scale=4.0),
+    "cfg_interval": SamplingParams(temperature=0, guidance_scale=4.0, guided_codes=6 + 2),
+}
+
+
+def guided(model: DALLE, condition: Any, null: Any, codes: Tensor, params: SamplingParams) -> Tensor:
+    """What sampling sees at each place."""
+    conditional, unconditional = model.logits(condition, codes), model.logits(null, codes)
+    scales = torch.tensor([params.guidance_at(place, model.num_codes) for place in range(model.num_codes)])
+    return unconditional + scales[:, None] * (conditional - unconditional)
+
+
+def test_llamagen_of_classes(classes: DALLE) -> None:
+    expected = golden.vectors("LlamaGen", "c2i.")
+    labels = expected["labels"]
+    for form in (labels, labels[:, None], labels.tolist(), list(labels)):
+        assert distance(classes.logits(form, expected["image_tokens"]), expected["logits"]) < TOLERANCE
+    for mode, params in LLAMAGEN_MODES.items():
+        greedy = classes.sample(labels, params)
+        assert torch.equal(greedy.flatten(1), expected[f"greedy_{mode}"])
+        ends = guided(classes, labels, torch.full((3,), 10), greedy, params)[:, [0, -1]]
+        assert distance(ends, expected[f"greedy_{mode}_first_last_logits"]) < GUIDED_TOLERANCE
+
+
+def test_llamagen_of_another_shape(tmp_path: Path) -> None:
+    """Fewer keys than queries, another base of the rotary positions, another grid."""
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(DATA / "LlamaGen/vq_ds.pt", tmp_path / "theirs")
+    peer = LlamaGen(num_classes=5, codes=(256, 3), width=48, depth=2, heads=6, kv_heads=2, base=500.0)
+    torch.save({"model": peer.w}, tmp_path / "theirs/c2i_Z_384.pt")
+    with pytest.raises(CheckpointError, match="does not say how many heads its 48 channels have"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    arguments = {"model_type": "c2i", "dim": 48, "n_layer": 2, "n_head": 6, "rope_base": 500, "block_size": 9}
+    (tmp_path / "theirs/c2i_config.json").write_text(json.dumps(arguments))
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    model = dalle.load(tmp_path / "ours", device="cpu")
+    labels, codes = torch.tensor([0, 4, 5]), torch.randint(256, (3, 9))
+    assert distance(model.logits(labels, codes), peer.logits(labels, codes)) < TOLERANCE
+    assert model.image_size == (6, 6)
+
+
+def test_what_a_model_draws_from_is_told(tmp_path: Path) -> None:
+    for path, told in (
+        ("LlamaGen/c2i_stage.pt", "prompt: a class, 0 to 9"),
+        ("LlamaGen/t2i_stage.pt", "prompt: up to 6 tokens, with its text encoder"),
+        ("DALLE-pytorch/dalle_full_shift.pt", "prompt: no text tokenizer: 12 text ids"),
+        ("minDALL-E/checkpoint", "prompt: up to 16 tokens"),
+    ):
+        out = tmp_path / Path(path).stem
+        import_checkpoint(DATA / path, out)
+        assert told in describe_model(out).splitlines()[4]
+
+
+def test_a_class_is_a_prompt(classes: DALLE) -> None:
+    picture = next(classes.generate("7", LLAMAGEN_MODES["cfg"], seed=0))
+    codes = classes.sample(7, LLAMAGEN_MODES["cfg"])[0]
+    assert torch.equal(torch.tensor(picture.receipt.codes), codes)
+    assert picture.prompt == "7"
+    for prompt in ("10", "-1", "7.0", "a cat", "٣"):
+        with pytest.raises(PromptError, match=r"this model draws classes: say a number in 0\.\.9"):
+            classes.generate(prompt)
+    text = classes.text_tokenizer
+    assert text is not None
+    assert (text.encode(" 7 ").tolist(), text.decode([7]), text.decode(text.null_ids)) == ([7], "7", "")
+
+
+def test_llamagen_of_captions(captions: DALLE) -> None:
+    expected = golden.vectors("LlamaGen", "t2i.")
+    codes, mask = expected["image_tokens"], expected["emb_mask"]
+    masked, unmasked = Features(values=expected["cond"], mask=mask), Features(values=expected["cond"])
+    raw = Features(values=expected["caption_emb_raw"], mask=expected["emb_mask_raw"])
+    pair = (expected["cond"], mask)
+    each = [Features(values=values, mask=row) for values, row in zip(*pair, strict=True)]
+    for features, name in (
+        *((form, "logits_masked") for form in (masked, raw, pair, each)),
+        (unmasked, "logits_causal"),
+    ):
+        assert distance(captions.logits(features, codes), expected[name]) < TOLERANCE
+    assert captions.decoder.features is not None
+    null_features = captions.decoder.features.null.detach().expand(3, -1, -1)
+
+    def null_logits(codes: Tensor) -> Tensor:
+        ids, _ = condition_rows(masked, captions.decoder.config)
+        with torch.inference_mode():
+            return captions.decoder.teacher_forced(ids, codes, null_features)[1]
+
+    assert distance(null_logits(codes), expected["logits_uncond_masked"]) < TOLERANCE
+    for mode, params in LLAMAGEN_MODES.items():
+        greedy = captions.sample(raw, params)
+        assert torch.equal(greedy.flatten(1), expected[f"greedy_{mode}"])
+        scales = torch.tensor([params.guidance_at(place, 16) for place in range(16)])[:, None]
+        null = null_logits(greedy)
+        found = null + scales * (captions.logits(masked, greedy) - null)
+        assert distance(found, expected[f"greedy_{mode}_logits"]) < GUIDED_TOLERANCE
+    assert torch.equal(captions.sample(unmasked, LLAMAGEN_MODES["cfg"]).flatten(1), expected["greedy_cfg_nomask"])
+    same_probabilities(expected, expected["greedy_cfg_logits"][:, 0])
+
+
+def test_codes_from_features_are_the_same_in_any_company(captions: DALLE) -> None:
+    expected = golden.vectors("LlamaGen", "t2i.")
+    params = SamplingParams(guidance_scale=3.0, top_k=50)
+    whole = captions.sample(Features(values=expected["cond"], mask=expected["emb_mask"]), params, seed=5)
+    alone = captions.sample(Features(values=expected["cond"][0], mask=expected["emb_mask"][0]), params, seed=5)
+    assert torch.equal(whole[:1], alone)
+
+
+def test_conditions_of_another_form_are_refused(captions: DALLE, classes: DALLE, mindalle: DALLE) -> None:
+    codes = torch.zeros(1, 16, dtype=torch.int64)
+    wrong: list[tuple[DALLE, Any, str]] = [
+        (captions, torch.zeros(1, 6, dtype=torch.int64), r"follows features \(..., 40\), not text ids"),
+        (captions, Features(values=torch.zeros(7, 40)), r"shape \(7, 40\); expected \(B, 6, 40\)"),
+        (captions, Features(values=torch.zeros(6, 40), mask=torch.ones(5)), r"the mask has shape \(5,\)"),
+        (classes, Features(values=torch.zeros(6, 40)), "not features"),
+        (classes, 11, r"ids in 11\.\.11; the limit is 10"),
+        (mindalle, torch.zeros(1, 15, dtype=torch.int64), r"shape \(1, 15\); expected \(16,\)"),
+        (mindalle, torch.zeros(1, 16), "whole numbers"),
+    ]
+    for model, condition, message in wrong:
+        with pytest.raises(ParameterError, match=message):
+            model.logits(condition, codes.new_zeros(1, model.num_codes))
+    with pytest.raises(ParameterError, match="2 conditions for 3 rows"):
+        classes.logits(torch.tensor([1, 2]), codes.expand(3, -1))
+    with pytest.raises(ParameterError, match=r"codes of shape \(1, 15\)"):
+        classes.logits(1, codes[:, 1:])
+    with pytest.raises(ParameterError, match="this model has no text encoder: give its folder"):
+        captions.generate("a cat")
+
+
+# DALLE-pytorch
+
+
+@pytest.mark.parametrize("name", ["full_shift", "full_noshift", "sparse_shift"])
+def test_dalle_pytorch(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = load(tmp_path_factory, f"DALLE-pytorch/dalle_{name}.pt")
+    expected = golden.vectors("DALLE-pytorch", f"{name}.")
+    text_ids, codes = expected["text"], expected["image_tokens"]
+    logits = model.logits(text_ids, codes)
+    assert distance(logits, expected["logits_image"]) < TOLERANCE
+    assert distance(text_logits(model, text_ids, codes), expected["logits_text"]) < TOLERANCE
+    greedy = model.sample(text_ids, GREEDY)
+    assert torch.equal(greedy.flatten(1), expected["greedy"])
+    assert distance(model.logits(text_ids, greedy), expected["greedy_logits"]) < TOLERANCE
+    assert distance(model.image_tokenizer.decode(greedy), expected["greedy_image"].clamp(-1, 1)) < TOLERANCE
+    if "primed_greedy" in expected:
+        kept = model.image_tokenizer.encode(2 * golden.vectors("DALLE-pytorch", "vae.")["image"] - 1).flatten(1)
+        kept[:, model.num_codes // 2 :] = -1
+        primed = model.sample(text_ids[:2], GREEDY, kept=kept)
+        assert torch.equal(primed.flatten(1), expected["primed_greedy"])
+    if "first_logits_cond_scale3" in expected:
+        first = guided(model, text_ids, model.decoder.layout.empty_ids, codes, SamplingParams(guidance_scale=3.0))[:, 0]
+        assert distance(first, expected["first_logits_cond_scale3"]) < GUIDED_TOLERANCE
+        kept_tokens = int((1 - 0.9) * 168)
+        found = probabilities(logits[:, 0], temperature=0.8, top_k=kept_tokens)
+        assert distance(found, expected["first_step_topk0.9_probs_t0.8"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "options/dalle-pytorch").glob("*.pt")), ids=lambda path: path.stem)
+def test_dalle_pytorch_of_other_shapes_and_options(path: Path, tmp_path: Path) -> None:
+    import_checkpoint(path, tmp_path / "ours")
+    model, expected = dalle.load(tmp_path / "ours", device="cpu"), load_file(path.with_suffix(".safetensors"))
+    assert distance(model.logits(expected["text"], expected["codes"]), expected["logits"]) < TOLERANCE
+    assert distance(text_logits(model, expected["text"], expected["codes"]), expected["text_logits"]) < TOLERANCE
+    assert torch.equal(model.sample(expected["text"], GREEDY).flatten(1), expected["greedy"])
+
+
+TOKENIZERS = {
+    "simple_tiny": ("bpe_simple_tiny.txt", 815),
+    "hug": ("hug_bytebpe.json", 400),
+    "yttm": ("yttm.model", 300),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_text_tokenizers_of_dalle_pytorch(name: str, tmp_path: Path) -> None:
+    """Beside a decoder with as many text ids; each is saved with the model, and is the same when it is loaded."""
+    file, num_ids = TOKENIZERS[name]
+    theirs, prompts = decoder_of(tmp_path / "theirs", num_ids), prompts_of_dalle_pytorch()
+    shutil.copy(DATA / "DALLE-pytorch/tokenizers" / file, theirs)
+    import_checkpoint(theirs, tmp_path / "ours")
+    text = dalle.load(tmp_path / "ours", device="cpu").text_tokenizer
+    assert text is not None and text.text_length == 24
+    assert [text.tokenize(prompt["text"]) for prompt in prompts] == [prompt[name] for prompt in prompts]
+    if f"{name}_ctx24" in prompts[0]:
+        with warnings.catch_warnings(action="ignore"):
+            rows = [text.encode(prompt["text"], truncate=True).tolist() for prompt in prompts]
+        assert rows == [prompt[f"{name}_ctx24"] for prompt in prompts]
+    assert text.null_ids.tolist() == [0] * 24
+    assert text.decode(text.encode("a red car")).strip() == "a red car"
+
+
+def test_a_text_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    theirs = decoder_of(tmp_path / "theirs", 299)
+    shutil.copy(DATA / "DALLE-pytorch/vae.pt", theirs)  # which the decoder has in it
+    shutil.copy(DATA / "DALLE-pytorch/tokenizers/yttm.model", theirs)
+    with pytest.raises(
+        CheckpointError, match=r"trained with 299 text ids; no text tokenizer has as many: .*yttm.model 300"
+    ):
+        import_checkpoint(theirs, tmp_path / "ours")
+
+
+def prompts_of_dalle_pytorch() -> list[dict[str, Any]]:
+    prompts: list[dict[str, Any]] = json.loads((DATA / "DALLE-pytorch/tokenizer.json").read_text())["prompts"]
+    assert len(prompts) == 30
+    return prompts
+
+
+def decoder_of(folder: Path, num_ids: int) -> Path:
+    """A decoder's file of DALLE-pytorch's with that many text ids, 24 of them in a row."""
+    content = torch.load(DATA / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
+    weights, width, num_codes = content["weights"], 24, 20
+    content["hparams"] |= {"num_text_tokens": num_ids, "text_seq_len": 24}
+    weights["text_emb.weight"] = torch.randn(num_ids + 24, width)
+    weights["text_pos_emb.weight"] = torch.randn(25, width)
+    weights["to_logits.1.weight"] = torch.randn(num_ids + 24 + num_codes, width)
+    weights["to_logits.1.bias"] = torch.randn(num_ids + 24 + num_codes)
+    folder.mkdir()
+    torch.save(content, folder / "dalle.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hparams": {"reversible": True}}, "reversible layers, which are not read"),
+        ({"hparams": {"attn_types": ("full", "sparse")}}, "attention of type 'sparse'"),
+        ({"hparams": {"num_text_tokens": 31}}, "what becomes embedding.weight has shape|codebook size"),
+        ({"weights": {"transformer.extra": torch.zeros(1)}}, "transformer.extra, which no decoder"),
+        ({"weights": {"to_logits.0.weight": torch.zeros(2, 2)}}, "no to_logits.0.weight with 1 axes"),
+    ],
+)
+def test_what_is_not_read_is_said(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    content = torch.load(DATA / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
+    for key, values in change.items():
+        content[key] |= values
+    torch.save(content, tmp_path / "dalle.pt")
+    with pytest.raises(DalleError, match=message):
+        import_checkpoint(tmp_path / "dalle.pt", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

@@ -1,0 +1,450 @@
+"""Image tokenizers of other projects: features, codes and pictures are those that the projects' own code computes."""
+
+import json
+import re
+import sys
+import types
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+import torch
+import yaml
+from golden import TOLERANCE, distance
+from references import VQGAN, OpenAIDVAE, PlainDVAE
+from torch import Tensor, nn
+
+from dalle.checkpoint import load_image_tokenizer
+from dalle.discrete_vae import DiscreteVAE
+from dalle.errors import CheckpointError, ImageError
+from dalle.image_tokenizer import ImageTokenizer
+from dalle.image_tokenizers import AnyImageTokenizer
+from dalle.interop.convert import Imported, import_checkpoint
+from dalle.interop.flax_msgpack import write_flax
+from dalle.openai_dvae import OpenAIDiscreteVAE
+from dalle.weights import LazyTensor
+
+
+def imported(path: Path, out: Path, **options: Any) -> tuple[AnyImageTokenizer, Imported]:
+    done = import_checkpoint(path, out, **options)
+    return load_image_tokenizer(out), done
+
+
+def vqgan(path: Path, out: Path) -> ImageTokenizer:
+    tokenizer, _ = imported(path, out)
+    assert isinstance(tokenizer, ImageTokenizer)
+    return tokenizer
+
+
+def drawn(tokenizer: ImageTokenizer, codes: Tensor) -> Tensor:
+    """In [-1, 1], before they are clamped."""
+    with torch.no_grad():
+        return tokenizer.pixels(tokenizer.quantizer.decode(codes))
+
+
+def square(codes: Tensor) -> Tensor:
+    """(B, N) -> (B, h, w)."""
+    side = round(codes.shape[-1] ** 0.5)
+    return codes.long().reshape(len(codes), side, side)
+
+
+# the goldens: each comparison takes the set's path and a folder to import into
+
+
+def same_as_signed_vqgan(path: Path, out: Path, project: str, prefix: str) -> None:
+    expected = golden.vectors(project, prefix)
+    tokenizer = vqgan(path, out)
+    images = expected["image"]
+    raw = expected["decoded_raw" if project == "ru-dalle" else "decoded"]
+    if project == "ru-dalle":
+        images = 2 * images - 1
+    with torch.no_grad():
+        features = tokenizer.latents(images).permute(0, 3, 1, 2)
+    assert distance(features, expected["prequant"]) < TOLERANCE
+    assert torch.equal(tokenizer.encode(images).flatten(1), expected["codes"].long())
+    codes = square(expected["rand_codes"].flatten(1))
+    assert distance(drawn(tokenizer, codes), raw) < TOLERANCE
+    assert distance(tokenizer.decode(codes), raw.clamp(-1, 1)) < TOLERANCE
+    if "gumbel_logits" in expected:
+        with torch.no_grad():
+            logits = tokenizer.quantizer.to_logits(tokenizer.latents(images))  # type: ignore[operator]
+        assert distance(logits.permute(0, 3, 1, 2), expected["gumbel_logits"]) < TOLERANCE
+    if "recon" in expected:
+        assert distance(tokenizer.decode(tokenizer.encode(images)), expected["recon"].clamp(-1, 1)) < TOLERANCE
+
+
+def same_as_vqgan_jax(path: Path, out: Path) -> None:
+    expected = golden.vectors("vqgan-jax")
+    tokenizer = vqgan(path, out)
+    images, decoded, recon = (expected[name].permute(0, 3, 1, 2) for name in ("image", "decoded", "recon"))
+    with torch.no_grad():
+        assert distance(tokenizer.latents(2 * images - 1), expected["prequant"]) < TOLERANCE
+    codes = tokenizer.encode(2 * images - 1)
+    assert torch.equal(codes.flatten(1), expected["codes"].long())
+    assert distance(tokenizer.quantizer.decode(codes), expected["quant"]) == 0
+    random_codes = square(expected["rand_codes"])
+    assert distance((drawn(tokenizer, random_codes) + 1) / 2, decoded) < TOLERANCE
+    assert distance((tokenizer.decode(random_codes) + 1) / 2, decoded.clamp(0, 1)) < TOLERANCE
+    assert distance((drawn(tokenizer, codes) + 1) / 2, recon) < TOLERANCE
+
+
+def same_as_discrete_vae(path: Path, out: Path) -> None:
+    expected = golden.vectors("DALLE-pytorch", "vae.")
+    tokenizer, _ = imported(path, out)
+    images = 2 * expected["image"] - 1
+    assert isinstance(tokenizer, DiscreteVAE)
+    with torch.no_grad():
+        assert distance(tokenizer.logits(images).permute(0, 3, 1, 2), expected["enc_logits"]) < TOLERANCE
+    assert torch.equal(tokenizer.encode(images).flatten(1), expected["codes"].long())
+    assert distance(tokenizer.decode(square(expected["rand_codes"])), expected["decoded"].clamp(-1, 1)) < TOLERANCE
+
+
+def same_as_openai_dvae(path: Path, out: Path) -> None:
+    expected = golden.vectors("openai-dVAE")
+    tokenizer, _ = imported(path, out)
+    images = 2 * expected["image"] - 1
+    assert isinstance(tokenizer, OpenAIDiscreteVAE)
+    with torch.no_grad():
+        assert distance(tokenizer.logits(images).permute(0, 3, 1, 2), expected["z_logits"]) < TOLERANCE
+    assert torch.equal(tokenizer.encode(images), expected["codes"].long())
+    for codes, pictures in (("rand_codes", "decoded"), ("codes", "recon")):
+        assert distance((tokenizer.decode(expected[codes].long()) + 1) / 2, expected[pictures]) < TOLERANCE
+
+
+def same_as_min_dalle(path: Path, out: Path) -> None:
+    expected = golden.vectors("min-dalle", "detoker.")
+    tokenizer = vqgan(path, out)
+    raw = expected["small_decoded_raw"]
+    assert distance((drawn(tokenizer, square(expected["small_tokens"])) + 1) / 2, raw) < TOLERANCE
+    picture = (tokenizer.decode(square(expected["tokens"]))[0].permute(1, 2, 0) + 1) / 2 * 255
+    assert distance(picture[96:160], expected["image_0_255_rows96_160"]) < 255 * TOLERANCE
+
+
+GOLDENS: dict[str, Callable[[Path, Path], None]] = {
+    "vqgan-jax/checkpoint": same_as_vqgan_jax,
+    "taming/vqgan_f2_200": partial(same_as_signed_vqgan, project="taming", prefix="vqgan_f2_200."),
+    "taming/gumbel_f4_144": partial(same_as_signed_vqgan, project="taming", prefix="gumbel_f4_144."),
+    "minDALL-E/checkpoint": partial(same_as_signed_vqgan, project="minDALL-E", prefix="stage1."),
+    "LlamaGen/vq_ds.pt": partial(same_as_signed_vqgan, project="LlamaGen", prefix="vq."),
+    "ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt": partial(same_as_signed_vqgan, project="ru-dalle", prefix="vae."),
+    "ru-dalle/vae/vqgan.gumbelf8-sber-dwt.model.ckpt": partial(
+        same_as_signed_vqgan, project="ru-dalle", prefix="vae_dwt."
+    ),
+    "DALLE-pytorch/vae.pt": same_as_discrete_vae,
+    "openai-dVAE": same_as_openai_dvae,
+    "min-dalle/vqgan/detoker.pt": same_as_min_dalle,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDENS if golden.find(name)])
+def test_golden(name: str, tmp_path: Path) -> None:
+    path = golden.find(name)
+    assert path is not None
+    GOLDENS[name](path, tmp_path / "model")
+
+
+# other shapes and options, against the projects' networks written down once more
+
+DDCONFIGS: dict[str, dict[str, Any]] = {
+    "wide coarse levels, two blocks": {"ch_mult": [1, 2, 4], "num_res_blocks": 2, "attn_resolutions": [4]},
+    "attention at two levels": {"ch_mult": [1, 1, 2], "attn_resolutions": [4, 8]},
+    "attention at the finest": {"ch_mult": [1, 2], "attn_resolutions": [16]},
+    "no attention at any level": {"ch_mult": [1, 1, 1, 1], "attn_resolutions": []},
+    "the first level wider than the stem": {"ch_mult": [2, 1]},
+    "one level": {"ch_mult": [1], "num_res_blocks": 3},
+    "64 channels": {"ch": 64, "ch_mult": [1, 1]},
+    "pooling instead of convolutions": {"ch_mult": [1, 1, 2], "resamp_with_conv": False},
+    "attention where the picture never is": {"ch_mult": [1, 1], "attn_resolutions": [4]},
+}
+
+
+def ddconfig(**changes: Any) -> dict[str, Any]:
+    values = {"double_z": False, "z_channels": 12, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32}
+    return values | {"num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0} | changes
+
+
+def compare(tokenizer: ImageTokenizer, reference: VQGAN, **options: Any) -> None:
+    """Of square pictures and others."""
+    unit, factor = tokenizer.config.pixel_range == "unit", tokenizer.config.factor
+    for height, width in ((16, 16), (2 * factor, 3 * factor)):
+        images = 2 * torch.rand(2, 3, height, width) - 1
+        theirs = (images + 1) / 2 if unit else images
+        with torch.no_grad():
+            features, expected = tokenizer.latents(images).permute(0, 3, 1, 2), reference.prequant(theirs)
+        assert distance(features, expected) < TOLERANCE
+        codes = reference.encode(theirs, **options)
+        assert torch.equal(tokenizer.encode(images), codes) and len(codes.unique()) > 1
+        picture = reference.decode(codes, **options)
+        assert distance(drawn(tokenizer, codes), 2 * picture - 1 if unit else picture) < TOLERANCE
+
+
+def write_taming(folder: Path, reference: VQGAN, target: str = "VQModel") -> None:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    params = {"ddconfig": reference.d, "embed_dim": reference.embed_dim, "n_embed": reference.n_embed}
+    config = {"model": {"target": f"taming.models.vqgan.{target}", "params": params}}
+    (folder / "configs" / "2021-05-01T00-00-00-project.yaml").write_text(yaml.safe_dump(config))
+    (folder / "configs" / "2021-05-01T00-00-00-lightning.yaml").write_text("lightning:\n  trainer: {gpus: 1}\n")
+    weights = {**reference.w, "loss.discriminator.main.0.weight": torch.zeros(3)}
+    torch.save({"epoch": 3, "state_dict": weights}, folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize("changes", DDCONFIGS.values(), ids=DDCONFIGS.keys())
+def test_taming_of_other_shapes(changes: dict[str, Any], tmp_path: Path) -> None:
+    reference = VQGAN(ddconfig(**changes), embed_dim=6, n_embed=50)
+    write_taming(tmp_path / "run", reference)
+    tokenizer = vqgan(tmp_path / "run", tmp_path / "model")
+    compare(tokenizer, reference)
+    config = tokenizer.config
+    assert (config.image_size, config.codebook_size, config.codebook_dim, config.z_channels) == (16, 50, 6, 12)
+    assert config.factor == 2 ** (len(changes["ch_mult"]) - 1)
+
+
+def test_gumbel_of_another_shape(tmp_path: Path) -> None:
+    reference = VQGAN(ddconfig(ch_mult=[1, 2], z_channels=10), embed_dim=10, n_embed=40, gumbel=True)
+    write_taming(tmp_path / "run", reference, "GumbelVQ")
+    compare(vqgan(tmp_path / "run", tmp_path / "model"), reference)
+
+
+@pytest.mark.parametrize("name", ["wide coarse levels, two blocks", "one level", "pooling instead of convolutions"])
+def test_vqgan_jax_of_other_shapes(name: str, tmp_path: Path) -> None:
+    reference = VQGAN(ddconfig(**DDCONFIGS[name]), embed_dim=6, n_embed=50)
+    arrays = {}
+    for name, value in reference.w.items():
+        *parents, leaf = re.sub(r"(down|up|block|attn)\.(\d+)", r"\1_\2", name).split(".")
+        if value.ndim == 4:
+            leaf, value = "kernel", value.permute(2, 3, 1, 0)
+        elif leaf == "weight":
+            leaf = "embedding" if "embedding" in parents else "scale"
+        arrays["/".join([*parents, leaf])] = LazyTensor.of(value.contiguous())
+    described = {**reference.d, "embed_dim": 6, "n_embed": 50, "architectures": ["del"], "transformers_version": "4"}
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(described))
+    write_flax(tmp_path / "checkpoint" / "flax_model.msgpack", arrays)
+    tokenizer = vqgan(tmp_path / "checkpoint", tmp_path / "model")
+    assert tokenizer.config.pixel_range == "unit"
+    compare(tokenizer, reference)
+
+
+def test_mindalle_of_another_shape(tmp_path: Path) -> None:
+    reference = VQGAN(ddconfig(ch_mult=[1, 2, 2], attn_resolutions=[4], num_res_blocks=2), embed_dim=6, n_embed=50)
+    (tmp_path / "1.3B").mkdir()
+    stage = {"type": "vqgan", "embed_dim": 6, "n_embed": 50, "hparams": reference.d}
+    (tmp_path / "1.3B" / "config.yaml").write_text(yaml.safe_dump({"stage1": stage, "stage2": {}}))
+    torch.save({"state_dict": dict(reference.w)}, tmp_path / "1.3B" / "stage1_last.ckpt")
+    path = tmp_path / "1.3B" / "stage1_last.ckpt"
+    tokenizer = vqgan(path.parent, tmp_path / "model")
+    compare(tokenizer, reference)
+
+
+@pytest.mark.parametrize("key", ["model", "ema", "state_dict"])
+def test_llamagen_of_another_shape(key: str, tmp_path: Path) -> None:
+    """Its levels of attention are the coarsest alone, its codes of unit length, its names its own."""
+    reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4], num_res_blocks=2), embed_dim=8, n_embed=50)
+
+    def rename(name: str) -> str:
+        name = re.sub(r"(down|up)\.(\d)\.block\.", r"\1.\2.res.", name)
+        name = name.replace("encoder.down.", "encoder.conv_blocks.")
+        name = re.sub(r"decoder\.up\.(\d)", lambda match: f"decoder.conv_blocks.{2 - int(match[1])}", name)
+        for i, part in enumerate(("block_1", "attn_1", "block_2")):
+            name = name.replace(f"mid.{part}.", f"mid.{i}.")
+        return name
+
+    weights = {rename(name): value for name, value in reference.w.items()}
+    torch.save({key: {**weights, "quantize.codebook_used": torch.zeros(65536)}, "steps": 3}, tmp_path / "vq_ds4.pt")
+    tokenizer = vqgan(tmp_path / "vq_ds4.pt", tmp_path / "model")
+    assert tokenizer.config.attention_levels == (2,)
+    compare(tokenizer, reference, normalize=True)
+
+
+@pytest.mark.parametrize("num_res_blocks", [1, 2])
+def test_min_dalle_of_another_shape(num_res_blocks: int, tmp_path: Path) -> None:
+    changes = {"ch_mult": [1, 1, 2], "num_res_blocks": num_res_blocks, "attn_resolutions": [4], "z_channels": 6}
+    reference = VQGAN(ddconfig(**changes), embed_dim=6, n_embed=50, epsilon=1e-5)
+    kept = ("decoder.", "post_quant_conv.", "quantize.embedding.")
+    weights = {name.removeprefix("quantize."): value for name, value in reference.w.items() if name.startswith(kept)}
+    (tmp_path / "vqgan").mkdir()
+    torch.save(weights, tmp_path / "vqgan" / "detoker.pt")
+    tokenizer = vqgan(tmp_path, tmp_path / "model")
+    codes = torch.randint(50, (2, 3, 5))
+    assert distance(drawn(tokenizer, codes), 2 * reference.decode(codes) - 1) < TOLERANCE
+    assert tokenizer.config.image_size == 64, "16 codes on a side, of 4 pixels each"
+    with pytest.raises(ImageError, match="only decodes: its checkpoint came without an encoder"):
+        tokenizer.encode(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_rudalle_with_wavelets(with_config: bool, tmp_path: Path) -> None:
+    """Twelve channels are a picture twice as large: for each 2 x 2 of it, the mean and what is left of it."""
+    reference = VQGAN(ddconfig(ch_mult=[1, 1, 1], z_channels=8, out_ch=12), embed_dim=8, n_embed=30, gumbel=True)
+    weights = {"model.decoder.idwt.g0_col": torch.ones(2), "model.post_quant_conv.weight": torch.ones(8, 8, 1, 1)}
+    weights["model.post_quant_conv.bias"] = torch.ones(8)
+    for name, value in reference.w.items():
+        inside = name.startswith(("decoder.", "post_quant_conv."))
+        weights[f"model.{'decoder.' if inside else ''}{name}"] = value
+    torch.save({"state_dict": weights}, tmp_path / "vqgan.gumbelf8-sber-dwt.model.ckpt")
+    if with_config:
+        params = {"ddconfig": reference.d | {"out_ch": 3}, "embed_dim": 8, "n_embed": 30}
+        described = {"model": {"target": "taming.models.vqgan.GumbelVQ", "params": params}}
+        (tmp_path / "vqgan.gumbelf8-sber.config.yml").write_text(yaml.safe_dump(described))
+    tokenizer = vqgan(tmp_path, tmp_path / "model")
+    config = tokenizer.config
+    assert (config.image_size, config.factor, config.picture_factor) == (16 if with_config else 256, 4, 8)
+    images = 2 * torch.rand(2, 3, 16, 16) - 1
+    codes = reference.encode(images)
+    assert torch.equal(tokenizer.encode(images), codes)
+    bands, picture = reference.decode(codes), drawn(tokenizer, codes)
+    assert picture.shape == (2, 3, 32, 32)
+    corners = picture.unfold(2, 2, 2).unfold(3, 2, 2)
+    a, b, c, d = (corners[..., i, j] for i in (0, 1) for j in (0, 1))
+    assert distance((a + b + c + d) / 2, bands[:, :3]) < TOLERANCE
+    details = bands[:, 3:].reshape(2, 3, 3, 16, 16)
+    for i, band in enumerate([(a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2]):
+        assert distance(band, details[:, :, i]) < TOLERANCE
+
+
+HPARAMS: dict[str, dict[str, Any]] = {
+    "no residual blocks": {"num_resnet_blocks": 0},
+    "three residual blocks": {"num_resnet_blocks": 3},
+    "one layer": {"num_layers": 1, "num_resnet_blocks": 1},
+    "four layers, no blocks": {"num_layers": 4, "num_resnet_blocks": 0, "image_size": 32},
+    "another range of pixels": {"normalization": ((0.4, 0.5, 0.6), (0.3, 0.2, 0.5))},
+    "pixels as they are": {"normalization": None},
+    "a range with a fourth channel": {"normalization": ((0.5, 0.5, 0.5, 0), (0.5, 0.5, 0.5, 1))},
+    "a row as wide as a layer": {"codebook_dim": 20, "num_resnet_blocks": 0},
+}
+
+
+def discrete_vae(**changes: Any) -> PlainDVAE:
+    values: dict[str, Any] = {"image_size": 16, "num_layers": 2, "num_tokens": 30, "codebook_dim": 24, "hidden_dim": 20}
+    return PlainDVAE(values | {"num_resnet_blocks": 1} | changes)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["vae.pt", "dalle.pt"])
+@pytest.mark.parametrize("changes", HPARAMS.values(), ids=HPARAMS.keys())
+def test_discrete_vaes_of_other_shapes(changes: dict[str, Any], inside: bool, tmp_path: Path) -> None:
+    reference = discrete_vae(**changes)
+    content: dict[str, Any] = {"hparams": reference.h, "weights": dict(reference.w)}
+    if inside:
+        weights = {f"vae.{name}": value for name, value in reference.w.items()}
+        content = {"hparams": {"dim": 8}, "vae_params": reference.h, "weights": weights, "epoch": 1}
+    torch.save(content, tmp_path / "model.pt")
+    part = image_part(tmp_path / "model.pt", tmp_path / "model")
+    images = torch.rand(2, 3, 16, 48)
+    with torch.no_grad():
+        assert isinstance(part, DiscreteVAE)
+        logits = part.logits(2 * images - 1).permute(0, 3, 1, 2)
+    assert distance(logits, reference.logits(images)) < TOLERANCE
+    codes = part.encode(2 * images - 1)
+    assert torch.equal(codes, reference.logits(images).argmax(1)) and len(codes.unique()) > 1
+    mean, std = reference.affine()
+    expected = (reference.decode(codes) * std + mean).clamp(0, 1)
+    assert distance((part.decode(codes) + 1) / 2, expected) < TOLERANCE
+
+
+def image_part(path: Path, out: Path) -> AnyImageTokenizer:
+    """The image tokenizer alone, whatever else is in the file."""
+    from dalle.image_tokenizers import KINDS, kind_of
+    from dalle.interop import dalle_pytorch
+    from dalle.interop.family import Source
+
+    part = dalle_pytorch._image_tokenizer(path, Source(path).torch(path), image_size=32)
+    network = KINDS[kind_of(part.config)][1](part.config)  # type: ignore[arg-type]
+    network.load_state_dict({name: tensor.load() for name, tensor in part.weights.items()})
+    return network.eval()
+
+
+def test_image_tokenizers_that_dalle_pytorch_downloads(tmp_path: Path) -> None:
+    """Inside dalle.pt: OpenAI's and taming-transformers', without their parameters."""
+    images = torch.rand(2, 3, 32, 32)
+    dvae = OpenAIDVAE(n_hid=8, dec_hid=12, n_init=6, n_blk=1, dec_blk=2, vocab_size=40)
+    weights = {}
+    for name, value in dvae.w.items():
+        side, _, rest = name.partition(".")
+        leaf = "w" if rest.endswith("weight") else "b"
+        weights[f"vae.{side[:3]}.{rest.rpartition('.')[0]}.{leaf}"] = value
+    content = {"hparams": {}, "vae_params": None, "vae_class_name": "OpenAIDiscreteVAE", "weights": weights}
+    torch.save(content, tmp_path / "openai.pt")
+    tokenizer = image_part(tmp_path / "openai.pt", tmp_path / "a")
+    codes = dvae.logits(images).argmax(1)
+    assert torch.equal(tokenizer.encode(2 * images - 1), codes)
+    assert distance((tokenizer.decode(codes) + 1) / 2, dvae.decode(codes)) < TOLERANCE
+
+    reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4]), embed_dim=6, n_embed=50)
+    weights = {f"vae.model.{name}": value for name, value in reference.w.items()}
+    weights["vae.model.loss.logvar"] = torch.zeros(1)
+    content = {"hparams": {}, "vae_params": None, "vae_class_name": "VQGanVAE", "weights": weights}
+    torch.save(content, tmp_path / "vqgan.pt")
+    tokenizer = image_part(tmp_path / "vqgan.pt", tmp_path / "b")
+    assert isinstance(tokenizer, ImageTokenizer)
+    compare(tokenizer, reference)
+
+
+@pytest.fixture
+def dall_e(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Tensor]], nn.Module]:
+    """A maker of modules of OpenAI's classes, by their names alone: what a pickle of theirs holds."""
+    classes = {"dall_e.encoder": "Encoder", "dall_e.decoder": "Decoder", "dall_e.utils": "Conv2d"}
+    monkeypatch.setitem(sys.modules, "dall_e", types.ModuleType("dall_e"))
+    for module, name in classes.items():
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        setattr(sys.modules[module], name, type(name, (nn.Module,), {"__module__": module}))
+
+    def make(side: str, weights: dict[str, Tensor]) -> nn.Module:
+        root: nn.Module = getattr(sys.modules[f"dall_e.{side}"], side.capitalize())()
+        for name, value in weights.items():
+            node = root
+            *parents, leaf = name.split(".")
+            for parent in parents:
+                if parent not in dict(node.named_children()):
+                    node.add_module(parent, sys.modules["dall_e.utils"].Conv2d())
+                node = node.get_submodule(parent)
+            node.register_parameter("w" if leaf == "weight" else "b", nn.Parameter(value))
+        return root
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "stream"])
+def test_openai_dvae_of_another_shape(
+    legacy: bool, tmp_path: Path, dall_e: Callable[[str, dict[str, Tensor]], nn.Module]
+) -> None:
+    reference = OpenAIDVAE(n_hid=12, dec_hid=8, n_init=10, n_blk=3, dec_blk=1, vocab_size=40)
+    for side in ("encoder", "decoder"):
+        weights = {name.removeprefix(f"{side}."): value for name, value in reference.w.items() if name.startswith(side)}
+        torch.save(dall_e(side, weights), tmp_path / f"{side}.pkl", _use_new_zipfile_serialization=not legacy)
+    tokenizer, done = imported(tmp_path, tmp_path / "model")
+    assert done.family == "openai-dvae"
+    images = torch.rand(2, 3, 24, 40)
+    codes = reference.logits(images).argmax(1)
+    assert codes.shape == (2, 3, 5) and torch.equal(tokenizer.encode(2 * images - 1), codes)
+    assert distance((tokenizer.decode(codes) + 1) / 2, reference.decode(codes)) < TOLERANCE
+
+
+CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"ch_mult": [1, 1]}, r"says ch \* ch_mult \[32, 32\]; the weights of .*last.ckpt have \[32, 64\]"),
+    ({"num_res_blocks": 2}, "says num_res_blocks 2; the weights of .* have 1"),
+    ({"attn_resolutions": [16]}, r"says levels of attn_resolutions \[0\]; the weights of .* have \[1\]"),
+    ({"double_z": True}, "double_z"),
+    ({"resolution": None}, "does not describe a VQGAN with a resolution"),
+    ({"resolution": 33}, "image_size is 33; it must be a multiple of 2"),
+]
+
+
+def test_what_contradicts_its_configuration_is_refused(tmp_path: Path) -> None:
+    reference = VQGAN(ddconfig(ch_mult=[1, 2]), embed_dim=6, n_embed=50)
+    for i, (changes, said) in enumerate(CONTRADICTIONS):
+        described = VQGAN(ddconfig(ch_mult=[1, 2]), embed_dim=6, n_embed=50)
+        described.w, described.d = reference.w, reference.d | changes
+        write_taming(tmp_path / str(i), described)
+        with pytest.raises(CheckpointError, match=said):
+            import_checkpoint(tmp_path / str(i), tmp_path / "model")
+    params = {**discrete_vae(num_resnet_blocks=2).h, "num_resnet_blocks": 10**9}
+    weights = dict(discrete_vae(num_resnet_blocks=2).w)
+    torch.save({"hparams": params, "weights": weights}, tmp_path / "vae.pt")
+    with pytest.raises(CheckpointError, match="says num_resnet_blocks 1000000000; its weights have 2"):
+        import_checkpoint(tmp_path / "vae.pt", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
