@@ -3,6 +3,7 @@
     DalleError (ValueError)      a caller's mistake: the message has the value and the limit
     ├── ConfigError              a configuration that contradicts itself, or an unknown key
     ├── PromptError              a prompt that is empty or too long
+    │   └── NegativePromptError  the same of a negative prompt
     ├── ParameterError           a sampling or generation parameter outside its range
     ├── ImageError               a picture that cannot be read, or has the wrong size
     ├── CheckpointError          a model directory that is missing, damaged, foreign or too new
@@ -19,6 +20,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "ImageError",
+    "NegativePromptError",
     "ParameterError",
     "PromptError",
 ]
@@ -34,6 +36,10 @@ class ConfigError(DalleError):
 
 class PromptError(DalleError):
     """A prompt that is empty, or longer than the model's text length."""
+
+
+class NegativePromptError(PromptError):
+    """A negative prompt that is longer than the model's text length."""
 
 
 class ParameterError(DalleError):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.engine import Engine, Request, StepResult
-from dalle.errors import ParameterError, PromptError
+from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.sampling import SamplingParams, check_seed
@@ -128,7 +128,10 @@ class DALLE(Model):
         ids, features = self.encoded(text.encode(prompt, truncate=truncate) if prompt else text.null_ids)
         null_ids, null_features = self.without_caption(ids)
         if negative_prompt:
-            null_ids, null_features = self.encoded(text.encode(negative_prompt, truncate=truncate))
+            try:
+                null_ids, null_features = self.encoded(text.encode(negative_prompt, truncate=truncate))
+            except PromptError as error:
+                raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
         return Request(
             text_ids=ids,
             features=features,

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,15 @@ def _serve(settings: Settings) -> None:
     print("stopping: requests that run are ended first; once more to stop at once", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    until = time.monotonic() + settings.limits.deadline
     with contextlib.suppress(KeyboardInterrupt):
-        serve.delete("dalle")  # waits for its replicas; a shutdown kills the proxy first, and the answers on their way
-    with contextlib.suppress(KeyboardInterrupt):
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):  # after a minute
+                serve.delete("dalle")  # waits for its replicas; a shutdown kills the proxy and its answers first
+                break
+    with contextlib.suppress(KeyboardInterrupt, TimeoutError):
         serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+    ray.shutdown()
 
 
 def _keep_token_private() -> None:

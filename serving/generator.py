@@ -31,10 +31,12 @@ class Generator:
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Change the limit of the queue while the service runs."""
         try:
-            self.engine.max_queue = QueueSettings(**user_config).max_queue
+            settings = QueueSettings(**({"max_queue": self.engine.settings.max_queue} | user_config))
         except ValidationError as error:
             # raised, it would make Serve kill a replica that is well
             logger.error("user_config is refused, and the queue stays as it was: %s", mistakes(error))
+            return
+        self.engine.max_queue = settings.max_queue
 
     async def draw(self, job: Job) -> AsyncGenerator[Event]:
         """As `AsyncEngine.draw`."""

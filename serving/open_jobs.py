@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable
 
 from dalle.engine import Request
-from dalle.errors import DalleError, ImageError, ParameterError, PromptError
+from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
 from dalle.pipeline import DALLE
 from dalle.sampling import SamplingParams
 from serving.jobs import Event, Job, Refused
-from serving.pictures import kept_codes
+from serving.pictures import MaskError, kept_codes
 from serving.schedule import Scheduled
 
 __all__ = ["OpenJob", "OpenPicture", "pictures_of", "refusal_of", "request_of"]
@@ -82,6 +82,8 @@ def refusal_of(error: DalleError) -> Refused:
     """What a caller's mistake is to the caller."""
     code, param = {
         PromptError: ("invalid_prompt", "prompt"),
+        NegativePromptError: ("invalid_prompt", "negative_prompt"),
+        MaskError: ("invalid_image", "mask"),
         ParameterError: ("invalid_value", None),
         ImageError: ("invalid_image", "image"),
     }.get(type(error), ("invalid_request", None))

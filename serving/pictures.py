@@ -4,6 +4,8 @@ A given picture is read, turned, cropped and resized where it arrives (`prepare`
 no file of a caller's holds up an engine; the engine makes codes of its pixels (`kept_codes`).
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,14 @@ from dalle.pipeline import DALLE
 from dalle.receipt import Receipt
 from serving.jobs import Given, ModelInfo
 
-__all__ = ["kept_codes", "prepare", "preview", "prompt_of"]
+__all__ = ["MaskError", "kept_codes", "prepare", "preview", "prompt_of"]
 
 NOT_DRAWN_YET = 235
 """Grey of the part of a preview that is still to come."""
+
+
+class MaskError(ImageError):
+    """A mask that cannot be used."""
 
 
 def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: ModelInfo, *, max_pixels: int) -> Given:
@@ -28,14 +34,15 @@ def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: Model
     upper `keep_rows` rows, by default half of them.
 
     max_pixels: height times width beyond which a file is refused before it is decoded.
-    Raises `ImageError` for a picture or a mask that cannot be used, `ParameterError` for rows that are not there.
+    Raises `ImageError` for a picture that cannot be used, `MaskError` for a mask, `ParameterError` for rows that are
+    not there.
     """
     rows, columns = info.rows, info.num_codes // info.rows
     keep = np.ones((rows, columns), dtype=bool)
     if mask is not None:
         keep &= ~_transparent(image, mask, info, max_pixels)
         if keep.all():
-            raise ImageError("the mask has no transparent pixel: there is nothing to draw")
+            raise MaskError("the mask has no transparent pixel: there is nothing to draw")
     else:
         num_kept = rows // 2 if keep_rows is None else keep_rows
         if not 0 <= num_kept < rows:
@@ -47,22 +54,35 @@ def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: Model
 
 def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) -> "np.ndarray[tuple[int, int], Any]":
     """(rows, columns) bool: which codes have a pixel that the mask leaves transparent, after the picture's own crop."""
-    with open_image(image, max_pixels=max_pixels) as opened, open_image(mask, max_pixels=max_pixels) as opened_mask:
+    with open_image(image, max_pixels=max_pixels) as opened:
+        width, height = _upright_size(opened)
+    with _open_mask(mask, max_pixels) as opened_mask:
         # both as they are seen: a mask is painted over a picture that a viewer has turned upright
-        upright, (width, height) = ImageOps.exif_transpose(opened_mask), _upright_size(opened)
+        upright = ImageOps.exif_transpose(opened_mask)
         if upright.size != (width, height):
-            raise ImageError(
+            raise MaskError(
                 f"the mask is {upright.height} x {upright.width} and the picture {height} x {width}: "
                 "they must be of one size"
             )
         if not upright.has_transparency_data:
-            raise ImageError("the mask has no transparency: what is transparent in it is drawn anew")
+            raise MaskError("the mask has no transparency: what is transparent in it is drawn anew")
         holes = np.asarray(upright.convert("RGBA").getchannel("A")) == 0
     # the largest centred rectangle of the model's proportions, as `load_image` takes it
     scale = min(width / info.width, height / info.height)
     above = _overlaps(info.rows, height, scale * info.height)
     beside = _overlaps(info.num_codes // info.rows, width, scale * info.width)
     return (above @ holes.astype(np.float32) @ beside.T) > 0
+
+
+@contextlib.contextmanager
+def _open_mask(mask: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    try:
+        with open_image(mask, max_pixels=max_pixels) as opened:
+            yield opened
+    except MaskError:
+        raise
+    except ImageError as error:
+        raise MaskError(str(error).replace("the picture", "the mask", 1)) from error
 
 
 def _overlaps(num_codes: int, num_pixels: int, length: float) -> "np.ndarray[tuple[int, int], Any]":

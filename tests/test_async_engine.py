@@ -148,6 +148,7 @@ def test_as_many_previews_as_there_are_rows(start: Callable[..., AsyncEngine]) -
     [
         ({"prompt": "word " * 40}, "invalid_prompt", "tokens"),
         ({"prompt": " "}, "invalid_prompt", "the prompt is empty"),
+        ({"negative_prompt": "word " * 40}, "invalid_prompt", "the negative prompt has"),
         ({"params": {"temperature": -1.0}}, "invalid_value", "temperature is -1.0"),
         ({"params": {"guidance_scale": 1.0}, "negative_prompt": "rain"}, "invalid_value", "guidance_scale must be"),
     ],

@@ -11,7 +11,7 @@ from dalle import DALLE
 from dalle.errors import ImageError, ParameterError
 from dalle.images import encode_image
 from serving.jobs import ModelInfo
-from serving.pictures import kept_codes, prepare, prompt_of
+from serving.pictures import MaskError, kept_codes, prepare, prompt_of
 
 ON_ITS_SIDE = 6
 """EXIF orientation of a camera held upright: turned clockwise when it is shown."""
@@ -65,7 +65,7 @@ def test_a_mask_is_held_against_the_picture_as_it_is_seen(info: ModelInfo) -> No
     """24 x 16 pixels in the file, 16 x 24 when shown; of these the middle 16 x 16 are taken."""
     image = file_of(picture(24, 16), ON_ITS_SIDE)
     assert drawn(info, image, file_of(mask(16, 24, (15, 4)))) == [[0, 3]]
-    with pytest.raises(ImageError, match="the mask is 16 x 24 and the picture 24 x 16"):
+    with pytest.raises(MaskError, match="the mask is 16 x 24 and the picture 24 x 16"):
         drawn(info, image, file_of(mask(24, 16, (0, 0))))
 
 
@@ -99,8 +99,13 @@ def test_what_is_cropped_away_is_not_drawn(info: ModelInfo) -> None:
 
 
 def test_a_mask_needs_transparency(info: ModelInfo) -> None:
-    with pytest.raises(ImageError, match="has no transparency"):
+    with pytest.raises(MaskError, match="has no transparency"):
         drawn(info, file_of(picture(16, 16)), file_of(picture(16, 16)))
+    with pytest.raises(MaskError, match="the mask is damaged"):
+        drawn(info, file_of(picture(16, 16)), b"no picture")
+    with pytest.raises(ImageError, match="the picture is damaged") as caught:
+        drawn(info, b"no picture", file_of(picture(16, 16)))
+    assert not isinstance(caught.value, MaskError)
 
 
 def test_rows_are_kept_from_the_top(info: ModelInfo) -> None:
