@@ -40,9 +40,11 @@ from dalle.weights import LazyTensor, Part, read_safetensors, write_safetensors
 __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
+    "ModelFacts",
     "check_checkpoint",
     "file_digest",
     "load_checkpoint",
+    "load_facts",
     "load_image_tokenizer",
     "read_parts",
     "save_checkpoint",
@@ -72,6 +74,24 @@ class Checkpoint:
     """What this model draws best with."""
     digest: str = ""
     """SHA-256 of config.json, in hex; set by loading and saving."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What must be known of a model to check requests for it, without its weights."""
+
+    name: str
+    digest: str
+    """As in `Checkpoint`."""
+    sampling: SamplingParams
+    text_tokenizer: PromptTokenizer
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    grid: tuple[int, int]
+    """(height, width) in codes."""
+    codebook_size: int
+    guidance: bool
+    """Whether it was trained for guidance."""
 
 
 def file_digest(path: Path) -> str:
@@ -204,6 +224,39 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         text_tokenizer=text_tokenizer,
         decoder=decoder,
         digest=file_digest(folder / CONFIG_FILE),
+    )
+
+
+def load_facts(folder: str | Path) -> ModelFacts:
+    """Read a model directory but for its weights, in milliseconds.
+
+    Raises `CheckpointError` as `load_checkpoint` does, and for a model that does not draw from prompts alone.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    if "decoder" not in config:
+        raise CheckpointError(f"{folder} is an image tokenizer alone: it has no decoder to draw with")
+    _check_digests(folder, {name: digest for name, digest in config["digests"].items() if name == TOKENIZER_FILE})
+    text_tokenizer = _load_text_tokenizer(folder, config)
+    part, config_class, _ = _image_tokenizer_kind(folder, config)
+    try:
+        decoder, image_tokenizer = DecoderConfig.from_dict(config["decoder"]), config_class.from_dict(config[part])
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    if text_tokenizer is None or decoder.feature_width is not None:
+        raise CheckpointError(f"{folder} does not draw from prompts alone: it has no text tokenizer of its own")
+    _check_fit(folder, image_tokenizer, text_tokenizer, decoder)
+    assert isinstance(image_tokenizer, AnyImageTokenizerConfig)
+    factor = image_tokenizer.picture_factor
+    return ModelFacts(
+        name=config["name"],
+        digest=file_digest(folder / CONFIG_FILE),
+        sampling=_load_sampling(folder, config),
+        text_tokenizer=text_tokenizer,
+        image_size=(decoder.grid_height * factor, decoder.grid_width * factor),
+        grid=(decoder.grid_height, decoder.grid_width),
+        codebook_size=decoder.codebook_size,
+        guidance=decoder.guidance,
     )
 
 

@@ -1,16 +1,14 @@
-"""The `dalle` command: `generate`, `show`, `models`, `import`, `export`.
+"""The `dalle` command: `generate`, `show`, `models`, `import`, `export`; and `verify` and `decode` of `dalle.replay`.
 
-Exit codes: 0 done, 2 a caller's mistake (one line on stderr), 130 interrupted. Pictures are written one by one as they
-are finished, whole or not at all, so whatever stops the command, those already drawn are kept.
+Exit codes: 0 done, 1 a picture that is not what it says (`verify`), 2 a caller's mistake (one line on stderr), 130
+interrupted. Pictures are written one by one as they are finished, whole or not at all, so whatever stops the command,
+those already drawn are kept.
 """
 
 import hashlib
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from itertools import chain, compress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,12 +17,14 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
+from dalle.console import CannotWriteError, mistakes_in_words, prepare_folder, print_error, write_file
 from dalle.engine import StepResult
 from dalle.errors import CheckpointError, DalleError
 from dalle.images import contact_sheet, encode_image, load_image
 from dalle.model_store import DEFAULT_MODEL, describe_model, find_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_kept_mask, read_receipt
+from dalle.replay import decode, verify
 from dalle.sampling import SamplingParams
 from dalle.version import __version__
 
@@ -99,7 +99,7 @@ def generate(
 
         dalle generate "a red panda, fluent 3d style emoji" --n 4 --seed 7 --out pandas
     """
-    with _mistakes_in_words():
+    with mistakes_in_words():
         if keep_rows is not None and continue_from is None:
             raise DalleError("--keep-rows needs a picture: --continue-from FILE")
         for i, prompt in enumerate(prompts):
@@ -120,7 +120,7 @@ def generate(
         if continue_from is not None:
             rows = dalle.decoder.layout.grid_height // 2 if keep_rows is None else keep_rows
             prefix = Prefix(image=load_image(continue_from, size=dalle.image_size), num_rows=rows)
-        _prepare_folder(out)
+        prepare_folder(out)
         _draw(dalle, prompts, params, n, seed, negative_prompt, prefix, truncate, out)
 
 
@@ -156,7 +156,7 @@ def _draw(
         )
         try:
             for picture in drawing:
-                _write(
+                write_file(
                     out / _file_name(picture), encode_image(picture.image, format="png", text=picture.receipt.to_text())
                 )
                 pictures.append(picture)
@@ -164,12 +164,12 @@ def _draw(
             bar.close()
             print(f"stopped: {len(pictures)} of {total} pictures are in {out}", file=sys.stderr)
             raise typer.Exit(130) from None
-        except _CannotWriteError as error:
+        except CannotWriteError as error:
             raise DalleError(f"{error}; {len(pictures)} of {total} pictures are in {out}") from error
     place: Path = out / _file_name(pictures[0])
     if total > 1:
         place = out / "contact-sheet.png"
-        _write(place, _sheet(pictures, prompts, n))
+        write_file(place, _sheet(pictures, prompts, n))
     drawn = "1 picture" if total == 1 else f"{total} pictures"
     cut = f", which shows the first {MAX_SHEET_PICTURES}" if total > MAX_SHEET_PICTURES else ""
     print(f"{drawn}, seed {pictures[0].seed}: {place}{cut}")
@@ -191,7 +191,7 @@ def _sheet(pictures: list[Picture], prompts: list[str], n: int) -> bytes:
 @app.command()
 def show(files: Annotated[list[Path], typer.Argument(help="PNGs that were drawn here.")]) -> None:
     """Print what a picture was drawn from: prompt, seed, index, parameters, model."""
-    with _mistakes_in_words():
+    with mistakes_in_words():
         for file in files:
             print(describe(read_receipt(file)))
 
@@ -199,7 +199,7 @@ def show(files: Annotated[list[Path], typer.Argument(help="PNGs that were drawn 
 @app.command()
 def models() -> None:
     """List the models that are there: those shipped, and those in the folder that DALLE_MODELS names."""
-    with _mistakes_in_words():
+    with mistakes_in_words():
         found = list_models()
         if not found:
             raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
@@ -208,7 +208,7 @@ def models() -> None:
             try:
                 print(printable(describe_model(folder)))
             except CheckpointError as error:
-                _print_error(error)
+                print_error(error)
                 broken = True
         if broken:
             raise typer.Exit(2)
@@ -240,7 +240,7 @@ def import_model(
     """
     from dalle.interop.convert import import_checkpoint  # foreign formats are nobody else's concern
 
-    with _mistakes_in_words(), tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
+    with mistakes_in_words(), tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
 
         def on_written(num_bytes: int) -> None:
             bar.update(num_bytes)
@@ -273,9 +273,13 @@ def export_model(
     """
     from dalle.interop.export import export_checkpoint
 
-    with _mistakes_in_words():
+    with mistakes_in_words():
         export_checkpoint(find_model(model), to, out)
         print(f"{to}: {out}")
+
+
+app.command()(verify)
+app.command()(decode)
 
 
 def _print_version(wanted: bool) -> None:
@@ -291,51 +295,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-@contextmanager
-def _mistakes_in_words() -> Iterator[None]:
-    """A caller's mistake is one line on stderr and exit code 2; a warning is one line."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_kwargs: print(
-            f"warning: {printable(str(message))}", file=sys.stderr
-        )
-        try:
-            yield
-        except DalleError as error:
-            _print_error(error)
-            raise typer.Exit(2) from error
-
-
-def _print_error(error: DalleError) -> None:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
-
-
-def _prepare_folder(folder: Path) -> None:
-    """Make the folder and see that it can be written to, before anything is drawn."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / ".dalle-probe", b"")
-        (folder / ".dalle-probe").unlink(missing_ok=True)  # another process may probe the same folder
-    except OSError as error:
-        raise _CannotWriteError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-class _CannotWriteError(DalleError):
-    """The disk is full, or the folder is gone or not ours."""
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A file whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise _CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _file_name(picture: Picture) -> str:

@@ -20,7 +20,7 @@ from dalle.receipt import Receipt, kept_mask
 from dalle.sampling import SamplingParams, check_seed
 from dalle.version import __version__
 
-__all__ = ["DALLE", "MAX_PICTURES", "Picture", "Prefix"]
+__all__ = ["DALLE", "MAX_PICTURES", "Picture", "Prefix", "check_prompts"]
 
 MAX_PICTURES = 1000
 """Of one prompt in one call."""
@@ -55,6 +55,15 @@ class Prefix:
     """RGB, of the model's picture size."""
     num_rows: int
     """Rows of codes that are kept; each is as many rows of pixels as the image tokenizer's factor."""
+
+
+def check_prompts(prompt: str | None, negative_prompt: str | None, params: SamplingParams) -> None:
+    """What can be said of prompts before they are text ids. Raises `PromptError` for an empty prompt, `ParameterError`
+    for a negative prompt without guidance."""
+    if negative_prompt is not None and not params.guided:
+        raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
+    if prompt is not None and not prompt.strip():
+        raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
 
 
 class DALLE(Model):
@@ -120,10 +129,7 @@ class DALLE(Model):
             lacks = "text tokenizer" if self.decoder.features is None else "text encoder: give its folder"
             raise ParameterError(f"this model has no {lacks}; without, it draws from conditions, with `sample`")
         self.check_guidance(params)
-        if negative_prompt is not None and not params.guided:
-            raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
-        if prompt is not None and not prompt.strip():
-            raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+        check_prompts(prompt, negative_prompt, params)
         text = self.text_tokenizer
         ids, features = self.encoded(text.encode(prompt, truncate=truncate) if prompt else text.null_ids)
         null_ids, null_features = self.without_caption(ids)

@@ -21,7 +21,16 @@ from dalle.errors import ImageError, ParameterError
 from dalle.images import open_image
 from dalle.sampling import check_seed
 
-__all__ = ["Receipt", "describe", "kept_mask", "printable", "read_kept_mask", "read_receipt"]
+__all__ = [
+    "Receipt",
+    "describe",
+    "kept_mask",
+    "pack_codes",
+    "printable",
+    "read_kept_mask",
+    "read_receipt",
+    "unpack_codes",
+]
 
 # A grid of 1024 x 1024: far beyond any model, and 4 MiB at most when a hostile file asks for it.
 MAX_CODES = 2**20
@@ -82,7 +91,7 @@ class Receipt:
             "parameters": json.dumps(dict(self.parameters), ensure_ascii=False),
             "model": self.model,
             "model_digest": self.model_digest,
-            "codes": _pack(self.codes),
+            "codes": pack_codes(self.codes),
             "software": SOFTWARE + self.version,
         }
         return {key: value for key, value in chunks.items() if value is not None}
@@ -106,7 +115,7 @@ class Receipt:
                 parameters=_object("parameters", text["parameters"]),
                 model=str(text["model"]),
                 model_digest=str(text["model_digest"]),
-                codes=_unpack(text["codes"]),
+                codes=unpack_codes(text["codes"]),
                 version=_version(text["software"]),
             )
         except ParameterError as error:
@@ -169,7 +178,7 @@ def _require(condition: bool, message: str) -> None:
         raise ParameterError(message)
 
 
-def _pack(codes: tuple[tuple[int, ...], ...]) -> str:
+def pack_codes(codes: Sequence[Sequence[int]]) -> str:
     """`uint16 HxW BASE64`, the ids row by row, little-endian, as one zlib stream; uint32 where an id needs it."""
     dtype = "uint16" if max(map(max, codes)) < 2**16 else "uint32"
     grid = np.array(codes, dtype=np.dtype(dtype).newbyteorder("<"))
@@ -177,7 +186,8 @@ def _pack(codes: tuple[tuple[int, ...], ...]) -> str:
     return f"{dtype} {grid.shape[0]}x{grid.shape[1]} {packed}"
 
 
-def _unpack(text: str) -> tuple[tuple[int, ...], ...]:
+def unpack_codes(text: str) -> tuple[tuple[int, ...], ...]:
+    """The inverse of `pack_codes`. Raises `ParameterError`."""
     match = re.fullmatch(r"(uint16|uint32) ([1-9][0-9]{0,6})x([1-9][0-9]{0,6}) ([A-Za-z0-9+/]+={0,2})", text)
     if match is None:
         raise ParameterError("codes is not of the form 'uint16 HxW BASE64'")

@@ -22,6 +22,7 @@ from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.errors import ConfigError, DalleError
 from dalle.model_store import find_model
+from serving.cluster import connect
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes
 
@@ -85,22 +86,14 @@ def _settings(arguments: list[str]) -> Settings:
 
 
 def _serve(settings: Settings) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", CALLBACK)
-    alone = not os.environ.get("RAY_ADDRESS")
-    if alone:
-        # what Ray does on macOS and Windows: every port of its own listens on the loopback interface alone
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if connect():
+        settings = _all_cores(settings, os.cpu_count() or 1)
     import ray
     from ray import serve
 
     from serving.app import application
 
-    if alone:
-        ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False)
-        _keep_token_private()
-    else:
-        ray.init()
     options = {
         "host": settings.host,
         "port": settings.port,
@@ -126,12 +119,6 @@ def _serve(settings: Settings) -> None:
     with contextlib.suppress(KeyboardInterrupt, TimeoutError):
         serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
-
-
-def _keep_token_private() -> None:
-    """Ray leaves the token of its clusters readable by all who reach the home directory."""
-    with contextlib.suppress(OSError):
-        Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
 def _all_cores(settings: Settings, num_cpus: int) -> Settings:

@@ -15,19 +15,25 @@ from dalle.errors import DalleError, PromptError
 from serving.answers import Answer
 from serving.backend import Backend
 from serving.callers import Callers
-from serving.errors import ApiError, refused
+from serving.errors import ApiError, check_output, refused
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.middleware import CLIENT_GONE, describe_prompt
 from serving.open_jobs import refusal_of
 from serving.pictures import prepare, prompt_of
-from serving.schemas import MAX_PROMPT_LENGTH, EditFields, Fields, GenerationRequest, ImagesResponse, VariationFields
+from serving.schemas import (
+    MAX_PROMPT_LENGTH,
+    EditFields,
+    Fields,
+    GenerationRequest,
+    ImagesResponse,
+    VariationFields,
+    sampling_of,
+)
 from serving.settings import LimitSettings
 from serving.store import ImageStore
 from serving.uploads import Upload, form_of, read_form
 
 __all__ = ["find_model", "router"]
-
-SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """For the OpenAPI document: what else a drawing answers, if a stream is asked for."""
@@ -103,15 +109,12 @@ async def find_model(backend: Backend, name: str | None) -> ModelInfo:
 
 def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageStore | None) -> None:
     """What depends on the model and on the service. Raises `ApiError`."""
-    size = f"{info.width}x{info.height}"
     if fields.n > limits.max_n:
         raise ApiError(400, f"n is {fields.n}; the limit is {limits.max_n}", code="invalid_value", param="n")
     if fields.deadline is not None and fields.deadline > limits.deadline:
         message = f"deadline is {fields.deadline} s; the limit is {limits.deadline:g} s"
         raise ApiError(400, message, code="invalid_value", param="deadline")
-    if fields.size not in ("auto", size):
-        message = f"size is {fields.size[:80]!r}; the model {info.id} draws {size}: send that, or auto"
-        raise ApiError(400, message, code="invalid_value", param="size")
+    check_output(fields, info.id, (info.height, info.width))
     if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.rows:
         message = f"keep_rows is {rows}; the model {info.id} has {info.rows} rows of codes, of which one must be left"
         raise ApiError(400, message, code="invalid_value", param="keep_rows")
@@ -123,9 +126,6 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         raise ApiError(400, message, code="invalid_value", param="negative_prompt")
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
-    if fields.output_format == "png" and fields.output_compression not in (None, 100):
-        message = f"output_compression is {fields.output_compression}, but png is lossless: choose jpeg or webp"
-        raise ApiError(400, message, code="invalid_value", param="output_compression")
     if fields.response_format == "url" and (store is None or fields.stream):
         reason = "a stream carries its pictures" if fields.stream else "this service keeps no pictures"
         message = f"response_format url is not possible: {reason}; send b64_json"
@@ -154,7 +154,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         caller=callers.turn(state.caller, fields.user or fields.safety_identifier),
         prompt=prompt,
         negative_prompt=fields.negative_prompt,
-        params={name: value for name in SAMPLING if (value := getattr(fields, name)) is not None},
+        params=sampling_of(fields),
         seed=secrets.randbelow(2**31) if fields.seed is None else fields.seed,
         indices=tuple(range(fields.first_index, fields.first_index + fields.n)),
         given=given,

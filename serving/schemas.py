@@ -22,6 +22,7 @@ __all__ = [
     "Timing",
     "Usage",
     "VariationFields",
+    "sampling_of",
 ]
 
 MAX_PROMPT_LENGTH = 32000
@@ -135,6 +136,13 @@ class VariationFields(_Common):
 
 
 Fields = GenerationRequest | EditFields | VariationFields
+
+SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")
+
+
+def sampling_of(fields: Fields) -> dict[str, Any]:
+    """The sampling parameters that a request names; the others are the model's own."""
+    return {name: value for name in SAMPLING if (value := getattr(fields, name)) is not None}
 
 
 class ImageData(BaseModel):

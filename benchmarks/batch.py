@@ -1,0 +1,158 @@
+"""How much of the engine's own speed an offline batch gets, and how its memory grows.
+
+`python -m benchmarks.batch` draws 1,000 prompts with the bare engine, pixels and PNGs included, and as a batch, in
+turns, in one process each, and prints pictures a second, the ratio and the start-up apart. `--memory 100000` runs a
+batch of so many prompts with a model of tiny random weights, and prints its memory while it runs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import torch
+import typer
+
+from dalle import DALLE
+from dalle.checkpoint import save_checkpoint
+from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.images import encode_image
+from dalle.model_store import DEFAULT_MODEL
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder, DecoderConfig
+
+__all__ = ["main"]
+
+THINGS = (
+    "red panda",
+    "green heart",
+    "slice of pizza",
+    "owl",
+    "blue fish",
+    "yellow car",
+    "tree",
+    "house",
+    "star",
+    "cup",
+)
+STYLES = ("fluent 3d", "twemoji", "noto", "line icon", "clip art")
+ROUNDS = 2
+SAMPLE_SECONDS = 1.0
+
+
+def write_prompts(path: Path, number: int) -> None:
+    """Different prompts, as far as words go."""
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(number):
+            prompt = f"a {THINGS[i % len(THINGS)]}, {STYLES[i // len(THINGS) % len(STYLES)]} style emoji"
+            file.write(json.dumps({"prompt": prompt, "seed": i}) + "\n")
+
+
+def bare(model: str, prompts: Path) -> tuple[float, float]:
+    """(seconds to load, pictures a second) of the engine with nothing around it, in this process."""
+    start = time.perf_counter()
+    dalle = DALLE.load(model)
+    loaded = time.perf_counter()
+    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    for picture in dalle.generate([row["prompt"] for row in rows], seed=0):
+        encode_image(picture.image, format="png", text=picture.receipt.to_text())
+    return loaded - start, len(rows) / (time.perf_counter() - loaded)
+
+
+def batch(model: str, prompts: Path, out: Path) -> tuple[float, float]:
+    """(seconds until drawing begins, pictures a second from then until the process ends) of a batch, by the clock."""
+    start = time.time()
+    command = [sys.executable, "-m", "serving.batch", str(prompts), "--out", str(out), "--model", model]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    end = time.time()
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    times = sorted(moment for line in log if line["event"] == "shard" for moment in line["times"].values())
+    # all pictures of the first wave end together, one wave after drawing began
+    wave = next(moment for moment in times if moment > times[0] + 0.5 * (times[-1] - times[0]) / len(times)) - times[0]
+    began = times[0] - wave
+    return began - start, len(times) / (end - began)
+
+
+def tiny_model(folder: Path) -> Path:
+    """A model of random weights whose step takes a millisecond: 4 x 4 codes, 16 x 16 pixels."""
+    torch.manual_seed(0)
+    text = TextTokenizer.train([f"a {thing}" for thing in THINGS], vocab_size=300, text_length=40, lowercase=True)
+    image = ImageTokenizer(
+        ImageTokenizerConfig(
+            image_size=16,
+            patch_size=4,
+            widths=(8,),
+            num_res_blocks=1,
+            norm_groups=4,
+            codebook_size=32,
+            codebook_dim=4,
+        )
+    )
+    decoder = DecoderConfig(
+        text_vocab_size=text.vocab_size,
+        text_length=40,
+        codebook_size=32,
+        grid_height=4,
+        grid_width=4,
+        width=16,
+        depth=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_width=16,
+    )
+    save_checkpoint(folder, name="tiny", image_tokenizer=image, text_tokenizer=text, decoder=Decoder(decoder), about={})
+    return folder
+
+
+def memory(number: int, scratch: Path) -> None:
+    """Print the memory of a batch of tiny pictures at every tenth of it."""
+    prompts, out = scratch / "many.jsonl", scratch / "many"
+    write_prompts(prompts, number)
+    command = [sys.executable, "-m", "serving.batch", str(prompts), "--out", str(out), "--slots", "64"]
+    process = subprocess.Popen([*command, "--model", str(tiny_model(scratch / "tiny")), "--threads", "1"])
+    watched = psutil.Process(process.pid)
+    num_shards, printed = -(-number // 64), 0
+    print("| pictures done | resident memory |\n|---|---|")
+    peak = 0
+    while process.poll() is None:
+        time.sleep(SAMPLE_SECONDS)
+        try:
+            resident = watched.memory_info().rss
+        except psutil.Error:
+            break
+        peak = max(peak, resident)
+        done = len(os.listdir(out / "shards")) if (out / "shards").exists() else 0
+        if done * 10 // num_shards > printed:
+            printed = done * 10 // num_shards
+            print(f"| {min(number, done * 64)} | {resident / 1e6:.0f} MB |", flush=True)
+    print(f"| all, merged: peak | {peak / 1e6:.0f} MB |")
+
+
+def main(
+    prompts: Annotated[int, typer.Option(help="Of the comparison; 0 leaves it out.")] = 1000,
+    memory_prompts: Annotated[int, typer.Option("--memory", help="Of the measurement of memory; 0 leaves it out.")] = 0,
+    model: Annotated[str, typer.Option(help="Name or directory.")] = DEFAULT_MODEL,
+) -> None:
+    """Measure and print tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        if prompts:
+            write_prompts(scratch / "prompts.jsonl", prompts)
+            print("| round | | start, s | pictures/s | to bare |\n|---|---|---|---|---|")
+            for number in range(ROUNDS):
+                loading, alone = bare(model, scratch / "prompts.jsonl")
+                print(f"| {number + 1} | bare engine | {loading:.1f} | {alone:.2f} | 1 |", flush=True)
+                starting, rate = batch(model, scratch / "prompts.jsonl", scratch / f"out-{number}")
+                print(f"| {number + 1} | batch | {starting:.1f} | {rate:.2f} | {rate / alone:.3f} |", flush=True)
+        if memory_prompts:
+            memory(memory_prompts, scratch)
+
+
+if __name__ == "__main__":
+    typer.run(main)

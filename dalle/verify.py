@@ -1,0 +1,144 @@
+"""Whether a picture is what its receipt says: its codes decoded and compared with its pixels, or drawn again.
+
+Decoding shows that pixels and codes belong together; a prompt or a seed in the receipt that is another one than the
+picture was drawn from is seen only when it is drawn again. Neither shows who drew it.
+"""
+
+import dataclasses
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dalle.checkpoint import file_digest
+from dalle.engine import Engine
+from dalle.errors import DalleError, ImageError
+from dalle.images import open_image, to_rgb
+from dalle.model import NUM_SLOTS
+from dalle.model_store import list_models
+from dalle.pipeline import DALLE
+from dalle.receipt import Receipt, read_kept_mask
+from dalle.sampling import SamplingParams
+
+__all__ = ["Verdict", "Verifier", "fault_of_codes"]
+
+ROUNDING = 1
+"""Of 255: what another processor or another number of threads may round a pixel to."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found of one picture."""
+
+    kind: Literal["good", "altered", "damaged", "other model", "no receipt"]
+    reason: str
+
+
+def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
+    """What keeps a model from decoding the codes of a receipt; None if nothing does."""
+    layout, size = model.decoder.layout, model.decoder.config.codebook_size
+    height, width, highest = len(receipt.codes), len(receipt.codes[0]), max(map(max, receipt.codes))
+    if (height, width) != (layout.grid_height, layout.grid_width) or highest >= size:
+        return (
+            f"its codes are {height} x {width} ids up to {highest}; those of {model.name} are {layout.grid_height} x "
+            f"{layout.grid_width} below {size}"
+        )
+    return None
+
+
+class Verifier:
+    """Compares pictures with their receipts; holds the models that it needed so far."""
+
+    def __init__(self, *, model: str | Path | None = None, resample: bool = False, device: str = "auto") -> None:
+        """model: the one that pictures must be of; None looks for each picture's among those that are here.
+        resample: draw again, besides. Raises `DalleError` for a model that is not here."""
+        self.resample = resample
+        self.device = device
+        self._models: dict[str, DALLE] = {}
+        self._only: str | None = None
+        if model is not None:
+            loaded = DALLE.load(model, device=device)
+            self._only = loaded.digest
+            self._models[loaded.digest] = loaded
+
+    @torch.inference_mode()
+    def verify(self, path: Path) -> Verdict:
+        """Judge one PNG."""
+        try:
+            with open_image(path, formats=("PNG",)) as image:
+                pixels = np.asarray(to_rgb(image), dtype=np.int16)
+                text = dict(image.text)  # type: ignore[attr-defined]  # of Pillow's PngImageFile
+        except ImageError as error:
+            return Verdict(kind="damaged", reason=str(error))
+        if not text.keys() & {"codes", "model_digest"}:
+            return Verdict(kind="no receipt", reason="nothing in it says how it was made")
+        try:
+            receipt = Receipt.from_text(text)
+        except ImageError as error:
+            return Verdict(kind="altered", reason=str(error))
+        model = self._model_of(receipt)
+        if model is None:
+            digest = f"{receipt.model_digest[:12]}..."
+            return Verdict(kind="other model", reason=f"it is of the model {receipt.model[:80]!r}, digest {digest}")
+        fault = self._fault_of_pixels(model, receipt, pixels)
+        if fault is None and self.resample:
+            fault = self._fault_when_drawn_again(model, receipt)
+        if fault is not None:
+            return Verdict(kind="altered", reason=fault)
+        return Verdict(kind="good", reason="its codes give its pixels" + (", and were drawn again" * self.resample))
+
+    def _model_of(self, receipt: Receipt) -> DALLE | None:
+        digest = receipt.model_digest
+        if self._only is not None:
+            return self._models.get(digest)
+        if digest not in self._models:
+            found = [folder for folder in list_models().values() if file_digest(folder / "config.json") == digest]
+            if not found:
+                return None
+            self._models[digest] = DALLE.load(found[0], device=self.device)
+        return self._models[digest]
+
+    @staticmethod
+    def _fault_of_pixels(model: DALLE, receipt: Receipt, pixels: NDArray[np.int16]) -> str | None:
+        if (fault := fault_of_codes(model, receipt)) is not None:
+            return fault
+        decoded = np.asarray(model.decode(torch.tensor(receipt.codes)), dtype=np.int16)
+        if decoded.shape != pixels.shape:
+            sizes = [f"{height} x {width}" for height, width, _ in (pixels.shape, decoded.shape)]
+            return f"it has {sizes[0]} pixels, and its codes give {sizes[1]}"
+        distance = np.abs(decoded - pixels)
+        if distance.max() > ROUNDING:
+            share = (distance.max(axis=-1) > ROUNDING).mean()
+            return f"{100 * share:.1f} % of its pixels are not what its codes give"
+        return None
+
+    @staticmethod
+    def _fault_when_drawn_again(model: DALLE, receipt: Receipt) -> str | None:
+        """Draw it again: at the shape of a step that `DALLE.generate` has."""
+        parameters = dict(receipt.parameters)
+        codes = list(chain.from_iterable(receipt.codes))
+        try:
+            kept = None
+            if mask := parameters.pop("kept", None):
+                given = read_kept_mask(str(mask), len(codes))
+                kept = torch.tensor([code if known else -1 for code, known in zip(codes, given, strict=True)])
+            truncate = bool(parameters.pop("truncate", False))
+            request = model.request(
+                receipt.prompt or None,
+                SamplingParams.from_dict(parameters),
+                seed=receipt.seed,
+                index=receipt.index,
+                negative_prompt=receipt.negative_prompt,
+                kept=kept,
+                truncate=truncate,
+            )
+            drawn = Engine(model.decoder, num_slots=NUM_SLOTS).run([request])[0].tolist()
+        except DalleError as error:
+            return f"it cannot have been drawn from what its receipt says: {error}"
+        different = sum(one != other for one, other in zip(drawn, codes, strict=True))
+        if different:
+            return f"drawn again from its receipt, {different} of {len(codes)} codes are others"
+        return None

@@ -1,0 +1,262 @@
+"""Lines -> what they ask for, in shards: a pure function of the prompts, the model and the settings.
+
+A line becomes a `Row`, or a `Refusal` with the reason. Rows are checked as bodies of `POST /v1/images/generations` are,
+by the same code, so that a line here and a request there mean the same. Consecutive lines make a shard, the unit of
+work and of commitment. A picture's name is a digest of all that it is drawn from.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from dalle.checkpoint import ModelFacts
+from dalle.engine import NOT_TRAINED_FOR_GUIDANCE
+from dalle.errors import ConfigError, ParameterError, PromptError
+from dalle.images import ImageFormat
+from dalle.pipeline import MAX_PICTURES, check_prompts
+from dalle.sampling import SamplingParams
+from serving.batch.prompts import Line
+from serving.errors import ApiError, check_output, field_error
+from serving.schemas import GenerationRequest, sampling_of
+
+__all__ = ["FIELDS", "Layout", "PlanSettings", "Planner", "Refusal", "Row", "Shard", "picture_key", "row_seed"]
+
+Layout = Literal["files", "tar", "codes"]
+
+NEVER_OFFLINE = {
+    "stream": "a batch does not stream",
+    "partial_images": "a batch sends no previews",
+    "deadline": "a batch takes the time it takes",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """What decides, besides the prompts and the model, which pictures there will be and where."""
+
+    seed: int = 0
+    """Rows that have no seed get one of this and their id."""
+    n: int = 1
+    """Pictures of a row that does not say."""
+    image_format: ImageFormat = "png"
+    quality: int | None = None
+    layout: Layout = "files"
+    signed: bool = False
+    """Whether PNGs have a signed manifest of C2PA."""
+    shard_size: int = 64
+    """Pictures, at least, of a shard that is not the last."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line that will be drawn."""
+
+    line: int
+    id: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    first_index: int
+    n: int
+    parameters: dict[str, Any]
+    """All of `SamplingParams`, those of the model included."""
+    image_format: ImageFormat
+    quality: int | None
+    openai: dict[str, Any] | None
+    """What its result in OpenAI's form needs to know; None if it is not wanted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A line that cannot be drawn, and why."""
+
+    line: int
+    id: str
+    prompt: str
+    code: str
+    message: str
+    param: str | None
+    openai: dict[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Consecutive lines."""
+
+    number: int
+    entries: tuple[Row | Refusal, ...]
+    digest: str
+    """Of the entries, the model and the settings."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}"
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        return (entry for entry in self.entries if isinstance(entry, Row))
+
+    @property
+    def num_pictures(self) -> int:
+        return sum(row.n for row in self.rows)
+
+    @property
+    def num_refused(self) -> int:
+        return sum(isinstance(entry, Refusal) for entry in self.entries)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the engine that all pictures take: guided ones two each."""
+        return sum(row.n * (2 if row.parameters["guidance_scale"] != 1 else 1) for row in self.rows)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Shard":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        entries = tuple(Refusal(**one) if "code" in one else Row(**one) for one in values["entries"])
+        return cls(number=values["number"], entries=entries, digest=values["digest"])
+
+
+def row_seed(seed: int, row_id: str) -> int:
+    """The seed of a row that has none: 31 bits of a digest of the batch's seed and the row's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{row_id}".encode()).digest()[:4]) >> 1
+
+
+def picture_key(model_digest: str, row: Row, index: int) -> str:
+    """32 hexadecimal digits of SHA-256 over all that decides a picture's bytes: its name."""
+    parameters = sorted(row.parameters.items())
+    drawn_from = [model_digest, row.prompt, row.negative_prompt, parameters, row.seed, index]
+    text = json.dumps([*drawn_from, row.image_format, row.quality], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class _Body(GenerationRequest):
+    """A line: a body, and the line's name."""
+
+    id: str | int | None = Field(default=None, union_mode="left_to_right")
+
+
+FIELDS = sorted(_Body.model_fields)
+"""What a line may say."""
+
+
+class Planner:
+    """Turns lines into shards."""
+
+    def __init__(self, facts: ModelFacts, model_id: str, settings: PlanSettings) -> None:
+        """model_id: what lines may call the model."""
+        self.facts = facts
+        self.model_id = model_id
+        self.settings = settings
+        self._salt = json.dumps([facts.digest, dataclasses.asdict(settings)])
+
+    def shards(self, lines: Iterable[Line]) -> Iterator[Shard]:
+        """All shards, in order. Only the last may have fewer pictures than a shard should have."""
+        entries: list[Row | Refusal] = []
+        number = size = 0
+        for line in lines:
+            entry = self.entry(line)
+            entries.append(entry)
+            size += entry.n if isinstance(entry, Row) else 1
+            if size >= self.settings.shard_size:
+                yield self._shard(number, entries)
+                number, entries, size = number + 1, [], 0
+        if entries:
+            yield self._shard(number, entries)
+
+    def _shard(self, number: int, entries: list[Row | Refusal]) -> Shard:
+        content = json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False)
+        digest = hashlib.sha256((self._salt + content).encode()).hexdigest()
+        return Shard(number=number, entries=tuple(entries), digest=digest)
+
+    def entry(self, line: Line) -> Row | Refusal:
+        """What a line asks for, or why it is refused."""
+        try:
+            if line.fault is not None:
+                raise ApiError(400, line.fault, code="invalid_line")
+            return self._row(line)
+        except ApiError as error:
+            code, message, param = error.code, error.message, error.param
+        except PromptError as error:
+            code, message, param = "invalid_prompt", str(error), "prompt"
+        except (ParameterError, ConfigError) as error:
+            code, message, param = "invalid_value", str(error), None
+        prompt = line.fields.get("prompt")
+        return Refusal(
+            line=line.number,
+            id=_id(line),
+            # what is shown of it must be fit to be written
+            prompt=prompt.encode(errors="replace").decode()[:1000] if isinstance(prompt, str) else "",
+            code=code,
+            message=message.encode(errors="replace").decode(),
+            param=param,
+            openai={} if line.openai else None,
+        )
+
+    def _row(self, line: Line) -> Row:
+        body = self._body(line)
+        params = SamplingParams.from_dict(self.facts.sampling.to_dict() | sampling_of(body))
+        check_prompts(body.prompt, body.negative_prompt, params)
+        if params.guided and not self.facts.guidance:
+            raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
+        for text in filter(None, (body.prompt, body.negative_prompt)):
+            self.facts.text_tokenizer.encode(text)
+        for text in (body.prompt, body.negative_prompt or "", _id(line)):
+            if "\0" in text:
+                raise ApiError(400, "a text has a NUL, which no PNG can carry", code="invalid_value")
+        quality = body.output_compression if body.output_compression is not None else self.settings.quality
+        return Row(
+            line=line.number,
+            id=_id(line),
+            prompt=body.prompt,
+            negative_prompt=body.negative_prompt,
+            seed=row_seed(self.settings.seed, _id(line)) if body.seed is None else body.seed,
+            first_index=body.first_index,
+            n=body.n,
+            parameters=params.to_dict(),
+            image_format=body.output_format,
+            quality=None if body.output_format == "png" else quality,
+            openai=self._openai(body) if line.openai else None,
+        )
+
+    def _body(self, line: Line) -> _Body:
+        """The line as a body of the service. Raises `ApiError` as the service does."""
+        values = {"n": self.settings.n, "output_format": self.settings.image_format} | line.fields
+        try:
+            body = _Body.model_validate(values)
+        except ValidationError as error:
+            raise field_error(list(error.errors()), FIELDS) from error
+        for name, reason in NEVER_OFFLINE.items():
+            if getattr(body, name):
+                raise ApiError(400, f"{name} is not supported: {reason}", code="unsupported_parameter", param=name)
+        if body.model not in (None, self.model_id, self.facts.name):
+            message = f"there is no model {body.model!r} here; this batch is drawn by {self.model_id}"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        if body.n > MAX_PICTURES:
+            raise ApiError(400, f"n is {body.n}; the limit is {MAX_PICTURES}", code="invalid_value", param="n")
+        check_output(body, self.model_id, self.facts.image_size)
+        return body
+
+    def _openai(self, body: GenerationRequest) -> dict[str, Any]:
+        height, width = self.facts.image_size
+        return {
+            "model": body.model,
+            "response_format": body.response_format,
+            "return_codes": body.return_codes,
+            "safety_identifier": body.safety_identifier,
+            "num_text_tokens": len(self.facts.text_tokenizer.tokenize(body.prompt)),
+            "size": f"{width}x{height}",
+        }
+
+
+def _id(line: Line) -> str:
+    """The line's own name, or its number."""
+    name = line.fields.get("id")
+    return str(name)[:512] if isinstance(name, str | int) and str(name) else f"line-{line.number}"

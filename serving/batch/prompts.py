@@ -1,0 +1,186 @@
+"""Files of prompts -> lines: JSONL, CSV, Parquet, plain text, OpenAI's Batch JSONL. What lines mean is not said here.
+
+A line that cannot be read is a `Line` with the fault in words, and takes no other with it. Memory holds one line at a
+time, or one group of rows of a Parquet file.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, TextIO
+
+import fsspec
+
+from dalle.errors import DataError
+
+__all__ = ["Line", "read_prompts"]
+
+MAX_LINE = 2**20
+"""Characters; a longer line is a fault, and is not held in memory."""
+OPENAI_URL = "/v1/images/generations"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the file: its fields, or what is wrong with it."""
+
+    number: int
+    """From 1, in the file as an editor shows it; in Parquet that of the row."""
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """As of a body of `POST /v1/images/generations`, and `id`."""
+    fault: str | None = None
+    openai: bool = False
+    """Whether it is of OpenAI's Batch format, and its result is wanted in that too."""
+
+
+def read_prompts(path: str, known: Sequence[str]) -> Iterator[Line]:
+    """The lines of a file, by path or URL. Blank lines are none.
+
+    known: what columns may be called.
+    Raises `DataError` for a file that cannot be opened, of an unknown kind, or with a header that cannot be meant.
+    """
+    readers: dict[str, Callable[[TextIO], Iterator[Line]]] = {
+        "jsonl": _read_jsonl,
+        "ndjson": _read_jsonl,
+        "txt": _read_text,
+        "csv": partial(_read_csv, known=known),
+    }
+    kind = path.rpartition(".")[2].lower()
+    if kind != "parquet" and kind not in readers:
+        raise DataError(f"{path} is of no known kind: the name must end in .jsonl, .csv, .parquet or .txt")
+    try:
+        if kind == "parquet":
+            with fsspec.open(path, "rb") as file:
+                yield from _read_parquet(path, file, known)
+        else:
+            # what is no UTF-8 becomes lone surrogates, which the line is then refused for
+            with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                yield from readers[kind](file)
+    except DataError:
+        raise
+    except (OSError, ImportError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
+    """Number and content of each line that is not blank; None for one that is too long."""
+    number = 0
+    while text := file.readline(MAX_LINE):
+        number += 1
+        too_long = len(text) == MAX_LINE and not text.endswith("\n")
+        while too_long and (more := file.readline(MAX_LINE)) and not more.endswith("\n"):
+            pass
+        if too_long:
+            yield number, None
+        elif text.strip():
+            yield number, text.strip()
+
+
+def _fault_of(text: str | None) -> str | None:
+    if text is None:
+        return f"the line has more than {MAX_LINE} characters"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "the line is not UTF-8"
+    return None
+
+
+def _read_text(file: TextIO) -> Iterator[Line]:
+    for number, text in _lines(file):
+        fault = _fault_of(text)
+        yield Line(number=number, fault=fault) if fault else Line(number=number, fields={"prompt": text})
+
+
+def _read_jsonl(file: TextIO) -> Iterator[Line]:
+    for number, text in _lines(file):
+        fault = _fault_of(text)
+        if fault is not None or text is None:
+            yield Line(number=number, fault=fault)
+            continue
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield Line(number=number, fault=f"the line is not valid JSON: {error}")
+            continue
+        if not isinstance(values, dict):
+            yield Line(number=number, fault=f"the line is JSON, but no object: {text[:80]}")
+        elif "custom_id" in values:
+            yield _openai_line(number, values)
+        else:
+            yield Line(number=number, fields=values)
+
+
+def _openai_line(number: int, values: dict[str, Any]) -> Line:
+    name, body = values["custom_id"], values.get("body")
+    identity: dict[str, Any] = {"id": name}
+    if values.get("method") != "POST" or values.get("url") != OPENAI_URL:
+        asked = f"{values.get('method')} {values.get('url')}"
+        fault = f"the request is {asked[:80]!r}; it must be 'POST {OPENAI_URL}'"
+    elif not isinstance(body, dict):
+        fault = "the request has no body"
+    elif unknown := sorted(values.keys() - {"custom_id", "method", "url", "body"}):
+        fault = f"the request has unknown keys: {', '.join(map(str, unknown))[:80]}"
+    else:
+        return Line(number=number, fields={**body, **identity}, openai=True)
+    return Line(number=number, fields=identity, fault=fault, openai=True)
+
+
+def _read_csv(file: TextIO, known: Sequence[str]) -> Iterator[Line]:
+    csv.field_size_limit(MAX_LINE)
+    reader = csv.reader(file)
+    header = next(reader, None) or []
+    _check_header(header, known)
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield Line(number=start, fault=f"the line is not valid CSV: {error}")
+            continue
+        if cells is None:
+            return
+        if not any(cell.strip() for cell in cells):
+            continue
+        fault = _fault_of("".join(cells))
+        if len(cells) > len(header):
+            fault = f"the line has {len(cells)} cells, and the header {len(header)}"
+        fields = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
+        yield Line(number=start, fault=fault) if fault else Line(number=start, fields=fields)
+
+
+def _read_parquet(path: str, file: io.BufferedIOBase, known: Sequence[str]) -> Iterator[Line]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    _check_header(table.schema_arrow.names, known)
+    number = 0
+    for batch in table.iter_batches(batch_size=1024):
+        for values in batch.to_pylist():
+            number += 1
+            fields = {name: value for name, value in values.items() if not _is_missing(value)}
+            yield Line(number=number, fields=fields)
+
+
+def _is_missing(value: object) -> bool:
+    """Tables of numbers say so with a NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_header(names: list[str], known: Sequence[str]) -> None:
+    if "prompt" not in names:
+        raise DataError(f"there is no column 'prompt'; the columns are {', '.join(map(repr, names))}")
+    if len(set(names)) < len(names):
+        raise DataError(f"a column is there twice: {', '.join(map(repr, names))}")
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise DataError(f"unknown column {name[:80]!r}; {hint}")

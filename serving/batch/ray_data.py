@@ -1,0 +1,170 @@
+"""The backend on a Ray cluster: Ray Data over pending shards, with a pool of actors around the one worker.
+
+A row of the dataset is a pending shard, a block a few of them, which one call of an actor draws together. An actor that
+dies is started again by Ray, and its call repeated: what it had committed or noted is not drawn a second time.
+
+Two things are seen to beforehand, since Ray would not say a word: a pool that reserves every CPU hangs for ever, and a
+folder that is not shared would get its pictures on machines where nobody looks.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Generator, Iterator
+from itertools import islice
+from typing import Any
+
+from dalle.errors import DalleError
+from serving.batch.plan import Shard
+from serving.batch.progress import Progress
+from serving.batch.storage import WORK, Storage, StorageError, open_storage
+from serving.batch.worker import Worker, WorkerSettings
+from serving.batch.writer import ShardDone
+from serving.cluster import connect
+
+__all__ = ["check_folder", "draw", "pool_size"]
+
+WINDOW = 4096
+"""Shards that are handed to Ray at once: what the driver holds in memory, over 100 MB of prompts at most times."""
+SHARDS_PER_CALL = 8
+CALLS_PER_WORKER = 4
+"""At least, so that all workers are done at about the same time."""
+PROBE_SECONDS = 300.0
+"""A node may have to start a process that imports torch."""
+
+
+class _Drawer:
+    """The worker as an actor of Ray Data."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        try:
+            self._worker: Worker | DalleError = Worker(WorkerSettings(**settings))
+        except DalleError as error:  # Ray would start the actor again and again
+            self._worker = error
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
+        """JSON of shards in, JSON of `ShardDone` out, or `stopped` and the reason."""
+        shards = map(Shard.from_json, batch["shard"])
+        try:
+            if isinstance(self._worker, DalleError):
+                raise self._worker
+            for done in self._worker.run(shards):
+                yield {"result": [json.dumps(dataclasses.asdict(done))]}
+        except DalleError as error:
+            yield {"result": [json.dumps({"stopped": str(error)})]}
+
+
+def draw(
+    settings: WorkerSettings,
+    shards: Iterator[Shard],
+    progress: Progress,
+    num_shards: int,
+    *,
+    workers: int | None,
+    gpus: float,
+) -> Generator[ShardDone]:
+    """Draw shards on the cluster of RAY_ADDRESS, or on a Ray of this machine's own. They come back in any order.
+
+    Raises `DalleError` before anything is drawn for a pool or a folder that cannot work; `StorageError` later.
+    """
+    connect(log_to_driver=False, logging_level=logging.ERROR)
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError
+
+    try:
+        size = pool_size(
+            ray.cluster_resources(),  # type: ignore[no-untyped-call]
+            workers=workers,
+            cpus=settings.threads,
+            gpus=gpus,
+            num_shards=num_shards,
+        )
+        check_folder(open_storage(settings.out))
+        DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        per_call = max(1, min(SHARDS_PER_CALL, num_shards // (size * CALLS_PER_WORKER)))
+        while window := [{"shard": shard.to_json()} for shard in islice(shards, WINDOW)]:
+            data = ray.data.from_items(window, override_num_blocks=-(-len(window) // per_call))
+            drawn = data.map_batches(
+                _Drawer,
+                batch_size=None,
+                compute=ActorPoolStrategy(size=size),
+                fn_constructor_kwargs={"settings": dataclasses.asdict(settings)},
+                num_cpus=settings.threads,
+                num_gpus=gpus or None,
+            )
+            for row in drawn.iter_rows():
+                result = json.loads(row["result"])
+                if "stopped" in result:
+                    raise StorageError(result["stopped"])
+                done = ShardDone(**result)
+                progress.step(done.num_rows_drawn * progress.num_codes)
+                progress.skip(done.num_rows - done.num_rows_drawn)
+                yield done
+    except RayError as error:
+        print(error, file=sys.stderr)
+        raise StorageError(f"Ray has failed: {type(error).__name__}") from error
+    finally:
+        ray.shutdown()
+
+
+def pool_size(resources: dict[str, float], *, workers: int | None, cpus: float, gpus: float, num_shards: int) -> int:
+    """How many workers the pool gets: as many as are asked for, or as there is room and work for.
+
+    resources: what the cluster has, as Ray tells it; cpus, gpus: what each worker reserves.
+    Raises `DalleError` for a pool that would take every CPU: Ray Data needs one besides, and waits for it for ever.
+    """
+    all_cpus, all_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    room = int((all_cpus - 1) // cpus)
+    if gpus:
+        room = min(room, int(all_gpus // gpus))
+    if room < 1 or (workers or 1) > room:
+        wanted = f"{workers or 1} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise DalleError(
+            f"{wanted} do not fit in a cluster of {all_cpus:g} CPUs"
+            + (f" and {all_gpus:g} GPUs" if gpus else "")
+            + f", of which one must be left for Ray Data, or it would wait for ever: there is room for {max(room, 0)}"
+        )
+    return workers or min(room, num_shards)
+
+
+def check_folder(storage: Storage) -> None:
+    """See that every node can write to the folder, and that all mean the same one. Raises `DalleError`."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def probe_from(place: str, other: str, own: str) -> str:
+        """On a node: write a file, and look for the one written here. Returns what is wrong."""
+        try:
+            there = open_storage(place)
+            there.write(own, b"")
+            return "" if there.read(other) is not None else "its folder of this name is another one"
+        except StorageError as error:
+            return str(error)
+
+    remote = ray.remote(num_cpus=0)(probe_from)
+    ours = f"{WORK}/probe-driver"
+    storage.write(ours, b"")
+    # where a CPU or a GPU is: nothing is drawn elsewhere
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node for node in alive if node["Resources"].get("CPU")]
+    probes = {
+        node["NodeManagerAddress"]: remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(str(storage), ours, f"{WORK}/probe-{node['NodeID']}")
+        for node in nodes
+    }
+    for address, probe in probes.items():
+        try:
+            fault = ray.get(probe, timeout=PROBE_SECONDS)
+        except GetTimeoutError:
+            fault = f"it does not answer within {PROBE_SECONDS:g} seconds"
+        if fault:
+            raise DalleError(f"the node {address} cannot write to {storage}: {fault}")
+    for node in nodes:
+        if storage.read(f"{WORK}/probe-{node['NodeID']}") is None:
+            address = node["NodeManagerAddress"]
+            raise DalleError(f"{storage} is not shared: what the node {address} writes there is not seen here")

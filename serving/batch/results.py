@@ -1,0 +1,180 @@
+"""What stands in the folder at the end: all records as Parquet and JSONL, the lines that were refused, OpenAI's files.
+
+Everything is written anew from the shards' manifests at the end of every run, as a stream, and depends on them and on
+the prompts alone.
+"""
+
+import base64
+import dataclasses
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from io import BytesIO
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from dalle.receipt import unpack_codes
+from serving.batch.manifest import Record, merged_records
+from serving.batch.plan import Refusal, Row, Shard
+from serving.batch.storage import Storage
+from serving.errors import ApiError
+from serving.schemas import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+
+__all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED", "Counts", "merge"]
+
+REFUSED = "refused.jsonl"
+OPENAI_OUTPUT, OPENAI_ERRORS = "openai_output.jsonl", "openai_errors.jsonl"
+ROW_GROUP = 8192
+SCHEMA = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("index", pa.int64()),
+        ("parameters", pa.string()),  # JSON
+        ("model", pa.string()),
+        ("model_digest", pa.string()),
+        ("key", pa.string()),
+        ("file", pa.string()),
+        ("sha256", pa.string()),
+        ("codes", pa.string()),
+        ("codes_sha256", pa.string()),
+        ("software", pa.string()),
+        ("error_code", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Counts:
+    """Of a merged manifest."""
+
+    num_drawn: int = 0
+    num_refused: int = 0
+    """Lines."""
+    num_failed: int = 0
+    """Pictures that could not be drawn."""
+
+
+def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
+    """Write all results. Every shard has to be committed. Raises `StorageError`."""
+    counts = Counts()
+    openai_lines = {OPENAI_OUTPUT: 0, OPENAI_ERRORS: 0}
+    with ExitStack() as files:
+        names = ("manifest.jsonl", "manifest.parquet", REFUSED, OPENAI_OUTPUT, OPENAI_ERRORS)
+        streams = {name: files.enter_context(storage.replace(name)) for name in names}
+        writer = files.enter_context(parquet.ParquetWriter(streams["manifest.parquet"], SCHEMA))
+        group: list[Record] = []
+        number = -1
+        for shard, records in merged_records(storage, shards):
+            number = shard.number
+            for record in records:
+                line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+                streams["manifest.jsonl"].write(line)
+                if record["error"] is not None:
+                    streams[REFUSED].write(line)
+                counts.num_refused += record["key"] is None
+                counts.num_failed += record["key"] is not None and record["error"] is not None
+                counts.num_drawn += record["error"] is None
+                parameters = json.dumps(record["parameters"]) if record["parameters"] is not None else None
+                group.append(record | {"parameters": parameters})
+                if len(group) == ROW_GROUP:
+                    writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                    group = []
+            for name, result in _openai_results(storage, shard, records):
+                streams[name].write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+                openai_lines[name] += 1
+        writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+    if not counts.num_refused + counts.num_failed:
+        storage.remove(REFUSED)
+    for name, num_lines in openai_lines.items():
+        if not num_lines:
+            storage.remove(name)
+    _remove_beyond(storage, number)
+    return counts
+
+
+def _remove_beyond(storage: Storage, last: int) -> None:
+    """Manifests and archives of an earlier run that had more shards."""
+    for folder, suffix in (("shards", ".jsonl"), ("pictures", ".tar")):
+        for name in storage.list(folder):
+            if name.endswith(suffix) and int(name.removesuffix(suffix)) > last:
+                storage.remove(f"{folder}/{name}")
+
+
+def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Lines of OpenAI's result files, each with the file that it belongs to."""
+    by_line = {line: list(group) for line, group in groupby(records, lambda record: record["line"])}
+    for entry in shard.entries:
+        if entry.openai is None:
+            continue
+        drawn = by_line[entry.line]
+        failed = next((record for record in drawn if record["error"] is not None), None)
+        if isinstance(entry, Refusal):
+            error = ApiError(400, entry.message, code=entry.code, param=entry.param)
+            yield OPENAI_ERRORS, _openai_line(shard, entry, 400, error.body)
+        elif failed is not None:
+            yield OPENAI_ERRORS, _openai_line(shard, entry, 500, ApiError(500, failed["error"], code="not_drawn").body)
+        else:
+            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _answer(storage, entry, entry.openai, drawn))
+
+
+def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    name = f"batch_req_{shard.name}_{entry.line}"
+    return {
+        "id": name,
+        "custom_id": entry.id,
+        "response": {"status_code": status, "request_id": name, "body": body},
+        "error": None,
+    }
+
+
+def _answer(storage: Storage, row: Row, wanted: dict[str, Any], records: list[Record]) -> dict[str, Any]:
+    """The body that the service would have answered with, but for times, and with paths for URLs."""
+    data = []
+    for record in records:
+        codes = [list(ids) for ids in unpack_codes(record["codes"])]
+        one = ImageData(seed=row.seed, index=record["index"], codes=codes if wanted["return_codes"] else None)
+        if record["file"] is not None and wanted["response_format"] == "url":
+            one.url = record["file"]
+        elif record["file"] is not None:
+            one.b64_json = base64.b64encode(_content(storage, row, record)).decode()
+        data.append(one)
+    num_codes, text = sum(map(len, codes)) * len(records), wanted["num_text_tokens"]
+    body = ImagesResponse(
+        created=0,
+        id=records[0]["key"],
+        model=wanted["model"] or records[0]["model"],
+        data=data,
+        output_format=row.image_format,
+        size=wanted["size"],
+        safety_identifier=wanted["safety_identifier"],
+        seed=row.seed,
+        system_fingerprint=f"fp_{records[0]['model_digest'][:12]}",
+        usage=Usage(
+            input_tokens=text,
+            input_tokens_details=InputTokens(text_tokens=text, image_tokens=0),
+            output_tokens=num_codes,
+            output_tokens_details=OutputTokens(image_tokens=num_codes),
+            total_tokens=text + num_codes,
+        ),
+        timing=Timing(queue=0, estimate=0, total=0),
+    )
+    return body.model_dump(mode="json", exclude_none=True, exclude={"timing", "quality"})
+
+
+def _content(storage: Storage, row: Row, record: Record) -> bytes:
+    content = storage.read(record["file"]) or b""
+    if not record["file"].endswith(".tar"):
+        return content
+    with tarfile.open(fileobj=BytesIO(content)) as archive:
+        member = archive.extractfile(f"{record['key']}.{row.image_format}")
+        assert member is not None
+        return member.read()

@@ -1,0 +1,35 @@
+"""Ray as the applications here start it: on the cluster that RAY_ADDRESS names, or on this machine and for it alone."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["connect"]
+
+
+def connect(**options: Any) -> bool:
+    """Start or join Ray; options are those of `ray.init`.
+
+    Returns whether it was started on this machine, where it has all cores. Ray must not have been imported before: it
+    reads the environment once.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    alone = not os.environ.get("RAY_ADDRESS")
+    if alone:
+        # what Ray does on macOS and Windows: every port of its own listens on the loopback interface alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
+    if alone:
+        ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False, **options)
+        _keep_token_private()
+    else:
+        ray.init(**options)
+    return alone
+
+
+def _keep_token_private() -> None:
+    """Ray leaves the token of its clusters readable by all who reach the home directory."""
+    with contextlib.suppress(OSError):
+        Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").chmod(0o600)

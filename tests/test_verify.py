@@ -1,0 +1,153 @@
+"""`dalle verify` and `dalle decode`: what is as it was drawn, what is not, and pictures of codes."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batches import PROMPTS, contents, manifest, prompts_file, run
+from PIL import Image
+from typer.testing import CliRunner
+
+from dalle import DALLE, Prefix
+from dalle.cli import app
+from dalle.images import encode_image, load_image
+from dalle.receipt import Receipt, read_receipt
+
+
+@pytest.fixture
+def drawn(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PNG, of a model that is found by its digest."""
+    monkeypatch.setenv("DALLE_MODELS", str(model_folder.parent))
+    (picture,) = DALLE.load(model_folder).generate("a red panda", seed=7)
+    return write(tmp_path / "picture.png", picture.image, picture.receipt)
+
+
+def write(path: Path, image: Image.Image, receipt: Receipt | None) -> Path:
+    path.write_bytes(encode_image(image, format="png", text=receipt.to_text() if receipt is not None else None))
+    return path
+
+
+def dalle(*arguments: object) -> tuple[int, str]:
+    """Exit code, and all that was said."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, done.output
+
+
+def test_a_picture_as_it_was_drawn_is_good(drawn: Path) -> None:
+    assert dalle("verify", drawn) == (0, "1 good\n")
+    assert dalle("verify", "--resample", drawn) == (0, "1 good\n")
+
+
+def altered(path: Path, change: str) -> None:
+    receipt, image = read_receipt(path), load_image(path)
+    match change:
+        case "a code":
+            codes = [list(row) for row in receipt.codes]
+            codes[1][2] = (codes[1][2] + 1) % 32
+            receipt = dataclasses.replace(receipt, codes=tuple(map(tuple, codes)))
+        case "a pixel":
+            image.putpixel((3, 3), (255, 0, 0) if image.getpixel((3, 3)) != (255, 0, 0) else (0, 0, 0))
+        case "an impossible code":
+            receipt = dataclasses.replace(receipt, codes=((99,) * 4,) * 4)
+        case "another size":
+            image = image.resize((8, 8))
+        case "prompt":
+            receipt = dataclasses.replace(receipt, prompt="a green heart")
+        case "seed":
+            receipt = dataclasses.replace(receipt, seed=8)
+        case "parameters":
+            receipt = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"temperature": -1})
+    write(path, image, receipt)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("a code", "of its pixels are not what its codes give"),
+        ("a pixel", "0.4 % of its pixels are not what its codes give"),
+        ("an impossible code", "ids up to 99; those of lively are 4 x 4 below 32"),
+        ("another size", "it has 8 x 8 pixels, and its codes give 16 x 16"),
+    ],
+)
+def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path) -> None:
+    altered(drawn, change)
+    code, said = dalle("verify", drawn)
+    assert code == 1 and f"{drawn}: altered: " in said and reason in said and said.endswith("1 altered\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("prompt", "codes are others"),
+        ("seed", "codes are others"),
+        ("parameters", "it cannot have been drawn from what its receipt says: temperature is -1"),
+    ],
+)
+def test_an_altered_receipt_is_seen_when_it_is_drawn_again(change: str, reason: str, drawn: Path) -> None:
+    altered(drawn, change)
+    assert dalle("verify", drawn)[0] == 0
+    code, said = dalle("verify", "--resample", drawn)
+    assert code == 1 and reason in said
+
+
+def test_kept_codes_are_kept_when_it_is_drawn_again(drawn: Path, model_folder: Path) -> None:
+    prefix = Prefix(image=load_image(drawn), num_rows=2)
+    (picture,) = DALLE.load(model_folder).generate("a fish", seed=1, prefix=prefix)
+    assert dalle("verify", "--resample", write(drawn, picture.image, picture.receipt)) == (0, "1 good\n")
+
+
+def test_another_model_and_no_receipt_are_called_so(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt, image = read_receipt(drawn), load_image(drawn)
+    foreign = write(tmp_path / "foreign.png", image, dataclasses.replace(receipt, model_digest="00ff" * 16))
+    bare = write(tmp_path / "bare.png", image, None)
+    (tmp_path / "cut.png").write_bytes(drawn.read_bytes()[:-30])
+    code, said = dalle("verify", foreign)
+    assert code == 1 and "other model: it is of the model 'lively', digest 00ff00ff00ff..." in said
+    assert dalle("verify", "--model", "emoji", drawn)[0] == 1
+    assert dalle("verify", bare)[0] == 1
+    code, said = dalle("verify", tmp_path)
+    assert (code == 1 and said.splitlines()[-1] == "1 good, 1 no receipt, 1 damaged, 1 other model") or sorted(
+        said.splitlines()[-1].split(", ")
+    ) == ["1 damaged", "1 good", "1 no receipt", "1 other model"]
+    for path in (foreign, tmp_path / "cut.png"):
+        path.unlink()
+    assert dalle("verify", tmp_path)[0] == 0, "a folder may have pictures of other origin, such as a contact sheet"
+    code, said = dalle("verify", tmp_path / "none.png")
+    assert code == 2 and "there is no" in said
+
+
+def test_codes_are_decoded_to_the_bytes_of_the_batch(model_folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_file(tmp_path, [*PROMPTS, "{"], "p.txt")
+    assert run(model_folder, prompts, tmp_path / "pictures") == 0
+    assert run(model_folder, prompts, tmp_path / "codes", plan={"layout": "codes"}) == 0
+    assert not (tmp_path / "codes/pictures").exists()
+    code, said = dalle("decode", tmp_path / "codes/manifest.jsonl", "--out", tmp_path / "out", "--model", model_folder)
+    assert (code, said) == (0, f"7 pictures: {tmp_path}/out\n")
+    expected = contents(tmp_path / "pictures")
+    assert contents(tmp_path / "out") == {
+        Path(record["file"]).name: expected[record["file"]] for record in manifest(tmp_path / "pictures")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_digest": "00ff" * 16}, "its codes are of the model 'lively'"),
+        ({"codes": "uint16 4x4 AAAA"}, "line 1: the receipt is malformed: codes"),
+        ({"codes": "uint16 1x1 eNpjYAAAAAIAAQ=="}, "line 1: its codes are 1 x 1"),
+        ({"key": "../x"}, "it must be the name of a file"),
+        ({"seed": None}, "line 1: no receipt of this library: the text chunks seed are missing"),
+    ],
+)
+def test_lines_that_cannot_be_decoded(change: dict[str, Any], message: str, model_folder: Path, tmp_path: Path) -> None:
+    assert run(model_folder, prompts_file(tmp_path, ["a"], "p.txt"), tmp_path / "b", plan={"layout": "codes"}) == 0
+    (record,) = manifest(tmp_path / "b")
+    (tmp_path / "m.jsonl").write_text(json.dumps(record | change))
+    code, said = dalle("decode", tmp_path / "m.jsonl", "--out", tmp_path / "out", "--model", model_folder)
+    assert code == 2 and message in said
+    shutil.rmtree(tmp_path / "out")
