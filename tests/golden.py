@@ -6,6 +6,7 @@
 import os
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,3 +35,17 @@ def distance(a: Tensor, b: Tensor) -> float:
     """The largest absolute difference; shapes are the same."""
     assert a.shape == b.shape
     return (a - b).abs().max().item()
+
+
+def decoder_of(folder: Path, num_ids: int) -> Path:
+    """A decoder's file of DALLE-pytorch's with that many text ids, 24 of them in a row."""
+    content = torch.load(FOLDERS[0] / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
+    weights, width, num_codes = content["weights"], 24, 20
+    content["hparams"] |= {"num_text_tokens": num_ids, "text_seq_len": 24}
+    weights["text_emb.weight"] = torch.randn(num_ids + 24, width)
+    weights["text_pos_emb.weight"] = torch.randn(25, width)
+    weights["to_logits.1.weight"] = torch.randn(num_ids + 24 + num_codes, width)
+    weights["to_logits.1.bias"] = torch.randn(num_ids + 24 + num_codes)
+    folder.mkdir()
+    torch.save(content, folder / "dalle.pt")
+    return folder

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from decoder_references import LlamaGen, MinDALLE
-from golden import TOLERANCE, distance
+from golden import TOLERANCE, decoder_of, distance
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -414,20 +414,6 @@ def prompts_of_dalle_pytorch() -> list[dict[str, Any]]:
     prompts: list[dict[str, Any]] = json.loads((DATA / "DALLE-pytorch/tokenizer.json").read_text())["prompts"]
     assert len(prompts) == 30
     return prompts
-
-
-def decoder_of(folder: Path, num_ids: int) -> Path:
-    """A decoder's file of DALLE-pytorch's with that many text ids, 24 of them in a row."""
-    content = torch.load(DATA / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
-    weights, width, num_codes = content["weights"], 24, 20
-    content["hparams"] |= {"num_text_tokens": num_ids, "text_seq_len": 24}
-    weights["text_emb.weight"] = torch.randn(num_ids + 24, width)
-    weights["text_pos_emb.weight"] = torch.randn(25, width)
-    weights["to_logits.1.weight"] = torch.randn(num_ids + 24 + num_codes, width)
-    weights["to_logits.1.bias"] = torch.randn(num_ids + 24 + num_codes)
-    folder.mkdir()
-    torch.save(content, folder / "dalle.pt")
-    return folder
 
 
 @pytest.mark.parametrize(
