@@ -28,6 +28,7 @@ def _run(code: Any, model: Path, prompts: Path, out: Path, options: dict[str, An
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell has started in the background
     limit = options.pop("file_limit", None)
     if limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
