@@ -35,6 +35,8 @@ export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export no_proxy="$NO_PROXY"
 # Errors of Serve's own proxy have the service's form; see serving/proxy.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="${RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH:-serving.proxy:middlewares}"
+# Ray is nice to others on the machine, and its own processes come before those that draw. Here drawing comes first.
+export RAY_worker_niceness="${RAY_worker_niceness:-0}"
 # Replicas are processes of Ray and import the application by name.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 

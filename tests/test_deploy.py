@@ -307,7 +307,9 @@ def test_the_image_runs_the_entrypoint_as_nobody_in_particular() -> None:
     assert f'\nENTRYPOINT ["{entrypoint}"]' in last and '\nCMD ["head"]' in last
     assert f'CMD ["{entrypoint}", "check", "service"]' in last
     assert instructions("EXPOSE") == [str(PORT)]
-    assert f"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={CALLBACK}" in last, "Kubernetes starts Ray past the entrypoint"
+    # Kubernetes starts Ray past the entrypoint
+    assert f"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={CALLBACK}" in last
+    assert "RAY_worker_niceness=0" in last and b"worker_niceness" in (RAY / "_raylet.so").read_bytes()
     uid = int(arguments()["UID"])
     assert uid and {group["template"]["spec"]["securityContext"]["runAsUser"] for group in GROUPS} == {uid}
 
