@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from serving.api import create_app
+from serving.autoscaling import SlotsPolicy
 from serving.generator import Generator
 from serving.loopback import stay_on_loopback
 from serving.ray_backend import RayBackend
@@ -89,8 +90,7 @@ def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
     autoscaling = AutoscalingConfig(
         min_replicas=model.min_replicas,
         max_replicas=model.max_replicas,
-        # guided pictures that have slots at once; Serve counts requests, and one of several pictures counts once
-        target_ongoing_requests=max(1.0, 0.8 * model.num_slots / 2),
+        policy=AutoscalingPolicy(policy_function=SlotsPolicy, policy_kwargs={"num_slots": model.num_slots}),
         upscale_delay_s=5,
     )
     deployment = serve.deployment(

@@ -61,6 +61,8 @@ class AsyncEngine:
         self.metrics = EngineMetrics(settings.id)
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
+        self.num_rows = 0
+        """Rows that have slots or wait for them."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
         self._engine = Engine(model.decoder, num_slots=settings.num_slots, buckets=buckets)
         self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
@@ -313,6 +315,7 @@ class AsyncEngine:
     def _count(self) -> None:
         self.metrics.queue_length.set(len(self._schedule.queue))
         self.metrics.slots_used.set(self._schedule.num_slots - self._schedule.num_free_slots)
+        self.num_rows = self._schedule.num_rows
 
     def _admit(self) -> None:
         waiting = self._schedule.queue

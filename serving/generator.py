@@ -12,6 +12,7 @@ from ray import serve
 
 from dalle import DALLE
 from serving.async_engine import AsyncEngine
+from serving.autoscaling import ROWS
 from serving.jobs import Event, Job, ModelInfo
 from serving.loopback import stay_on_loopback
 from serving.settings import ModelSettings, QueueSettings, mistakes
@@ -73,6 +74,10 @@ class Generator:
     async def metrics(self) -> tuple[str, str]:
         """The replica's id, and its metrics in Prometheus' text format."""
         return serve.get_replica_context().replica_id.unique_id, self.engine.metrics.text()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `SlotsPolicy` goes by."""
+        return {ROWS: self.engine.num_rows}
 
     async def check_health(self) -> None:
         """Raises if the engine's thread is gone or stuck: Serve then replaces the replica."""

@@ -65,6 +65,11 @@ class Schedule(Generic[S]):
     def num_free_slots(self) -> int:
         return self.num_slots - sum(picture.rows for picture in self.active.values())
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that have slots or wait for them."""
+        return sum(picture.rows for picture in [*self.active.values(), *self.queue])
+
     def consider(self, new: Sequence[S], now: float) -> Refused | tuple[int, float]:
         """What would become of a job with these pictures, which are not in the queue yet: why it is refused, or
         (pictures that get slots before its first, seconds until all are done). `now` is in seconds since the epoch."""

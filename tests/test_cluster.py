@@ -138,8 +138,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Crowd:
     """Callers who ask for one picture after the other until they are told to stop."""
 
-    def __init__(self, cluster: Cluster, num: int) -> None:
+    def __init__(self, cluster: Cluster, num: int, **body: Any) -> None:
         self._cluster = cluster
+        self._body = body
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(num)
         self._running = [self._pool.submit(self._ask) for _ in range(num)]
@@ -148,7 +149,7 @@ class Crowd:
         answers: list[int | str] = []
         while not self._stop.is_set():
             try:
-                answers.append(self._cluster.draw(seed=len(answers)).status_code)
+                answers.append(self._cluster.draw(seed=len(answers), **self._body).status_code)
             except httpx.HTTPError as error:
                 answers.append(repr(error))
         return answers
@@ -189,9 +190,11 @@ def test_limits_change_without_a_new_replica(cluster: Cluster) -> None:
 def test_replicas_come_with_the_load_and_an_update_loses_no_picture(cluster: Cluster) -> None:
     before = cluster.replicas()
     assert len(before) == 1
-    crowd = Crowd(cluster, 5)
+    one_caller = Crowd(cluster, 1, n=6)  # one request at a time, of more rows than a replica has slots
     cluster.wait(lambda: len(cluster.replicas()) == 2)
+    assert set(one_caller.end()) == {200}
 
+    crowd = Crowd(cluster, 5)
     (model,) = cluster.config["applications"][0]["args"]["models"]
     model |= {"max_replicas": 1, "num_slots": 4}
     old = cluster.replicas()

@@ -43,8 +43,10 @@ def test_times_by_hand() -> None:
     one = schedule()
     assert accept(one, picture()) == (0, 10.0)
     assert accept(one, picture(), picture()) == (1, 20.0)
+    assert one.num_rows == 6
     one.active[1] = one.queue.pop()
     one.active[1].num_codes = 7
+    assert one.num_rows == 6
     assert accept(one, picture(num_codes=6)) == (2, 14.0), "the others from 0 to 10 and from 3 to 13"
 
 
