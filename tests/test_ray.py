@@ -100,7 +100,7 @@ def served() -> Iterator[Served]:
         one.wait_until_ready()
         yield one
     finally:
-        children = one.children()
+        children = one.children() if process.poll() is None else []
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         assert process.stdout is not None
@@ -206,3 +206,16 @@ def test_every_request_ends_when_a_part_is_killed(served: Served, expected: dict
     while served.total("slots_used") or served.total("queue_length"):
         assert time.monotonic() < until, "somebody draws for nobody"
         time.sleep(0.2)
+
+
+def test_what_was_begun_is_ended_before_the_service(served: Served) -> None:
+    children = served.children()
+    body = PROMPT | {"n": 6, "stream": True}
+    with httpx.stream("POST", served.url + GENERATIONS, json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        served.process.send_signal(signal.SIGTERM)
+        text = "\n".join([first, *lines])
+    assert text.count("event: image_generation.completed") == 6
+    assert served.process.wait(60) == 0, "\n".join(served.lines[-30:])
+    assert not psutil.wait_procs(children, timeout=20)[1]
