@@ -1,12 +1,17 @@
 """How much of the engine's own speed an offline batch gets, and how its memory grows.
 
-`python -m benchmarks.batch` draws 1,000 prompts with the bare engine, pixels and PNGs included, and as a batch, in
-turns, in one process each, and prints pictures a second, the ratio and the start-up apart. `--memory 100000` runs a
-batch of so many prompts with a model of tiny random weights, and prints its memory while it runs.
+`python -m benchmarks.batch` draws 1,000 prompts as a batch and with the bare engine, pixels and PNGs included, and
+prints pictures a second, the ratio and the start-up apart. A machine is not equally quick all the time, so the two take
+turns: the batch is stopped (SIGSTOP) every 15 seconds, and the engine draws a slice of the prompts meanwhile.
+`--memory 100000` runs a batch of so many prompts with a model of tiny random weights, and prints its memory while it
+runs.
 """
 
+import contextlib
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,7 +46,9 @@ THINGS = (
     "cup",
 )
 STYLES = ("fluent 3d", "twemoji", "noto", "line icon", "clip art")
-ROUNDS = 2
+TURN_SECONDS = 15.0
+SLICE = 96
+"""Prompts of a turn of the bare engine."""
 SAMPLE_SECONDS = 1.0
 
 
@@ -53,29 +60,52 @@ def write_prompts(path: Path, number: int) -> None:
             file.write(json.dumps({"prompt": prompt, "seed": i}) + "\n")
 
 
-def bare(model: str, prompts: Path) -> tuple[float, float]:
-    """(seconds to load, pictures a second) of the engine with nothing around it, in this process."""
-    start = time.perf_counter()
-    dalle = DALLE.load(model)
-    loaded = time.perf_counter()
-    rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
-    for picture in dalle.generate([row["prompt"] for row in rows], seed=0):
-        encode_image(picture.image, format="png", text=picture.receipt.to_text())
-    return loaded - start, len(rows) / (time.perf_counter() - loaded)
+class Bare:
+    """The engine with nothing around it, in this process."""
+
+    def __init__(self, model: str, prompts: Path) -> None:
+        rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+        self._prompts = [row["prompt"] for row in rows]
+        self._dalle = DALLE.load(model)
+        self._slices = itertools.count()
+        self.num_pictures = 0
+        self.seconds = 0.0
+
+    def draw(self) -> None:
+        """The next slice of the prompts."""
+        first = next(self._slices) * SLICE % len(self._prompts)
+        start = time.perf_counter()
+        for picture in self._dalle.generate(self._prompts[first : first + SLICE], seed=0):
+            encode_image(picture.image, format="png", text=picture.receipt.to_text())
+            self.num_pictures += 1
+        self.seconds += time.perf_counter() - start
 
 
-def batch(model: str, prompts: Path, out: Path) -> tuple[float, float]:
-    """(seconds until drawing begins, pictures a second from then until the process ends) of a batch, by the clock."""
-    start = time.time()
+def batch(model: str, prompts: Path, out: Path, bare: Bare) -> tuple[float, float]:
+    """(seconds until drawing begins, pictures a second from then until the process ends) of a batch, by the clock, its
+    stops left out. `bare` draws in the stops."""
+    start, stopped = time.time(), 0.0
     command = [sys.executable, "-m", "serving.batch", str(prompts), "--out", str(out), "--model", model]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TURN_SECONDS)
+            break
+        process.send_signal(signal.SIGSTOP)
+        moment = time.time()
+        bare.draw()
+        stopped += time.time() - moment
+        process.send_signal(signal.SIGCONT)
     end = time.time()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     times = sorted(moment for line in log if line["event"] == "shard" for moment in line["times"].values())
-    # all pictures of the first wave end together, one wave after drawing began
-    wave = next(moment for moment in times if moment > times[0] + 0.5 * (times[-1] - times[0]) / len(times)) - times[0]
-    began = times[0] - wave
-    return began - start, len(times) / (end - began)
+    # all pictures of the first wave end together, one wave after drawing began, long before the first stop
+    early = [moment for moment in times if moment < start + TURN_SECONDS]
+    wave = next(moment for moment in early if moment > early[0] + 0.5 * (early[-1] - early[0]) / len(early)) - early[0]
+    began = early[0] - wave
+    return began - start, len(times) / (end - began - stopped)
 
 
 def tiny_model(folder: Path) -> Path:
@@ -144,12 +174,12 @@ def main(
         scratch = Path(folder)
         if prompts:
             write_prompts(scratch / "prompts.jsonl", prompts)
-            print("| round | | start, s | pictures/s | to bare |\n|---|---|---|---|---|")
-            for number in range(ROUNDS):
-                loading, alone = bare(model, scratch / "prompts.jsonl")
-                print(f"| {number + 1} | bare engine | {loading:.1f} | {alone:.2f} | 1 |", flush=True)
-                starting, rate = batch(model, scratch / "prompts.jsonl", scratch / f"out-{number}")
-                print(f"| {number + 1} | batch | {starting:.1f} | {rate:.2f} | {rate / alone:.3f} |", flush=True)
+            bare = Bare(model, scratch / "prompts.jsonl")
+            starting, rate = batch(model, scratch / "prompts.jsonl", scratch / "out", bare)
+            alone = bare.num_pictures / bare.seconds
+            print("| | pictures | pictures/s | to bare | start, s |\n|---|---|---|---|---|")
+            print(f"| bare engine | {bare.num_pictures} | {alone:.2f} | 1 | |")
+            print(f"| batch | {prompts} | {rate:.2f} | {rate / alone:.3f} | {starting:.1f} |")
         if memory_prompts:
             memory(memory_prompts, scratch)
 

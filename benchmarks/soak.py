@@ -80,13 +80,13 @@ class Soak:
     ) -> str:
         if response.status_code != 200:
             return _refusal(response.status_code, await response.aread())
-        pictures, cancelled = {}, False
+        cancelled, pictures = False, dict[int, str]()
         async for kind, event in _events(response):
             if kind == "error":
                 code = event["error"]["code"]
                 return "cancelled at a preview" if cancelled and code == "request_cancelled" else f"broken: {code}"
             if kind.endswith("completed"):
-                pictures[len(pictures)] = event
+                pictures[event["index"]] = event["b64_json"]
             elif at_preview == "leave":
                 return "left at a preview"
             elif at_preview == "cancel" and not cancelled:
@@ -94,7 +94,7 @@ class Soak:
                 await http.delete(f"{self.url}/v1/requests/{response.headers['x-job-id']}")
         if len(pictures) != body["n"]:
             return f"broken: a stream of {len(pictures)} of {body['n']} pictures"
-        return self._compare(body, {event["index"]: event["b64_json"] for event in pictures.values()})
+        return self._compare(body, pictures)
 
     def _compare(self, body: dict[str, Any], pictures: dict[int, str]) -> str:
         self.num_pictures += len(pictures)
@@ -132,8 +132,8 @@ def memory() -> float:
 def metrics(url: str) -> dict[str, float]:
     text = httpx.get(url + "/metrics", timeout=30).text
     found = re.findall(r"^dalle_(\w+){[^}]*} (\S+)$", text, re.M)
-    names = ("slots_used", "queue_length", "steps_total", "pictures_total", "cancellations_total")
-    names += ("discarded_steps_total", "wasted_steps_total")
+    totals = ("steps_total", "pictures_total", "cancellations_total", "discarded_steps_total", "wasted_steps_total")
+    names = ("slots_used", "queue_length", *totals)
     return {name: sum(float(value) for key, value in found if key == name) for name in names}
 
 
