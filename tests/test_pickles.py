@@ -142,6 +142,8 @@ PROGRAMS: dict[str, bytes] = {
     "a persistent object of another kind": b"\x80\x02X\x01\x00\x00\x00xK\x01\x86Q.",
     "text of four gigabytes": b"\x80\x02X\xff\xff\xff\xffabc.",
     "bytes beyond memory": b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0fabc.",
+    "a bytearray that would fill the machine": b"\x80\x05\x96" + struct.pack("<Q", 1 << 36) + b"abc.",
+    "a frame beyond memory": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.",
     "a memo beyond memory": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
     "nothing": b"\x80\x02.",
     "no end": b"\x80\x02K\x01",
@@ -152,6 +154,7 @@ PROGRAMS: dict[str, bytes] = {
 
 
 HARMLESS = (
+    PROGRAMS["a frame beyond memory"],
     PROGRAMS["a memo beyond memory"],
     PROGRAMS["setting a function's code"],
     PROGRAMS["setting a class's attribute"],
@@ -209,6 +212,9 @@ def test_sizes_are_compared_with_the_file(tmp_path: Path) -> None:
     assert "reaches beyond its 20000 numbers" in refusal(rewritten(fresh(), shape, b"K\xc9Kd\x86"))
     huge = b"J" + struct.pack("<i", 2**31 - 1)
     assert "reaches beyond its 20000 numbers" in refusal(rewritten(fresh(), shape, huge + huge + b"\x86"))
+    # 2^32 x 2^32 is 0 in 64 bits
+    wrapping = b"\x8a\x05\x00\x00\x00\x00\x01"
+    assert "reaches beyond its 20000 numbers" in refusal(rewritten(fresh(), shape, wrapping + wrapping + b"\x86"))
     # a stride of 0 makes a large tensor of few numbers
     strides = b"KdK\x01\x86"
     content = rewritten(rewritten(fresh(), shape, huge + huge + b"\x86"), strides, b"K\x00K\x00\x86")

@@ -10,6 +10,7 @@ they are asked for. Both of torch's layouts are read: the zip archive, and the p
 import collections
 import dataclasses
 import io
+import math
 import os
 import pickle
 import zipfile
@@ -25,8 +26,9 @@ from dalle.weights import LazyTensor, read_numbers
 
 __all__ = ["Stub", "module_weights", "read_pickle"]
 
-MAX_PICKLE_BYTES = 64 << 20
-"""Of the pickle alone, without the numbers. That of the largest model is a hundredth of it."""
+MAX_PICKLE_BYTES = 16 << 20
+"""Of the pickle alone, without the numbers. That of the largest model, with its optimizer's state, is a tenth of it; and
+what is made from a byte of a pickle may take two hundred of memory."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -91,16 +93,21 @@ class _Storage:
 
 
 class _Bounded:
-    """A file that gives no more at a time than it has: unpicklers ask for what the pickle says."""
+    """A file that ends after `MAX_PICKLE_BYTES`: unpicklers ask for what the pickle says."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
+        self.left = MAX_PICKLE_BYTES
 
     def read(self, size: int) -> bytes:
-        return self.file.read(min(size, MAX_PICKLE_BYTES))
+        return self._counted(self.file.read(min(size, self.left)))
 
     def readline(self) -> bytes:
-        return self.file.readline(MAX_PICKLE_BYTES)
+        return self._counted(self.file.readline(self.left))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        return data
 
 
 class _Refused(pickle.UnpicklingError):
@@ -125,6 +132,12 @@ class _Unpickler(pickle._Unpickler):
             self.stack[-1].fields = state
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_bytearray8(self) -> None:
+        """Python makes room for all of one before it reads."""
+        raise _Refused("a bytearray")
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
@@ -166,7 +179,7 @@ class _Unpickler(pickle._Unpickler):
         ):
             raise pickle.UnpicklingError("a tensor that is none")
         shape = tuple(size)
-        numel = torch.Size(shape).numel() if len(shape) <= 16 and max(shape, default=0) < 2**48 else 1 << 62
+        numel = math.prod(shape)  # torch's own product wraps around
         span = 1 + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) if numel else 0
         if offset + span > storage.numel or numel > storage.numel:
             raise pickle.UnpicklingError(f"a tensor of shape {shape} reaches beyond its {storage.numel} numbers")
@@ -214,8 +227,12 @@ def _read_zip(path: Path) -> Any:
         if len(pickles) != 1:
             raise CheckpointError(f"{path} is a zip file, but none of torch.save's: it has no single data.pkl")
         root = pickles[0].removesuffix("data.pkl")
-        if entries[pickles[0]].file_size > MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path}: its data.pkl has more than {MAX_PICKLE_BYTES >> 20} MB")
+        for name in ("data.pkl", "byteorder"):
+            info = entries.get(f"{root}{name}")
+            if info is not None and info.file_size > MAX_PICKLE_BYTES:
+                raise CheckpointError(f"{path}: its {name} has more than {MAX_PICKLE_BYTES >> 20} MB")
+            if info is not None and info.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{path}: its {name} is compressed, which torch.save does not do")
         order = entries.get(f"{root}byteorder")
         if order is not None and archive.read(order) != b"little":
             raise CheckpointError(f"{path} was written on a big-endian machine, which is not read")
