@@ -7,7 +7,8 @@
     codes = model.sample(ids, SamplingParams())          (B, h, w)
     images = model.image_tokenizer.decode(codes)         (B, 3, H, W), in [-1, 1]
 
-The same for every model, whoever trained it. Prompts, pictures and receipts are the pipeline's.
+The same for every model, whoever trained it; one that is an image tokenizer alone has that, and nothing that draws.
+Prompts, pictures and receipts are the pipeline's.
 """
 
 from pathlib import Path
@@ -47,7 +48,7 @@ class Model:
         digest: str,
         text_tokenizer: PromptTokenizer | None,
         image_tokenizer: AnyImageTokenizer,
-        decoder: Decoder,
+        decoder: Decoder | None,
         sampling: SamplingParams,
         text_encoder: T5TextEncoder | None = None,
     ) -> None:
@@ -56,11 +57,19 @@ class Model:
         self.text_tokenizer = text_tokenizer
         """None if the model has none: then it draws from text ids or features alone, with `sample`."""
         self.image_tokenizer = image_tokenizer
-        self.decoder = decoder
+        self._decoder = decoder
         self.text_encoder = text_encoder
         """Makes features of text ids, for a decoder that follows them."""
         self.sampling = sampling
         """What this model draws best with; the default of `generate`."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """Raises `CheckpointError` in a model that is an image tokenizer alone, as many of other projects are: all that
+        draws asks for it. Such a model still has an `image_tokenizer` to encode and decode with."""
+        if self._decoder is None:
+            raise CheckpointError(f"{self.name} is an image tokenizer alone: it has no decoder to draw with")
+        return self._decoder
 
     @classmethod
     def load(
@@ -76,12 +85,11 @@ class Model:
         """
         place = choose_device(device)
         checkpoint = load_checkpoint(find_model(model))
-        if checkpoint.decoder is None:
-            raise CheckpointError(f"{model} is an image tokenizer alone: it has no decoder to draw with")
-        config, text_tokenizer, encoder = checkpoint.decoder.config, checkpoint.text_tokenizer, None
+        decoder, text_tokenizer, encoder = checkpoint.decoder, checkpoint.text_tokenizer, None
         if text_encoder is not None:
-            if config.feature_width is None:
-                raise ParameterError(f"{model} follows text ids, not features: it has no use for a text encoder")
+            config = None if decoder is None else decoder.config
+            if config is None or config.feature_width is None:
+                raise ParameterError(f"{model} does not follow features: it has no use for a text encoder")
             encoder = T5TextEncoder(
                 text_encoder, text_length=config.text_length, feature_width=config.feature_width, device=place
             )
@@ -92,7 +100,7 @@ class Model:
             text_encoder=encoder,
             text_tokenizer=text_tokenizer,
             image_tokenizer=checkpoint.image_tokenizer.to(place),
-            decoder=checkpoint.decoder.to(place),
+            decoder=None if decoder is None else decoder.to(place),
             sampling=checkpoint.sampling,
         )
 
@@ -116,12 +124,13 @@ class Model:
         codes before it.
 
         condition: text ids (T,) or (B, T), class labels (B,), or `Features`, of one caption for all rows or of B.
-        codes: (B, N) or (B, H, W). Raises `ParameterError` for other shapes or values.
+        codes: (B, N), (B, H, W), or (N,) of one row. Raises `ParameterError` for other shapes, types or values.
         """
         device, layout = self.decoder.embedding.weight.device, self.decoder.layout
-        codes = codes.flatten(1)
+        codes = codes.flatten(1) if codes.ndim > 1 else codes.reshape(1, -1)
         if (
             codes.shape[1] != layout.num_codes
+            or codes.is_floating_point()
             or not 0 <= codes.min() <= codes.max() < self.decoder.config.codebook_size
         ):
             raise ParameterError(

@@ -132,5 +132,17 @@ def test_parameters_outside_their_range_are_refused(model: DALLE, arguments: dic
 def test_an_image_tokenizer_alone_cannot_draw(model: DALLE, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "stage1", name="stage 1", image_tokenizer=model.image_tokenizer)
     assert load_checkpoint(tmp_path / "stage1").decoder is None
-    with pytest.raises(CheckpointError, match="image tokenizer alone"):
-        DALLE.load(tmp_path / "stage1")
+    alone = DALLE.load(tmp_path / "stage1")
+    codes = torch.arange(4).reshape(1, 2, 2)
+    assert torch.equal(alone.image_tokenizer.decode(codes), model.image_tokenizer.decode(codes))
+    for draw in (
+        lambda: alone.generate("a red panda"),
+        lambda: alone.sample(torch.zeros(1, 20, dtype=torch.long)),
+        lambda: alone.logits(torch.zeros(1, 20, dtype=torch.long), codes),
+        lambda: alone.image_size,
+        lambda: alone.decoder,
+    ):
+        with pytest.raises(CheckpointError, match="stage 1 is an image tokenizer alone: it has no decoder"):
+            draw()
+    with pytest.raises(ParameterError, match="no use for a text encoder"):
+        DALLE.load(tmp_path / "stage1", text_encoder=tmp_path)
