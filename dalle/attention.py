@@ -78,13 +78,15 @@ def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()
 
 
-def rotary_text_image_table(layout: RowLayout, head_dim: int, base: float) -> Tensor:
+def rotary_text_image_table(
+    layout: RowLayout, head_dim: int, base: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """(P, head_dim / 2, 2) float32, as `rotary_table`, with DALLE-pytorch's three axes: a third of the channels for
     the place in the text, one for the row, one for the column; those that are left over do not turn.
 
     Text is at 0, 1, 2... of the first axis and at -10 of the others; codes are at 8192, far from all text, and on the
     grid from -1 to 1, where the frequencies are those of pixels. In float32 throughout, because at 8192 its rounding
-    is seen in the sine, and models were trained with it.
+    is seen in the sine, and models were trained with it. `dtype`: what the angles are rounded to at the end.
     """
     share = head_dim // 3
     num_pairs = share // 2
@@ -97,7 +99,7 @@ def rotary_text_image_table(layout: RowLayout, head_dim: int, base: float) -> Te
         (torch.cat([away, torch.linspace(-1.0, 1.0, height).repeat_interleave(width)]), waves),
         (torch.cat([away, torch.linspace(-1.0, 1.0, width).repeat(height)]), waves),
     ]
-    angles = torch.cat([places[:, None] * frequencies for places, frequencies in axes], dim=1)
+    angles = torch.cat([places[:, None] * frequencies for places, frequencies in axes], dim=1).to(dtype).float()
     angles = F.pad(angles, (0, head_dim // 2 - angles.shape[1]))
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 

@@ -215,7 +215,8 @@ class Decoder(nn.Module):
     def _rotary_table(self) -> Tensor:
         config, layout = self.config, self.layout
         if config.positions == "rotary_text_image":
-            return rotary_text_image_table(layout, config.head_dim, config.rotary_base)
+            dtype: torch.dtype = getattr(torch, config.rotary_dtype)
+            return rotary_text_image_table(layout, config.head_dim, config.rotary_base, dtype)
         coordinates = torch.arange(layout.length)[:, None]
         if config.positions in ("rotary_2d", "rotary_2d_image"):
             coordinates = layout.coordinates()

@@ -60,8 +60,10 @@ class LazyTensor:
 
     @classmethod
     def joined(cls, *parts: "LazyTensor") -> Self:
-        """Parts one below the other, along their first axis."""
-        assert len({(part.shape[1:], part.dtype) for part in parts}) == 1, [part.shape for part in parts]
+        """Parts one below the other, along their first axis; of several types, as float32."""
+        assert len({part.shape[1:] for part in parts}) == 1, [part.shape for part in parts]
+        if len({part.dtype for part in parts}) > 1:
+            parts = tuple(part.then(lambda t: t.float()) for part in parts)
         shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
         return cls(shape, parts[0].dtype, lambda: torch.cat([part.load() for part in parts]))
 

@@ -1,9 +1,10 @@
-"""Decoders of two projects written down once more, plainly and without a cache, with random weights under their names.
+"""Decoders of three projects written down once more, plainly and without a cache, with weights under their names.
 
 For options that the golden sets do not have: the projects are on no registry, so that their own code is not at hand.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,3 +134,52 @@ class LlamaGen:
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.w[f"{name}.weight"]
+
+
+class DALLEPytorch:
+    """DALLE of DALLE-pytorch with full attention, rotary positions and no token shift, of a file's parameters and
+    weights. The angles of the rotary positions are those of the file, as its own code takes them."""
+
+    def __init__(self, params: dict[str, Any], weights: Weights) -> None:
+        self.params = params
+        self.w = {name: value.float() for name, value in weights.items()}
+
+    def logits(self, text_ids: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        w, length, num_text = self.w, self.params["text_seq_len"], self.params["num_text_tokens"]
+        text_ids = torch.where(text_ids == 0, num_text + torch.arange(length), text_ids)
+        text = w["text_emb.weight"][F.pad(text_ids, (1, 0))]
+        x = torch.cat([text, w["image_emb.weight"][codes[:, :-1]]], dim=1)
+        for i in range(self.params["depth"]):
+            for j, branch in enumerate((self._attention, self._mlp)):
+                name = f"transformer.layers.layers.{i}.{j}"
+                x = x + branch(name, self._norm(x, f"{name}.fn.norm")) * w[f"{name}.scale"]
+        x = self._linear("to_logits.1", self._norm(x, "to_logits.0"))
+        num_text += length
+        return x[:, :length, :num_text], x[:, length:, num_text:]
+
+    def _attention(self, branch: str, x: Tensor) -> Tensor:
+        heads = self.params["heads"]
+        q, k, v = (self._turn(part, heads) for part in self._linear(self._find(branch, "to_qkv"), x).chunk(3, dim=-1))
+        return self._linear(self._find(branch, "to_out.0"), _attend(q, k, v, heads))
+
+    def _turn(self, x: Tensor, heads: int) -> Tensor:
+        """Queries, keys and values alike: pairs of neighbours by their angle, each of which is there twice."""
+        angles = self.w["transformer.pos_emb"][0, : x.shape[1], None]
+        x = x.unflatten(-1, (heads, -1))
+        turned, still = x[..., : angles.shape[-1]], x[..., angles.shape[-1] :]
+        across = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
+        return torch.cat([turned * angles.cos() + across * angles.sin(), still], dim=-1).flatten(-2)
+
+    def _mlp(self, branch: str, x: Tensor) -> Tensor:
+        value, gate = self._linear(self._find(branch, "net.0"), x).chunk(2, dim=-1)
+        return self._linear(self._find(branch, "net.3"), value * F.gelu(gate))
+
+    def _find(self, branch: str, layer: str) -> str:
+        (name,) = [name for name in self.w if name.startswith(f"{branch}.") and name.endswith(f".{layer}.weight")]
+        return name.removesuffix(".weight")
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.w[f"{name}.weight"], self.w.get(f"{name}.bias"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.w[f"{name}.weight"], self.w[f"{name}.bias"], 1e-5)

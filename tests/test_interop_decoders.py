@@ -1,6 +1,7 @@
 """Decoders and text tokenizers of other projects: ids, logits and greedy codes are those that the projects' own code
 computes, also with the cache, in company, and after a round through our model directory."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -12,7 +13,7 @@ import golden
 import pytest
 import torch
 import yaml
-from decoder_references import LlamaGen, MinDALLE
+from decoder_references import DALLEPytorch, LlamaGen, MinDALLE
 from golden import TOLERANCE, decoder_of, distance
 from safetensors.torch import load_file
 from torch import Tensor
@@ -195,6 +196,28 @@ def test_rudalle_of_other_shapes(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
+def test_rudalle_of_an_older_layout(tmp_path: Path) -> None:
+    """Masks that the model itself has, in half precision; options that change the network are refused."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(DATA / "options/ru-dalle/plain_v3", theirs)
+    shutil.copy(DATA / "ru-dalle/tokenizer/bpe.model", theirs)
+    shutil.copy(DATA / "ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt", theirs)
+    weights = torch.load(theirs / "pytorch_model.bin", weights_only=True)
+    moved = {name.replace("transformer.", "") if "_mask" in name else name: value for name, value in weights.items()}
+    assert {"row_mask", "col_mask", "conv_mask"} <= {*moved}
+    torch.save({name: value.half() if "_mask" in name else value for name, value in moved.items()}, theirs / "a.bin")
+    (theirs / "pytorch_model.bin").unlink()
+    import_checkpoint(theirs, tmp_path / "ours")
+    expected = load_file(theirs / "golden.safetensors")
+    same_as_rudalle(dalle.load(tmp_path / "ours", device="cpu"), expected["ids"], expected["logits"])
+    for option, value in {"custom_relax": True, "cogview_layernorm_prescale": True, "mlp_activation": "relu"}.items():
+        described = json.loads((DATA / "options/ru-dalle/plain_v3/model_params.json").read_text())
+        described["model_params"][option] = value
+        (theirs / "model_params.json").write_text(json.dumps(described))
+        with pytest.raises(CheckpointError, match=f"is described with {option} {value!r}"):
+            import_checkpoint(theirs, tmp_path / "other")
+
+
 # LlamaGen
 
 
@@ -249,6 +272,39 @@ def test_llamagen_of_another_shape(tmp_path: Path) -> None:
     labels, codes = torch.tensor([0, 4, 5]), torch.randint(256, (3, 9))
     assert distance(model.logits(labels, codes), peer.logits(labels, codes)) < TOLERANCE
     assert model.image_size == (6, 6)
+
+
+def test_llamagen_in_a_folder_of_downloads(tmp_path: Path) -> None:
+    """The image tokenizer that is named like the decoder is taken, the grid from what the training program was told,
+    and weights of two types fit together."""
+    (tmp_path / "theirs").mkdir()
+    content = torch.load(DATA / "LlamaGen/vq_ds.pt", weights_only=True)
+    torch.save(content, tmp_path / "theirs/vq_ds16_c2i.pt")
+    content["model"]["decoder.conv_out.bias"] += 1
+    torch.save(content, tmp_path / "theirs/vq_ds16_t2i.pt")
+    del content["model"]["quantize.embedding.weight"]
+    content["model"]["quantize.embedding.weight"] = torch.randn(17, 8)
+    torch.save(content, tmp_path / "theirs/vq_c2i_small.pt")
+    peer = LlamaGen(num_classes=5, codes=(256, 3), width=48, depth=2, heads=6, kv_heads=2, base=10000.0)
+    peer.w["tok_embeddings.weight"] = peer.w["tok_embeddings.weight"].bfloat16().float()
+    weights = peer.w | {"tok_embeddings.weight": peer.w["tok_embeddings.weight"].bfloat16()}
+    arguments = argparse.Namespace(gpt_model="GPT-B", image_size=6, downsample_size=2, num_classes=5)
+    trained = {"model": weights, "ema": peer.w, "optimizer": {}, "steps": 3, "args": arguments}
+    torch.save(trained, tmp_path / "theirs/0300000.pt")
+    (tmp_path / "theirs/config.json").write_text(json.dumps({"n_head": 6, "dim": 48, "n_layer": 2}))
+    done = import_checkpoint(tmp_path / "theirs/0300000.pt", tmp_path / "ours")
+    assert "state of training in 0300000.pt: args, ema, optimizer, steps" in done.converted.ignored
+    model, plain = dalle.load(tmp_path / "ours", device="cpu"), load_image_tokenizer_of(tmp_path)
+    labels, codes = torch.tensor([0, 4, 5]), torch.randint(256, (3, 9))
+    assert distance(model.logits(labels, codes), peer.logits(labels, codes)) < TOLERANCE
+    grid = codes.reshape(3, 3, 3)
+    assert torch.equal(model.image_tokenizer.decode(grid), plain.image_tokenizer.decode(grid))
+
+
+def load_image_tokenizer_of(folder: Path) -> DALLE:
+    """LlamaGen's of the golden set, alone."""
+    import_checkpoint(DATA / "LlamaGen/vq_ds.pt", folder / "vq")
+    return dalle.load(folder / "vq", device="cpu")
 
 
 def test_what_a_model_draws_from_is_told(tmp_path: Path) -> None:
@@ -373,6 +429,23 @@ def test_dalle_pytorch_of_other_shapes_and_options(path: Path, tmp_path: Path) -
     assert distance(model.logits(expected["text"], expected["codes"]), expected["logits"]) < TOLERANCE
     assert distance(text_logits(model, expected["text"], expected["codes"]), expected["text_logits"]) < TOLERANCE
     assert torch.equal(model.sample(expected["text"], GREEDY).flatten(1), expected["greedy"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_dalle_pytorch_of_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In half precision the angles of the rotary positions are rounded too, and the project draws with them so."""
+    content = torch.load(DATA / "DALLE-pytorch/dalle_full_noshift.pt", weights_only=True)
+    content["weights"] = {name: value.to(dtype) for name, value in content["weights"].items()}
+    torch.save(content, tmp_path / "dalle.pt")
+    import_checkpoint(tmp_path / "dalle.pt", tmp_path / "ours")
+    model, peer = dalle.load(tmp_path / "ours", device="cpu"), DALLEPytorch(content["hparams"], content["weights"])
+    expected = golden.vectors("DALLE-pytorch", "full_noshift.")
+    text_ids, codes = expected["text"], expected["image_tokens"]
+    text, image = peer.logits(text_ids, codes)
+    if dtype == torch.float32:
+        assert distance(image, expected["logits_image"]) < TOLERANCE
+    assert distance(model.logits(text_ids, codes), image) < TOLERANCE
+    assert distance(text_logits(model, text_ids, codes), text) < TOLERANCE
 
 
 TOKENIZERS = {

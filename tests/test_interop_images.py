@@ -240,24 +240,89 @@ def test_mindalle_of_another_shape(tmp_path: Path) -> None:
     compare(tokenizer, reference)
 
 
+def llamagen_names(reference: VQGAN, *, last: int) -> dict[str, Tensor]:
+    """The weights under LlamaGen's names: the decoder's levels are counted the other way; `last` is the coarsest."""
+
+    def rename(name: str) -> str:
+        name = re.sub(r"(down|up)\.(\d)\.block\.", r"\1.\2.res.", name)
+        name = name.replace("encoder.down.", "encoder.conv_blocks.")
+        name = re.sub(r"decoder\.up\.(\d)", lambda match: f"decoder.conv_blocks.{last - int(match[1])}", name)
+        for i, part in enumerate(("block_1", "attn_1", "block_2")):
+            name = name.replace(f"mid.{part}.", f"mid.{i}.")
+        return name
+
+    return {rename(name): value for name, value in reference.w.items()}
+
+
 @pytest.mark.parametrize("key", ["model", "ema", "state_dict"])
 def test_llamagen_of_another_shape(key: str, tmp_path: Path) -> None:
     """Its levels of attention are the coarsest alone, its codes of unit length, its names its own."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4], num_res_blocks=2), embed_dim=8, n_embed=50)
 
-    def rename(name: str) -> str:
-        name = re.sub(r"(down|up)\.(\d)\.block\.", r"\1.\2.res.", name)
-        name = name.replace("encoder.down.", "encoder.conv_blocks.")
-        name = re.sub(r"decoder\.up\.(\d)", lambda match: f"decoder.conv_blocks.{2 - int(match[1])}", name)
-        for i, part in enumerate(("block_1", "attn_1", "block_2")):
-            name = name.replace(f"mid.{part}.", f"mid.{i}.")
-        return name
-
-    weights = {rename(name): value for name, value in reference.w.items()}
+    weights = llamagen_names(reference, last=2)
     torch.save({key: {**weights, "quantize.codebook_used": torch.zeros(65536)}, "steps": 3}, tmp_path / "vq_ds4.pt")
     tokenizer = vqgan(tmp_path / "vq_ds4.pt", tmp_path / "model")
     assert tokenizer.config.attention_levels == (2,)
     compare(tokenizer, reference, normalize=True)
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+def test_llamagen_says_how_codes_are_compared(unit_length: bool, tmp_path: Path) -> None:
+    """In a JSON file of its ModelArgs beside the weights; one of another codebook says nothing."""
+    reference = VQGAN(ddconfig(ch_mult=[1, 2], attn_resolutions=[8], num_res_blocks=2), embed_dim=8, n_embed=50)
+    torch.save({"model": llamagen_names(reference, last=1)}, tmp_path / "vq_ds2.pt")
+    described = {"codebook_size": 50, "codebook_embed_dim": 8, "codebook_l2_norm": unit_length, "image_size": 48}
+    (tmp_path / "vq_config.json").write_text(json.dumps(described))
+    other = {"codebook_size": 51, "codebook_embed_dim": 8, "codebook_l2_norm": not unit_length}
+    (tmp_path / "vq_a_config.json").write_text(json.dumps(other))
+    tokenizer, done = imported(tmp_path / "vq_ds2.pt", tmp_path / "model")
+    assert isinstance(tokenizer, ImageTokenizer)
+    compare(tokenizer, reference, normalize=unit_length)
+    assert tokenizer.config.image_size == 48
+    said = "at unit length" if unit_length else "as they are"
+    assert f"codes are compared {said}, as vq_config.json says" in done.converted.derived
+
+
+@pytest.mark.parametrize("family", ["mindalle", "rudalle", "llamagen"])
+def test_what_only_training_needs_is_ignored_and_said(family: str, tmp_path: Path) -> None:
+    """Whoever saves a run's whole state_dict has the loss's networks in it, and counters."""
+    changes = {"ch_mult": [1, 2], "attn_resolutions": [8], "num_res_blocks": 2}
+    reference = VQGAN(ddconfig(z_channels=8, **changes), embed_dim=8, n_embed=50, gumbel=family == "rudalle")
+    weights = {**reference.w, "loss.discriminator.main.0.weight": torch.zeros(3), "loss.logvar": torch.zeros(1)}
+    theirs, options = tmp_path / "theirs", {}
+    theirs.mkdir()
+    if family == "mindalle":
+        stage = {"embed_dim": 8, "n_embed": 50, "hparams": reference.d}
+        (theirs / "config.yaml").write_text(yaml.safe_dump({"stage1": stage, "stage2": {}}))
+        torch.save({"state_dict": weights}, theirs / "stage1_last.ckpt")
+    elif family == "rudalle":
+        torch.save({"state_dict": weights}, theirs / "vqgan.gumbelf8-sber.model.ckpt")
+    else:
+        named = llamagen_names(reference, last=1) | {
+            "loss.logvar": torch.zeros(1),
+            "quantize.codebook_used": torch.ones(9),
+        }
+        torch.save({"model": named, "ema": named, "steps": 1}, theirs / "vq_ds2.pt")
+        options = {"normalize": True}
+    tokenizer, done = imported(theirs, tmp_path / "model")
+    assert isinstance(tokenizer, ImageTokenizer)
+    compare(tokenizer, reference, **options)
+    kinds = "loss., quantize.codebook_used" if family == "llamagen" else "loss."
+    assert f"2 tensors that only training needs: {kinds}" in done.converted.ignored
+    if family == "llamagen":
+        assert "state of training in vq_ds2.pt: ema, steps" in done.converted.ignored
+
+
+def test_mindalle_with_what_its_configuration_leaves_out(tmp_path: Path) -> None:
+    """The project merges a configuration with its defaults, a picture of 256 pixels among them."""
+    reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[]), embed_dim=6, n_embed=50)
+    hparams = {name: value for name, value in reference.d.items() if name not in ("resolution", "attn_resolutions")}
+    stage = {"embed_dim": 6, "n_embed": 50, "hparams": hparams}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"stage1": stage, "stage2": None}))
+    torch.save({"state_dict": dict(reference.w)}, tmp_path / "stage1_last.ckpt")
+    tokenizer = vqgan(tmp_path, tmp_path / "model")
+    compare(tokenizer, reference)
+    assert tokenizer.config.image_size == 256
 
 
 @pytest.mark.parametrize("num_res_blocks", [1, 2])
@@ -357,8 +422,9 @@ def image_part(path: Path, out: Path) -> AnyImageTokenizer:
     return network.eval()
 
 
-def test_image_tokenizers_that_dalle_pytorch_downloads(tmp_path: Path) -> None:
-    """Inside dalle.pt: OpenAI's and taming-transformers', without their parameters."""
+@pytest.mark.parametrize("named", [True, False])
+def test_image_tokenizers_that_dalle_pytorch_downloads(named: bool, tmp_path: Path) -> None:
+    """Inside dalle.pt: OpenAI's and taming-transformers', without their parameters; older versions do not name them."""
     images = torch.rand(2, 3, 32, 32)
     dvae = OpenAIDVAE(n_hid=8, dec_hid=12, n_init=6, n_blk=1, dec_blk=2, vocab_size=40)
     weights = {}
@@ -366,7 +432,8 @@ def test_image_tokenizers_that_dalle_pytorch_downloads(tmp_path: Path) -> None:
         side, _, rest = name.partition(".")
         leaf = "w" if rest.endswith("weight") else "b"
         weights[f"vae.{side[:3]}.{rest.rpartition('.')[0]}.{leaf}"] = value
-    content = {"hparams": {}, "vae_params": None, "vae_class_name": "OpenAIDiscreteVAE", "weights": weights}
+    content = {"hparams": {}, "vae_params": None, "weights": weights}
+    content |= {"vae_class_name": "OpenAIDiscreteVAE"} if named else {}
     torch.save(content, tmp_path / "openai.pt")
     tokenizer = image_part(tmp_path / "openai.pt", tmp_path / "a")
     codes = dvae.logits(images).argmax(1)
@@ -376,7 +443,8 @@ def test_image_tokenizers_that_dalle_pytorch_downloads(tmp_path: Path) -> None:
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4]), embed_dim=6, n_embed=50)
     weights = {f"vae.model.{name}": value for name, value in reference.w.items()}
     weights["vae.model.loss.logvar"] = torch.zeros(1)
-    content = {"hparams": {}, "vae_params": None, "vae_class_name": "VQGanVAE", "weights": weights}
+    content = {"hparams": {}, "vae_params": None, "weights": weights}
+    content |= {"vae_class_name": "VQGanVAE"} if named else {}
     torch.save(content, tmp_path / "vqgan.pt")
     tokenizer = image_part(tmp_path / "vqgan.pt", tmp_path / "b")
     assert isinstance(tokenizer, ImageTokenizer)

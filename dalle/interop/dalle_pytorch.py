@@ -14,7 +14,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,9 +28,8 @@ from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, fit, state_dict, take
 from dalle.interop.openai_dvae import dvae_part
 from dalle.interop.tokenizer_files import read_tokenizer
-from dalle.interop.vqgan import vqgan_part
+from dalle.interop.vqgan import drawing, vqgan_part
 from dalle.sampling import SamplingParams
-from dalle.sequence import RowLayout
 from dalle.weights import LazyTensor, Part
 
 __all__ = ["FAMILY", "names_of"]
@@ -46,7 +45,7 @@ PATTERNS: dict[str, Pattern] = {
     "axial_col": "column",
     "conv_like": "convolution",
 }
-KEPT_SHARE = 0.1
+KEPT_SHARE = 1 - 0.9
 """Of the joint vocabulary: what the project's programs keep in sampling."""
 
 
@@ -102,19 +101,26 @@ def _image_tokenizer(path: Path, content: Mapping[str, Any], *, image_size: int)
     if "vae_params" not in content:
         return _discrete_vae(path, content["hparams"], weights)
     inside = take(weights, "vae.")
-    kind = content.get("vae_class_name", "DiscreteVAE")
+    kind = content.get("vae_class_name") or _vae_class(content, inside)
     if kind == "DiscreteVAE":
         return _discrete_vae(path, content["vae_params"], inside)
     if kind == "OpenAIDiscreteVAE":
         halves = {"enc.": "encoder.", "dec.": "decoder."}
         named = {long + name: value for short, long in halves.items() for name, value in take(inside, short).items()}
         return dvae_part(path, named, image_size=image_size)
-    if kind == "VQGanVAE":
-        needed = {name: value for name, value in take(inside, "model.").items() if not name.startswith("loss.")}
+    if kind in ("VQGanVAE", "VQGanVAE1024"):
+        needed, _ = drawing(take(inside, "model."))
         return vqgan_part(path, needed, image_size=image_size)
     raise CheckpointError(
         f"{path} has an image tokenizer of class {kind!r}; known are DiscreteVAE, OpenAIDiscreteVAE, VQGanVAE"
     )
+
+
+def _vae_class(content: Mapping[str, Any], weights: Mapping[str, LazyTensor]) -> str:
+    """Older versions of the project do not name it, and have no parameters of the kinds that they download."""
+    if content["vae_params"] is not None:
+        return "DiscreteVAE"
+    return "VQGanVAE" if any(name.startswith("model.") for name in weights) else "OpenAIDiscreteVAE"
 
 
 def _discrete_vae(path: Path, params: Any, weights: Mapping[str, LazyTensor]) -> Part:
@@ -212,6 +218,7 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
         positions="rotary_text_image" if is_rotary else "axial",
         rotary_base=10000.0,
         rotary_values=is_rotary,
+        rotary_dtype=_rotary_dtype(inside["transformer.pos_emb"]) if is_rotary else "float32",
         token_shift=blocks[0].shifted,
         patterns=_patterns(path, params.get("attn_types") or ("full",)),
         shared_attention=tuple(params.get("shared_attn_ids") or ()),
@@ -227,7 +234,7 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     else:
         ours["embedding.weight"] = theirs.take("text_emb.weight", "image_emb.weight")
     if is_rotary:
-        _check_rotary(path, theirs.take("transformer.pos_emb").load(), config.layout, head_dim, config.rotary_base)
+        _check_rotary(path, theirs.take("transformer.pos_emb").load(), config)
     else:
         ours["position_embedding.text"] = theirs.take("text_pos_emb.weight")
         for name, axis in (("rows", 0), ("columns", 1)):
@@ -290,11 +297,18 @@ def _rows_of_width(table: Tensor) -> Tensor:
     return table.reshape(-1, table.shape[-1])
 
 
-def _check_rotary(path: Path, stored: Tensor, layout: RowLayout, head_dim: int, base: float) -> None:
+def _rotary_dtype(table: LazyTensor) -> Literal["float32", "float16", "bfloat16"]:
+    """A file in half precision has rounded angles, which the project draws with. Doubles are float32 made longer."""
+    return "float16" if table.dtype == torch.float16 else "bfloat16" if table.dtype == torch.bfloat16 else "float32"
+
+
+def _check_rotary(path: Path, stored: Tensor, config: DecoderConfig) -> None:
     """The file's table has angles, each twice, without those that are 0."""
     angles = stored[0, :, ::2].float()
     found = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    expected = rotary_text_image_table(layout, head_dim, base)[: len(found), : found.shape[1]]
+    dtype: torch.dtype = getattr(torch, config.rotary_dtype)
+    table = rotary_text_image_table(config.layout, config.head_dim, config.rotary_base, dtype)
+    expected = table[: len(found), : found.shape[1]]
     # at 8192 the last bit of a frequency is 5e-4 of an angle, and machines differ in it
     if found.shape != expected.shape or not (found - expected).abs().max() < 1e-3:
         raise CheckpointError(f"{path}: its transformer.pos_emb is not what the project computes for these sizes")

@@ -47,7 +47,7 @@ class ForeignWeights:
                 raise CheckpointError(f"{self.path} has no {name}, which a checkpoint of this family has")
             self._taken.add(name)
             parts.append(self._weights[name] if then is None else self._weights[name].then(then))
-        if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+        if len({part.shape[1:] for part in parts}) > 1:
             shapes = ", ".join(str(part.shape) for part in parts)
             raise CheckpointError(f"{self.path}: {', '.join(names)} do not fit together; their shapes are {shapes}")
         return parts[0] if len(parts) == 1 else LazyTensor.joined(*parts)

@@ -42,7 +42,10 @@ class Source:
         self.path = Path(path)
         if not self.path.exists():
             raise CheckpointError(f"{path} is not there; expected a checkpoint's file or folder")
-        self.files = [self.path] if self.path.is_file() else sorted(_files_below(self.path, MAX_DEPTH))
+        try:
+            self.files = [self.path] if self.path.is_file() else sorted(_files_below(self.path, MAX_DEPTH))
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         self._contents: dict[Path, Any] = {}
 
     @property

@@ -8,12 +8,13 @@ known here. The size of the picture is told there too, or by the file's name.
 
 Special in the image tokenizer: the decoder's levels are in the order in which they run, the middle is a list, attention
 is at the coarsest level alone. Sizes are options of the project's programs, not in the file: they are read off the
-shapes. That codes are compared at unit length is the project's default, and taken for granted.
+shapes. That codes are compared at unit length is the project's default, unless a JSON file of its `ModelArgs` says not.
 """
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from dalle.foreign_tokenizers import ClassTokenizer
 from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, state_dict
-from dalle.interop.vqgan import vqgan_part
+from dalle.interop.pickles import Stub
+from dalle.interop.vqgan import drawing, vqgan_part
 from dalle.sampling import SamplingParams
 from dalle.weights import LazyTensor, Part
 
@@ -34,6 +36,8 @@ __all__ = ["FAMILY"]
 
 MIDDLE = ("block_1", "attn_1", "block_2")
 DEFAULT_IMAGE_SIZE = 256
+DEFAULT_NUM_LEVELS = 5
+"""Of an image tokenizer with 16 pixels per code, which all the project's programs take if they are told nothing."""
 KEYS = ("model", "ema", "module", "state_dict")
 """Where weights are, the first of them that is there, as the project's own programs look."""
 NUM_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
@@ -56,36 +60,61 @@ def recognise(source: Source) -> str | None:
 def convert(source: Source) -> Converted:
     decoders = _decoders(source)
     found = source.nearest(_image_tokenizers) if decoders else _image_tokenizers(source)
+    if decoders:
+        found = _fitting(source, source.only(decoders, "c2i_*.pt or t2i_*.pt", "the decoder"), found)
     path = source.only(found, "vq_ds*.pt", "the image tokenizer")
-    image_tokenizer = _image_tokenizer(path, source.torch(path), image_size=DEFAULT_IMAGE_SIZE)
-    derived = [
-        f"image_size {DEFAULT_IMAGE_SIZE}, the project's default; any other works as well",
-        "codes are compared at unit length, the project's default",
-        "pixels: [-1, 1], as the project trains",
-    ]
+    image_tokenizer, ignored, derived = _image_tokenizer(source, path)
+    assert isinstance(image_tokenizer.config, ImageTokenizerConfig)
+    size = f"image_size {image_tokenizer.config.image_size}; any other works as well"
     decoder, text_tokenizer, sampling = None, None, None
     if decoders:
-        path = source.only(decoders, "c2i_*.pt or t2i_*.pt", "the decoder")
-        assert isinstance(image_tokenizer.config, ImageTokenizerConfig)
+        (path,) = decoders
         decoder = _decoder(source, path, image_tokenizer.config.factor)
         assert isinstance(decoder.config, DecoderConfig)
         kind = "c2i" if decoder.config.feature_width is None else "t2i"
         text_tokenizer = ClassTokenizer(decoder.config.text_vocab_size - 1) if kind == "c2i" else None
         sampling = SAMPLING[kind] if decoder.config.guidance else None
-        size = decoder.config.grid_height * image_tokenizer.config.factor
-        image_tokenizer = dataclasses.replace(
-            image_tokenizer, config=dataclasses.replace(image_tokenizer.config, image_size=size)
-        )
-        derived[0] = f"image_size {size}, of {decoder.config.grid_height} codes a side"
+        side = decoder.config.grid_height
+        config = dataclasses.replace(image_tokenizer.config, image_size=side * image_tokenizer.config.factor)
+        image_tokenizer = dataclasses.replace(image_tokenizer, config=config)
+        size = f"image_size {config.image_size}, of {side} codes a side"
+        ignored = (*ignored, *_beside(path, source.torch(path)))
     return Converted(
         image_tokenizer=image_tokenizer,
         decoder=decoder,
         text_tokenizer=text_tokenizer,
         sampling=sampling,
         about={"licence": "code and published weights MIT", "project": "https://github.com/FoundationVision/LlamaGen"},
-        ignored=("quantize.codebook_used, a counter of training",),
-        derived=tuple(derived),
+        ignored=ignored,
+        derived=(size, derived, "pixels: [-1, 1], as the project trains"),
     )
+
+
+def _beside(path: Path, content: Any) -> tuple[str, ...]:
+    """What else is in a file of the training programs, in words. Their samplers, too, leave moving averages there."""
+    chosen = next((key for key in KEYS if isinstance(content, dict) and key in content), None)
+    rest = sorted({*map(str, content)} - {chosen}) if chosen is not None else []
+    return (f"state of training in {path.name}: {', '.join(rest)}",) if rest else ()
+
+
+def _fitting(source: Source, decoder: Path, found: list[Path]) -> list[Path]:
+    """Of several image tokenizers, as they lie together in a folder of downloads, those that are for a decoder: named
+    like it (vq_ds16_t2i.pt), with as many codes, and with the project's default of pixels per code."""
+    names = _names(source, decoder)
+    kind = "t2i" if "cls_embedding.uncond_embedding" in names else "c2i"
+    num_codes = names["tok_embeddings.weight"].shape[0]
+
+    def depth(path: Path) -> int:
+        return len({name.split(".")[2] for name in _names(source, path) if name.startswith("encoder.conv_blocks.")})
+
+    for fits in (
+        lambda path: _names(source, path)["quantize.embedding.weight"].shape[0] == num_codes,
+        lambda path: kind in path.stem,
+        lambda path: depth(path) == DEFAULT_NUM_LEVELS,
+    ):
+        if len(found) > 1:
+            found = [path for path in found if fits(path)] or found
+    return found
 
 
 def _decoders(source: Source) -> list[Path]:
@@ -113,10 +142,40 @@ def _names(source: Source, path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _image_tokenizer(path: Path, content: Any, *, image_size: int) -> Part:
-    weights = state_dict(path, content, *KEYS)
-    weights.pop("quantize.codebook_used", None)
-    return vqgan_part(path, _to_taming(weights), image_size=image_size, normalize_codes=True)
+def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...], str]:
+    """It, what was ignored, and how codes are compared, in words."""
+    content = source.torch(path)
+    weights, ignored = drawing(state_dict(path, content, *(KEYS if any(key in content for key in KEYS) else ())))
+    described, place = _described_tokenizer(source, path, weights)
+    unit_length = described.get("codebook_l2_norm", True)
+    size = described.get("image_size", DEFAULT_IMAGE_SIZE)
+    part = vqgan_part(path, _to_taming(weights), image_size=size, normalize_codes=unit_length)
+    compared = "at unit length" if unit_length else "as they are"
+    reason = "the project's default" if place is None else f"as {place.name} says"
+    return part, (*ignored, *_beside(path, content)), f"codes are compared {compared}, {reason}"
+
+
+def _described_tokenizer(
+    source: Source, path: Path, weights: Mapping[str, LazyTensor]
+) -> tuple[dict[str, Any], Path | None]:
+    """The arguments of the image tokenizer's ModelArgs, from a JSON file beside the weights with a codebook of this
+    size, and that file."""
+    codebook = weights["quantize.embedding.weight"].shape if "quantize.embedding.weight" in weights else ()
+    for place, content in _beside_in_json(source, path):
+        if (content.get("codebook_size"), content.get("codebook_embed_dim")) == codebook:
+            if type(content.get("codebook_l2_norm", True)) is not bool:
+                raise CheckpointError(
+                    f"{place} says codebook_l2_norm {content['codebook_l2_norm']!r}; expected a boolean"
+                )
+            return content, place
+    return {}, None
+
+
+def _beside_in_json(source: Source, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """JSON files beside the weights, that whose name begins like theirs first."""
+    for place in sorted(path.parent.glob("*.json"), key=lambda place: not path.name.startswith(place.name[:3])):
+        with contextlib.suppress(CheckpointError):  # a JSON file of something else
+            yield place, source.json(place)
 
 
 def _to_taming(weights: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -198,6 +257,8 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
         text = LazyTensor.of(torch.zeros(2, width, dtype=codes.dtype))
     else:
         text = theirs.take(null)
+        if text.shape[1:] != codes.shape[1:]:
+            raise CheckpointError(f"{path}: {null} has shape {text.shape}; expected rows of {width}")
         if not guidance:
             text = LazyTensor.joined(text, LazyTensor.of(torch.zeros(1, width, dtype=text.dtype)))
     ours["embedding.weight"] = LazyTensor.joined(text, codes)
@@ -214,18 +275,25 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
 
 
 def _described(source: Source, path: Path, kind: str, depth: int, width: int) -> dict[str, Any]:
-    """The arguments of ModelArgs, from a JSON file beside the weights that has those of this size; empty if there is
-    none. Of several the one whose name begins like the weights' wins."""
-    places = sorted(path.parent.glob("*.json"), key=lambda place: not path.name.startswith(place.name[:3]))
-    for place in places:
-        try:
-            content = source.json(place)
-        except CheckpointError:  # a JSON file of something else
-            continue
+    """The arguments of ModelArgs: those of the training program, which it leaves in its files, and from a JSON file
+    beside the weights that has those of this size; empty if there is none."""
+    described = _arguments(source.torch(path))
+    for _, content in _beside_in_json(source, path):
         size = (content.get("model_type", kind), content.get("n_layer", depth), content.get("dim", width))
         if size == (kind, depth, width) and {"n_head", "block_size"} & {*content}:
-            return content
-    return {}
+            return described | content
+    return described
+
+
+def _arguments(content: Any) -> dict[str, Any]:
+    """Of the training program's arguments what says the sizes of its network, in the words of ModelArgs."""
+    arguments = content.get("args") if isinstance(content, dict) else None
+    fields = arguments.fields if isinstance(arguments, Stub) else {}
+    known = {name: fields[name] for name in ("num_classes", "cls_token_num") if type(fields.get(name)) is int}
+    size, factor = fields.get("image_size"), fields.get("downsample_size")
+    if type(size) is int and type(factor) is int and factor > 0:
+        known["block_size"] = (size // factor) ** 2
+    return known
 
 
 def _grid_side(path: Path, described: Mapping[str, Any], factor: int) -> int:

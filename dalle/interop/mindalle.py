@@ -16,7 +16,7 @@ from dalle.errors import CheckpointError
 from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, state_dict
-from dalle.interop.vqgan import described_vqgan
+from dalle.interop.vqgan import described_vqgan, drawing
 from dalle.weights import LazyTensor, Part
 
 __all__ = ["FAMILY"]
@@ -27,7 +27,8 @@ STAGE_2_FILE = "stage2_last.ckpt"
 LICENCE = "code Apache-2.0; the published weights are CC-BY-NC-SA 4.0: not for commercial use"
 
 DEFAULT_HEADS = 24
-"""Of the project's configuration, where the file says none."""
+DEFAULT_RESOLUTION = 256
+"""Both of the project's configuration, where the file says none."""
 
 
 def recognise(source: Source) -> str | None:
@@ -40,24 +41,28 @@ def recognise(source: Source) -> str | None:
 def convert(source: Source) -> Converted:
     config_path = source.one(CONFIG_FILE, "the configuration of both stages")
     stages = source.yaml(config_path)
-    image_tokenizer = _image_tokenizer(source, stages.get("stage1"))
+    image_tokenizer, ignored = _image_tokenizer(source, stages.get("stage1"))
     text_tokenizer = _text_tokenizer(source, config_path) if stages.get("stage2") else None
     return Converted(
         image_tokenizer=image_tokenizer,
         text_tokenizer=text_tokenizer,
         decoder=_decoder(source, config_path, text_tokenizer.config.pad_id) if text_tokenizer is not None else None,
         about={"licence": LICENCE, "project": "https://github.com/kakaobrain/minDALL-E"},
+        ignored=ignored,
         derived=("pixels: [-1, 1], as the project trains",),
     )
 
 
-def _image_tokenizer(source: Source, stage: Any) -> Part:
+def _image_tokenizer(source: Source, stage: Any) -> tuple[Part, tuple[str, ...]]:
     config_path = source.one(CONFIG_FILE, "the configuration of both stages")
-    if not isinstance(stage, dict) or not isinstance(stage.get("hparams"), dict):
+    if not isinstance(stage, dict) or not isinstance(stage.get("hparams", {}), dict):
         raise CheckpointError(f"{config_path} has no stage1 with hparams")
     path = source.one(STAGE_1_FILE, "stage 1, the image tokenizer")
-    described = {**stage["hparams"], "embed_dim": stage.get("embed_dim"), "n_embed": stage.get("n_embed")}
-    return described_vqgan(path, state_dict(path, source.torch(path), "state_dict"), config_path, described)
+    # the project merges what the file leaves out
+    described = {"resolution": DEFAULT_RESOLUTION, **stage.get("hparams", {})}
+    described |= {"embed_dim": stage.get("embed_dim"), "n_embed": stage.get("n_embed")}
+    weights, ignored = drawing(state_dict(path, source.torch(path), "state_dict"))
+    return described_vqgan(path, weights, config_path, described), ignored
 
 
 def _decoder(source: Source, config_path: Path, pad_id: int) -> Part:
@@ -124,7 +129,7 @@ def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
         )
     vocab_path = source.one("bpe-16k-vocab.json", "the text tokenizer's vocabulary")
     merges_path = source.one("bpe-16k-merges.txt", "the text tokenizer's merges")
-    lines = [line for line in source.text(merges_path).splitlines() if line and not line.startswith("#version")]
+    lines = [line for line in source.text(merges_path).split("\n") if line and not line.startswith("#version")]
     try:
         bpe = CharBPETokenizer(
             source.json(vocab_path),

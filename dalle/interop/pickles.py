@@ -27,8 +27,8 @@ from dalle.weights import LazyTensor, read_numbers
 __all__ = ["Stub", "module_weights", "read_pickle"]
 
 MAX_PICKLE_BYTES = 16 << 20
-"""Of the pickle alone, without the numbers. That of the largest model, with its optimizer's state, is a tenth of it; and
-what is made from a byte of a pickle may take two hundred of memory."""
+"""Of the pickle alone, without the numbers: ten times that of the largest model with its optimizer's state. What a byte
+of a pickle makes may take two hundred of memory."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 

@@ -18,7 +18,7 @@ from dalle.errors import CheckpointError
 from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part
 from dalle.interop.family import Converted, Family, Source, state_dict, take
-from dalle.interop.vqgan import described_vqgan, vqgan_part
+from dalle.interop.vqgan import described_vqgan, drawing, vqgan_part
 from dalle.sequence import RowLayout
 from dalle.weights import LazyTensor, Part
 
@@ -29,7 +29,17 @@ PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
 CONVOLUTION_SIZE = 11
 HEAD_DIMS = {768: 64, 2048: 128, 3840: 64}
 """Of the published models, by their width."""
+MASK_PLACES = ("", "transformer.")
+"""Of the masks' names: the model itself had them first."""
 MASKS: dict[str, Pattern] = {"row_mask": "local", "col_mask": "column"}
+OPTIONS = {
+    "cogview_layernorm_prescale": (False,),
+    "custom_relax": (False,),
+    "rudalle_relax": (False,),
+    "use_masks": (True,),
+    "mlp_activation": ("gelu_jit", "gelu"),
+}
+"""Arguments of the project's DalleModel that no weight tells, and their values in all published models."""
 CONVOLUTIONS: dict[str, Pattern] = {"v2": "convolution_wrapped", "v3": "convolution_centered"}
 
 
@@ -54,16 +64,17 @@ def convert(source: Source) -> Converted:
     # both may be there, for the same codes: the plain one draws pictures of the size it was trained on
     plain = [path for path in found if not _has_wavelets(source, path)]
     path = source.only(plain or found, "vqgan.gumbelf8-sber*.ckpt", "the image tokenizer")
-    others = [str(other.name) for other in found if other != path]
+    others = [f"{other.name}: give its path to have it instead" for other in found if other != path]
+    image_tokenizer, ignored = _image_tokenizer(source, path)
     return Converted(
-        image_tokenizer=_image_tokenizer(source, path),
+        image_tokenizer=image_tokenizer,
         decoder=decoder,
         text_tokenizer=text_tokenizer,
         about={
             "licence": "code Apache-2.0; the published weights under the project's own terms, see its model cards",
             "project": "https://github.com/ai-forever/ru-dalle",
         },
-        ignored=tuple(f"{name}: give its path to have it instead" for name in others),
+        ignored=(*ignored, *others),
         derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the likeliest, without noise"),
     )
 
@@ -95,7 +106,7 @@ def _has_wavelets(source: Source, path: Path) -> bool:
     return any(name.startswith("model.decoder.idwt.") for name in _weights(source, path))
 
 
-def _image_tokenizer(source: Source, path: Path) -> Part:
+def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...]]:
     weights = _weights(source, path)
     if _has_wavelets(source, path):
         inside = take(weights, "model.")
@@ -103,16 +114,17 @@ def _image_tokenizer(source: Source, path: Path) -> Part:
         decoder = {name: value for name, value in take(inside, "decoder.").items() if not name.startswith("idwt.")}
         above = ("decoder.", "post_quant_conv.")
         weights = {name: value for name, value in inside.items() if not name.startswith(above)} | decoder
+    weights, ignored = drawing(weights)
     configs = sorted(path.parent.glob("*gumbelf8*.y*ml"))
     if not configs:
-        return vqgan_part(path, weights, image_size=DEFAULT_IMAGE_SIZE)
+        return vqgan_part(path, weights, image_size=DEFAULT_IMAGE_SIZE), ignored
     params = (source.yaml(configs[0]).get("model") or {}).get("params") or {}
     described = {
         **(params.get("ddconfig") or {}),
         "embed_dim": params.get("embed_dim"),
         "n_embed": params.get("n_embed"),
     }
-    return described_vqgan(path, weights, configs[0], described)
+    return described_vqgan(path, weights, configs[0], described), ignored
 
 
 def _decoder(source: Source, path: Path) -> Part:
@@ -129,6 +141,7 @@ def _decoder(source: Source, path: Path) -> Part:
         pad_id=PAD_ID,
     )
     described = _described(source, path, depth, width)
+    _check_options(path, described)
     version = _version(path, theirs, described, layout)
     head_dim = width // described["num_attention_heads"] if described else HEAD_DIMS.get(width)
     if head_dim is None:
@@ -190,7 +203,6 @@ def _decoder(source: Source, path: Path) -> Part:
         if config.sandwich_norm:
             ours |= theirs.linear(f"{here}.after_attention.0", f"{block}.before_first_addition_layernorm")
             ours |= theirs.linear(f"{here}.after_mlp.0", f"{block}.before_second_addition_layernorm")
-    theirs.ignore(r"transformer\.(row|col|conv)_mask")
     return decoder_part(theirs, config, ours)
 
 
@@ -225,12 +237,20 @@ def _described(source: Source, path: Path, depth: int, width: int) -> dict[str, 
     return {}
 
 
+def _check_options(path: Path, described: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for what another network is made by, with the same weights."""
+    for name, usual in OPTIONS.items():
+        if described.get(name, usual[0]) not in usual:
+            raise CheckpointError(f"{path} is described with {name} {described[name]!r}; read is {usual[0]!r} alone")
+
+
 def _version(path: Path, theirs: ForeignWeights, described: dict[str, Any], layout: RowLayout) -> str:
     """v2 or v3, as the masks in the file have it, or else the description, or the file's name."""
     stored = {
-        name: theirs.take(f"transformer.{name}").load().bool()
+        name: theirs.take(f"{place}{name}").load().bool()
+        for place in MASK_PLACES
         for name in (*MASKS, "conv_mask")
-        if f"transformer.{name}" in theirs
+        if f"{place}{name}" in theirs
     }
     for name, mask in stored.items():
         if name in MASKS and not mask.equal(attention_mask(layout, MASKS[name], CONVOLUTION_SIZE)):

@@ -9,13 +9,11 @@ from pathlib import Path
 from dalle.errors import CheckpointError
 from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.family import Converted, Family, Source, state_dict
-from dalle.interop.vqgan import described_vqgan
+from dalle.interop.vqgan import described_vqgan, drawing
 
 __all__ = ["FAMILY"]
 
 LICENCE = "code MIT; of the published weights the project says no more"
-IGNORED = ("loss.", "model_ema.", "colorize", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
-"""Prefixes of what is in the state_dict and draws nothing: perceptual loss, discriminator, moving averages."""
 
 
 def _configs(source: Source) -> list[Path]:
@@ -62,14 +60,14 @@ def convert(source: Source) -> Converted:
         raise CheckpointError(f"{config_path} has remap, a table of codes beside the checkpoint, which is not read")
     content = source.torch(path)
     weights = state_dict(path, content, "state_dict")
-    needed = {name: value for name, value in weights.items() if not name.startswith(IGNORED)}
+    needed, beside = drawing(weights)
     described = {
         **(params.get("ddconfig") or {}),
         "embed_dim": params.get("embed_dim"),
         "n_embed": params.get("n_embed"),
     }
     part = described_vqgan(path, needed, config_path, described)
-    ignored = [f"{len(weights) - len(needed)} tensors of the loss"] if len(needed) < len(weights) else []
+    ignored = [*beside]
     if rest := sorted({*map(str, content)} - {"state_dict"}):
         ignored.append(f"state of training: {', '.join(rest)}")
     derived = ["pixels: [-1, 1], as the project trains"]

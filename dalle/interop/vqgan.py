@@ -17,7 +17,18 @@ from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.interop.family import fit
 from dalle.weights import LazyTensor, Part
 
-__all__ = ["described_vqgan", "names_of", "vqgan_part"]
+__all__ = ["described_vqgan", "drawing", "names_of", "vqgan_part"]
+
+TRAINING_ONLY = (
+    "loss.",
+    "model_ema.",
+    "colorize",
+    "global_step",
+    "quantize.codebook_used",
+    "quantize.embedding.cluster_size",
+    "quantize.embedding.embed_avg",
+)
+"""Prefixes of what may lie among the weights and draws nothing: perceptual loss, discriminator, counters, averages."""
 
 LEAVES = {
     "query": "q",
@@ -27,6 +38,15 @@ LEAVES = {
     "shortcut": "nin_shortcut",
 }
 """Our names within a block, and taming-transformers' where they differ."""
+
+
+def drawing(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """The weights that draw, and in words what else there is, which is put aside knowingly."""
+    needed = {name: value for name, value in weights.items() if not name.startswith(TRAINING_ONLY)}
+    if len(needed) == len(weights):
+        return needed, ()
+    kinds = ", ".join(prefix for prefix in TRAINING_ONLY if any(name.startswith(prefix) for name in weights))
+    return needed, (f"{len(weights) - len(needed)} tensors that only training needs: {kinds}",)
 
 
 def vqgan_part(
@@ -167,13 +187,14 @@ def _check_described(path: Path, config: ImageTokenizerConfig, described: Mappin
     if described.get("double_z") or described.get("give_pre_end"):
         raise CheckpointError(f"{path} has double_z or give_pre_end, which no image tokenizer of this family has")
     resolutions = {config.image_size >> level: level for level in range(len(config.widths))}
-    levels = {resolutions[size] for size in described.get("attn_resolutions", ()) if size in resolutions}
+    sizes = described.get("attn_resolutions")
+    levels = None if sizes is None else sorted({resolutions[size] for size in sizes if size in resolutions})
     widths = [described["ch"] * times for times in described["ch_mult"]] if "ch" in described else None
     facts = {
         "ch": (described.get("ch"), config.base_width),
         "ch * ch_mult": (widths, list(config.widths)),
         "num_res_blocks": (described.get("num_res_blocks"), config.num_res_blocks),
-        "levels of attn_resolutions": (sorted(levels), list(config.attention_levels)),
+        "levels of attn_resolutions": (levels, list(config.attention_levels)),
         "z_channels": (described.get("z_channels"), config.z_channels),
         "embed_dim": (described.get("embed_dim"), config.codebook_dim),
         "n_embed": (described.get("n_embed"), config.codebook_size),
