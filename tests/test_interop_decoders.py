@@ -431,6 +431,28 @@ def test_dalle_pytorch_of_other_shapes_and_options(path: Path, tmp_path: Path) -
     assert torch.equal(model.sample(expected["text"], GREEDY).flatten(1), expected["greedy"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_with_a_wrapper_before_them(prefix: str, tmp_path: Path) -> None:
+    """What training on several devices, or compiling, leaves in a state_dict; and axial positions under newer names."""
+    content = torch.load(DATA / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
+    expected = load_file(DATA / "options/dalle-pytorch/plain_axial_pos.safetensors")
+    names = {name: prefix + name.replace("pos_emb.weights_", "pos_emb.weights.") for name in content["weights"]}
+    content["weights"] = {names[name]: value for name, value in content["weights"].items()}
+    torch.save(content, tmp_path / "dalle.pt")
+    llamagen = torch.load(DATA / "LlamaGen/t2i_stage.pt", weights_only=True)["model"]
+    (tmp_path / "b").mkdir()
+    torch.save({f"{prefix}{name}": value for name, value in llamagen.items()}, tmp_path / "b/t2i_stage.pt")
+    for file in ("vq_ds.pt", "t2i_config.json"):
+        shutil.copy(DATA / "LlamaGen" / file, tmp_path / "b")
+    import_checkpoint(tmp_path / "dalle.pt", tmp_path / "one")
+    import_checkpoint(tmp_path / "b", tmp_path / "two")
+    one, two = (dalle.load(tmp_path / name, device="cpu") for name in ("one", "two"))
+    assert distance(one.logits(expected["text"], expected["codes"]), expected["logits"]) < TOLERANCE
+    expected = golden.vectors("LlamaGen", "t2i.")
+    features = Features(values=expected["cond"], mask=expected["emb_mask"])
+    assert distance(two.logits(features, expected["image_tokens"]), expected["logits_masked"]) < TOLERANCE
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_dalle_pytorch_of_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
     """In half precision the angles of the rotary positions are rounded too, and the project draws with them so."""

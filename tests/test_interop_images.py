@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -369,6 +370,18 @@ def test_rudalle_with_wavelets(with_config: bool, tmp_path: Path) -> None:
     details = bands[:, 3:].reshape(2, 3, 3, 16, 16)
     for i, band in enumerate([(a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2]):
         assert distance(band, details[:, :, i]) < TOLERANCE
+
+
+def test_a_family_that_is_given_need_not_be_recognised_by_a_name(tmp_path: Path) -> None:
+    path = golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt")
+    assert path is not None
+    shutil.copy(path, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="is of no family that is known here"):
+        import_checkpoint(tmp_path / "last.ckpt", tmp_path / "model")
+    tokenizer, done = imported(tmp_path / "last.ckpt", tmp_path / "model", family="rudalle")
+    assert done.reason == "it was given" and isinstance(tokenizer, ImageTokenizer)
+    expected = golden.vectors("ru-dalle", "vae.")
+    assert torch.equal(tokenizer.encode(2 * expected["image"] - 1).flatten(1), expected["codes"].long())
 
 
 HPARAMS: dict[str, dict[str, Any]] = {

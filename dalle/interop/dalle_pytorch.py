@@ -173,7 +173,9 @@ def names_of(config: DiscreteVAEConfig) -> dict[str, str]:
 def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     params: dict[str, Any] = content["hparams"]
     inside = {
-        name: value for name, value in state_dict(path, content, "weights").items() if not name.startswith("vae.")
+        name.replace("image_pos_emb.weights.", "image_pos_emb.weights_"): value  # as newer versions of its package say
+        for name, value in state_dict(path, content, "weights").items()
+        if not name.startswith("vae.")
     }
     theirs = ForeignWeights(path, inside)
     if params.get("reversible"):

@@ -23,7 +23,7 @@ from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.weights import LazyTensor, Part
 
-__all__ = ["Converted", "Family", "Source", "fit", "state_dict", "take"]
+__all__ = ["Converted", "Family", "Source", "fit", "state_dict", "take", "unwrapped"]
 
 MAX_TEXT_BYTES = 64 << 20
 """Of a configuration or a vocabulary."""
@@ -156,10 +156,19 @@ def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
     else:
         if keys:
             raise CheckpointError(f"{path} has no {' or '.join(map(repr, keys))} with weights")
-    weights = {name: value for name, value in content.items() if isinstance(value, LazyTensor)}
+    weights = unwrapped({name: value for name, value in content.items() if isinstance(value, LazyTensor)})
     if not weights:
         raise CheckpointError(f"{path} has no weights")
     return weights
+
+
+def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What has names, without what torch's wrappers for training on several devices and for compiling put before all of
+    them."""
+    for wrapper in ("module.", "_orig_mod."):
+        if all(isinstance(name, str) and name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
+    return dict(weights)
 
 
 def fit(

@@ -26,7 +26,7 @@ from dalle.errors import CheckpointError
 from dalle.foreign_tokenizers import ClassTokenizer
 from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
-from dalle.interop.family import Converted, Family, Source, state_dict
+from dalle.interop.family import Converted, Family, Source, state_dict, unwrapped
 from dalle.interop.pickles import Stub
 from dalle.interop.vqgan import drawing, vqgan_part
 from dalle.sampling import SamplingParams
@@ -139,7 +139,7 @@ def _image_tokenizers(source: Source) -> list[Path]:
 def _names(source: Source, path: Path) -> Mapping[str, Any]:
     content = source.torch(path)
     found = next((content[key] for key in KEYS if isinstance(content, dict) and key in content), content)
-    return found if isinstance(found, dict) else {}
+    return unwrapped(found) if isinstance(found, dict) else {}
 
 
 def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...], str]:

@@ -34,7 +34,7 @@ def convert(source: Source) -> Converted:
     return Converted(
         image_tokenizer=part,
         about={
-            "licence": "code MIT; the weights are DALL-E mini's, Apache-2.0",
+            "licence": "code MIT; its card says MIT of the weights, which are converted from some without a licence",
             "project": "https://github.com/kuprel/min-dalle",
         },
         ignored=(f"the encoder-decoder Transformer: {', '.join(beside)}",) if beside else (),

@@ -24,7 +24,7 @@ __all__ = ["FAMILY"]
 CONFIG_FILE = "config.yaml"
 STAGE_1_FILE = "stage1_last.ckpt"
 STAGE_2_FILE = "stage2_last.ckpt"
-LICENCE = "code Apache-2.0; the published weights are CC-BY-NC-SA 4.0: not for commercial use"
+LICENCE = "code Apache-2.0; the published weights of stage 2 are CC-BY-NC-SA 4.0: not for commercial use"
 
 DEFAULT_HEADS = 24
 DEFAULT_RESOLUTION = 256

@@ -16,7 +16,7 @@ from dalle.weights import LazyTensor, Part
 
 __all__ = ["FAMILY", "dvae_part", "names_of"]
 
-LICENCE = "code and published weights under OpenAI's modified MIT licence"
+LICENCE = "code and published weights under OpenAI's modified MIT licence: say clearly that the model was used"
 DEFAULT_IMAGE_SIZE = 256
 CLASSES = {"encoder": "dall_e.encoder.Encoder", "decoder": "dall_e.decoder.Decoder"}
 

@@ -17,7 +17,7 @@ from dalle.decoder_config import DecoderConfig
 from dalle.errors import CheckpointError
 from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part
-from dalle.interop.family import Converted, Family, Source, state_dict, take
+from dalle.interop.family import Converted, Family, Source, state_dict, take, unwrapped
 from dalle.interop.vqgan import described_vqgan, drawing, vqgan_part
 from dalle.sequence import RowLayout
 from dalle.weights import LazyTensor, Part
@@ -53,7 +53,8 @@ def recognise(source: Source) -> str | None:
 
 def convert(source: Source) -> Converted:
     decoder, text_tokenizer = None, None
-    found = _image_tokenizers(source)
+    # whoever says that it is one of these may have given it another name
+    found = _image_tokenizers(source) or _gumbel(source)
     if decoders := _decoders(source):
         decoder = _decoder(source, source.only(decoders, "pytorch_model_v*.bin", "the decoder"))
         assert isinstance(decoder.config, DecoderConfig)
@@ -71,7 +72,7 @@ def convert(source: Source) -> Converted:
         decoder=decoder,
         text_tokenizer=text_tokenizer,
         about={
-            "licence": "code Apache-2.0; the published weights under the project's own terms, see its model cards",
+            "licence": "code Apache-2.0; for the published weights the authors refer to it, their cards name none",
             "project": "https://github.com/ai-forever/ru-dalle",
         },
         ignored=(*ignored, *others),
@@ -84,16 +85,17 @@ def _decoders(source: Source) -> list[Path]:
     return [
         path
         for path in source.find("*.bin", "*.pt", "*.pth")
-        if isinstance(content := source.torch(path), dict) and names <= {*content}
+        if isinstance(content := source.torch(path), dict) and names <= {*unwrapped(content)}
     ]
 
 
 def _image_tokenizers(source: Source) -> list[Path]:
-    return [
-        path
-        for path in source.find("*.ckpt")
-        if _has_wavelets(source, path) or ("gumbelf8" in path.name and "quantize.proj.weight" in _weights(source, path))
-    ]
+    named = [path for path in _gumbel(source) if "gumbelf8" in path.name]
+    return [path for path in source.find("*.ckpt") if path in named or _has_wavelets(source, path)]
+
+
+def _gumbel(source: Source) -> list[Path]:
+    return [path for path in source.find("*.ckpt") if "quantize.proj.weight" in _weights(source, path)]
 
 
 def _weights(source: Source, path: Path) -> dict[str, LazyTensor]:

@@ -13,7 +13,7 @@ from dalle.interop.vqgan import described_vqgan, drawing
 
 __all__ = ["FAMILY"]
 
-LICENCE = "code MIT; of the published weights the project says no more"
+LICENCE = "code MIT; the published weights have none: ask their authors"
 
 
 def _configs(source: Source) -> list[Path]:

@@ -23,6 +23,7 @@ __all__ = ["FAMILY", "write_vqgan_jax"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "flax_model.msgpack"
+LICENCE = "the project gives none for its code, nor do its published weights have one: see docs/interop.md"
 RANGE_KEY = "pixel_range"
 """Ours, in their config.json: written where pixels are not in [0, 1], which is what the project takes for granted."""
 
@@ -82,7 +83,7 @@ def convert(source: Source) -> Converted:
     return Converted(
         image_tokenizer=part,
         about={
-            "licence": "code Apache-2.0; the weights of DALL-E mini's are Apache-2.0 too",
+            "licence": LICENCE,
             "project": "https://github.com/patil-suraj/vqgan-jax",
         },
         derived=("pixels: [0, 1] in the network, as DALL-E mini uses it",) if RANGE_KEY not in described else (),
