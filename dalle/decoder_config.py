@@ -69,8 +69,7 @@ class DecoderConfig(Config):
     rotary_values: bool = False
     """Turn values too, as DALLE-pytorch does."""
     rotary_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What the angles of `rotary_text_image` are rounded to: DALLE-pytorch stores those of a model in half precision so,
-    and draws with them."""
+    """What angles of `rotary_text_image` are rounded to, as DALLE-pytorch does in a model of half precision."""
     token_shift: bool = False
     """Take half of the input channels of each branch from the token before and, on the grid, above (RWKV;
     DALLE-pytorch)."""
