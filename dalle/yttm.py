@@ -19,6 +19,8 @@ __all__ = ["YouTokenToMe"]
 
 SPACE = "\u2581"
 SPECIAL = ("<UNK>", "<PAD>", "<BOS>", "<EOS>")
+MAX_CHARACTERS = 1 << 24
+"""Of all tokens: each merge may double the longest one, and a page of them would fill any memory."""
 # isspace in the C locale, and the sign that stands for a space
 WORD = re.compile(f"[^ \t\n\v\f\r{SPACE}]+")
 
@@ -40,7 +42,11 @@ class YouTokenToMe:
             self._pieces = {id_: piece for id_, piece in named if id_ >= 0} | {
                 id_: piece for piece, id_ in self._ids.items()
             }
+            length = 0
             for left, right, token in merges:
+                length += len(self._pieces[left]) + len(self._pieces[right])
+                if length > MAX_CHARACTERS:
+                    raise ValueError(f"its tokens have more than {MAX_CHARACTERS} characters together")
                 self._pieces[token] = self._pieces[left] + self._pieces[right]
             if sorted(self._pieces) != list(range(len(self._pieces))) or SPACE not in self._ids:
                 raise ValueError("its ids are not 0, 1, 2, ... or it knows no space")

@@ -59,6 +59,7 @@ def test_words_and_what_is_unknown() -> None:
         MODEL.replace("9601", "9602"),
         MODEL.replace("97 5", "-1 5"),
         MODEL.replace("1 0 2 3", "1 0 2"),
+        "\n".join(["1 60", "9601 4", *(f"{i} {i} {i + 1}" for i in range(4, 64)), "1 0 2 3"]),
         MODEL[:30],
     ],
 )
