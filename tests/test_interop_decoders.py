@@ -265,6 +265,9 @@ def test_llamagen_of_another_shape(tmp_path: Path) -> None:
     torch.save({"model": peer.w}, tmp_path / "theirs/c2i_Z_384.pt")
     with pytest.raises(CheckpointError, match="does not say how many heads its 48 channels have"):
         import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    (tmp_path / "theirs/c2i_config.json").write_text(json.dumps({"n_head": 6, "block_size": 10**10}))
+    with pytest.raises(CheckpointError, match=r"is said to draw 100000 x 100000 codes; the limit is 128"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
     arguments = {"model_type": "c2i", "dim": 48, "n_layer": 2, "n_head": 6, "rope_base": 500, "block_size": 9}
     (tmp_path / "theirs/c2i_config.json").write_text(json.dumps(arguments))
     import_checkpoint(tmp_path / "theirs", tmp_path / "ours")

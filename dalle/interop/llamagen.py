@@ -38,6 +38,7 @@ MIDDLE = ("block_1", "attn_1", "block_2")
 DEFAULT_IMAGE_SIZE = 256
 DEFAULT_NUM_LEVELS = 5
 """Of an image tokenizer with 16 pixels per code, which all the project's programs take if they are told nothing."""
+MAX_SIDE = 128
 KEYS = ("model", "ema", "module", "state_dict")
 """Where weights are, the first of them that is there, as the project's own programs look."""
 NUM_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
@@ -298,10 +299,14 @@ def _arguments(content: Any) -> dict[str, Any]:
 
 def _grid_side(path: Path, described: Mapping[str, Any], factor: int) -> int:
     if type(described.get("block_size")) is int:
-        return grid_side(path, described["block_size"])
-    said = [int(number) for number in re.findall(r"\d+", path.stem)]
-    size = next((number for number in reversed(said) if number >= 128 and number % factor == 0), DEFAULT_IMAGE_SIZE)
-    return size // factor
+        side = grid_side(path, described["block_size"])
+    else:
+        said = [int(number) for number in re.findall(r"\d+", path.stem)]
+        usual = (number for number in reversed(said) if number >= 128 and number % factor == 0)
+        side = next(usual, DEFAULT_IMAGE_SIZE) // factor
+    if side > MAX_SIDE:  # no weight says it, and masks grow with its fourth power
+        raise CheckpointError(f"{path} is said to draw {side} x {side} codes; the limit is {MAX_SIDE} x {MAX_SIDE}")
+    return side
 
 
 FAMILY = Family(
