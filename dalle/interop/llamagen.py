@@ -302,7 +302,7 @@ def _grid_side(path: Path, described: Mapping[str, Any], factor: int) -> int:
         side = grid_side(path, described["block_size"])
     else:
         said = [int(number) for number in re.findall(r"\d+", path.stem)]
-        usual = (number for number in reversed(said) if number >= 128 and number % factor == 0)
+        usual = (number for number in reversed(said) if 128 <= number <= MAX_SIDE * factor and number % factor == 0)
         side = next(usual, DEFAULT_IMAGE_SIZE) // factor
     if side > MAX_SIDE:  # no weight says it, and masks grow with its fourth power
         raise CheckpointError(f"{path} is said to draw {side} x {side} codes; the limit is {MAX_SIDE} x {MAX_SIDE}")
