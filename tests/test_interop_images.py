@@ -445,7 +445,7 @@ def test_image_tokenizers_that_dalle_pytorch_downloads(named: bool, tmp_path: Pa
         side, _, rest = name.partition(".")
         leaf = "w" if rest.endswith("weight") else "b"
         weights[f"vae.{side[:3]}.{rest.rpartition('.')[0]}.{leaf}"] = value
-    content = {"hparams": {}, "vae_params": None, "weights": weights}
+    content: dict[str, Any] = {"hparams": {}, "vae_params": None, "weights": weights}
     content |= {"vae_class_name": "OpenAIDiscreteVAE"} if named else {}
     torch.save(content, tmp_path / "openai.pt")
     tokenizer = image_part(tmp_path / "openai.pt", tmp_path / "a")

@@ -223,13 +223,28 @@ def test_sizes_are_compared_with_the_file(tmp_path: Path) -> None:
     assert "its storage 0 is missing, compressed or of another size" in refusal(rewritten(fresh(), numel, huge))
     assert "a tensor that is none" in refusal(rewritten(fresh(), strides, b"J\xff\xff\xff\xffK\x01\x86"))
 
-    path = fresh()
+    assert "its storage 0 is missing, compressed or of another size" in refusal(deflated(fresh(), "/data/0"))
+
+
+def deflated(path: Path, suffix: str, content: bytes | None = None) -> Path:
+    """The archive with one entry compressed, and maybe replaced."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
-            archive.writestr(name, data)
-    assert "its storage 0 is missing, compressed or of another size" in refusal(path)
+            kind = zipfile.ZIP_DEFLATED if name.endswith(suffix) else zipfile.ZIP_STORED
+            archive.writestr(name, content if content is not None and name.endswith(suffix) else data, kind)
+    return path
+
+
+def test_small_archives_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """Sixteen thousand bytes on the disk, sixteen million in the archive, gigabytes when they are unpickled."""
+    path = save({"weight": torch.zeros(3)}, tmp_path / "a.pt")
+    sets = b"\x80\x04(" + b"\x8f" * (15 << 20) + b"l."
+    assert "its data.pkl is compressed, which torch.save does not do" in refusal(deflated(path, "/data.pkl", sets))
+    assert path.stat().st_size < 20_000
+    path = save({"weight": torch.zeros(3)}, tmp_path / "a.pt")
+    assert "its byteorder has more than 16 MB" in refusal(deflated(path, "/byteorder", bytes(17 << 20)))
 
 
 def test_a_zip_file_of_something_else(tmp_path: Path) -> None:
@@ -238,8 +253,8 @@ def test_a_zip_file_of_something_else(tmp_path: Path) -> None:
     assert "none of torch.save's" in refusal(tmp_path / "a.pt")
     assert "cannot be read" in refusal(tmp_path / "missing.pt")
     with zipfile.ZipFile(tmp_path / "big.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("big/data.pkl", bytes(65 << 20))
-    assert "its data.pkl has more than 64 MB" in refusal(tmp_path / "big.pt")
+        archive.writestr("big/data.pkl", bytes(17 << 20))
+    assert "its data.pkl has more than 16 MB" in refusal(tmp_path / "big.pt")
 
 
 def test_a_module_that_was_pickled_whole(tmp_path: Path) -> None:
