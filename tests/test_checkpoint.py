@@ -14,7 +14,8 @@ from conftest import CAPTIONS, lively_decoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dalle.checkpoint import file_digest, load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint_files import file_digest
 from dalle.errors import CheckpointError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.sampling import SamplingParams
