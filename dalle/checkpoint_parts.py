@@ -92,12 +92,14 @@ def stored_names(network: nn.Module) -> dict[str, str]:
 
 
 def read_text_tokenizer(folder: Path, config: dict[str, Any]) -> PromptTokenizer | None:
+    """None if the model has none."""
     if config["format_version"] > 1 and "text_tokenizer" not in config:
         return None
     return load_text_tokenizer(config.get("text_tokenizer", TextTokenizer.kind), listed(folder, config, TOKENIZER_FILE))
 
 
 def read_sampling(folder: Path, config: dict[str, Any]) -> SamplingParams:
+    """What the model draws best with."""
     try:
         return SamplingParams.from_dict(config["sampling"])
     except (ConfigError, ParameterError) as error:
