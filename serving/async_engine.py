@@ -4,7 +4,8 @@ One thread touches the engine, the schedule and every tensor; the event loop onl
 never waits for a step. Before each step the thread looks at what was asked of it since the last one, so that a
 cancelled job leaves its slots within one step. Codes become pixels on the same thread, right after the step that drew
 the last of them: on a CPU a second pool of threads would fight the first one for the cores, and on a GPU the work is
-queued in order anyway. Prompts become text ids before the thread sees them, and pixels become PNGs after (`delivery`), on others.
+queued in order anyway. Prompts become text ids before the thread sees them, and pixels become PNGs after (`delivery`),
+on others.
 """
 
 import asyncio
