@@ -1,4 +1,5 @@
-"""The `dalle` command: `generate`, `show`, `models`, `import`, `export`; and `verify` and `decode` of `dalle.replay`.
+"""The `dalle` command: `generate`, `show`, `models`; with `import` and `export` from `dalle.exchange`, and `verify` and
+`decode` from `dalle.replay`.
 
 Exit codes: 0 done, 1 a picture that is not what it says (`verify`), 2 a caller's mistake (one line on stderr), 130
 interrupted. Pictures are written one by one as they are finished, whole or not at all, so whatever stops the command,
@@ -20,8 +21,9 @@ from tqdm import tqdm
 from dalle.console import CannotWriteError, mistakes_in_words, prepare_folder, print_error, write_file
 from dalle.engine import StepResult
 from dalle.errors import CheckpointError, DalleError
+from dalle.exchange import export_model, import_model
 from dalle.images import contact_sheet, encode_image, load_image
-from dalle.model_store import DEFAULT_MODEL, describe_model, find_model, list_models
+from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_kept_mask, read_receipt
 from dalle.replay import decode, verify
@@ -214,70 +216,8 @@ def models() -> None:
             raise typer.Exit(2)
 
 
-@app.command("import", no_args_is_help=True)
-def import_model(
-    path: Annotated[Path, typer.Argument(help="Its folder, or the one file that it is in.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model directory to write; its name is the model's.")],
-    family: Annotated[
-        str | None, typer.Option(help="Take it for a checkpoint of this family, whatever it looks like.")
-    ] = None,
-) -> None:
-    """Turn a checkpoint of another project into a model directory, once.
-
-    The family is found out from the files: vqgan-jax, taming (taming-transformers:
-    VQModel, GumbelVQ), mindalle (minDALL-E), llamagen (LlamaGen), dalle-pytorch,
-    rudalle (ruDALL-E), min-dalle (its detokenizer), openai-dvae.
-    docs/interop.md tells which files each consists of, what is not read and why,
-    and under which licence its published weights are.
-
-    Nothing in the files is run: pickles are read by a reader that knows tensors and
-    refuses the rest. The directory is written whole or not at all, and read back
-    before it takes its place. A model as large as the disk needs little memory.
-
-        dalle import vqgan_imagenet_f16_16384 --out models/vqgan-f16
-        dalle import logs/2021-04-23_my-vqgan --out models/mine
-        DALLE_MODELS=models dalle models
-    """
-    from dalle.interop.convert import import_checkpoint  # foreign formats are nobody else's concern
-
-    with mistakes_in_words(), tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
-
-        def on_written(num_bytes: int) -> None:
-            bar.update(num_bytes)
-
-        done = import_checkpoint(path, out, family=family, on_start=bar.reset, on_written=on_written)
-        bar.close()
-        converted = done.converted
-        lines = [
-            ("family", f"{done.family}: {done.reason}"),
-            *(("read", str(file)) for file in done.read),
-            *(("ignored", text) for text in converted.ignored),
-            *(("derived", text) for text in converted.derived),
-            *converted.about.items(),
-        ]
-        print("\n".join(f"{key:<9}{printable(text)}" for key, text in lines))
-        print(printable(describe_model(out)))
-
-
-@app.command("export", no_args_is_help=True)
-def export_model(
-    model: Annotated[str, typer.Argument(help="Name (see `dalle models`) or directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not be there yet.")],
-    to: Annotated[
-        str, typer.Option(help="vqgan-jax: the image tokenizer, as that project reads it; hf: safetensors and JSON.")
-    ] = "hf",
-) -> None:
-    """Write a model for other projects to read; docs/interop.md tells names and files.
-
-    dalle export models/mine --to vqgan-jax --out mine-jax
-    """
-    from dalle.interop.export import export_checkpoint
-
-    with mistakes_in_words():
-        export_checkpoint(find_model(model), to, out)
-        print(f"{to}: {out}")
-
-
+app.command("import", no_args_is_help=True)(import_model)
+app.command("export", no_args_is_help=True)(export_model)
 app.command()(verify)
 app.command()(decode)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from dalle.errors import ConfigError
 
-__all__ = ["Config", "require"]
+__all__ = ["Config", "require", "require_at_least", "require_multiple"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -38,6 +38,20 @@ class Config:
             has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
             require(name in converted or has_default, f"{cls.__name__} needs the key {name!r}")
         return cls(**converted)
+
+
+def require_at_least(config: Config, minimum: int, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is at least so much."""
+    for name in names:
+        value = getattr(config, name)
+        require(value >= minimum, f"{name} is {value}; it must be at least {minimum}")
+
+
+def require_multiple(config: Config, divisor: int, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is a positive multiple of the divisor."""
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0 and value % divisor == 0, f"{name} is {value}; it must be a multiple of {divisor}")
 
 
 def _to_json(value: Any) -> Any:

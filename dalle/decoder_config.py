@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from dalle.attention import Pattern
-from dalle.config import Config, require
+from dalle.config import Config, require, require_at_least
 from dalle.sequence import RowLayout
 
 __all__ = ["DecoderConfig"]
@@ -94,11 +94,8 @@ class DecoderConfig(Config):
     """Use the embedding of the tokens, text and image, as the head too."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "text_vocab_size text_length codebook_size grid_height grid_width width depth num_heads num_kv_heads "
-            "head_dim mlp_width convolution_size"
-        ).split():
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require_at_least(self, 1, *"text_vocab_size text_length codebook_size grid_height grid_width".split())
+        require_at_least(self, 1, *"width depth num_heads num_kv_heads head_dim mlp_width convolution_size".split())
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import Config, require
+from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.image_tokenizer import check_codes, check_images
 
 __all__ = ["DiscreteVAE", "DiscreteVAEConfig"]
@@ -38,16 +38,12 @@ class DiscreteVAEConfig(Config):
 
     def __post_init__(self) -> None:
         require(self.num_layers < self.image_size.bit_length(), f"num_layers is {self.num_layers}, which is too many")
-        for name in ("num_layers", "width", "codebook_dim"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        require_at_least(self, 1, "num_layers", "width", "codebook_dim")
         require(self.num_res_blocks >= 0, f"num_res_blocks is {self.num_res_blocks}; it must not be negative")
-        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
+        require_at_least(self, 2, "codebook_size")
         require(len(self.pixel_mean) == len(self.pixel_std) == 3, "pixel_mean and pixel_std need three numbers each")
         require(all(std > 0 for std in self.pixel_std), f"pixel_std is {self.pixel_std}; it must be above 0")
-        require(
-            self.image_size > 0 and self.image_size % self.factor == 0,
-            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
-        )
+        require_multiple(self, self.factor, "image_size")
 
     @property
     def factor(self) -> int:

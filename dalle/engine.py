@@ -16,49 +16,19 @@ Every picture of a model has the same number of codes, so when a request will be
 import dataclasses
 import heapq
 import itertools
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dalle.errors import EngineError
-from dalle.sampling import FilterParams, SamplingParams, check_seed, guide, gumbel_noise, sample
+from dalle.prefill import Prefill
+from dalle.request import NOT_TRAINED_FOR_GUIDANCE, Request, check_request
+from dalle.sampling import FilterParams, guide, gumbel_noise, sample
 from dalle.transformer import Decoder
 
-__all__ = ["Engine", "Request", "StepResult", "finish_steps"]
-
-PREFILLS_KEPT = 16
-NOT_TRAINED_FOR_GUIDANCE = "this model was never trained without captions, so there is nothing to lead away from: use 1"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """One picture to draw."""
-
-    text_ids: Tensor
-    """(T,) int64: the condition: a caption's row, a class label, or which features count."""
-    null_ids: Tensor | None = None
-    """(T,) int64: what guidance leads away from: the null caption, or a negative prompt. Needed if guided."""
-    features: Tensor | None = None
-    """(T, feature_width): the condition of a model of features."""
-    null_features: Tensor | None = None
-    """(T, feature_width): their part of what guidance leads away from."""
-    params: SamplingParams
-    seed: int
-    index: int = 0
-    """Of the picture among those with the same seed."""
-    kept: Tensor | None = None
-    """(N,) int64: codes that are given, and -1 where one is to be drawn. Those before the first -1 cost no step."""
-
-    @property
-    def conditions(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Ids and features of each of its rows: with the caption and, if it is guided, without."""
-        conditions = [(self.text_ids, self.features)]
-        if self.params.guided:
-            assert self.null_ids is not None
-            conditions.append((self.null_ids, self.null_features))
-        return conditions
+__all__ = ["NOT_TRAINED_FOR_GUIDANCE", "Engine", "Request", "StepResult", "finish_steps"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,11 +49,6 @@ class _Active:
     request: Request
     slots: list[int]
     codes: list[int]
-
-
-def _given_first(request: Request) -> list[int]:
-    """The codes that are kept before the first one to be drawn."""
-    return [] if request.kept is None else list(itertools.takewhile(lambda code: code >= 0, request.kept.tolist()))
 
 
 def finish_steps(active: Sequence[tuple[int, int]], waiting: Sequence[tuple[int, int]], num_free: int) -> list[int]:
@@ -128,7 +93,7 @@ class Engine:
         self._buckets = sorted({*buckets, num_slots})
         self._free = list(range(num_slots))
         """A heap: the lowest free slot is taken first, so that busy ones gather in the smallest bucket."""
-        self._prefills: OrderedDict[bytes, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+        self._prefill = Prefill(decoder, self.cache)
 
     @property
     def num_active(self) -> int:
@@ -151,7 +116,7 @@ class Engine:
         leave nothing to draw, an index outside [0, 2^31), guidance without `null_ids` or of a model that was not
         trained for it; `ParameterError` for a bad seed.
         """
-        self._check(request)
+        check_request(request, self.decoder.config)
         request_id = next(self._ids)
         self._waiting.append((request_id, request))
         return request_id
@@ -199,7 +164,7 @@ class Engine:
         if all(request_id != waiting for waiting, _ in self._waiting):
             raise EngineError(f"request {request_id} is not in the engine: it is finished, cancelled or unknown")
         active = [(self._num_left(entry), len(entry.slots)) for entry in self._active.values()]
-        waiting = [(self._num_codes_to_draw(entry), self._num_rows(entry)) for _, entry in self._waiting]
+        waiting = [(self.layout.num_codes - len(entry.given_first), entry.num_rows) for _, entry in self._waiting]
         places = [waiting_id for waiting_id, _ in self._waiting]
         return finish_steps(active, waiting, len(self._free))[places.index(request_id)]
 
@@ -218,85 +183,19 @@ class Engine:
         for slot in slots:
             heapq.heappush(self._free, slot)
 
-    # -- admission
-
-    def _check(self, request: Request) -> None:
-        if request.params.guided and not self.decoder.config.guidance:
-            raise EngineError(f"guidance_scale is {request.params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
-        if request.params.guided and request.null_ids is None:
-            raise EngineError(f"guidance_scale is {request.params.guidance_scale}, but there are no null_ids")
-        rows = [("text_ids", request.text_ids)]
-        rows += [("null_ids", request.null_ids)] if request.null_ids is not None else []
-        for name, ids in rows:
-            if ids.shape != (self.layout.text_length,):
-                raise EngineError(f"{name} has shape {tuple(ids.shape)}; expected ({self.layout.text_length},)")
-            if ids.dtype != torch.int64:
-                raise EngineError(f"{name} has dtype {ids.dtype}; expected torch.int64")
-            if not 0 <= int(ids.min()) <= int(ids.max()) < self.layout.num_text_ids:
-                raise EngineError(f"{name} has ids outside [0, {self.layout.num_text_ids})")
-        width = self.decoder.config.feature_width
-        shape = None if width is None else (self.layout.text_length, width)
-        for _, features in request.conditions:
-            found = None if features is None else tuple(features.shape)
-            if found != shape or (features is not None and not features.isfinite().all()):
-                raise EngineError(f"features have shape {found}; expected {shape}, of finite numbers")
-        if not 0 <= request.index < 2**31:
-            raise EngineError(f"index is {request.index}; it must be in [0, 2^31)")
-        check_seed(request.seed)
-        kept, size = request.kept, self.decoder.config.codebook_size
-        if kept is not None:
-            if kept.shape != (self.layout.num_codes,):
-                raise EngineError(f"kept has shape {tuple(kept.shape)}; expected ({self.layout.num_codes},)")
-            if kept.dtype != torch.int64:
-                raise EngineError(f"kept has dtype {kept.dtype}; expected torch.int64")
-            if not -1 <= int(kept.min()) <= int(kept.max()) < size:
-                raise EngineError(f"kept has codes outside [0, {size}), other than -1")
-            if int(kept.min()) >= 0:
-                raise EngineError("all codes are kept: there is nothing to draw")
-
-    @staticmethod
-    def _num_rows(request: Request) -> int:
-        return len(request.conditions)
-
-    def _num_codes_to_draw(self, request: Request) -> int:
-        return self.layout.num_codes - len(_given_first(request))
-
     def _num_left(self, active: _Active) -> int:
         return self.layout.num_codes - len(active.codes)
 
+    # -- admission
+
     def _admit(self) -> None:
-        while self._waiting and len(self._free) >= self._num_rows(self._waiting[0][1]):
+        while self._waiting and len(self._free) >= self._waiting[0][1].num_rows:
             request_id, request = self._waiting.popleft()
             slots = [heapq.heappop(self._free) for _ in request.conditions]
-            codes = _given_first(request)
+            codes = request.given_first
             for slot, (text_ids, features) in zip(slots, request.conditions, strict=True):
-                self._prefill(slot, text_ids, features, codes)
+                self._prefill.fill(slot, text_ids, features, codes)
             self._active[request_id] = _Active(request_id, request, slots, codes)
-
-    def _prefill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> None:
-        """Fill a slot with a row but for its last token. What the slots of the last few rows held is kept, since the
-        pictures of one prompt share theirs, and all prompts share the null caption."""
-        prefix = torch.tensor([codes], dtype=torch.int64)
-        row = self.layout.row(text_ids[None].cpu(), prefix)[:, :-1]
-        length = row.shape[1]
-        if features is not None:
-            features = features[None, :length].float().cpu().contiguous()
-        key = row.numpy().tobytes() + (b"" if features is None else features.numpy().tobytes())
-        if key in self._prefills:
-            self._prefills.move_to_end(key)
-            self.cache.fill_slot(slot, self._prefills[key])
-            return
-        self.cache.padding[slot] = False
-        if length:  # a class label alone is the last token
-            positions = torch.arange(length, device=self.device)[None]
-            view = self.cache.view(torch.tensor([slot], device=self.device), positions)
-            self.decoder(row.to(self.device), positions, view, self._placed(features))
-        self._prefills[key] = self.cache.copy_slot(slot, length)
-        if len(self._prefills) > PREFILLS_KEPT:
-            self._prefills.popitem(last=False)
-
-    def _placed(self, features: Tensor | None) -> Tensor | None:
-        return None if features is None else features.to(self.device, self.decoder.embedding.weight.dtype)
 
     # -- the step
 
@@ -318,8 +217,10 @@ class Engine:
                 if own_features is not None:
                     features = torch.zeros(bucket, *own_features[-1:].shape) if features is None else features
                     features[slot] = own_features[-1:]
+        if features is not None:
+            features = features.to(self.device, self.decoder.embedding.weight.dtype)
         view = self.cache.first_view(positions.to(self.device))
-        hidden = self.decoder(ids.to(self.device), view.positions, view, self._placed(features))
+        hidden = self.decoder(ids.to(self.device), view.positions, view, features)
         return self.decoder.image_logits(hidden[:, 0]).float()
 
     def _draw(self, active: list[_Active], logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Every field but the sizes has a default that is what the shipped model has alway
 import dataclasses
 from typing import Literal
 
-from dalle.config import Config, require
+from dalle.config import Config, require, require_at_least, require_multiple
 
 __all__ = ["ImageTokenizerConfig"]
 
@@ -60,11 +60,9 @@ class ImageTokenizerConfig(Config):
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
-        require(self.patch_size >= 1, f"patch_size is {self.patch_size}; it must be at least 1")
-        require(self.num_res_blocks >= 1, f"num_res_blocks is {self.num_res_blocks}; it must be at least 1")
-        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
-        require(self.codebook_dim >= 1, f"codebook_dim is {self.codebook_dim}; it must be at least 1")
-        require(self.norm_groups >= 1, f"norm_groups is {self.norm_groups}; it must be at least 1")
+        require_at_least(self, 1, "patch_size", "num_res_blocks")
+        require_at_least(self, 2, "codebook_size")
+        require_at_least(self, 1, "codebook_dim", "norm_groups")
         blank = self.blank_code
         require(
             blank is None or 0 <= blank < self.codebook_size,
@@ -84,10 +82,7 @@ class ImageTokenizerConfig(Config):
             )
         for level in self.attention_levels:
             require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")
-        require(
-            self.image_size > 0 and self.image_size % self.factor == 0,
-            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
-        )
+        require_multiple(self, self.factor, "image_size")
 
     @property
     def factor(self) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.config import Config, require
+from dalle.config import Config, require_at_least, require_multiple
 from dalle.image_tokenizer import check_codes, check_images
 
 __all__ = ["OpenAIDiscreteVAE", "OpenAIDiscreteVAEConfig"]
@@ -39,16 +39,10 @@ class OpenAIDiscreteVAEConfig(Config):
     codebook_size: int = 8192
 
     def __post_init__(self) -> None:
-        for name in ("codebook_dim", "encoder_blocks_per_group", "decoder_blocks_per_group"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("encoder_width", "decoder_width"):
-            width = getattr(self, name)
-            require(width >= 4 and width % 4 == 0, f"{name} is {width}; it must be a multiple of 4")
-        require(self.codebook_size >= 2, f"codebook_size is {self.codebook_size}; it must be at least 2")
-        require(
-            self.image_size > 0 and self.image_size % self.factor == 0,
-            f"image_size is {self.image_size}; it must be a multiple of {self.factor}",
-        )
+        require_at_least(self, 1, "codebook_dim", "encoder_blocks_per_group", "decoder_blocks_per_group")
+        require_multiple(self, 4, "encoder_width", "decoder_width")
+        require_at_least(self, 2, "codebook_size")
+        require_multiple(self, self.factor, "image_size")
 
     @property
     def factor(self) -> int:

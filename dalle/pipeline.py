@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.engine import Engine, Request, StepResult
+from dalle.engine import Engine, StepResult
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
+from dalle.request import Request
 from dalle.sampling import SamplingParams, check_seed
 from dalle.version import __version__
 

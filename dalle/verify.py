@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalle.checkpoint import file_digest
+from dalle.checkpoint_files import file_digest
 from dalle.engine import Engine
 from dalle.errors import DalleError, ImageError
 from dalle.images import open_image, to_rgb

@@ -4,37 +4,32 @@ One thread touches the engine, the schedule and every tensor; the event loop onl
 never waits for a step. Before each step the thread looks at what was asked of it since the last one, so that a
 cancelled job leaves its slots within one step. Codes become pixels on the same thread, right after the step that drew
 the last of them: on a CPU a second pool of threads would fight the first one for the cores, and on a GPU the work is
-queued in order anyway. Prompts become text ids before the thread sees them, and pixels become PNGs after, on others.
+queued in order anyway. Prompts become text ids before the thread sees them, and pixels become PNGs after (`delivery`),
+on others.
 """
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
-import hashlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator
 
 import torch
-from PIL import Image
 
-from dalle import __version__
 from dalle.engine import Engine, StepResult
 from dalle.errors import DalleError
-from dalle.images import encode_image
 from dalle.pipeline import DALLE
-from serving.jobs import Accepted, Drawn, EngineFailedError, Event, Job, ModelInfo, Preview, Refused
+from serving.delivery import Delivery
+from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
 from serving.open_jobs import OpenJob, OpenPicture, pictures_of, refusal_of, request_of
-from serving.pictures import preview
+from serving.reproducibility import fingerprint, self_test
 from serving.schedule import Schedule
 from serving.settings import ModelSettings
 
-__all__ = ["FAILED", "AsyncEngine"]
+__all__ = ["AsyncEngine"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +41,6 @@ CHECK_SECONDS = 5.0
 """How often somebody who waits for events looks whether the engine is still there."""
 STUCK_SECONDS = 60.0
 """A step that takes longer is a fault."""
-FAILED = Refused(status=500, code="engine_failed", message="the picture could not be made; try again")
 CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
 CANCELLED = Refused(status=409, code="request_cancelled", message="the request was cancelled")
 LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has passed before all pictures were drawn")
@@ -61,6 +55,7 @@ class AsyncEngine:
         self.metrics = EngineMetrics(settings.id)
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
+        self.fingerprint = fingerprint(model, settings, self.threads)
         self.num_rows = 0
         """Rows that have slots or wait for them."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
@@ -72,7 +67,7 @@ class AsyncEngine:
         """Jobs that were accepted; of the engine's thread alone."""
         self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
         """None wakes the thread."""
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._delivery = Delivery(model, self._schedule, self.metrics)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
         self._failure: BaseException | None = None
@@ -167,7 +162,7 @@ class AsyncEngine:
         self._closing = True
         self._arrivals.put(None)
         self._thread.join()
-        self._encoder.shutdown()
+        self._delivery.close()
 
     def info(self) -> ModelInfo:
         """What others must know of the model. Raises `EngineFailedError` as `check` does."""
@@ -185,30 +180,15 @@ class AsyncEngine:
             created=self.created,
         )
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Of all that decides the bytes of a picture besides the request."""
-        weight = self.model.decoder.embedding.weight
-        place = torch.cuda.get_device_name(weight.device) if weight.is_cuda else torch.backends.cpu.get_cpu_capability()
-        decides = (
-            self.model.digest,
-            __version__,
-            torch.__version__,
-            weight.device.type,
-            place,
-            str(weight.dtype),
-            self.settings.num_slots,
-            self.settings.mode,
-            self.threads,
-        )
-        return "fp_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
-
     # -- on the engine's thread
 
     def _run(self) -> None:
         try:
             torch.set_num_threads(self.threads)
-            self._test_itself()
+            self._schedule.step_seconds, self._schedule.decode_seconds = self_test(
+                self._engine, self.model, self.settings
+            )
+            self.metrics.slots.set(self.settings.num_slots)
             self._ready.set()
             while not (self._closing and not self._jobs and self._arrivals.empty()):
                 self._last_sign = time.monotonic()
@@ -223,22 +203,6 @@ class AsyncEngine:
             for one in list(self._known):
                 one.post(None)
             self._ready.set()
-
-    def _test_itself(self) -> None:
-        """Draw the same picture alone and in company, and see that it is the same."""
-        request = self.model.request(None, self.model.sampling, seed=0)
-        (alone,) = self._engine.run([request])
-        num_steps, start = self._engine.num_steps, time.monotonic()
-        others = [dataclasses.replace(request, seed=seed) for seed in range(1, self.settings.num_slots + 1)]
-        in_company = self._engine.run([*others, request])[-1]
-        self._schedule.step_seconds = (time.monotonic() - start) / (self._engine.num_steps - num_steps)
-        if self.settings.mode == "strict" and not torch.equal(alone, in_company):
-            raise RuntimeError("self-test: a picture depends on what is drawn beside it; this device needs mode fast")
-        for _ in range(2):  # the first one is slow
-            start = time.monotonic()
-            self.model.picture(None, None, request, alone)
-            self._schedule.decode_seconds = time.monotonic() - start
-        self.metrics.slots.set(self.settings.num_slots)
 
     def _take_arrivals(self) -> None:
         """Look at a few jobs that have come; with nothing to draw, wait for one."""
@@ -347,64 +311,13 @@ class AsyncEngine:
             try:
                 if key in result.finished:
                     del self._schedule.active[key]
-                    self._finish(picture, result.finished[key])
+                    self._delivery.drawn(picture, result.finished[key])
+                    picture.owner.num_open -= 1
+                    if not picture.owner.num_open:
+                        self._jobs.discard(picture.owner)
                 elif picture.previews and num_codes >= picture.previews[0]:
                     picture.previews.pop(0)
-                    self._preview(picture, self._engine.codes_so_far(key))
+                    self._delivery.preview(picture, self._engine.codes_so_far(key))
             except Exception:  # one picture's fault is not everybody's
                 logger.exception("a picture of the job %s could not be made", picture.owner.job.id)
                 self._stop(picture.owner, self._refused(FAILED))
-
-    @contextlib.contextmanager
-    def _decoding(self) -> Iterator[None]:
-        """Measures how long codes take to become pixels."""
-        start = time.monotonic()
-        yield
-        seconds = time.monotonic() - start
-        self._schedule.decode_seconds += 0.1 * (seconds - self._schedule.decode_seconds)
-        self.metrics.decode_seconds.observe(seconds)
-
-    def _finish(self, picture: OpenPicture, codes: torch.Tensor) -> None:
-        one, job = picture.owner, picture.owner.job
-        with self._decoding():
-            drawn = self.model.picture(job.prompt, job.negative_prompt, picture.request, codes)
-        text = drawn.receipt.to_text() if job.output_format == "png" else None
-        queue_seconds = picture.started - one.arrived
-        grid = [list(row) for row in drawn.receipt.codes]
-        self._encode(
-            one,
-            drawn.image,
-            text,
-            lambda image: Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds),
-        )
-        self.metrics.pictures.inc()
-        one.num_open -= 1
-        if not one.num_open:
-            self._jobs.discard(one)
-
-    def _preview(self, picture: OpenPicture, codes: torch.Tensor) -> None:
-        one, number, index, num_codes = picture.owner, picture.num_previews, picture.request.index, len(codes)
-        picture.num_previews += 1
-        if not one.previewed:
-            one.previewed = True
-            self.metrics.first_preview_seconds.observe(time.monotonic() - one.arrived)
-        with self._decoding():
-            image = preview(self.model, codes)
-        self._encode(
-            one, image, None, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
-        )
-
-    def _encode(
-        self, one: OpenJob, image: Image.Image, text: dict[str, str] | None, event: Callable[[bytes], Event]
-    ) -> None:
-        """Make the file of a picture beside the engine's thread, and post its event."""
-
-        def encode() -> None:
-            try:
-                job = one.job
-                one.post(event(encode_image(image, format=job.output_format, quality=job.quality, text=text)))
-            except Exception:
-                one.post(FAILED)
-                logger.exception("a picture could not be encoded")
-
-        self._encoder.submit(encode)

@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol
 
-from serving.async_engine import FAILED, AsyncEngine
-from serving.jobs import EngineFailedError, Event, Job, ModelInfo
+from serving.async_engine import AsyncEngine
+from serving.jobs import FAILED, EngineFailedError, Event, Job, ModelInfo
 
 __all__ = ["Backend", "LocalBackend"]
 

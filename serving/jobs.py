@@ -3,7 +3,18 @@
 import dataclasses
 from typing import Any, Literal
 
-__all__ = ["Accepted", "Drawn", "EngineFailedError", "Event", "Given", "Job", "ModelInfo", "Preview", "Refused"]
+__all__ = [
+    "FAILED",
+    "Accepted",
+    "Drawn",
+    "EngineFailedError",
+    "Event",
+    "Given",
+    "Job",
+    "ModelInfo",
+    "Preview",
+    "Refused",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,3 +124,7 @@ class ModelInfo:
 
 class EngineFailedError(RuntimeError):
     """An engine is gone or stuck: what it was drawing is lost, and may be drawn elsewhere."""
+
+
+FAILED = Refused(status=500, code="engine_failed", message="the picture could not be made; try again")
+"""What a caller is told of a fault of ours."""

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-from dalle.engine import Request
 from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
 from dalle.pipeline import DALLE
+from dalle.request import Request
 from dalle.sampling import SamplingParams
 from serving.jobs import Event, Job, Refused
 from serving.pictures import MaskError, kept_codes

@@ -8,8 +8,9 @@ import torch
 from conftest import FAMILIES, lively_decoder
 from torch import Tensor
 
-from dalle.engine import Engine, Request, finish_steps
+from dalle.engine import Engine, finish_steps
 from dalle.errors import EngineError, ParameterError
+from dalle.request import Request
 from dalle.sampling import SamplingParams
 from dalle.transformer import Decoder
 

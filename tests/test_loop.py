@@ -1,89 +1,19 @@
-"""The loop, with a small task of its own: schedule, averages, saving, stopping, and going on as if nothing had been."""
+"""The loop, with a small task of its own: schedule, averages, clipping, looking, batches from workers."""
 
 import json
 import math
-import multiprocessing
-import os
-import signal
-import time
-from collections.abc import Mapping
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from curves import logged_pictures, logged_scalars
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tasks import Line, config, run, steps_done
 from torch import Tensor, nn
 
 from dalle.errors import ConfigError, DataError
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, learning_rate_scale, train
-from training.run_folder import claim_folder, locked
-
-
-def config(**changes: Any) -> LoopConfig:
-    values: dict[str, Any] = {"steps": 12, "batch_size": 4, "warmup_steps": 3, "log_steps": 2, "look_steps": 5}
-    return LoopConfig(**(values | {"workers": 0, "device": "cpu", "precision": "float32"} | changes))
-
-
-class Line:
-    """Learns a plane from noisy points: a task whose batches, noise and state are all that matters here."""
-
-    def __init__(self, loop: LoopConfig) -> None:
-        self.loop = loop
-        torch.manual_seed(loop.seed)
-        self.model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
-        self.average = WeightAverage(self.model, decay=0.9)
-        matrices = [p for p in self.model.parameters() if p.ndim == 2]
-        others = [p for p in self.model.parameters() if p.ndim != 2]
-        self.muon = torch.optim.Muon(matrices, lr=0.02)
-        self.adam = torch.optim.AdamW(others, lr=0.01)
-        for optimizer, rate in ((self.muon, 0.02), (self.adam, 0.01)):
-            optimizer.param_groups[0]["peak_rate"] = rate
-        self.taken: list[int] = []
-
-    def state(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
-        return {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
-
-    def inputs(self) -> dict[str, str | int]:
-        return {"plane": "2x - y + 0.5"}
-
-    def batch(self, step: int) -> dict[str, Tensor]:
-        points = torch.randn(self.loop.batch_size, 2, generator=torch.Generator().manual_seed(step))
-        return {"points": points, "heights": points @ torch.tensor([[2.0], [-1.0]]) + 0.5}
-
-    def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        self.taken.append(step)
-        noise = 0.1 * torch.randn_like(batch["heights"])  # from the generator that the loop seeds for each step
-        loss = (self.model(batch["points"]) - batch["heights"] - noise).square().mean()
-        loss.backward()
-        scalars = clip_and_step([self.muon, self.adam], self.loop, step, loss.detach())
-        self.average.update(self.model)
-        return {"loss": loss} | scalars
-
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        weight = self.average.module.get_parameter("0.weight")
-        return {"length": float(weight.norm())}, {"weights": weight.detach().flatten().expand(3, 4, -1)}
-
-    def export(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        weights = {key: value.clone() for key, value in self.average.module.state_dict().items()}
-        save_file(weights, folder / "w.safetensors")
-
-
-def run(folder: Path, loop: LoopConfig, task: Line | None = None) -> bool:
-    while list(folder.glob(f"tensorboard/events.out.tfevents.{int(time.time()):010d}.*")):
-        time.sleep(
-            0.01
-        )  # TensorBoard reads the files of a run in the order of their names, which begin with the second
-    return train(task or Line(loop), loop, folder, loop.to_dict())
-
-
-def steps_done(folder: Path) -> int:
-    with safe_open(folder / "state.safetensors", framework="pt") as file:
-        return int(file.metadata()["step"])
+from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, learning_rate_scale
 
 
 @pytest.mark.parametrize(
@@ -221,81 +151,6 @@ def test_a_finished_run_is_exported_again_and_nothing_else(tmp_path: Path) -> No
     assert (tmp_path / "model" / "w.safetensors").read_bytes() == exported
 
 
-class Interrupted(Line):
-    """Something happens in the middle of a step."""
-
-    def __init__(self, loop: LoopConfig, at: int, what: Any) -> None:
-        super().__init__(loop)
-        self.at, self.what = at, what
-
-    def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        if step == self.at:
-            self.what()
-        return super().train_step(step, batch)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert (one / "state.safetensors").read_bytes() == (other / "state.safetensors").read_bytes()
-    assert (one / "model" / "w.safetensors").read_bytes() == (other / "model" / "w.safetensors").read_bytes()
-    assert logged_scalars(one) == logged_scalars(other)
-    assert logged_pictures(one) == logged_pictures(other)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "polite kill"])
-@pytest.mark.parametrize(("at", "workers"), [(0, 0), (4, 1), (10, 0)])
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, number: signal.Signals, at: int, workers: int
-) -> None:
-    loop = config(workers=workers)
-    run(tmp_path / "whole", loop)
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    stopped = Interrupted(loop, at, lambda: os.kill(os.getpid(), number))
-    assert not run(tmp_path / "parts", loop, stopped)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    assert stopped.taken[-1] == at, "the step is finished"
-    assert steps_done(tmp_path / "parts") == at + 1, "and saved"
-    assert not (tmp_path / "parts" / "model").exists()
-    rest = Line(loop)
-    assert run(tmp_path / "parts", loop, rest)
-    assert rest.taken == list(range(at + 1, 12))
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_stopping_in_the_last_step_is_finishing(tmp_path: Path) -> None:
-    assert run(tmp_path, config(), Interrupted(config(), 11, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    assert (tmp_path / "model").is_dir()
-
-
-@pytest.mark.parametrize("at", [0, 5, 11])
-@pytest.mark.parametrize("save_minutes", [0.0, 60.0], ids=["saved each step", "saved at the end"])
-def test_a_run_that_broke_down_goes_on_from_its_last_save(tmp_path: Path, at: int, save_minutes: float) -> None:
-    loop = config(save_minutes=save_minutes)
-
-    def break_down() -> None:
-        raise RuntimeError("a crash of some kind")
-
-    run(tmp_path / "whole", loop)
-    with pytest.raises(RuntimeError, match="a crash"):
-        run(tmp_path / "parts", loop, Interrupted(loop, at, break_down))
-    rest = Line(loop)
-    assert run(tmp_path / "parts", loop, rest)
-    assert rest.taken == list(range(at if save_minutes == 0 else 0, 12))
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-@pytest.mark.parametrize("at", [1, 3, 8])
-def test_a_killed_run_has_logged_what_it_will_not_log_again(tmp_path: Path, at: int) -> None:
-    loop = config(save_minutes=0.0)
-    run(tmp_path / "whole", loop)
-    killed = Interrupted(loop, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    child = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path / "parts", loop, killed))
-    child.start()
-    child.join(60)
-    assert child.exitcode == -signal.SIGKILL
-    assert run(tmp_path / "parts", loop)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
 class Diverging(Line):
     def batch(self, step: int) -> dict[str, Tensor]:
         batch = super().batch(step)
@@ -333,80 +188,3 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path) -> None:
         run(tmp_path / str(workers), config(workers=workers))
     weights = {(tmp_path / str(workers) / "model" / "w.safetensors").read_bytes() for workers in (0, 1)}
     assert len(weights) == 1
-
-
-def test_a_damaged_configuration_is_refused(tmp_path: Path) -> None:
-    claim_folder(tmp_path, {"steps": 1}, {"pairs": 2})
-    claim_folder(tmp_path, {"steps": 1}, {"pairs": 2})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "inputs.json"]
-    (tmp_path / "config.json").write_text('{"steps": ')
-    with pytest.raises(DataError, match=r"config\.json cannot be read"):
-        claim_folder(tmp_path, {"steps": 1}, {"pairs": 2})
-
-
-def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    loop = config(save_minutes=0.0)
-    run(tmp_path, loop)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    with pytest.raises(DataError) as caught:
-        run(tmp_path, config(save_minutes=0.0, seed=3))
-    assert str(caught.value) == (
-        f"{tmp_path} holds a run with seed = 0, not 3: resume it with its own, or give another --run folder"
-    )
-    with pytest.raises(DataError, match=r"holds a run with new = None, not 1"):
-        train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1})
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-
-
-def test_a_damaged_state_is_a_caller_s_matter(tmp_path: Path) -> None:
-    loop = config()
-    run(tmp_path, loop)
-    state = tmp_path / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"state\.safetensors cannot be read: .*; remove it to begin the run again"):
-        run(tmp_path, loop)
-    state.unlink()
-    assert run(tmp_path, loop)
-
-
-def test_a_half_written_state_is_never_read(tmp_path: Path) -> None:
-    """The process may die while it saves: the state of before is still there, under its name."""
-    loop = config(save_minutes=0.0)
-    run(tmp_path / "whole", loop)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", loop, Interrupted(loop, 8, _interrupt))
-    (tmp_path / "parts" / "state.safetensors.part").write_bytes(b"half of a state")
-    assert run(tmp_path / "parts", loop)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _hold(folder: Path, pipe: Connection) -> None:
-    with locked(folder):
-        pipe.send("locked")
-        pipe.recv()
-
-
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    here, there = multiprocessing.Pipe()
-    other = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, there))
-    other.start()
-    assert here.recv() == "locked"
-    with pytest.raises(DataError, match="another process trains in it"):
-        run(tmp_path, config())
-    other.kill()
-    other.join(60)
-    assert run(tmp_path, config()), "the lock ends with the process, however that ends"
-
-
-def test_a_run_resumes_on_its_own_inputs_only(tmp_path: Path) -> None:
-    class Elsewhere(Line):
-        def inputs(self) -> dict[str, str | int]:
-            return {"plane": "x + y"}
-
-    run(tmp_path, config())
-    with pytest.raises(DataError, match=r"holds a run with plane = '2x - y \+ 0\.5', not 'x \+ y'"):
-        run(tmp_path, config(), Elsewhere(config()))

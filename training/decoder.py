@@ -203,7 +203,8 @@ class DecoderTask:
         return numbers, {"drawn above real": self._draw(model)}
 
     def _draw(self, model: Decoder) -> Tensor:
-        from dalle.engine import Engine, Request
+        from dalle.engine import Engine
+        from dalle.request import Request
         from dalle.sampling import SamplingParams
 
         chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_LOOK_PICTURES).long()

@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.checkpoint import Checkpoint
-from dalle.engine import Engine, Request, StepResult
+from dalle.engine import Engine, StepResult
+from dalle.request import Request
 from dalle.sampling import SamplingParams
 from training.features import Gallery, PictureFeatures, batches, evenly, mean_features
 from training.measures import chance_recall, frechet_distance, nearest, standardised

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dalle.config import Config, require
+from dalle.config import Config, require, require_at_least
 from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
@@ -67,16 +67,14 @@ class LoopConfig(Config):
     save_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"steps is {self.steps}; it must be at least 1")
-        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        require_at_least(self, 1, "steps", "batch_size")
         require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
         for name in ("warmup_steps", "workers", "save_minutes"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         require(0 <= self.final_rate <= 1, f"final_rate is {self.final_rate}; it must be in [0, 1]")
         require(self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
         require(0 <= self.average_decay < 1, f"average_decay is {self.average_decay}; it must be in [0, 1)")
-        require(self.log_steps >= 1, f"log_steps is {self.log_steps}; it must be at least 1")
-        require(self.look_steps >= 1, f"look_steps is {self.look_steps}; it must be at least 1")
+        require_at_least(self, 1, "log_steps", "look_steps")
 
 
 class Task(Protocol):

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
-from dalle.config import Config, require
+from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -80,15 +80,9 @@ class VQTrainingConfig(Config):
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
         require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
-        require(self.perceptual_crop >= 16, f"perceptual_crop is {self.perceptual_crop}; it must be at least 16")
-        require(
-            self.discriminator_width >= 4 and self.discriminator_width % 4 == 0,
-            f"discriminator_width is {self.discriminator_width}; it must be a multiple of 4",
-        )
-        require(
-            self.discriminator_layers >= 1,
-            f"discriminator_layers is {self.discriminator_layers}; it must be at least 1",
-        )
+        require_at_least(self, 16, "perceptual_crop")
+        require_multiple(self, 4, "discriminator_width")
+        require_at_least(self, 1, "discriminator_layers")
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
 
 

@@ -1,0 +1,49 @@
+"""Prefill: a slot of the cache is filled with a row but for its last token, which is left to the first step.
+
+Each row runs alone, so that what a slot holds does not depend on what else was asked for.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from dalle.cache import KVCache
+from dalle.transformer import Decoder
+
+__all__ = ["Prefill"]
+
+PREFILLS_KEPT = 16
+
+
+class Prefill:
+    """Fills slots. What those of the last few rows held is kept, since the pictures of one prompt share theirs, and all
+    prompts share the null caption."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._kept: OrderedDict[bytes, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+
+    def fill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> None:
+        """Fill a slot with the row of text_ids (T,) or features (T, feature_width) and the codes given in front."""
+        weight = self._decoder.embedding.weight
+        prefix = torch.tensor([codes], dtype=torch.int64)
+        row = self._decoder.layout.row(text_ids[None].cpu(), prefix)[:, :-1]
+        length = row.shape[1]
+        if features is not None:
+            features = features[None, :length].float().cpu().contiguous()
+        key = row.numpy().tobytes() + (b"" if features is None else features.numpy().tobytes())
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            self._cache.fill_slot(slot, self._kept[key])
+            return
+        self._cache.padding[slot] = False
+        if length:  # a class label alone is the last token
+            positions = torch.arange(length, device=weight.device)[None]
+            view = self._cache.view(torch.tensor([slot], device=weight.device), positions)
+            placed = None if features is None else features.to(weight.device, weight.dtype)
+            self._decoder(row.to(weight.device), positions, view, placed)
+        self._kept[key] = self._cache.copy_slot(slot, length)
+        if len(self._kept) > PREFILLS_KEPT:
+            self._kept.popitem(last=False)

@@ -1,0 +1,54 @@
+"""What decides the bytes of a picture besides its request, and the test that nothing else does."""
+
+import dataclasses
+import hashlib
+import time
+
+import torch
+
+from dalle import __version__
+from dalle.engine import Engine
+from dalle.pipeline import DALLE
+from serving.settings import ModelSettings
+
+__all__ = ["fingerprint", "self_test"]
+
+
+def fingerprint(model: DALLE, settings: ModelSettings, threads: int) -> str:
+    """Of all that decides the bytes of a picture besides the request. `threads` are those that torch runs on."""
+    weight = model.decoder.embedding.weight
+    place = torch.cuda.get_device_name(weight.device) if weight.is_cuda else torch.backends.cpu.get_cpu_capability()
+    decides = (
+        model.digest,
+        __version__,
+        torch.__version__,
+        weight.device.type,
+        place,
+        str(weight.dtype),
+        settings.num_slots,
+        settings.mode,
+        threads,
+    )
+    return "fp_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
+
+
+def self_test(engine: Engine, model: DALLE, settings: ModelSettings) -> tuple[float, float]:
+    """Draw the same picture alone and in company, and see that it is the same.
+
+    Returns the seconds of a step with all slots busy, and those in which codes become pixels. Raises `RuntimeError` if
+    a picture depends on its company, unless the mode is `fast`, where it may.
+    """
+    request = model.request(None, model.sampling, seed=0)
+    (alone,) = engine.run([request])
+    num_steps, start = engine.num_steps, time.monotonic()
+    others = [dataclasses.replace(request, seed=seed) for seed in range(1, settings.num_slots + 1)]
+    in_company = engine.run([*others, request])[-1]
+    step_seconds = (time.monotonic() - start) / (engine.num_steps - num_steps)
+    if settings.mode == "strict" and not torch.equal(alone, in_company):
+        raise RuntimeError("self-test: a picture depends on what is drawn beside it; this device needs mode fast")
+    decode_seconds = 0.0
+    for _ in range(2):  # the first one is slow
+        start = time.monotonic()
+        model.picture(None, None, request, alone)
+        decode_seconds = time.monotonic() - start
+    return step_seconds, decode_seconds
