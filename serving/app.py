@@ -90,7 +90,9 @@ def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
     autoscaling = AutoscalingConfig(
         min_replicas=model.min_replicas,
         max_replicas=model.max_replicas,
-        policy=AutoscalingPolicy(policy_function=SlotsPolicy, policy_kwargs={"num_slots": model.num_slots}),
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=SlotsPolicy, policy_kwargs={"num_slots": model.num_slots}
+        ),
         upscale_delay_s=5,
     )
     deployment = serve.deployment(
