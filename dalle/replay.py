@@ -59,7 +59,7 @@ def verify(
             if verdict.kind not in ("good", "no receipt") or (named and verdict.kind == "no receipt"):
                 bad = True
                 tqdm.write(printable(f"{path}: {verdict.kind}: {verdict.reason}").replace("\n", " "))
-        print(", ".join(f"{number} {kind}" for kind, number in found.most_common()) or "there are no PNGs")
+        print(", ".join(f"{number} {kind}" for kind, number in found.most_common()))
         if bad:
             raise typer.Exit(1)
 
@@ -68,7 +68,10 @@ def _pictures(paths: list[Path]) -> Iterator[tuple[Path, bool]]:
     """Files, and whether they were named and not found in a folder."""
     for path in paths:
         if path.is_dir():
-            yield from ((one, False) for one in sorted(path.rglob("*.png")))
+            found = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".png")
+            if not found:
+                raise ImageError(f"there are no PNGs in {path}; other files have no receipts")
+            yield from ((one, False) for one in found)
         elif not path.exists():
             raise ImageError(f"there is no {path}")
         else:

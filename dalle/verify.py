@@ -71,6 +71,7 @@ class Verifier:
             with open_image(path, formats=("PNG",)) as image:
                 pixels = np.asarray(to_rgb(image), dtype=np.int16)
                 text = dict(image.text)  # type: ignore[attr-defined]  # of Pillow's PngImageFile
+                num_frames = getattr(image, "n_frames", 1)
         except ImageError as error:
             return Verdict(kind="damaged", reason=str(error))
         if not text.keys() & {"codes", "model_digest"}:
@@ -79,11 +80,16 @@ class Verifier:
             receipt = Receipt.from_text(text)
         except ImageError as error:
             return Verdict(kind="altered", reason=str(error))
+        if num_frames > 1:
+            return Verdict(kind="altered", reason=f"it has {num_frames} pictures in it, which a viewer shows in turns")
         model = self._model_of(receipt)
         if model is None:
             digest = f"{receipt.model_digest[:12]}..."
             return Verdict(kind="other model", reason=f"it is of the model {receipt.model[:80]!r}, digest {digest}")
-        fault = self._fault_of_pixels(model, receipt, pixels)
+        fault = None
+        if receipt.model != model.name:
+            fault = f"its model is called {receipt.model[:80]!r}, and the one of its digest {model.name!r}"
+        fault = fault or self._fault_of_pixels(model, receipt, pixels)
         if fault is None and self.resample:
             fault = self._fault_when_drawn_again(model, receipt)
         if fault is not None:

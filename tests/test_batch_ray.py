@@ -97,31 +97,36 @@ def test_what_is_killed_is_finished_by_another_run(
 
 
 @pytest.mark.parametrize(
-    ("resources", "asked", "size"),
+    ("nodes", "asked", "size"),
     [
-        ({"CPU": 8.0}, {}, 7),
-        ({"CPU": 8.0}, {"cpus": 3}, 2),
-        ({"CPU": 8.0}, {"workers": 7}, 7),
-        ({"CPU": 8.0}, {"num_shards": 2}, 2),
-        ({"CPU": 8.0, "GPU": 2.0}, {"gpus": 0.5}, 4),
+        ([{"CPU": 8.0}], {}, 7),
+        ([{"CPU": 8.0}], {"cpus": 3}, 2),
+        ([{"CPU": 8.0}], {"workers": 7}, 7),
+        ([{"CPU": 8.0}], {"num_shards": 2}, 2),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 0.5}, 4),
+        ([{"CPU": 2.0}] * 4, {"cpus": 2}, 3),
+        ([{"CPU": 8.0, "GPU": 3.0}], {"gpus": 0.7}, 3),
+        ([{"CPU": 8.0}, {"CPU": 0.0, "GPU": 1.0}], {"gpus": 1}, "on 2 nodes, of which .* there is room for 0"),
+        ([{"CPU": 2.0}] * 4, {"cpus": 4}, "1 workers of 4 CPUs do not fit in a cluster of 8 CPUs on 4 nodes"),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus": 1.5}, "gpus is 1.5; Ray gives a worker whole GPUs"),
         (
-            {"CPU": 2.0},
+            [{"CPU": 2.0}],
             {"workers": 2},
             "2 workers of 1 CPUs do not fit in a cluster of 2 CPUs, of which one must be left",
         ),
-        ({"CPU": 1.0}, {}, "there is room for 0"),
-        ({"CPU": 8.0}, {"gpus": 1}, "1 GPUs do not fit in a cluster of 8 CPUs and 0 GPUs"),
+        ([{"CPU": 1.0}], {}, "there is room for 0"),
+        ([{"CPU": 8.0}], {"gpus": 1}, "1 GPUs do not fit in a cluster of 8 CPUs and 0 GPUs"),
     ],
 )
 def test_a_pool_that_would_hang_is_refused(
-    resources: dict[str, float], asked: dict[str, float], size: int | str
+    nodes: list[dict[str, float]], asked: dict[str, float], size: int | str
 ) -> None:
     values = {"workers": None, "cpus": 1, "gpus": 0, "num_shards": 100} | asked
     if isinstance(size, int):
-        assert pool_size(resources, **values) == size  # type: ignore[arg-type]
+        assert pool_size(nodes, **values) == size  # type: ignore[arg-type]
     else:
         with pytest.raises(DalleError, match=size):
-            pool_size(resources, **values)  # type: ignore[arg-type]
+            pool_size(nodes, **values)  # type: ignore[arg-type]
 
 
 def test_the_command_refuses_a_pool_that_would_hang(model_folder: Path, prompts: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from batches import PROMPTS, contents, manifest, prompts_file, run
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from dalle import DALLE, Prefix
@@ -56,8 +57,18 @@ def altered(path: Path, change: str) -> None:
             image = image.resize((8, 8))
         case "prompt":
             receipt = dataclasses.replace(receipt, prompt="a green heart")
+        case "model":
+            receipt = dataclasses.replace(receipt, model="greater")
         case "seed":
             receipt = dataclasses.replace(receipt, seed=8)
+        case "index":
+            receipt = dataclasses.replace(receipt, index=1)
+        case "negative prompt":
+            receipt = dataclasses.replace(receipt, negative_prompt="a fish")
+        case "another temperature":
+            receipt = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"temperature": 5.0})
+        case "another parameter":
+            receipt = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"steps": 50})
         case "parameters":
             receipt = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"temperature": -1})
     write(path, image, receipt)
@@ -70,6 +81,7 @@ def altered(path: Path, change: str) -> None:
         ("a pixel", "0.4 % of its pixels are not what its codes give"),
         ("an impossible code", "ids up to 99; those of lively are 4 x 4 below 32"),
         ("another size", "it has 8 x 8 pixels, and its codes give 16 x 16"),
+        ("model", "its model is called 'greater', and the one of its digest 'lively'"),
     ],
 )
 def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path) -> None:
@@ -83,6 +95,10 @@ def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path
     [
         ("prompt", "codes are others"),
         ("seed", "codes are others"),
+        ("index", "codes are others"),
+        ("negative prompt", "codes are others"),
+        ("another temperature", "codes are others"),
+        ("another parameter", "it cannot have been drawn from what its receipt says"),
         ("parameters", "it cannot have been drawn from what its receipt says: temperature is -1"),
     ],
 )
@@ -151,3 +167,22 @@ def test_lines_that_cannot_be_decoded(change: dict[str, Any], message: str, mode
     code, said = dalle("decode", tmp_path / "m.jsonl", "--out", tmp_path / "out", "--model", model_folder)
     assert code == 2 and message in said
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_folder_without_pictures_is_not_good(drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, said = dalle("verify", tmp_path / "empty")
+    assert code == 2 and "there are no PNGs in" in said
+    drawn.rename(tmp_path / "empty/PICTURE.PNG")
+    assert dalle("verify", tmp_path / "empty") == (0, "1 good\n")
+
+
+def test_a_picture_that_moves_is_altered(drawn: Path) -> None:
+    """Its first frame is as it was drawn; a viewer shows the other."""
+    receipt, image = read_receipt(drawn), load_image(drawn)
+    text = PngInfo()
+    for name, value in receipt.to_text().items():
+        text.add_itxt(name, value)
+    image.save(drawn, pnginfo=text, save_all=True, append_images=[Image.new("RGB", image.size)])
+    code, said = dalle("verify", drawn)
+    assert code == 1 and "altered: it has 2 pictures in it" in said

@@ -11,8 +11,9 @@ import typer
 
 from dalle.errors import DalleError
 from dalle.model_store import DEFAULT_MODEL
+from dalle.pipeline import MAX_PICTURES
 from dalle.receipt import printable
-from serving.batch.driver import MISTAKE, Batch, run_batch
+from serving.batch.driver import INTERRUPTED, MISTAKE, Batch, run_batch
 from serving.batch.plan import PlanSettings
 
 __all__ = ["main"]
@@ -22,7 +23,9 @@ def batch(
     prompts: Annotated[str, typer.Argument(help="A file, or a URL of fsspec: .jsonl, .csv, .parquet or .txt.")],
     out: Annotated[str, typer.Option("--out", "-o", help="Folder, or URL such as s3://bucket/folder.")],
     model: Annotated[str, typer.Option(help="Name (see `dalle models`) or directory.")] = DEFAULT_MODEL,
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures of each prompt that does not say.")] = 1,
+    n: Annotated[
+        int, typer.Option("--n", "-n", min=1, max=MAX_PICTURES, help="Pictures of each prompt that does not say.")
+    ] = 1,
     seed: Annotated[
         int, typer.Option(min=0, help="A row without a seed gets one computed from this and its id, or line number.")
     ] = 0,
@@ -93,6 +96,9 @@ def batch(
             raise DalleError("--c2pa-certificate and --c2pa-key belong together")
         if c2pa_certificate is not None and (output_format != "png" or codes):
             raise DalleError("only PNGs are signed: leave out --format and --codes")
+        backend = backend or ("ray" if os.environ.get("RAY_ADDRESS") else "local")
+        if backend == "local" and (workers is not None or gpus):
+            raise DalleError("--workers and --gpus are of Ray: add --backend ray")
         code = run_batch(
             Batch(
                 prompts=prompts,
@@ -108,7 +114,7 @@ def batch(
                     signed=c2pa_certificate is not None,
                 ),
                 device=device,
-                backend=backend or ("ray" if os.environ.get("RAY_ADDRESS") else "local"),
+                backend=backend,
                 workers=workers,
                 threads=threads,
                 gpus=gpus,
@@ -125,6 +131,9 @@ def batch(
     except DalleError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         code = MISTAKE
+    except KeyboardInterrupt:  # before anything was drawn
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
     raise typer.Exit(code)
 
 

@@ -1,10 +1,14 @@
 """What a folder says of itself: `batch.json`, of which model and settings it is, and `log.jsonl`, with the times."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 import time
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
@@ -37,7 +41,8 @@ def read_description(storage: Storage) -> dict[str, Any] | None:
         return None
     try:
         described: dict[str, Any] = json.loads(content)
-        if described["format_version"] == 1 and described["computed"].keys() == {"num_slots", "threads"}:
+        known = described["computed"].keys() == {"num_slots", "threads"} and isinstance(described["of"], dict)
+        if described["format_version"] == 1 and known:
             return described
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -57,21 +62,43 @@ def check_description(storage: Storage, described: dict[str, Any] | None, planne
 
 
 class Log:
-    """When what was done: lines of JSON that are added, never compared, and of no use to the next run."""
+    """When what was done: lines of JSON that are added, never compared, and of no use to the next run. Used in a
+    `with`, after which it is whole also where nothing can be added to a file."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._kept = b""
+        self._kept = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `__exit__`)
         """What could not be added at once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._kept, contextlib.suppress(StorageError):
+            self.close()
 
     def write(self, **values: Any) -> None:
         line = json.dumps({"time": time.time(), **values}).encode() + b"\n"
-        if not self.storage.append(LOG, line):
-            self._kept += line
+        if self.storage.append(LOG, line):
+            return
+        try:
+            self._kept.write(line)
+        except OSError as error:
+            raise StorageError(f"cannot write {LOG} to {tempfile.gettempdir()}: {error.strerror or error}") from error
 
     def close(self) -> None:
-        if self._kept:
-            self.storage.write(LOG, (self.storage.read(LOG) or b"") + self._kept)
+        """Write what could not be added at once. Raises `StorageError`."""
+        if not self._kept.tell():
+            return
+        with self.storage.replace(LOG) as file:
+            if LOG in self.storage.list(""):
+                file.writelines(self.storage.lines(LOG))
+            self._kept.seek(0)
+            shutil.copyfileobj(self._kept, file)
+        self._kept.seek(0)
+        self._kept.truncate()
 
 
 def circumstances(settings: WorkerSettings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
-from dalle.errors import DalleError
+from dalle.errors import DalleError, DataError
 from dalle.model_store import find_model
 from dalle.receipt import printable
 from serving.batch import estimate, local, pages
@@ -26,18 +26,18 @@ from serving.batch.description import (
     read_description,
     write_description,
 )
-from serving.batch.manifest import is_done
+from serving.batch.manifest import is_done, shares_none
 from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Shard
 from serving.batch.progress import Progress
 from serving.batch.prompts import read_prompts
-from serving.batch.results import OPENAI_ERRORS, OPENAI_OUTPUT, REFUSED, Counts, merge
+from serving.batch.results import REFUSED, Counts, merge
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
 from serving.batch.worker import WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "MISTAKE", "REFUSED_SOME", "STOPPED", "Batch", "run_batch"]
+__all__ = ["DONE", "INTERRUPTED", "MISTAKE", "REFUSED_SOME", "STOPPED", "Batch", "run_batch"]
 
-DONE, MISTAKE, REFUSED_SOME, STOPPED = 0, 2, 3, 4
+DONE, MISTAKE, REFUSED_SOME, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
 """Exit codes."""
 SHOWN = 5
 """Refused lines that are printed."""
@@ -97,6 +97,11 @@ def run_batch(batch: Batch) -> int:
     count = _count(shards(), lambda shard: _is_done(storage, shard, batch, facts, resumed=settings.resumed))
     if not count.num_lines:
         raise DalleError(f"there are no prompts in {batch.prompts}")
+    if described is not None and shares_none(storage, shards(), facts):
+        raise DalleError(
+            f"none of the pictures in {storage} is of these prompts: choose another folder (a row without an id is "
+            "known by its number, which a line that is inserted changes)"
+        )
     _print_refused(count)
     if batch.strict and count.num_refused:
         raise DalleError(f"{count.num_refused} of {count.num_lines} lines are refused; nothing was drawn (--strict)")
@@ -113,10 +118,9 @@ def run_batch(batch: Batch) -> int:
         )
         return REFUSED_SOME if count.num_refused else DONE
     storage.prepare()
-    with storage.lock():
+    num_drawn = 0
+    with storage.lock(), Log(storage) as log:
         write_description(storage, planner, settings)
-        log = Log(storage)
-        num_drawn = 0
         try:
             if count.pending:
                 _warn_of_space(storage, planner, count)
@@ -130,11 +134,11 @@ def run_batch(batch: Batch) -> int:
             shown = _pages(batch, storage)
             log.close()
             storage.remove(WORK)
-        except StorageError as error:
+        except (StorageError, DataError) as error:  # of the folder; of the prompts, which are read again
             return _stopped(str(error), count, num_drawn)
         except KeyboardInterrupt:
             _stopped("interrupted", count, num_drawn)
-            return 130
+            return INTERRUPTED
     _print_summary(storage, counts, num_drawn, shown)
     return REFUSED_SOME if counts.num_refused + counts.num_failed else DONE
 
@@ -208,8 +212,8 @@ def _draw(
 def _pages(batch: Batch, storage: Storage) -> list[str]:
     """What a person looks at; names of files."""
     shown = []
-    if batch.contact_sheet:
-        shown.append(pages.write_contact_sheet(storage))
+    if batch.contact_sheet and (sheet := pages.write_contact_sheet(storage)) is not None:
+        shown.append(sheet)
     if batch.gallery:
         shown.append(pages.write_gallery(storage))
     return shown
@@ -249,5 +253,5 @@ def _print_summary(storage: Storage, counts: Counts, num_drawn: int, shown: list
             f"{counts.num_refused} lines were refused and {counts.num_failed} pictures failed: {storage}/{REFUSED}"
             + ("; --retry-failed tries those that failed again" if counts.num_failed else "")
         )
-    for name in [*shown, *(name for name in (OPENAI_OUTPUT, OPENAI_ERRORS) if storage.read(name) is not None)]:
+    for name in [*shown, *counts.openai_files]:
         print(f"{storage}/{name}")

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
+from tqdm import tqdm
 
 from dalle import DALLE
 from dalle.checkpoint import ModelFacts
@@ -50,29 +50,36 @@ def text(
     num_rows: int,
 ) -> str:
     """Counts, and what is measured by drawing as many of the first pictures as there are slots."""
-    lines = [f"{num_prompts} prompts, {num_pictures} pictures, {num_left} of them to be drawn"]
-    rows = list(islice((row for shard in shards for row in shard.rows), settings.num_slots))
-    if not num_left or not rows:
-        return lines[0]
+    counts = f"{num_prompts} prompts, {num_pictures} pictures, {num_left} of them to be drawn"
+    if not num_left:
+        return counts
     torch.set_num_threads(settings.threads)
     model = DALLE.load(settings.model, device=settings.device)
     engine = Engine(model.decoder, num_slots=settings.num_slots)
-    num_slots, requests = settings.num_slots, []
-    for row in rows:
+    num_used, requests = 0, []
+    pictures = ((one, one.first_index + i) for shard in shards for one in shard.rows for i in range(one.n))
+    for row, index in pictures:
         params = SamplingParams.from_dict(row.parameters)
-        num_slots -= 2 if params.guided else 1
-        if num_slots >= 0:
-            request = model.request(row.prompt, params, seed=row.seed, negative_prompt=row.negative_prompt)
-            requests.append((row, request))
+        taken = 2 if params.guided else 1
+        if num_used + taken > settings.num_slots:
+            break
+        request = model.request(row.prompt, params, seed=row.seed, index=index, negative_prompt=row.negative_prompt)
+        requests.append((row, request))
+        num_used += taken
     start = time.perf_counter()
     drawn = engine.run([request for _, request in requests])
-    files = []
+    num_bytes = 0.0
     for (row, request), codes in zip(requests, drawn, strict=True):
         picture = model.picture(row.prompt, row.negative_prompt, request, codes)
         chunks = picture.receipt.to_text() if row.image_format == "png" else None
-        files.append(len(encode_image(picture.image, format=row.image_format, quality=row.quality, text=chunks)))
-    seconds = (time.perf_counter() - start) * num_rows / (settings.num_slots - max(num_slots, 0))
-    each = (0 if settings.layout == "codes" else sum(files) / len(files)) + RECORD_BYTES
-    lines.append(f"about {seconds:.0f} s with one worker ({len(files)} pictures were drawn to measure)")
-    lines.append(f"about {size_text(each * num_left)}")
+        size = len(encode_image(picture.image, format=row.image_format, quality=row.quality, text=chunks))
+        in_base64 = row.openai is not None and row.openai["response_format"] == "b64_json"
+        num_bytes += 0 if settings.layout == "codes" else size * (1 + 4 / 3 * in_base64)
+    seconds = (time.perf_counter() - start) * num_rows / num_used
+    measured = f"{len(requests)} pictures were drawn to measure"
+    lines = [
+        counts,
+        f"about {tqdm.format_interval(seconds)} ({seconds:.0f} s with one worker; {measured})",
+        f"about {size_text((num_bytes / len(requests) + RECORD_BYTES) * num_left)}",
+    ]
     return "\n".join(lines)

@@ -5,12 +5,13 @@ with one that is not what it should be, is not done. Manifests say what was draw
 that a run that was killed and started again leaves the same bytes as one that was not. Times are in `log.jsonl`.
 """
 
+import contextlib
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,19 @@ from serving.batch.storage import Storage, StorageError
 
 __all__ = [
     "Record",
+    "archive",
     "blank_records",
     "codes_digest",
     "is_done",
     "known_codes",
     "manifest_name",
+    "members",
     "merged_records",
+    "objects",
     "picture_file",
     "read_manifest",
+    "shares_none",
+    "to_line",
     "write_manifest",
 ]
 
@@ -39,6 +45,7 @@ Record = dict[str, Any]
 NOT_OF_REFUSED = ("negative_prompt", "seed", "index", "parameters", "model", "model_digest", "key")
 DRAWN_FIELDS = ("file", "sha256", "codes", "codes_sha256", "software", "error_code", "error")
 """What is known of a picture only when it is drawn."""
+LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 
 
 def manifest_name(shard: Shard) -> str:
@@ -86,24 +93,36 @@ def codes_digest(codes: Sequence[Sequence[int]]) -> str:
     return hashlib.sha256(np.array(codes, dtype="<u4").tobytes()).hexdigest()
 
 
+def to_line(values: Mapping[str, Any]) -> bytes:
+    """A line of JSON. Letters stay as they are, but what some programs take for the end of a line."""
+    text = json.dumps(values, ensure_ascii=False)
+    return LINE_SEPARATORS.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode() + b"\n"
+
+
+def objects(content: bytes) -> list[Record]:
+    """The lines that are objects of JSON; a kill may have cut one."""
+    found = []
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            one = json.loads(line)
+            found += [one] if isinstance(one, dict) else []
+    return found
+
+
 def write_manifest(storage: Storage, shard: Shard, records: Iterable[Record]) -> None:
     """Commit a shard."""
-    header = {"shard": shard.number, "digest": shard.digest}
-    lines = (json.dumps(one, ensure_ascii=False) for one in chain([header], records))
-    storage.write(manifest_name(shard), ("\n".join(lines) + "\n").encode())
+    lines = b"".join(map(to_line, records))
+    header = {"shard": shard.number, "digest": shard.digest, "sha256": hashlib.sha256(lines).hexdigest()}
+    storage.write(manifest_name(shard), to_line(header) + lines)
 
 
 def read_manifest(storage: Storage, shard: Shard) -> tuple[str | None, list[Record]]:
-    """The digest of the shard that a manifest is of, and its records as they are; (None, []) if there is none that can
-    be read."""
-    content = storage.read(manifest_name(shard))
-    try:
-        header, *records = map(json.loads, (content or b"").decode().splitlines())
-        if all(isinstance(one, dict) for one in (header, *records)):
-            return header.get("digest"), records
-    except (ValueError, RecursionError):
-        pass
-    return None, []
+    """The digest of the shard that a manifest is of, None if it is not whole, and the records that can be read."""
+    first, _, lines = (storage.read(manifest_name(shard)) or b"").partition(b"\n")
+    for header in objects(first):
+        if header.get("sha256") == hashlib.sha256(lines).hexdigest():
+            return header.get("digest"), objects(lines)
+    return None, objects(lines)
 
 
 def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, retry_failed: bool) -> bool:
@@ -112,8 +131,9 @@ def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, r
     blanks = blank_records(shard, facts.name, facts.digest)
     if digest != shard.digest or len(records) != len(blanks):
         return False
-    archive = _members(storage.read(f"pictures/{shard.name}.tar")) if layout == "tar" else {}
-    seen: dict[str, str] = {}
+    packed = storage.read(f"pictures/{shard.name}.tar") if layout == "tar" else None
+    parts = members(packed)
+    seen: dict[str, tuple[Row, Record, bytes]] = {}
     for record, (row, blank) in zip(records, blanks, strict=True):
         if row is None:
             if record != blank:
@@ -129,15 +149,14 @@ def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, r
             continue
         if known_codes(record, facts) is None or record["file"] != picture_file(shard, row, blank["key"], layout):
             return False
-        if layout == "codes":
+        if layout == "codes" or record["key"] in seen:
             continue
-        if record["key"] not in seen:
-            name = f"{record['key']}.{row.image_format}"
-            content = archive.get(name) if layout == "tar" else storage.read(record["file"])
-            seen[record["key"]] = hashlib.sha256(content or b"").hexdigest()
-        if seen[record["key"]] != record["sha256"]:
+        name = f"{record['key']}.{row.image_format}"
+        content = (parts.get(name) if layout == "tar" else storage.read(record["file"])) or b""
+        if hashlib.sha256(content).hexdigest() != record["sha256"]:
             return False
-    return True
+        seen[record["key"]] = (row, record, content if layout == "tar" else b"")
+    return layout != "tar" or packed == archive(seen.values())
 
 
 def known_codes(record: Mapping[str, Any], facts: ModelFacts) -> str | None:
@@ -153,13 +172,39 @@ def known_codes(record: Mapping[str, Any], facts: ModelFacts) -> str | None:
     return packed if fit and codes_digest(codes) == record.get("codes_sha256") else None
 
 
-def _members(content: bytes | None) -> dict[str, bytes]:
+def members(content: bytes | None) -> dict[str, bytes]:
     """The files of an archive; none of a damaged one."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content or b"")) as archive:
             return {one.name: file.read() for one in archive if (file := archive.extractfile(one)) is not None}
     except (tarfile.TarError, OSError, EOFError):
         return {}
+
+
+def archive(pictures: Iterable[tuple[Row, Record, bytes]]) -> bytes:
+    """Pictures as WebDataset has them: KEY.FORMAT and KEY.json of each. The same pictures give the same bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for row, record, content in pictures:
+            names = ("id", "seed", "index", "parameters", "model", "model_digest", "codes")
+            metadata = {"captions": [row.prompt]} | {name: record[name] for name in names}
+            files = {row.image_format: content, "json": json.dumps(metadata, ensure_ascii=False).encode()}
+            for suffix, part in files.items():
+                info = tarfile.TarInfo(f"{record['key']}.{suffix}")
+                info.size, info.mode = len(part), 0o644
+                tar.addfile(info, io.BytesIO(part))
+    return buffer.getvalue()
+
+
+def shares_none(storage: Storage, shards: Iterable[Shard], facts: ModelFacts) -> bool:
+    """Whether pictures were committed, and none of them is one of these shards': then the prompts are others."""
+    committed = False
+    for shard in shards:
+        drawn = {record.get("key") for record in read_manifest(storage, shard)[1] if record.get("codes") is not None}
+        committed = committed or bool(drawn)
+        if any(blank["key"] in drawn for row, blank in blank_records(shard, facts.name, facts.digest) if row):
+            return False
+    return committed
 
 
 def merged_records(storage: Storage, shards: Iterable[Shard]) -> Iterator[tuple[Shard, list[Record]]]:

@@ -1,15 +1,13 @@
 """What is known of shards and pictures while they are being drawn, and what was known of them before."""
 
-import contextlib
 import dataclasses
-import json
 
 from dalle.checkpoint import ModelFacts
 from dalle.engine import Request
 from dalle.errors import DalleError
 from dalle.images import open_image
 from dalle.receipt import Receipt, pack_codes
-from serving.batch.manifest import Record, codes_digest, known_codes, picture_file, read_manifest
+from serving.batch.manifest import Record, codes_digest, known_codes, objects, picture_file, read_manifest
 from serving.batch.plan import Layout, Row, Shard
 from serving.batch.storage import WORK, Storage
 
@@ -59,10 +57,7 @@ def codes_of_before(storage: Storage, opened: OpenShard, facts: ModelFacts, layo
     """Packed codes, by key, of the pictures of a shard that were drawn before: by its manifest, its journal, or the
     receipts in PNGs."""
     _, records = read_manifest(storage, opened.shard)
-    for line in (storage.read(journal_name(opened.shard)) or b"").splitlines():
-        with contextlib.suppress(ValueError, RecursionError):  # the last line may be cut
-            record = json.loads(line)
-            records += [record] if isinstance(record, dict) else []
+    records += objects(storage.read(journal_name(opened.shard)) or b"")
     found = {str(record.get("key")): codes for record in records if (codes := known_codes(record, facts)) is not None}
     known = {key: found[key] for key in opened.pictures.keys() & found.keys()}
     for key, picture in opened.pictures.items():

@@ -4,7 +4,6 @@ The gallery is one page with its style and program in it, and files of data besi
 page from the disk may not read other files. Prompts reach it as data, and it shows them as text.
 """
 
-import io
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from dalle.errors import DalleError
-from dalle.images import contact_sheet, encode_image
+from dalle.images import contact_sheet, encode_image, open_image
 from serving.batch.storage import Storage
 
 __all__ = ["write_contact_sheet", "write_gallery"]
 
+SHEET = "contact-sheet.png"
 MAX_SHEET_PICTURES = 144
 PICTURES_PER_FILE = 5000
 TEMPLATE = Path(__file__).with_name("gallery.html")
@@ -31,18 +30,19 @@ def _drawn(storage: Storage) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def write_contact_sheet(storage: Storage) -> str:
-    """The first pictures, each over its prompt. Returns the file's name. Raises `DalleError` if there is none."""
+def write_contact_sheet(storage: Storage) -> str | None:
+    """The first pictures, each over its prompt. Returns the file's name, None if there is no picture."""
     records = list(islice(_drawn(storage), MAX_SHEET_PICTURES))
     if not records:
-        raise DalleError("there is no picture for a contact sheet")
+        storage.remove(SHEET)
+        return None
     images = []
     for record in records:
-        with Image.open(io.BytesIO(storage.read(record["file"]) or b"")) as image:
+        with open_image(storage.read(record["file"]) or b"") as image:
             images.append(image.convert("RGB").resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS))
     sheet = contact_sheet(images, labels=[record["prompt"] for record in records])
-    storage.write("contact-sheet.png", encode_image(sheet, format="png"))
-    return "contact-sheet.png"
+    storage.write(SHEET, encode_image(sheet, format="png"))
+    return SHEET
 
 
 def write_gallery(storage: Storage) -> str:
@@ -53,6 +53,9 @@ def write_gallery(storage: Storage) -> str:
         name = f"gallery/data-{len(names):04d}.js"
         storage.write(name, _script(records))
         names.append(name)
+    for name in storage.list("gallery"):
+        if name.startswith("data-") and f"gallery/{name}" not in names:
+            storage.remove(f"gallery/{name}")
     content = TEMPLATE.read_text(encoding="utf-8")
     scripts = "\n".join(f'<script src="{name}"></script>' for name in names)
     storage.write("index.html", content.replace("<!-- data -->", scripts).encode())

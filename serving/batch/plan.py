@@ -11,11 +11,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
 from dalle.engine import NOT_TRAINED_FOR_GUIDANCE
-from dalle.errors import ConfigError, ParameterError, PromptError
+from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
 from dalle.sampling import SamplingParams
@@ -27,6 +27,8 @@ __all__ = ["FIELDS", "Layout", "PlanSettings", "Planner", "Refusal", "Row", "Sha
 
 Layout = Literal["files", "tar", "codes"]
 
+MAX_ID = MAX_SHOWN = 1000
+"""Characters of a line's name; and of what is told of a line that is refused."""
 NEVER_OFFLINE = {
     "stream": "a batch does not stream",
     "partial_images": "a batch sends no previews",
@@ -140,7 +142,15 @@ def picture_key(model_digest: str, row: Row, index: int) -> str:
 class _Body(GenerationRequest):
     """A line: a body, and the line's name."""
 
-    id: str | int | None = Field(default=None, union_mode="left_to_right")
+    id: str | None = Field(default=None, max_length=MAX_ID)
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: object) -> object:
+        """A table with gaps has floats for numbers."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value) if isinstance(value, int | float) else value
 
 
 FIELDS = sorted(_Body.model_fields)
@@ -164,12 +174,21 @@ class Planner:
         for line in lines:
             entry = self.entry(line)
             entries.append(entry)
-            size += entry.n if isinstance(entry, Row) else 1
+            size += self._size(line, entry)
             if size >= self.settings.shard_size:
                 yield self._shard(number, entries)
                 number, entries, size = number + 1, [], 0
         if entries:
             yield self._shard(number, entries)
+
+    def _size(self, line: Line, entry: Row | Refusal) -> int:
+        """Its pictures; of a refused line those that it asks for: mending it moves no other to the next shard."""
+        if isinstance(entry, Row):
+            return entry.n
+        try:
+            return min(max(1, int(line.fields.get("n", self.settings.n))), MAX_PICTURES)
+        except (TypeError, ValueError, OverflowError):
+            return self.settings.n
 
     def _shard(self, number: int, entries: list[Row | Refusal]) -> Shard:
         content = json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False)
@@ -185,18 +204,22 @@ class Planner:
         except ApiError as error:
             code, message, param = error.code, error.message, error.param
         except PromptError as error:
-            code, message, param = "invalid_prompt", str(error), "prompt"
+            at_fault = "negative_prompt" if isinstance(error, NegativePromptError) else "prompt"
+            code, message, param = "invalid_prompt", str(error), at_fault
         except (ParameterError, ConfigError) as error:
             code, message, param = "invalid_value", str(error), None
-        prompt = line.fields.get("prompt")
+        except UnicodeEncodeError:
+            code, message, param = "invalid_value", "a text has half a surrogate pair, which is no character", None
+        except RecursionError:
+            code, message, param = "invalid_value", "a value is nested too deep", None
+        prompt, name = line.fields.get("prompt"), line.fields.get("id")
         return Refusal(
             line=line.number,
-            id=_id(line),
-            # what is shown of it must be fit to be written
-            prompt=prompt.encode(errors="replace").decode()[:1000] if isinstance(prompt, str) else "",
+            id=(_shown(str(name)) if isinstance(name, str | int) else "") or f"line-{line.number}",
+            prompt=_shown(prompt) if isinstance(prompt, str) else "",
             code=code,
-            message=message.encode(errors="replace").decode(),
-            param=param,
+            message=_shown(message),
+            param=None if param is None else _shown(param),
             openai={} if line.openai else None,
         )
 
@@ -206,18 +229,25 @@ class Planner:
         check_prompts(body.prompt, body.negative_prompt, params)
         if params.guided and not self.facts.guidance:
             raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
-        for text in filter(None, (body.prompt, body.negative_prompt)):
-            self.facts.text_tokenizer.encode(text)
-        for text in (body.prompt, body.negative_prompt or "", _id(line)):
+        self.facts.text_tokenizer.encode(body.prompt)
+        try:
+            if body.negative_prompt:
+                self.facts.text_tokenizer.encode(body.negative_prompt)
+        except PromptError as error:
+            raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
+        name = body.id or f"line-{line.number}"
+        for text in (body.prompt, body.negative_prompt or "", name):
             if "\0" in text:
                 raise ApiError(400, "a text has a NUL, which no PNG can carry", code="invalid_value")
-        quality = body.output_compression if body.output_compression is not None else self.settings.quality
+        quality = self.settings.quality
+        if body.output_compression is not None:
+            quality = max(1, body.output_compression)  # the lowest of `encode_image` is 1, OpenAI's 0
         return Row(
             line=line.number,
-            id=_id(line),
+            id=name,
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
-            seed=row_seed(self.settings.seed, _id(line)) if body.seed is None else body.seed,
+            seed=row_seed(self.settings.seed, name) if body.seed is None else body.seed,
             first_index=body.first_index,
             n=body.n,
             parameters=params.to_dict(),
@@ -256,7 +286,6 @@ class Planner:
         }
 
 
-def _id(line: Line) -> str:
-    """The line's own name, or its number."""
-    name = line.fields.get("id")
-    return str(name)[:512] if isinstance(name, str | int) and str(name) else f"line-{line.number}"
+def _shown(text: str) -> str:
+    """A text from a line, fit to be written."""
+    return text[:MAX_SHOWN].encode(errors="replace").decode()

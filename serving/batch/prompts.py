@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -67,18 +68,22 @@ def read_prompts(path: str, known: Sequence[str]) -> Iterator[Line]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
-    """Number and content of each line that is not blank; None for one that is too long."""
+def _raw_lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
+    """Number and content of each line, with its end; None for one that is too long."""
     number = 0
     while text := file.readline(MAX_LINE):
         number += 1
-        too_long = len(text) == MAX_LINE and not text.endswith("\n")
-        while too_long and (more := file.readline(MAX_LINE)) and not more.endswith("\n"):
+        too_long = len(text) == MAX_LINE and text[-1] not in "\r\n"
+        while too_long and (more := file.readline(MAX_LINE)) and more[-1] not in "\r\n":
             pass
-        if too_long:
-            yield number, None
-        elif text.strip():
-            yield number, text.strip()
+        yield number, None if too_long else text
+
+
+def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
+    """Number and content of each line that is not blank; None for one that is too long."""
+    for number, text in _raw_lines(file):
+        if text is None or text.strip():
+            yield number, text and text.strip()
 
 
 def _fault_of(text: str | None) -> str | None:
@@ -108,16 +113,18 @@ def _read_jsonl(file: TextIO) -> Iterator[Line]:
             continue
         if not isinstance(values, dict):
             yield Line(number=number, fault=f"the line is JSON, but no object: {text[:80]}")
-        elif "custom_id" in values:
+        elif "custom_id" in values or values.keys() == {"method", "url", "body"}:
             yield _openai_line(number, values)
         else:
             yield Line(number=number, fields=values)
 
 
 def _openai_line(number: int, values: dict[str, Any]) -> Line:
-    name, body = values["custom_id"], values.get("body")
+    name, body = values.get("custom_id"), values.get("body")
     identity: dict[str, Any] = {"id": name}
-    if values.get("method") != "POST" or values.get("url") != OPENAI_URL:
+    if not name or not isinstance(name, str):
+        fault = "the request has no custom_id, or one that is no text"
+    elif values.get("method") != "POST" or values.get("url") != OPENAI_URL:
         asked = f"{values.get('method')} {values.get('url')}"
         fault = f"the request is {asked[:80]!r}; it must be 'POST {OPENAI_URL}'"
     elif not isinstance(body, dict):
@@ -131,42 +138,67 @@ def _openai_line(number: int, values: dict[str, Any]) -> Line:
 
 def _read_csv(file: TextIO, known: Sequence[str]) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(file)
-    header = next(reader, None) or []
+    records = _csv_records(file)
+    _, header = next(records, (1, []))
+    if isinstance(header, str):
+        raise DataError(f"the header is not valid CSV: {header}")
     _check_header(header, known)
-    while True:
-        start = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield Line(number=start, fault=f"the line is not valid CSV: {error}")
+    for number, cells in records:
+        if isinstance(cells, str):
+            yield Line(number=number, fault=f"the line is not valid CSV: {cells}")
             continue
-        if cells is None:
-            return
         if not any(cell.strip() for cell in cells):
             continue
         fault = _fault_of("".join(cells))
         if len(cells) > len(header):
             fault = f"the line has {len(cells)} cells, and the header {len(header)}"
         fields = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
-        yield Line(number=start, fault=fault) if fault else Line(number=start, fields=fields)
+        yield Line(number=number, fault=fault) if fault else Line(number=number, fields=fields)
+
+
+def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
+    """The number of the first line of each record, and its cells, or what is wrong with that line.
+
+    A quote that is not closed would make one cell of all that follows, so that lines after a wrong one are read again.
+    """
+    lines = _raw_lines(file)
+    ahead: deque[tuple[int, str | None]] = deque()
+    taken: list[tuple[int, str | None]] = []
+
+    def text_of_next() -> Iterator[str]:
+        while line := ahead.popleft() if ahead else next(lines, None):
+            taken.append(line)
+            if line[1] is None:
+                raise csv.Error(_fault_of(None))
+            yield line[1]
+
+    while True:
+        taken.clear()
+        try:
+            cells: list[str] | str | None = next(csv.reader(text_of_next(), strict=True), None)
+        except csv.Error as error:
+            ahead.extendleft(reversed(taken[1:]))
+            cells = str(error)
+        if cells is None:
+            return
+        yield taken[0][0], cells
 
 
 def _read_parquet(path: str, file: io.BufferedIOBase, known: Sequence[str]) -> Iterator[Line]:
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
         table = parquet.ParquetFile(file)
+        _check_header(table.schema_arrow.names, known)
+        for batch in table.iter_batches(batch_size=1024):
+            for values in batch.to_pylist():
+                number += 1
+                fields = {name: value for name, value in values.items() if not _is_missing(value)}
+                yield Line(number=number, fields=fields)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    _check_header(table.schema_arrow.names, known)
-    number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for values in batch.to_pylist():
-            number += 1
-            fields = {name: value for name, value in values.items() if not _is_missing(value)}
-            yield Line(number=number, fields=fields)
+        raise DataError(f"{path} cannot be read after row {number}: {error}") from error
 
 
 def _is_missing(value: object) -> bool:

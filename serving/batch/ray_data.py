@@ -10,8 +10,10 @@ folder that is not shared would get its pictures on machines where nobody looks.
 import dataclasses
 import json
 import logging
+import os
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -32,6 +34,8 @@ CALLS_PER_WORKER = 4
 """At least, so that all workers are done at about the same time."""
 PROBE_SECONDS = 300.0
 """A node may have to start a process that imports torch."""
+FREE_SECONDS = 10.0
+"""In which what a program that has just ended held is free again."""
 
 
 class _Drawer:
@@ -68,19 +72,23 @@ def draw(
 
     Raises `DalleError` before anything is drawn for a pool or a folder that cannot work; `StorageError` later.
     """
-    connect(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        connect(log_to_driver=False, logging_level=logging.ERROR)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        place = os.environ.get("RAY_ADDRESS") or "this machine"
+        raise DalleError(f"Ray cannot be reached or started, on {place}: {error}") from error
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayError
 
     try:
-        size = pool_size(
-            ray.cluster_resources(),  # type: ignore[no-untyped-call]
-            workers=workers,
-            cpus=settings.threads,
-            gpus=gpus,
-            num_shards=num_shards,
-        )
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        size = pool_size(nodes, workers=workers, cpus=settings.threads, gpus=gpus, num_shards=num_shards)
+        if not gpus and any(node.get("GPU") for node in nodes):
+            print(
+                "warning: the cluster has GPUs, and workers reserve none: they draw on CPUs (--gpus)", file=sys.stderr
+            )
+        size = _room_now(size, workers=workers, cpus=settings.threads, gpus=gpus)
         check_folder(open_storage(settings.out))
         DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -110,24 +118,67 @@ def draw(
         ray.shutdown()
 
 
-def pool_size(resources: dict[str, float], *, workers: int | None, cpus: float, gpus: float, num_shards: int) -> int:
+def pool_size(
+    nodes: Sequence[Mapping[str, float]], *, workers: int | None, cpus: int, gpus: float, num_shards: int
+) -> int:
     """How many workers the pool gets: as many as are asked for, or as there is room and work for.
 
-    resources: what the cluster has, as Ray tells it; cpus, gpus: what each worker reserves.
-    Raises `DalleError` for a pool that would take every CPU: Ray Data needs one besides, and waits for it for ever.
+    nodes: what each node has, as Ray tells it; cpus, gpus: what each worker reserves, on one node.
+    Raises `DalleError` for a pool that does not fit or would take every CPU: Ray Data needs one besides, and waits for
+    either for ever.
     """
-    all_cpus, all_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    room = int((all_cpus - 1) // cpus)
-    if gpus:
-        room = min(room, int(all_gpus // gpus))
+    if gpus > 1 and gpus != int(gpus):
+        raise DalleError(f"gpus is {gpus:g}; Ray gives a worker whole GPUs, or a part of one")
+    all_cpus, all_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    room = min(sum(_room(node, cpus, gpus) for node in nodes), int((all_cpus - 1) // cpus))
     if room < 1 or (workers or 1) > room:
-        wanted = f"{workers or 1} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         raise DalleError(
-            f"{wanted} do not fit in a cluster of {all_cpus:g} CPUs"
+            f"{_workers(workers or 1, cpus, gpus)} do not fit in a cluster of {all_cpus:g} CPUs"
             + (f" and {all_gpus:g} GPUs" if gpus else "")
+            + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
             + f", of which one must be left for Ray Data, or it would wait for ever: there is room for {max(room, 0)}"
         )
     return workers or min(room, num_shards)
+
+
+def _room(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """For how many workers a node has room."""
+    room = int(node.get("CPU", 0.0) // cpus)
+    if gpus >= 1:
+        return min(room, int(node.get("GPU", 0.0) // gpus))
+    if gpus > 0:  # no worker has parts of two
+        return min(room, int(node.get("GPU", 0.0)) * int(1 / gpus + 1e-6))
+    return room
+
+
+def _workers(number: int, cpus: int, gpus: float) -> str:
+    return f"{number} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+
+
+def _room_now(size: int, *, workers: int | None, cpus: int, gpus: float) -> int:
+    """How many of `size` workers what other programs hold leaves room for. Raises `DalleError` if not for those that
+    were asked for: a service holds what it has for ever."""
+    import ray
+
+    until = time.monotonic() + FREE_SECONDS
+    while True:
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        room = int((free.get("CPU", 0.0) - 1) // cpus)
+        if gpus:
+            room = min(room, int(free.get("GPU", 0.0) / gpus + 1e-6))
+        if room >= size:
+            return size
+        if time.monotonic() > until:
+            break
+        time.sleep(0.5)
+    if room < (workers or 1):
+        raise DalleError(
+            f"{_workers(workers or 1, cpus, gpus)}, and one CPU for Ray Data, are more than is free: "
+            f"{free.get('CPU', 0.0):g} CPUs"
+            + (f" and {free.get('GPU', 0.0):g} GPUs" if gpus else "")
+            + "; other programs hold the rest of the cluster"
+        )
+    return room
 
 
 def check_folder(storage: Storage) -> None:
@@ -148,7 +199,7 @@ def check_folder(storage: Storage) -> None:
     remote = ray.remote(num_cpus=0)(probe_from)
     ours = f"{WORK}/probe-driver"
     storage.write(ours, b"")
-    # where a CPU or a GPU is: nothing is drawn elsewhere
+    # where a CPU is: nothing is drawn elsewhere
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node for node in alive if node["Resources"].get("CPU")]
     probes = {

@@ -6,11 +6,12 @@ the prompts alone.
 
 import base64
 import dataclasses
+import functools
+import hashlib
 import json
-import tarfile
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from io import BytesIO
 from itertools import groupby
 from typing import Any
 
@@ -18,9 +19,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from dalle.receipt import unpack_codes
-from serving.batch.manifest import Record, merged_records
+from serving.batch.manifest import Record, members, merged_records, to_line
 from serving.batch.plan import Refusal, Row, Shard
-from serving.batch.storage import Storage
+from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
 from serving.schemas import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
@@ -28,6 +29,8 @@ __all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED", "Counts", "merge"]
 
 REFUSED = "refused.jsonl"
 OPENAI_OUTPUT, OPENAI_ERRORS = "openai_output.jsonl", "openai_errors.jsonl"
+Archive = Callable[[str], dict[str, bytes]]
+"""The files of an archive, by its name."""
 ROW_GROUP = 8192
 SCHEMA = pa.schema(
     [
@@ -61,6 +64,8 @@ class Counts:
     """Lines."""
     num_failed: int = 0
     """Pictures that could not be drawn."""
+    openai_files: list[str] = dataclasses.field(default_factory=list)
+    """Names of the results that are there in the form of OpenAI."""
 
 
 def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
@@ -76,7 +81,7 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
         for shard, records in merged_records(storage, shards):
             number = shard.number
             for record in records:
-                line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+                line = to_line(record)
                 streams["manifest.jsonl"].write(line)
                 if record["error"] is not None:
                     streams[REFUSED].write(line)
@@ -89,13 +94,15 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                     writer.write_table(pa.Table.from_pylist(group, SCHEMA))
                     group = []
             for name, result in _openai_results(storage, shard, records):
-                streams[name].write(json.dumps(result, ensure_ascii=False).encode() + b"\n")
+                streams[name].write(to_line(result))
                 openai_lines[name] += 1
         writer.write_table(pa.Table.from_pylist(group, SCHEMA))
     if not counts.num_refused + counts.num_failed:
         storage.remove(REFUSED)
     for name, num_lines in openai_lines.items():
-        if not num_lines:
+        if num_lines:
+            counts.openai_files.append(name)
+        else:
             storage.remove(name)
     _remove_beyond(storage, number)
     return counts
@@ -105,13 +112,16 @@ def _remove_beyond(storage: Storage, last: int) -> None:
     """Manifests and archives of an earlier run that had more shards."""
     for folder, suffix in (("shards", ".jsonl"), ("pictures", ".tar")):
         for name in storage.list(folder):
-            if name.endswith(suffix) and int(name.removesuffix(suffix)) > last:
+            number = name.removesuffix(suffix)
+            # others are not ours
+            if name.endswith(suffix) and re.fullmatch("[0-9]{6,18}", number) and int(number) > last:
                 storage.remove(f"{folder}/{name}")
 
 
 def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Lines of OpenAI's result files, each with the file that it belongs to."""
     by_line = {line: list(group) for line, group in groupby(records, lambda record: record["line"])}
+    archive = functools.cache(lambda name: members(storage.read(name)))
     for entry in shard.entries:
         if entry.openai is None:
             continue
@@ -123,7 +133,7 @@ def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> It
         elif failed is not None:
             yield OPENAI_ERRORS, _openai_line(shard, entry, 500, ApiError(500, failed["error"], code="not_drawn").body)
         else:
-            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _answer(storage, entry, entry.openai, drawn))
+            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _answer(storage, entry, drawn, archive))
 
 
 def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -136,16 +146,17 @@ def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str
     }
 
 
-def _answer(storage: Storage, row: Row, wanted: dict[str, Any], records: list[Record]) -> dict[str, Any]:
+def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive) -> dict[str, Any]:
     """The body that the service would have answered with, but for times, and with paths for URLs."""
-    data = []
+    wanted = row.openai or {}
+    data: list[ImageData] = []
     for record in records:
         codes = [list(ids) for ids in unpack_codes(record["codes"])]
         one = ImageData(seed=row.seed, index=record["index"], codes=codes if wanted["return_codes"] else None)
         if record["file"] is not None and wanted["response_format"] == "url":
             one.url = record["file"]
         elif record["file"] is not None:
-            one.b64_json = base64.b64encode(_content(storage, row, record)).decode()
+            one.b64_json = base64.b64encode(_content(storage, row, record, archive)).decode()
         data.append(one)
     num_codes, text = sum(map(len, codes)) * len(records), wanted["num_text_tokens"]
     body = ImagesResponse(
@@ -170,11 +181,10 @@ def _answer(storage: Storage, row: Row, wanted: dict[str, Any], records: list[Re
     return body.model_dump(mode="json", exclude_none=True, exclude={"timing", "quality"})
 
 
-def _content(storage: Storage, row: Row, record: Record) -> bytes:
-    content = storage.read(record["file"]) or b""
-    if not record["file"].endswith(".tar"):
-        return content
-    with tarfile.open(fileobj=BytesIO(content)) as archive:
-        member = archive.extractfile(f"{record['key']}.{row.image_format}")
-        assert member is not None
-        return member.read()
+def _content(storage: Storage, row: Row, record: Record, archive: Archive) -> bytes:
+    """A picture's file. Raises `StorageError` if it is not what was committed."""
+    name = record["file"]
+    content = archive(name).get(f"{record['key']}.{row.image_format}") if name.endswith(".tar") else storage.read(name)
+    if content is None or hashlib.sha256(content).hexdigest() != record["sha256"]:
+        raise StorageError(f"{name} in {storage} is gone or damaged since it was written")
+    return content

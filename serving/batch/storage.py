@@ -1,16 +1,18 @@
 """The folder that a batch is written to: on a disk, or on whatever storage fsspec reaches (`s3://bucket/folder`).
 
 A file is there whole or not at all. On a disk it is written under another name in `.work/`, flushed to the disk and
-renamed; object stores replace an object at once by themselves. Whatever goes wrong is one `StorageError` in words.
+renamed, and its folder is flushed; object stores replace an object at once by themselves. Whatever goes wrong is one
+`StorageError` in words.
 """
 
 import contextlib
+import errno
 import fcntl
-import itertools
 import os
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -67,9 +69,9 @@ class Storage(Protocol):
 
 def open_storage(place: str) -> Storage:
     """The storage at a path, or at a URL that fsspec knows. Nothing is made or touched yet. Raises `StorageError`."""
-    protocol, separator, _ = place.partition("://")
-    if not separator or protocol == "file":
-        return LocalStorage(Path(place.removeprefix("file://")).absolute())
+    protocol, separator, path = place.partition("://")
+    if not separator or protocol in ("file", "local"):
+        return LocalStorage(Path(path if separator else place).absolute())
     try:
         return _RemoteStorage(place)
     except (ImportError, ValueError, OSError) as error:
@@ -78,8 +80,6 @@ def open_storage(place: str) -> Storage:
 
 class LocalStorage:
     """A folder on a disk, which may be one that several machines share."""
-
-    _numbers = itertools.count()
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -110,8 +110,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def replace(self, name: str) -> Iterator[BinaryIO]:
-        # of its own for every process on every machine
-        part = self.root / WORK / f"{socket.gethostname()}-{os.getpid()}-{next(self._numbers)}.part"
+        part = self.root / WORK / f"{uuid.uuid4().hex}.part"
         with self._in_words(f"write {name} in"):
             try:
                 with open(part, "wb") as file:
@@ -120,6 +119,7 @@ class LocalStorage:
                     os.fsync(file.fileno())
                 self._make_folder(name)
                 part.replace(self.root / name)
+                _flush_folder((self.root / name).parent)
             except BaseException:
                 with contextlib.suppress(OSError):
                     part.unlink(missing_ok=True)
@@ -167,7 +167,10 @@ class LocalStorage:
     def _make_folder(self, name: str) -> None:
         """The folders of a file, but never the root: if that is gone, it shall not come back without what was in it."""
         for parent in reversed(list(PurePosixPath(name).parents)[:-1]):
-            (self.root / parent).mkdir(exist_ok=True)
+            folder = self.root / parent
+            if not folder.is_dir():
+                folder.mkdir(exist_ok=True)
+                _flush_folder(folder.parent)
 
     @contextlib.contextmanager
     def _in_words(self, doing: str) -> Iterator[None]:
@@ -175,6 +178,18 @@ class LocalStorage:
             yield
         except OSError as error:
             raise StorageError(f"cannot {doing} {self}: {error.strerror or error}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Without this a name may be lost with the power, though what it names was flushed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # not all file systems can
+            raise
+    finally:
+        os.close(descriptor)
 
 
 class _RemoteStorage:
@@ -185,6 +200,8 @@ class _RemoteStorage:
         fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False)
         self.fs: Any = fs
         self.root = str(root).rstrip("/")
+        self._made: set[str] = set()
+        """Folders."""
 
     def __str__(self) -> str:
         return self.url
@@ -213,9 +230,14 @@ class _RemoteStorage:
 
     @contextlib.contextmanager
     def replace(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.NamedTemporaryFile() as file:
-            yield file  # type: ignore[misc]  # it is a BinaryIO in all but name
-            file.flush()
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(tempfile.NamedTemporaryFile())
+                yield file  # type: ignore[misc]  # it is a BinaryIO in all but name
+                file.flush()
+            except OSError as error:
+                place = tempfile.gettempdir()
+                raise StorageError(f"cannot write {name} to {place}: {error.strerror or error}") from error
             with self._in_words(f"write {name} in"):
                 self._make_folder(name)
                 self.fs.put_file(file.name, f"{self.root}/{name}")
@@ -243,7 +265,10 @@ class _RemoteStorage:
 
     def _make_folder(self, name: str) -> None:
         """Object stores have no folders, but some of what fsspec reaches has."""
-        self.fs.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
+        folder = f"{self.root}/{name}".rpartition("/")[0]
+        if folder not in self._made:
+            self.fs.makedirs(folder, exist_ok=True)
+            self._made.add(folder)
 
     @contextlib.contextmanager
     def _in_words(self, doing: str) -> Iterator[None]:

@@ -5,9 +5,7 @@ It does things in the order that they are asked for: so when it comes to commit 
 
 import dataclasses
 import hashlib
-import io
 import json
-import tarfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from dalle.checkpoint import ModelFacts
 from dalle.errors import DalleError
 from dalle.images import encode_image
 from serving.batch.credentials import Credentials
-from serving.batch.manifest import Record, picture_file, write_manifest
+from serving.batch.manifest import Record, archive, picture_file, write_manifest
 from serving.batch.opened import OpenShard, Picture, codes_in_file, journal_name
 from serving.batch.plan import Layout
 from serving.batch.storage import Storage, StorageError
@@ -144,7 +142,9 @@ class Writer:
             for record in picture.same:
                 record.update({name: value for name, value in picture.record.items() if record[name] is None})
         if self.layout == "tar":
-            self.storage.write(f"pictures/{opened.shard.name}.tar", _archive(opened))
+            good = [one for one in opened.pictures.values() if one.record["error"] is None]
+            packed = archive((one.row, one.record, one.content) for one in good)
+            self.storage.write(f"pictures/{opened.shard.name}.tar", packed)
         write_manifest(self.storage, opened.shard, opened.records)
         self.storage.remove(journal_name(opened.shard))
         return ShardDone(
@@ -155,23 +155,3 @@ class Writer:
             num_rows_drawn=opened.num_rows_drawn,
             times=opened.times,
         )
-
-
-def _archive(opened: OpenShard) -> bytes:
-    """A shard as WebDataset has it: KEY.FORMAT and KEY.json of each picture. The same pictures give the same bytes."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for key, picture in opened.pictures.items():
-            if picture.record["error"] is not None:
-                continue
-            names = ("id", "seed", "index", "parameters", "model", "model_digest", "codes")
-            metadata = {"captions": [picture.row.prompt]} | {name: picture.record[name] for name in names}
-            members = {
-                picture.row.image_format: picture.content,
-                "json": json.dumps(metadata, ensure_ascii=False).encode(),
-            }
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size, info.mode = len(content), 0o644
-                archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
