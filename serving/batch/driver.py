@@ -133,6 +133,7 @@ def run_batch(batch: Batch) -> int:
             counts = merge(storage, shards())
             shown = _pages(batch, storage)
             log.close()
+            storage.flush()
             storage.remove(WORK)
         except (StorageError, DataError) as error:  # of the folder; of the prompts, which are read again
             return _stopped(str(error), count, num_drawn)

@@ -145,7 +145,9 @@ class Writer:
             good = [one for one in opened.pictures.values() if one.record["error"] is None]
             packed = archive((one.row, one.record, one.content) for one in good)
             self.storage.write(f"pictures/{opened.shard.name}.tar", packed)
+        self.storage.flush()
         write_manifest(self.storage, opened.shard, opened.records)
+        self.storage.flush()
         self.storage.remove(journal_name(opened.shard))
         return ShardDone(
             number=opened.shard.number,
