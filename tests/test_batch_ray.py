@@ -137,3 +137,27 @@ def test_the_command_refuses_a_pool_that_would_hang(model_folder: Path, prompts:
     done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert f"in a cluster of {os.cpu_count()} CPUs, of which one must be left for Ray Data" in done.stderr
+
+
+HELD = """
+import logging, os
+from serving.batch.ray_data import _room_now
+from serving.cluster import connect
+connect(log_to_driver=False, logging_level=logging.ERROR)
+import ray
+assert _room_now(1, workers=None, cpus=1, gpus=0) == 1
+@ray.remote(num_cpus=os.cpu_count() - 1)
+class Service:
+    def start(self): pass
+service = Service.remote()
+ray.get(service.start.remote())
+_room_now(1, workers=None, cpus=1, gpus=0)
+"""
+
+
+def test_a_pool_that_would_wait_for_a_service_is_refused() -> None:
+    """A service on the cluster holds its CPUs for ever."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
+    command = [sys.executable, "-c", HELD]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert "1 workers of 1 CPUs, and one CPU for Ray Data, are more than is free: 1 CPUs" in done.stderr
