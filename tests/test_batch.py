@@ -14,6 +14,7 @@ import httpx
 import pyarrow as pa
 import pytest
 from batches import PROMPTS, contents, log_of, manifest, prompts_file, run
+from certificates import write_certificate
 from openai.types import ImagesResponse
 from PIL import Image
 from pyarrow import parquet
@@ -478,8 +479,7 @@ def test_failed_pictures_are_rows_and_are_tried_again_when_asked(model_folder: P
 
 
 def test_signed_pictures(model_folder: Path, tmp_path: Path) -> None:
-    certificates = Path(__file__).parent / "data" / "c2pa"
-    signing = {"certificate": str(certificates / "chain.pem"), "certificate_key": str(certificates / "test-key.pem")}
+    signing = write_certificate(tmp_path)
     prompts, out = prompts_file(tmp_path, [{"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 1}]), tmp_path / "out"
     options: dict[str, Any] = {"plan": {"signed": True, "shard_size": 1}} | signing
     assert run(model_folder, prompts, out, **options) == 0
