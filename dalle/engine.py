@@ -24,11 +24,11 @@ from torch import Tensor
 
 from dalle.errors import EngineError
 from dalle.prefill import Prefill
-from dalle.request import NOT_TRAINED_FOR_GUIDANCE, Request, check_request
+from dalle.request import Request, check_request
 from dalle.sampling import FilterParams, guide, gumbel_noise, sample
 from dalle.transformer import Decoder
 
-__all__ = ["NOT_TRAINED_FOR_GUIDANCE", "Engine", "Request", "StepResult", "finish_steps"]
+__all__ = ["Engine", "StepResult", "finish_steps"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

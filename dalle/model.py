@@ -22,12 +22,13 @@ from torch import Tensor
 from dalle.checkpoint import load_checkpoint
 from dalle.conditions import Condition, condition_rows
 from dalle.device import choose_device
-from dalle.engine import NOT_TRAINED_FOR_GUIDANCE, Engine, Request
+from dalle.engine import Engine
 from dalle.errors import CheckpointError, ImageError, ParameterError
 from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.images import to_pil, to_tensor
 from dalle.model_store import DEFAULT_MODEL, find_model
 from dalle.prompt_tokenizer import PromptTokenizer
+from dalle.request import NOT_TRAINED_FOR_GUIDANCE, Request
 from dalle.sampling import SamplingParams
 from dalle.t5 import T5TextEncoder
 from dalle.transformer import Decoder

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
-from dalle.engine import NOT_TRAINED_FOR_GUIDANCE
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
+from dalle.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.sampling import SamplingParams
 from serving.batch.prompts import Line
 from serving.errors import ApiError, check_output, field_error
