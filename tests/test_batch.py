@@ -302,7 +302,7 @@ def test_refused_lines_are_told_and_the_rest_is_drawn(
     assert run(model_folder, prompts, tmp_path / "out") == 3
     said = capsys.readouterr()
     assert "line 8 is refused: unknown parameter 'sed'; did you mean seed?" in said.err
-    assert f"5 lines were refused and 0 pictures failed: {tmp_path}/out/refused.jsonl" in said.out
+    assert f"refused lines: 5, failed pictures: 0; see {tmp_path}/out/refused.jsonl" in said.out
     listed = [json.loads(line) for line in (tmp_path / "out/refused.jsonl").read_text().splitlines()]
     assert [one["line"] for one in listed] == [1, 2, 4, 6, 8]
     assert listed[0]["id"] == "long" and listed[0]["error_code"] == "invalid_prompt"

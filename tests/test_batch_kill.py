@@ -145,7 +145,7 @@ def test_the_command_is_killed_and_given_again(model_folder: Path, tmp_path: Pat
     second = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert second.returncode == 3, second.stderr
     assert "line 6 is refused: the line is not valid JSON" in second.stderr
-    assert f"3 lines were refused and 0 pictures failed: {out}/refused.jsonl" in second.stdout
+    assert f"refused lines: 3, failed pictures: 0; see {out}/refused.jsonl" in second.stdout
     drawn = int(second.stdout.partition(" pictures are in ")[0])
     assert drawn == len([record for record in manifest(out) if record["error"] is None])
     whole = tmp_path / "whole"

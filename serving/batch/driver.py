@@ -251,7 +251,7 @@ def _print_summary(storage: Storage, counts: Counts, num_drawn: int, shown: list
     print(f"{counts.num_drawn} pictures are in {storage}, {num_drawn} of them drawn now; manifest.jsonl lists them")
     if counts.num_refused + counts.num_failed:
         print(
-            f"{counts.num_refused} lines were refused and {counts.num_failed} pictures failed: {storage}/{REFUSED}"
+            f"refused lines: {counts.num_refused}, failed pictures: {counts.num_failed}; see {storage}/{REFUSED}"
             + ("; --retry-failed tries those that failed again" if counts.num_failed else "")
         )
     for name in [*shown, *counts.openai_files]:
