@@ -65,6 +65,7 @@ def generate(
     guidance_schedule: Annotated[
         Schedule | None, typer.Option(help="Guidance from the first code on, or rising towards the last.")
     ] = None,
+    guided_codes: Annotated[int | None, typer.Option(help="Guide only so many of the first codes; 0 for all.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 draws the likeliest codes; above 1 is wilder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest codes only; 0 for all.")] = None,
     top_p: Annotated[
@@ -115,6 +116,7 @@ def generate(
             "min_p": min_p,
             "guidance_scale": guidance_scale,
             "guidance_schedule": guidance_schedule,
+            "guided_codes": guided_codes,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         params = SamplingParams.from_dict(dalle.sampling.to_dict() | chosen)

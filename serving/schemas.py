@@ -99,6 +99,8 @@ class _Common(_Body):
     """Index of the first picture: with `n` 1, picture i of an earlier request is drawn alone."""
     guidance_scale: float | None = Field(default=None, ge=1, le=100, allow_inf_nan=False)
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
+    guided_codes: int | None = Field(default=None, ge=0, lt=2**31)
+    """Guide only so many of the first codes; 0 guides them all."""
     temperature: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     top_k: int | None = Field(default=None, ge=0, lt=2**31)
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
@@ -137,7 +139,7 @@ class VariationFields(_Common):
 
 Fields = GenerationRequest | EditFields | VariationFields
 
-SAMPLING = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p")
+SAMPLING = ("guidance_scale", "guidance_schedule", "guided_codes", "temperature", "top_k", "top_p", "min_p")
 
 
 def sampling_of(fields: Fields) -> dict[str, Any]:

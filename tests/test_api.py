@@ -61,10 +61,10 @@ def test_openais_client_draws(client: openai.OpenAI, model: DALLE) -> None:
         prompt="a red panda",
         n=2,
         size="auto",
-        extra_body={"seed": 5, "guidance_scale": 3.0, "top_k": 4, "return_codes": True},
+        extra_body={"seed": 5, "guidance_scale": 3.0, "guided_codes": 5, "top_k": 4, "return_codes": True},
     )
     assert answer.data is not None and answer.usage is not None
-    params = SamplingParams(guidance_scale=3.0, top_k=4)
+    params = SamplingParams(guidance_scale=3.0, guided_codes=5, top_k=4)
     expected = list(model.generate("a red panda", params, n=2, seed=5))
     for one, drawn in zip(answer.data, sorted(expected, key=lambda p: p.index), strict=True):
         assert one.b64_json is not None

@@ -52,11 +52,25 @@ def test_generate_show_and_draw_again(dalle, tmp_path: Path) -> None:  # type: i
 
 
 def test_one_picture_has_no_sheet(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    done = dalle("generate", "판다", "--model", "lively", "--seed", "1", "--out", "one", "--temperature", "0")
+    done = dalle(
+        "generate",
+        "판다",
+        "--model",
+        "lively",
+        "--seed",
+        "1",
+        "--out",
+        "one",
+        "--temperature",
+        "0",
+        "--guided-codes",
+        "9",
+    )
     assert done.returncode == 0, done.stderr
     (name,) = pictures(tmp_path / "one")
     assert read_receipt(tmp_path / "one" / name).prompt == "판다"
-    assert read_receipt(tmp_path / "one" / name).parameters["temperature"] == 0
+    parameters = read_receipt(tmp_path / "one" / name).parameters
+    assert (parameters["temperature"], parameters["guided_codes"]) == (0, 9)
 
 
 def test_continue_from_a_picture(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
