@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import sys
-import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,42 +13,17 @@ import pytest
 import torch
 import yaml
 from golden import TOLERANCE, distance
-from references import VQGAN, OpenAIDVAE, PlainDVAE
-from torch import Tensor, nn
+from interop_images import compare, ddconfig, discrete_vae, drawn, imported, square, vqgan, write_taming
+from references import VQGAN
+from torch import Tensor
 
-from dalle.checkpoint import load_image_tokenizer
 from dalle.discrete_vae import DiscreteVAE
 from dalle.errors import CheckpointError, ImageError
 from dalle.image_tokenizer import ImageTokenizer
-from dalle.image_tokenizers import AnyImageTokenizer
-from dalle.interop.convert import Imported, import_checkpoint
+from dalle.interop.convert import import_checkpoint
 from dalle.interop.flax_msgpack import write_flax
 from dalle.openai_dvae import OpenAIDiscreteVAE
 from dalle.weights import LazyTensor
-
-
-def imported(path: Path, out: Path, **options: Any) -> tuple[AnyImageTokenizer, Imported]:
-    done = import_checkpoint(path, out, **options)
-    return load_image_tokenizer(out), done
-
-
-def vqgan(path: Path, out: Path) -> ImageTokenizer:
-    tokenizer, _ = imported(path, out)
-    assert isinstance(tokenizer, ImageTokenizer)
-    return tokenizer
-
-
-def drawn(tokenizer: ImageTokenizer, codes: Tensor) -> Tensor:
-    """In [-1, 1], before they are clamped."""
-    with torch.no_grad():
-        return tokenizer.pixels(tokenizer.quantizer.decode(codes))
-
-
-def square(codes: Tensor) -> Tensor:
-    """(B, N) -> (B, h, w)."""
-    side = round(codes.shape[-1] ** 0.5)
-    return codes.long().reshape(len(codes), side, side)
-
 
 # the goldens: each comparison takes the set's path and a folder to import into
 
@@ -160,37 +133,6 @@ DDCONFIGS: dict[str, dict[str, Any]] = {
     "pooling instead of convolutions": {"ch_mult": [1, 1, 2], "resamp_with_conv": False},
     "attention where the picture never is": {"ch_mult": [1, 1], "attn_resolutions": [4]},
 }
-
-
-def ddconfig(**changes: Any) -> dict[str, Any]:
-    values = {"double_z": False, "z_channels": 12, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32}
-    return values | {"num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0} | changes
-
-
-def compare(tokenizer: ImageTokenizer, reference: VQGAN, **options: Any) -> None:
-    """Of square pictures and others."""
-    unit, factor = tokenizer.config.pixel_range == "unit", tokenizer.config.factor
-    for height, width in ((16, 16), (2 * factor, 3 * factor)):
-        images = 2 * torch.rand(2, 3, height, width) - 1
-        theirs = (images + 1) / 2 if unit else images
-        with torch.no_grad():
-            features, expected = tokenizer.latents(images).permute(0, 3, 1, 2), reference.prequant(theirs)
-        assert distance(features, expected) < TOLERANCE
-        codes = reference.encode(theirs, **options)
-        assert torch.equal(tokenizer.encode(images), codes) and len(codes.unique()) > 1
-        picture = reference.decode(codes, **options)
-        assert distance(drawn(tokenizer, codes), 2 * picture - 1 if unit else picture) < TOLERANCE
-
-
-def write_taming(folder: Path, reference: VQGAN, target: str = "VQModel") -> None:
-    (folder / "configs").mkdir(parents=True)
-    (folder / "checkpoints").mkdir()
-    params = {"ddconfig": reference.d, "embed_dim": reference.embed_dim, "n_embed": reference.n_embed}
-    config = {"model": {"target": f"taming.models.vqgan.{target}", "params": params}}
-    (folder / "configs" / "2021-05-01T00-00-00-project.yaml").write_text(yaml.safe_dump(config))
-    (folder / "configs" / "2021-05-01T00-00-00-lightning.yaml").write_text("lightning:\n  trainer: {gpus: 1}\n")
-    weights = {**reference.w, "loss.discriminator.main.0.weight": torch.zeros(3)}
-    torch.save({"epoch": 3, "state_dict": weights}, folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("changes", DDCONFIGS.values(), ids=DDCONFIGS.keys())
@@ -382,127 +324,6 @@ def test_a_family_that_is_given_need_not_be_recognised_by_a_name(tmp_path: Path)
     assert done.reason == "it was given" and isinstance(tokenizer, ImageTokenizer)
     expected = golden.vectors("ru-dalle", "vae.")
     assert torch.equal(tokenizer.encode(2 * expected["image"] - 1).flatten(1), expected["codes"].long())
-
-
-HPARAMS: dict[str, dict[str, Any]] = {
-    "no residual blocks": {"num_resnet_blocks": 0},
-    "three residual blocks": {"num_resnet_blocks": 3},
-    "one layer": {"num_layers": 1, "num_resnet_blocks": 1},
-    "four layers, no blocks": {"num_layers": 4, "num_resnet_blocks": 0, "image_size": 32},
-    "another range of pixels": {"normalization": ((0.4, 0.5, 0.6), (0.3, 0.2, 0.5))},
-    "pixels as they are": {"normalization": None},
-    "a range with a fourth channel": {"normalization": ((0.5, 0.5, 0.5, 0), (0.5, 0.5, 0.5, 1))},
-    "a row as wide as a layer": {"codebook_dim": 20, "num_resnet_blocks": 0},
-}
-
-
-def discrete_vae(**changes: Any) -> PlainDVAE:
-    values: dict[str, Any] = {"image_size": 16, "num_layers": 2, "num_tokens": 30, "codebook_dim": 24, "hidden_dim": 20}
-    return PlainDVAE(values | {"num_resnet_blocks": 1} | changes)
-
-
-@pytest.mark.parametrize("inside", [False, True], ids=["vae.pt", "dalle.pt"])
-@pytest.mark.parametrize("changes", HPARAMS.values(), ids=HPARAMS.keys())
-def test_discrete_vaes_of_other_shapes(changes: dict[str, Any], inside: bool, tmp_path: Path) -> None:
-    reference = discrete_vae(**changes)
-    content: dict[str, Any] = {"hparams": reference.h, "weights": dict(reference.w)}
-    if inside:
-        weights = {f"vae.{name}": value for name, value in reference.w.items()}
-        content = {"hparams": {"dim": 8}, "vae_params": reference.h, "weights": weights, "epoch": 1}
-    torch.save(content, tmp_path / "model.pt")
-    part = image_part(tmp_path / "model.pt", tmp_path / "model")
-    images = torch.rand(2, 3, 16, 48)
-    with torch.no_grad():
-        assert isinstance(part, DiscreteVAE)
-        logits = part.logits(2 * images - 1).permute(0, 3, 1, 2)
-    assert distance(logits, reference.logits(images)) < TOLERANCE
-    codes = part.encode(2 * images - 1)
-    assert torch.equal(codes, reference.logits(images).argmax(1)) and len(codes.unique()) > 1
-    mean, std = reference.affine()
-    expected = (reference.decode(codes) * std + mean).clamp(0, 1)
-    assert distance((part.decode(codes) + 1) / 2, expected) < TOLERANCE
-
-
-def image_part(path: Path, out: Path) -> AnyImageTokenizer:
-    """The image tokenizer alone, whatever else is in the file."""
-    from dalle.image_tokenizers import KINDS, kind_of
-    from dalle.interop import dalle_pytorch
-    from dalle.interop.family import Source
-
-    part = dalle_pytorch._image_tokenizer(path, Source(path).torch(path), image_size=32)
-    network = KINDS[kind_of(part.config)][1](part.config)  # type: ignore[arg-type]
-    network.load_state_dict({name: tensor.load() for name, tensor in part.weights.items()})
-    return network.eval()
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_image_tokenizers_that_dalle_pytorch_downloads(named: bool, tmp_path: Path) -> None:
-    """Inside dalle.pt: OpenAI's and taming-transformers', without their parameters; older versions do not name them."""
-    images = torch.rand(2, 3, 32, 32)
-    dvae = OpenAIDVAE(n_hid=8, dec_hid=12, n_init=6, n_blk=1, dec_blk=2, vocab_size=40)
-    weights = {}
-    for name, value in dvae.w.items():
-        side, _, rest = name.partition(".")
-        leaf = "w" if rest.endswith("weight") else "b"
-        weights[f"vae.{side[:3]}.{rest.rpartition('.')[0]}.{leaf}"] = value
-    content: dict[str, Any] = {"hparams": {}, "vae_params": None, "weights": weights}
-    content |= {"vae_class_name": "OpenAIDiscreteVAE"} if named else {}
-    torch.save(content, tmp_path / "openai.pt")
-    tokenizer = image_part(tmp_path / "openai.pt", tmp_path / "a")
-    codes = dvae.logits(images).argmax(1)
-    assert torch.equal(tokenizer.encode(2 * images - 1), codes)
-    assert distance((tokenizer.decode(codes) + 1) / 2, dvae.decode(codes)) < TOLERANCE
-
-    reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4]), embed_dim=6, n_embed=50)
-    weights = {f"vae.model.{name}": value for name, value in reference.w.items()}
-    weights["vae.model.loss.logvar"] = torch.zeros(1)
-    content = {"hparams": {}, "vae_params": None, "weights": weights}
-    content |= {"vae_class_name": "VQGanVAE"} if named else {}
-    torch.save(content, tmp_path / "vqgan.pt")
-    tokenizer = image_part(tmp_path / "vqgan.pt", tmp_path / "b")
-    assert isinstance(tokenizer, ImageTokenizer)
-    compare(tokenizer, reference)
-
-
-@pytest.fixture
-def dall_e(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Tensor]], nn.Module]:
-    """A maker of modules of OpenAI's classes, by their names alone: what a pickle of theirs holds."""
-    classes = {"dall_e.encoder": "Encoder", "dall_e.decoder": "Decoder", "dall_e.utils": "Conv2d"}
-    monkeypatch.setitem(sys.modules, "dall_e", types.ModuleType("dall_e"))
-    for module, name in classes.items():
-        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
-        setattr(sys.modules[module], name, type(name, (nn.Module,), {"__module__": module}))
-
-    def make(side: str, weights: dict[str, Tensor]) -> nn.Module:
-        root: nn.Module = getattr(sys.modules[f"dall_e.{side}"], side.capitalize())()
-        for name, value in weights.items():
-            node = root
-            *parents, leaf = name.split(".")
-            for parent in parents:
-                if parent not in dict(node.named_children()):
-                    node.add_module(parent, sys.modules["dall_e.utils"].Conv2d())
-                node = node.get_submodule(parent)
-            node.register_parameter("w" if leaf == "weight" else "b", nn.Parameter(value))
-        return root
-
-    return make
-
-
-@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "stream"])
-def test_openai_dvae_of_another_shape(
-    legacy: bool, tmp_path: Path, dall_e: Callable[[str, dict[str, Tensor]], nn.Module]
-) -> None:
-    reference = OpenAIDVAE(n_hid=12, dec_hid=8, n_init=10, n_blk=3, dec_blk=1, vocab_size=40)
-    for side in ("encoder", "decoder"):
-        weights = {name.removeprefix(f"{side}."): value for name, value in reference.w.items() if name.startswith(side)}
-        torch.save(dall_e(side, weights), tmp_path / f"{side}.pkl", _use_new_zipfile_serialization=not legacy)
-    tokenizer, done = imported(tmp_path, tmp_path / "model")
-    assert done.family == "openai-dvae"
-    images = torch.rand(2, 3, 24, 40)
-    codes = reference.logits(images).argmax(1)
-    assert codes.shape == (2, 3, 5) and torch.equal(tokenizer.encode(2 * images - 1), codes)
-    assert distance((tokenizer.decode(codes) + 1) / 2, reference.decode(codes)) < TOLERANCE
 
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
