@@ -192,6 +192,26 @@ def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
         assert line.openai and line.fault == "the request has no custom_id, or one that is no text"
 
 
+def test_a_custom_id_names_one_request(tmp_path: Path) -> None:
+    rows = [openai("x", prompt="a"), openai("y", prompt="a"), openai("x", prompt="b"), openai("x", prompt="c")]
+    lines = [*read_prompts(str(prompts_file(tmp_path, rows)), FIELDS)]
+    assert [line.fault for line in lines[:2]] == [None, None]
+    assert [line.fault for line in lines[2:]] == ["the custom_id is that of line 1 already"] * 2
+    assert all(line.openai and line.fields["id"] == "x" for line in lines[2:])
+
+
+def test_reading_a_long_file_is_followed(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.batch.progress.LINE_SECONDS", 0)
+    prompts, out = prompts_file(tmp_path, [{"prompt": "a"}] * 3), tmp_path / "out"
+    for first in ("reading the prompts", "checking what is there"):
+        assert run(model_folder, prompts, out, plan={"shard_size": 1}) == 0
+        told = capsys.readouterr().err
+        assert [f"{first}: {number} lines" in told for number in (1, 2, 3)] == [True] * 3
+        assert "merging the manifests: 3 of 3 lines" in told
+
+
 def test_options_of_ray_alone_are_not_passed_over(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(batch)

@@ -28,7 +28,7 @@ from serving.batch.description import (
 )
 from serving.batch.manifest import is_done, shares_none
 from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Shard
-from serving.batch.progress import Progress
+from serving.batch.progress import Progress, follow
 from serving.batch.prompts import read_prompts
 from serving.batch.results import REFUSED, Counts, merge
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
@@ -94,7 +94,10 @@ def run_batch(batch: Batch) -> int:
     described = read_description(storage)
     check_description(storage, described, planner)
     settings = _worker_settings(batch, str(folder), facts, described)
-    count = _count(shards(), lambda shard: _is_done(storage, shard, batch, facts, resumed=settings.resumed))
+    doing = "checking what is there" if settings.resumed else "reading the prompts"
+    count = _count(
+        follow(shards(), doing), lambda shard: _is_done(storage, shard, batch, facts, resumed=settings.resumed)
+    )
     if not count.num_lines:
         raise DalleError(f"there are no prompts in {batch.prompts}")
     if described is not None and shares_none(storage, shards(), facts):
@@ -130,7 +133,7 @@ def run_batch(batch: Batch) -> int:
                     num_drawn += done.num_drawn
                     log.write(event="shard", **dataclasses.asdict(done))
                 log.write(event="end", num_drawn=num_drawn)
-            counts = merge(storage, shards())
+            counts = merge(storage, follow(shards(), "merging the manifests", count.num_lines))
             shown = _pages(batch, storage)
             log.close()
             storage.flush()

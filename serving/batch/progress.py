@@ -6,14 +6,35 @@ counting twice, and from how long rows have taken in this run.
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
 
-__all__ = ["Progress"]
+from serving.batch.plan import Shard
+
+__all__ = ["Progress", "follow"]
 
 LINE_SECONDS = 60.0
+
+
+def follow(shards: Iterable[Shard], doing: str, num_lines: int | None = None) -> Iterator[Shard]:
+    """The same shards, while a person sees how many lines have been read of how many, if it takes longer than a second.
+
+    doing: what is being done with them, in a word.
+    """
+    num_read = 0
+    last_line = time.monotonic()
+    with tqdm(desc=doing, total=num_lines, unit=" lines", delay=1, disable=None, leave=False) as bar:
+        for shard in shards:
+            yield shard
+            num_read += len(shard.entries)
+            bar.update(len(shard.entries))
+            if bar.disable and time.monotonic() - last_line > LINE_SECONDS:
+                last_line = time.monotonic()
+                of_all = "" if num_lines is None else f" of {num_lines}"
+                print(f"{doing}: {num_read}{of_all} lines", file=sys.stderr, flush=True)
 
 
 class Progress:

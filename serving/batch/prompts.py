@@ -6,6 +6,7 @@ time, or one group of rows of a Parquet file.
 
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -101,6 +102,7 @@ def _read_text(file: TextIO) -> Iterator[Line]:
 
 
 def _read_jsonl(file: TextIO) -> Iterator[Line]:
+    first_uses: dict[bytes, int] = {}
     for number, text in _lines(file):
         fault = _fault_of(text)
         if fault is not None or text is None:
@@ -114,16 +116,19 @@ def _read_jsonl(file: TextIO) -> Iterator[Line]:
         if not isinstance(values, dict):
             yield Line(number=number, fault=f"the line is JSON, but no object: {text[:80]}")
         elif "custom_id" in values or values.keys() == {"method", "url", "body"}:
-            yield _openai_line(number, values)
+            yield _openai_line(number, values, first_uses)
         else:
             yield Line(number=number, fields=values)
 
 
-def _openai_line(number: int, values: dict[str, Any]) -> Line:
+def _openai_line(number: int, values: dict[str, Any], first_uses: dict[bytes, int]) -> Line:
+    """first_uses: digest of each custom_id so far -> its line. Results are found by it, so that none may come twice."""
     name, body = values.get("custom_id"), values.get("body")
     identity: dict[str, Any] = {"id": name}
     if not name or not isinstance(name, str):
         fault = "the request has no custom_id, or one that is no text"
+    elif (first := first_uses.setdefault(_digest(name), number)) != number:
+        fault = f"the custom_id is that of line {first} already"
     elif values.get("method") != "POST" or values.get("url") != OPENAI_URL:
         asked = f"{values.get('method')} {values.get('url')}"
         fault = f"the request is {asked[:80]!r}; it must be 'POST {OPENAI_URL}'"
@@ -134,6 +139,11 @@ def _openai_line(number: int, values: dict[str, Any]) -> Line:
     else:
         return Line(number=number, fields={**body, **identity}, openai=True)
     return Line(number=number, fields=identity, fault=fault, openai=True)
+
+
+def _digest(text: str) -> bytes:
+    """8 bytes, where the texts themselves would fill the memory."""
+    return hashlib.sha256(text.encode(errors="replace")).digest()[:8]
 
 
 def _read_csv(file: TextIO, known: Sequence[str]) -> Iterator[Line]:
