@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -56,9 +56,12 @@ class Answers(http.server.BaseHTTPRequestHandler):
     """Ray's dashboard and the service at once."""
 
     ready = 200
+    prefixed: ClassVar[dict[str, int]] = {}
+    """Other paths and their answers."""
 
     def do_GET(self) -> None:
         known = {"/api/gcs_healthz": 200, "/api/local_raylet_healthz": 200, "/ready": type(self).ready}
+        known |= type(self).prefixed
         self.send_response(known.get(self.path, 404))
         self.send_header("content-length", "0")
         self.end_headers()
@@ -227,6 +230,15 @@ def test_checks_say_what_they_find(node: Node) -> None:
     node.answers.ready = 503
     assert node.run("check", "service")[0] != 0
     assert node.run("check", "node", DALLE_RAY_AGENT_PORT="9")[0] != 0
+
+
+def test_the_service_is_asked_under_its_prefix(node: Node, tmp_path: Path) -> None:
+    for prefix, status in (("/pictures", 200), ("/pictures/", 200), ("/pictures", 503)):
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump({**CONFIG, "applications": [{**APPLICATION, "route_prefix": prefix}]}))
+        node.answers.ready = 503  # of the path without a prefix, which nobody asks for
+        node.answers.prefixed = {f"{prefix.rstrip('/')}/ready": status}
+        assert (node.run("check", "service", DALLE_RAY_CONFIG=str(file))[0] == 0) is (status == 200)
 
 
 def test_the_environment_is_nearer_than_the_file(node: Node) -> None:
