@@ -120,9 +120,10 @@ class ImageEncoder(nn.Sequential):
                 layers.append(_downsample(config, width))
         attention = config.middle_attention and config.encoder_middle_attention
         layers += [_middle(config, attention=attention), _norm(config, widths[-1]), nn.SiLU()]
-        layers.append(nn.Conv2d(widths[-1], config.z_channels or config.codebook_dim, 3, padding=1))
+        z_channels = (config.z_channels or config.codebook_dim) * (2 if config.double_z else 1)
+        layers.append(nn.Conv2d(widths[-1], z_channels, 3, padding=1))
         if config.z_channels is not None:
-            layers.append(nn.Conv2d(config.z_channels, config.codebook_dim, 1))
+            layers.append(nn.Conv2d(z_channels, config.codebook_dim, 1))
         super().__init__(*layers)
 
 

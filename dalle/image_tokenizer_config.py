@@ -50,6 +50,9 @@ class ImageTokenizerConfig(Config):
     z_channels: int | None = None
     """Channels between the encoder's last and the decoder's first convolution, if 1 x 1 convolutions (`quant_conv`,
     `post_quant_conv`) lead from them to `codebook_dim` and back; None: there are none."""
+    double_z: bool = False
+    """The encoder's last convolution has twice `z_channels`, and the first 1 x 1 convolution takes them all (vqgan-jax;
+    in latent diffusion they are means and variances)."""
     codebook_size: int = 4096
     codebook_dim: int = 16
     normalize_codes: bool = True
@@ -71,6 +74,7 @@ class ImageTokenizerConfig(Config):
         require(
             self.z_channels is None or self.z_channels >= 1, f"z_channels is {self.z_channels}; it must be at least 1"
         )
+        require(not self.double_z or self.z_channels is not None, "double_z needs z_channels")
         require(
             self.quantizer == "nearest" or not self.normalize_codes,
             "normalize_codes compares codes with latents; the gumbel quantizer does not",

@@ -79,7 +79,7 @@ class VQGAN:
                     x = F.avg_pool2d(x, 2)
                 resolution //= 2
         x = F.silu(self.w.norm("encoder.norm_out", self.middle("encoder", x), self.epsilon))
-        x = self.w.conv("encoder.conv_out", x, d["z_channels"], 3, padding=1)
+        x = self.w.conv("encoder.conv_out", x, d["z_channels"] << bool(d.get("double_z")), 3, padding=1)
         return self.w.conv("quant_conv", x, self.embed_dim, 1)
 
     def encode(self, images: Tensor, *, normalize: bool = False) -> Tensor:

@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[dict[str, object], int]] = {
     "codes of any length": ({"normalize_codes": False}, 2),
     "codes of one number": ({"codebook_dim": 1, "normalize_codes": False}, 2),
     "convolutions around the codebook": ({"z_channels": 6, "patch_size": 2}, 4),
+    "twice the channels before them": ({"z_channels": 6, "double_z": True}, 2),
     "a narrow beginning": ({"base_width": 4, "widths": (8, 12)}, 2),
     "means and repeated pixels": ({"resample_with_conv": False}, 2),
     "pixels in [0, 1] inside": ({"pixel_range": "unit"}, 2),
@@ -170,6 +171,7 @@ def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
         ({"attention_levels": (-1,)}, "attention level -1 is not in 0..1"),
         ({"base_width": 6}, "width 6 is no multiple of norm_groups 4"),
         ({"z_channels": 0}, "z_channels is 0; it must be at least 1"),
+        ({"double_z": True}, "double_z needs z_channels"),
         ({"quantizer": "gumbel"}, "normalize_codes compares codes with latents; the gumbel quantizer does not"),
     ],
 )

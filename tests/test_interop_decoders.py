@@ -75,7 +75,12 @@ def test_mindalle_of_another_shape(tmp_path: Path) -> None:
     peer = MinDALLE(text=(400, 16), codes=(256, 25), width=20, depth=2, heads=5)
     torch.save({"state_dict": peer.w}, tmp_path / "theirs/stage2_last.ckpt")
     config = yaml.safe_load((tmp_path / "theirs/config.yaml").read_text())
-    config["stage2"]["hparams"] |= {"n_heads": 5, "gelu_use_approx": True}
+    config["stage2"] = {
+        "vocab_size_txt": 400,
+        "vocab_size_img": 256,
+        "hparams": {"embed_dim": 20, "n_layers": 2, "n_heads": 5, "ctx_len_img": 25, "ctx_len_txt": 16}
+        | {"attn_bias": False, "mlp_bias": True, "gelu_use_approx": True},
+    }
     (tmp_path / "theirs/config.yaml").write_text(yaml.safe_dump(config))
     import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
     model = dalle.load(tmp_path / "ours", device="cpu")

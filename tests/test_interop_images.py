@@ -21,7 +21,8 @@ from dalle.discrete_vae import DiscreteVAE
 from dalle.errors import CheckpointError, ImageError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.interop.convert import import_checkpoint
-from dalle.interop.flax_msgpack import write_flax
+from dalle.interop.export import export_checkpoint
+from dalle.interop.flax_msgpack import read_flax, write_flax
 from dalle.openai_dvae import OpenAIDiscreteVAE
 from dalle.weights import LazyTensor
 
@@ -152,9 +153,14 @@ def test_gumbel_of_another_shape(tmp_path: Path) -> None:
     compare(vqgan(tmp_path / "run", tmp_path / "model"), reference)
 
 
-@pytest.mark.parametrize("name", ["wide coarse levels, two blocks", "one level", "pooling instead of convolutions"])
-def test_vqgan_jax_of_other_shapes(name: str, tmp_path: Path) -> None:
-    reference = VQGAN(ddconfig(**DDCONFIGS[name]), embed_dim=6, n_embed=50)
+FLAX_DDCONFIGS = {
+    name: DDCONFIGS[name] for name in ("wide coarse levels, two blocks", "one level", "pooling instead of convolutions")
+} | {"twice the channels before the first 1 x 1 convolution": {"ch_mult": [1, 2], "double_z": True}}
+
+
+@pytest.mark.parametrize("changes", FLAX_DDCONFIGS.values(), ids=FLAX_DDCONFIGS.keys())
+def test_vqgan_jax_of_other_shapes(changes: dict[str, Any], tmp_path: Path) -> None:
+    reference = VQGAN(ddconfig(**changes), embed_dim=6, n_embed=50)
     arrays = {}
     for name, value in reference.w.items():
         *parents, leaf = re.sub(r"(down|up|block|attn)\.(\d+)", r"\1_\2", name).split(".")
@@ -170,6 +176,11 @@ def test_vqgan_jax_of_other_shapes(name: str, tmp_path: Path) -> None:
     tokenizer = vqgan(tmp_path / "checkpoint", tmp_path / "model")
     assert tokenizer.config.pixel_range == "unit"
     compare(tokenizer, reference)
+    export_checkpoint(tmp_path / "model", "vqgan-jax", tmp_path / "back")
+    exported = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert {name: exported[name] for name in changes} == changes
+    arrays, back = (read_flax(tmp_path / name / "flax_model.msgpack") for name in ("checkpoint", "back"))
+    assert {*arrays} == {*back} and all(torch.equal(arrays[name].load(), back[name].load()) for name in arrays)
 
 
 def test_mindalle_of_another_shape(tmp_path: Path) -> None:

@@ -266,3 +266,32 @@ def test_a_module_that_was_pickled_whole(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = {name: value.load() for name, value in module_weights(found, "x.").items()}
     assert {name: value.tolist() for name, value in weights.items()} == {"x.b": [0.0, 1.0], "x.1.w": [1.0, 1.0, 1.0]}
     assert "asks for torch.nn.modules.linear.Linear" in refusal(save(nn.Linear(2, 2), tmp_path / "other.pkl"))
+
+
+def nested(depth: int) -> bytes:
+    """() in ((), ()) in ...: each tuple holds the one before twice."""
+    return b")" + b"q\x000h\x00h\x00\x86" * depth
+
+
+KEYS: dict[str, bytes] = {
+    "deeper than a stack": b"}" + b")" + b"\x85" * 1_000_000 + b"Ns.",
+    "of many at once": b"}(" + b")" + b"\x85" * 1_000_000 + b"Nu.",
+    "of a dict that is made at once": b"(" + b")" + b"\x85" * 1_000_000 + b"Nd.",
+    "more than can be counted": b"}" + nested(100) + b"Ns.",
+    "in a set": b"\x8f(" + nested(100) + b"\x90.",
+    "in a frozen set": b"(" + nested(100) + b"\x91.",
+    "in what makes a set": b"cbuiltins\nset\n(" + nested(100) + b"l\x85R.",
+    "in what makes an ordered dict": b"ccollections\nOrderedDict\n(" + nested(100) + b"N\x86l\x85R.",
+}
+
+
+@pytest.mark.parametrize("program", KEYS.values(), ids=KEYS.keys())
+def test_keys_that_hashing_would_not_survive(program: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x04" + program)
+    assert "asks for a key of tuples within tuples on loading" in refusal(tmp_path / "a.pt")
+
+
+def test_keys_of_plain_tuples(tmp_path: Path) -> None:
+    content = {(1, "a"): {(2, 3)}, "order": collections.OrderedDict({(): 4})}
+    assert read_pickle(save(content, tmp_path / "a.pt")) == content

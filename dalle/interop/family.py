@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from dalle.config import Config
@@ -21,15 +22,16 @@ from dalle.errors import CheckpointError
 from dalle.interop.pickles import read_pickle
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
-from dalle.weights import LazyTensor, Part
+from dalle.weights import LazyTensor, Part, read_safetensors
 
-__all__ = ["Converted", "Family", "Source", "fit", "state_dict", "take", "unwrapped"]
+__all__ = ["Converted", "Family", "Source", "agree", "fit", "state_dict", "take", "unwrapped"]
 
 MAX_TEXT_BYTES = 64 << 20
 """Of a configuration or a vocabulary."""
 MAX_DEPTH = 3
 """Of folders below the one that was given."""
-TORCH_FILES = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.pkl")
+WRAPPERS = ("module.", "_orig_mod.", "module.")
+"""What torch puts before names: for training on several devices and for compiling, either in the other."""
 
 
 class Source:
@@ -47,6 +49,8 @@ class Source:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         self._contents: dict[Path, Any] = {}
+        self._faults: list[CheckpointError] | None = None
+        """Of files that could not be read and may be none of this checkpoint; where it is None, all are."""
 
     @property
     def read(self) -> list[Path]:
@@ -75,18 +79,28 @@ class Source:
         """What `find` finds among the files or, if that is nothing, in the nearest folder that has some: the one around
         the path or those above it, as many as `levels`, each with the folders in it. For what projects keep beside a
         checkpoint."""
+        faults: list[CheckpointError] = []
         for folder in (None, *self.path.resolve().parents[:levels]):
             place = self
             if folder is not None:
                 place = copy.copy(self)  # which shares what has been read
                 place.files = sorted(_files_below(folder, 1))
+                place._faults = faults  # strangers' files lie there too
             if found := find(place):
                 return found
+        if faults:
+            raise CheckpointError(
+                f"what {self.path} needs is not beside it, unless it is in a file that cannot be read: {faults[0]}"
+            )
         return []
 
     def torch(self, path: Path) -> Any:
-        """What torch.save wrote, as `read_pickle` gives it."""
-        return self.once(path, read_pickle)
+        """What torch.save wrote, as `read_pickle` gives it; None for what cannot be read, where that is no fault."""
+        return self._tried(path, read_pickle)
+
+    def tensors(self, path: Path) -> Any:
+        """The same, or the tensors by name of a safetensors file."""
+        return self._tried(path, _read_safetensors) if path.suffix == ".safetensors" else self.torch(path)
 
     def text(self, path: Path) -> str:
         return self.once(path, _read_text)
@@ -102,6 +116,15 @@ class Source:
         if path not in self._contents:
             self._contents[path] = read(path)
         return self._contents[path]
+
+    def _tried(self, path: Path, read: Callable[[Path], Any]) -> Any:
+        try:
+            return self.once(path, read)
+        except CheckpointError as error:
+            if self._faults is None:
+                raise
+            self._faults.append(error)
+            return None
 
     def _mapping(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         try:
@@ -163,9 +186,8 @@ def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
 
 
 def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """What has names, without what torch's wrappers for training on several devices and for compiling put before all of
-    them."""
-    for wrapper in ("module.", "_orig_mod."):
+    """What has names, without the `WRAPPERS` that stand before all of them."""
+    for wrapper in WRAPPERS:
         if all(isinstance(name, str) and name.startswith(wrapper) for name in weights):
             weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
     return dict(weights)
@@ -203,6 +225,14 @@ def _at_most_float32(tensor: LazyTensor) -> LazyTensor:
     return tensor.then(lambda t: t.float()) if tensor.dtype == torch.float64 else tensor
 
 
+def agree(described: Path, facts: Mapping[str, tuple[Any, Any]], weights: Path) -> None:
+    """Compare what a file says of a network, unless that is None, with what its weights are: facts are names -> (said,
+    found). Raises `CheckpointError` for the first that differ."""
+    for name, (said, found) in facts.items():
+        if said is not None and said != found:
+            raise CheckpointError(f"{described} says {name} {said}; the weights of {weights} have {found}")
+
+
 def take(weights: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
     """The weights whose names have the prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -214,6 +244,15 @@ def _files_below(folder: Path, depth: int) -> Iterable[Path]:
             yield path
         elif path.is_dir() and depth and not path.is_symlink():
             yield from _files_below(path, depth - 1)
+
+
+def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    try:
+        return read_safetensors(path)
+    except KeyError as error:
+        raise CheckpointError(f"{path} has numbers of type {error}, which is not read") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no safetensors file, or not a whole one: {error}") from error
 
 
 def _read_text(path: Path) -> str:

@@ -2,14 +2,15 @@
 
 MessagePack (github.com/msgpack/msgpack) is read from the mapped file, so that no array is in memory before it is asked
 for; of the format only what Flax writes is known: maps, strings, and arrays as extension 1, which is a message of its
-own: shape, type, bytes.
+own: shape, type, bytes. An array of more than a gigabyte is a map: its shape, and its numbers in runs.
 """
 
+import math
 import mmap
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 
@@ -18,8 +19,13 @@ from dalle.weights import LazyTensor, read_numbers
 
 __all__ = ["read_flax", "write_flax"]
 
+Item = TypeVar("Item")
+
 ARRAY = 1
 """Flax's extension type of an array."""
+CHUNKED = "__msgpack_chunked_array__"
+"""First key of a map that is an array in runs."""
+TRUE = 0xC3
 MAX_DEPTH = 32
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -110,6 +116,34 @@ class _Reader:
             raise ValueError(f"an array of shape {shape} and type {name} in {length} bytes")
         return LazyTensor(shape, DTYPES[name], lambda: read_numbers(path, start, numel, DTYPES[name]).reshape(shape))
 
+    def extension(self, path: Path, length: int) -> LazyTensor:
+        """An extension whose length has been read."""
+        if self.number(1) != ARRAY:
+            raise ValueError(f"no array in the extension at byte {self.at}")
+        stop = self.at + length
+        return _Reader(self.data, self.take(length), stop).array(path)
+
+    def chunked(self, path: Path) -> LazyTensor:
+        """A map whose head and first key have been read: {CHUNKED: true, "shape": {"0": ...}, "chunks": {"0": ...}}."""
+        if self.number(1) != TRUE or self.text() != "shape":
+            raise ValueError(f"no shape of an array in runs at byte {self.at}")
+        shape = tuple(self._numbered(lambda: self.expect("int")))
+        if self.text() != "chunks":
+            raise ValueError(f"no runs of an array at byte {self.at}")
+        runs = self._numbered(lambda: self.extension(path, self.expect("ext")))
+        if sum(math.prod(run.shape) for run in runs) != math.prod(shape) or len({run.dtype for run in runs}) != 1:
+            raise ValueError(f"an array of shape {shape} in runs of {[run.shape for run in runs[:20]]}")
+        return LazyTensor.joined(*(run.then(torch.flatten) for run in runs)).then(lambda t: t.reshape(shape))
+
+    def _numbered(self, read: Callable[[], Item]) -> list[Item]:
+        """The values of a map with the keys "0", "1", ..., which is how Flax writes a sequence."""
+        values = []
+        for i in range(self.expect("map")):
+            if self.text() != str(i):
+                raise ValueError(f"no item {i} of a sequence at byte {self.at}")
+            values.append(read())
+        return values
+
 
 def read_flax(path: Path) -> dict[str, LazyTensor]:
     """The arrays of a `flax_model.msgpack`, by their names joined with slashes.
@@ -121,11 +155,14 @@ def read_flax(path: Path) -> dict[str, LazyTensor]:
     def walk(reader: _Reader, name: str, depth: int) -> None:
         kind, length = reader.head()
         if kind == "map" and depth < MAX_DEPTH:
-            for _ in range(length):
-                walk(reader, f"{name}/{reader.text()}" if name else reader.text(), depth + 1)
-        elif kind == "ext" and reader.number(1) == ARRAY:
-            stop = reader.at + length
-            weights[name] = _Reader(reader.data, reader.take(length), stop).array(path)
+            for i in range(length):
+                key = reader.text()
+                if key == CHUNKED and (i, length) == (0, 3):
+                    weights[name] = reader.chunked(path)
+                    break
+                walk(reader, f"{name}/{key}" if name else key, depth + 1)
+        elif kind == "ext":
+            weights[name] = reader.extension(path, length)
         else:
             raise ValueError(f"{kind} at byte {reader.at}, where a dict or an array was expected")
 

@@ -34,6 +34,7 @@ from dalle.weights import LazyTensor, Part
 
 __all__ = ["FAMILY"]
 
+FILES = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors")
 MIDDLE = ("block_1", "attn_1", "block_2")
 DEFAULT_IMAGE_SIZE = 256
 DEFAULT_NUM_LEVELS = 5
@@ -68,9 +69,10 @@ def convert(source: Source) -> Converted:
     assert isinstance(image_tokenizer.config, ImageTokenizerConfig)
     size = f"image_size {image_tokenizer.config.image_size}; any other works as well"
     decoder, text_tokenizer, sampling = None, None, None
+    heads: tuple[str, ...] = ()
     if decoders:
         (path,) = decoders
-        decoder = _decoder(source, path, image_tokenizer.config.factor)
+        decoder, heads = _decoder(source, path, image_tokenizer.config.factor)
         assert isinstance(decoder.config, DecoderConfig)
         kind = "c2i" if decoder.config.feature_width is None else "t2i"
         text_tokenizer = ClassTokenizer(decoder.config.text_vocab_size - 1) if kind == "c2i" else None
@@ -79,7 +81,7 @@ def convert(source: Source) -> Converted:
         config = dataclasses.replace(image_tokenizer.config, image_size=side * image_tokenizer.config.factor)
         image_tokenizer = dataclasses.replace(image_tokenizer, config=config)
         size = f"image_size {config.image_size}, of {side} codes a side"
-        ignored = (*ignored, *_beside(path, source.torch(path)))
+        ignored = (*ignored, *_beside(path, source.tensors(path)))
     return Converted(
         image_tokenizer=image_tokenizer,
         decoder=decoder,
@@ -87,7 +89,7 @@ def convert(source: Source) -> Converted:
         sampling=sampling,
         about={"licence": "code and published weights MIT", "project": "https://github.com/FoundationVision/LlamaGen"},
         ignored=ignored,
-        derived=(size, derived, "pixels: [-1, 1], as the project trains"),
+        derived=(size, derived, *heads, "pixels: [-1, 1], as the project trains"),
     )
 
 
@@ -122,7 +124,7 @@ def _decoders(source: Source) -> list[Path]:
     """Files with the weights of a decoder of this project."""
     return [
         path
-        for path in source.find("*.pt", "*.pth")
+        for path in source.find(*FILES)
         if "tok_embeddings.weight" in (names := _names(source, path))
         and any(name.startswith("cls_embedding.") for name in names)
     ]
@@ -130,22 +132,18 @@ def _decoders(source: Source) -> list[Path]:
 
 def _image_tokenizers(source: Source) -> list[Path]:
     """Files with the weights of an image tokenizer of this project."""
-    return [
-        path
-        for path in source.find("*.pt", "*.pth")
-        if "encoder.conv_blocks.0.res.0.conv1.weight" in _names(source, path)
-    ]
+    return [path for path in source.find(*FILES) if "encoder.conv_blocks.0.res.0.conv1.weight" in _names(source, path)]
 
 
 def _names(source: Source, path: Path) -> Mapping[str, Any]:
-    content = source.torch(path)
+    content = source.tensors(path)
     found = next((content[key] for key in KEYS if isinstance(content, dict) and key in content), content)
     return unwrapped(found) if isinstance(found, dict) else {}
 
 
 def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...], str]:
     """It, what was ignored, and how codes are compared, in words."""
-    content = source.torch(path)
+    content = source.tensors(path)
     weights, ignored = drawing(state_dict(path, content, *(KEYS if any(key in content for key in KEYS) else ())))
     described, place = _described_tokenizer(source, path, weights)
     unit_length = described.get("codebook_l2_norm", True)
@@ -193,8 +191,9 @@ def _to_taming(weights: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {rename(name): value for name, value in weights.items()}
 
 
-def _decoder(source: Source, path: Path, factor: int) -> Part:
-    content = source.torch(path)
+def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, ...]]:
+    """It, and what was concluded, in words."""
+    content = source.tensors(path)
     keys = KEYS if any(key in content for key in KEYS) else ()
     theirs = ForeignWeights(path, state_dict(path, content, *keys))
     depth = theirs.count(r"layers\.(\d+)\.")
@@ -202,6 +201,7 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
     by_caption = "cls_embedding.uncond_embedding" in theirs
     described = _described(source, path, "t2i" if by_caption else "c2i", depth, width)
     num_heads = described.get("n_head", NUM_HEADS.get(width))
+    heads = () if "n_head" in described else (f"heads: {num_heads}, as in the project's models with {width} channels",)
     if type(num_heads) is not int or num_heads < 1 or width % num_heads:
         raise CheckpointError(
             f"{path} does not say how many heads its {width} channels have, and it is no published size: put a JSON "
@@ -214,12 +214,13 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
         if by_caption
         else ("cls_embedding.embedding_table.weight", theirs.shape("cls_embedding.embedding_table.weight")[0])
     )
+    num_classes = described.get("num_classes", num_conditions - 1)
     # neither is there to guide with if it was not trained with captions, or classes, dropped
     if by_caption:
         text_length = described.get("cls_token_num", num_conditions)
         guidance = text_length == num_conditions
     else:
-        text_length, guidance = 1, described.get("num_classes") != num_conditions
+        text_length, guidance = 1, num_classes != num_conditions
     config = DecoderConfig(
         text_vocab_size=2 if by_caption else num_conditions + (not guidance),
         text_length=text_length,
@@ -243,6 +244,16 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
         rotary_base=float(described.get("rope_base", 10000)),
         text_head=False,
     )
+    facts = {
+        "vocab_size": (described.get("vocab_size"), codebook_size),
+        "n_kv_head": (described.get("n_kv_head"), config.num_kv_heads),
+        "caption_dim": (described.get("caption_dim") if by_caption else None, config.feature_width),
+        "num_classes": (None if by_caption else num_classes, num_conditions - guidance),
+        "cls_token_num": (described.get("cls_token_num"), text_length),
+    }
+    for name, (said, found) in facts.items():
+        if said is not None and said != found:
+            raise CheckpointError(f"{path} is said to have {name} {said}; its weights have {found}")
     codes = theirs.take("tok_embeddings.weight")
     ours = {"head.weight": theirs.take("output.weight"), "final_norm.weight": theirs.take("norm.weight")}
     if by_caption:
@@ -272,13 +283,13 @@ def _decoder(source: Source, path: Path, factor: int) -> Part:
         ours |= theirs.linear(f"{here}.mlp.input", f"{block}.feed_forward.w1", f"{block}.feed_forward.w3")
         ours |= theirs.linear(f"{here}.mlp.output", f"{block}.feed_forward.w2")
     theirs.ignore(r"freqs_cis|causal_mask|layers\.\d+\.attention\.kv_cache\..*")
-    return decoder_part(theirs, config, ours)
+    return decoder_part(theirs, config, ours), heads
 
 
 def _described(source: Source, path: Path, kind: str, depth: int, width: int) -> dict[str, Any]:
     """The arguments of ModelArgs: those of the training program, which it leaves in its files, and from a JSON file
     beside the weights that has those of this size; empty if there is none."""
-    described = _arguments(source.torch(path))
+    described = _arguments(source.tensors(path))
     for _, content in _beside_in_json(source, path):
         size = (content.get("model_type", kind), content.get("n_layer", depth), content.get("dim", width))
         if size == (kind, depth, width) and {"n_head", "block_size"} & {*content}:
@@ -301,7 +312,7 @@ def _grid_side(path: Path, described: Mapping[str, Any], factor: int) -> int:
     if type(described.get("block_size")) is int:
         side = grid_side(path, described["block_size"])
     else:
-        said = [int(number) for number in re.findall(r"\d+", path.stem)]
+        said = [int(number) for number in re.findall(r"\d+", path.stem) if number[0] != "0"]  # no steps of training
         usual = (number for number in reversed(said) if 128 <= number <= MAX_SIDE * factor and number % factor == 0)
         side = next(usual, DEFAULT_IMAGE_SIZE) // factor
     if side > MAX_SIDE:  # no weight says it, and masks grow with its fourth power

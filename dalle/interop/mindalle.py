@@ -15,7 +15,7 @@ from dalle.decoder_config import DecoderConfig
 from dalle.errors import CheckpointError
 from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
-from dalle.interop.family import Converted, Family, Source, state_dict
+from dalle.interop.family import Converted, Family, Source, agree, state_dict
 from dalle.interop.vqgan import described_vqgan, drawing
 from dalle.weights import LazyTensor, Part
 
@@ -24,6 +24,8 @@ __all__ = ["FAMILY"]
 CONFIG_FILE = "config.yaml"
 STAGE_1_FILE = "stage1_last.ckpt"
 STAGE_2_FILE = "stage2_last.ckpt"
+TYPE = "transformer1d"
+"""Of stage 2. The project's other, igpt, draws without captions and was never published."""
 LICENCE = "code Apache-2.0; the published weights of stage 2 are CC-BY-NC-SA 4.0: not for commercial use"
 
 DEFAULT_HEADS = 24
@@ -32,17 +34,35 @@ DEFAULT_RESOLUTION = 256
 
 
 def recognise(source: Source) -> str | None:
-    for path in source.find(CONFIG_FILE):
-        if {"stage1", "stage2"} <= {*source.yaml(path)}:
-            return f"{path} has stage1 and stage2"
+    for path in source.find("*.yaml", "*.yml"):
+        stages = {"stage1", "stage2"} & {*_content(source, path)}
+        if len(stages) == 2 or (stages and path.name == CONFIG_FILE):
+            return f"{path} has {' and '.join(sorted(stages))}"
     return None
 
 
+def _content(source: Source, path: Path) -> dict[str, Any]:
+    try:
+        return source.yaml(path)
+    except CheckpointError:  # a yaml file of something else
+        if path.name == CONFIG_FILE:
+            raise
+        return {}
+
+
 def convert(source: Source) -> Converted:
+    for path in source.find("*.yaml", "*.yml"):
+        stage = _content(source, path).get("stage2")
+        if isinstance(stage, dict) and stage.get("type", TYPE) != TYPE:
+            raise CheckpointError(
+                f"{path} has a stage2 of type {stage['type']}, which is not read; expected {TYPE}, the one of captions"
+            )
     config_path = source.one(CONFIG_FILE, "the configuration of both stages")
     stages = source.yaml(config_path)
-    image_tokenizer, ignored = _image_tokenizer(source, stages.get("stage1"))
-    text_tokenizer = _text_tokenizer(source, config_path) if stages.get("stage2") else None
+    # the project merges what the file leaves out, be it a whole stage
+    image_tokenizer, ignored = _image_tokenizer(source, stages.get("stage1") or {})
+    whole = stages.get("stage2") or source.find(STAGE_2_FILE)
+    text_tokenizer = _text_tokenizer(source, config_path) if whole else None
     return Converted(
         image_tokenizer=image_tokenizer,
         text_tokenizer=text_tokenizer,
@@ -58,7 +78,6 @@ def _image_tokenizer(source: Source, stage: Any) -> tuple[Part, tuple[str, ...]]
     if not isinstance(stage, dict) or not isinstance(stage.get("hparams", {}), dict):
         raise CheckpointError(f"{config_path} has no stage1 with hparams")
     path = source.one(STAGE_1_FILE, "stage 1, the image tokenizer")
-    # the project merges what the file leaves out
     described = {"resolution": DEFAULT_RESOLUTION, **stage.get("hparams", {})}
     described |= {"embed_dim": stage.get("embed_dim"), "n_embed": stage.get("n_embed")}
     weights, ignored = drawing(state_dict(path, source.torch(path), "state_dict"))
@@ -67,9 +86,7 @@ def _image_tokenizer(source: Source, stage: Any) -> tuple[Part, tuple[str, ...]]
 
 def _decoder(source: Source, config_path: Path, pad_id: int) -> Part:
     path = source.one(STAGE_2_FILE, "stage 2, the decoder")
-    stage = source.yaml(config_path).get("stage2")
-    if not isinstance(stage, dict) or stage.get("type", "transformer1d") != "transformer1d":
-        raise CheckpointError(f"{config_path} has no stage2 of type transformer1d, the only one that is read")
+    stage: dict[str, Any] = source.yaml(config_path).get("stage2") or {}
     params: dict[str, Any] = stage.get("hparams") or {}
     theirs = ForeignWeights(path, state_dict(path, source.torch(path), "state_dict"))
     depth = theirs.count(r"blocks\.(\d+)\.")
@@ -79,6 +96,17 @@ def _decoder(source: Source, config_path: Path, pad_id: int) -> Part:
         raise CheckpointError(f"{config_path} says n_heads {num_heads!r}; expected a divisor of {width}, the width")
     side = grid_side(path, theirs.shape("pos_emb_img.weight")[0])
     text_head = "head_txt.weight" in theirs
+    facts = {
+        "embed_dim": (params.get("embed_dim"), width),
+        "n_layers": (params.get("n_layers"), depth),
+        "ctx_len_txt": (params.get("ctx_len_txt"), text_length),
+        "ctx_len_img": (params.get("ctx_len_img"), side**2),
+        "vocab_size_txt": (stage.get("vocab_size_txt"), theirs.shape("tok_emb_txt.weight")[0]),
+        "vocab_size_img": (stage.get("vocab_size_img"), theirs.shape("tok_emb_img.weight")[0]),
+        "attn_bias": (params.get("attn_bias"), "blocks.0.attn.query.bias" in theirs),
+        "mlp_bias": (params.get("mlp_bias"), "blocks.0.mlp.0.bias" in theirs),
+    }
+    agree(config_path, facts, path)
     config = DecoderConfig(
         text_vocab_size=theirs.shape("tok_emb_txt.weight")[0],
         text_length=text_length,
@@ -129,11 +157,12 @@ def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
         )
     vocab_path = source.one("bpe-16k-vocab.json", "the text tokenizer's vocabulary")
     merges_path = source.one("bpe-16k-merges.txt", "the text tokenizer's merges")
-    lines = [line for line in source.text(merges_path).split("\n") if line and not line.startswith("#version")]
+    lines = [line.removesuffix("\r") for line in source.text(merges_path).split("\n")]
+    merges = [line for line in lines if line and not line.startswith("#version")]
     try:
         bpe = CharBPETokenizer(
             source.json(vocab_path),
-            [(left, right) for left, right in (line.split(" ") for line in lines)],
+            [(left, right) for left, right in (line.split(" ") for line in merges)],
             unk_token="[UNK]",
             lowercase=True,
         )

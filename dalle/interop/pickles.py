@@ -14,7 +14,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -114,6 +114,25 @@ class _Refused(pickle.UnpicklingError):
     """The pickle asks for something that is not on the list."""
 
 
+def _checked(keys: list[Any]) -> list[Any]:
+    """What is about to be hashed. Tuples within tuples are refused: Python hashes them without a limit to their depth,
+    which ends the process, and once for every way that leads to one, which takes forever."""
+    for key in keys:
+        if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
+            raise _Refused("a key of tuples within tuples")
+    return keys
+
+
+def _ordered_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
+    pairs = list(items)
+    _checked([key for key, _ in pairs])
+    return collections.OrderedDict(pairs)
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    return set(_checked(list(items)))
+
+
 # The unpickler written in Python is slower than the one in C, and safer: memory is taken only for what is in the file.
 class _Unpickler(pickle._Unpickler):
     """Finds nothing but what is listed above."""
@@ -145,9 +164,9 @@ class _Unpickler(pickle._Unpickler):
         module = "builtins" if module == "__builtin__" else module  # as Python 2 called it, and protocol 2 does
         match f"{module}.{name}":
             case "collections.OrderedDict":
-                return collections.OrderedDict
+                return _ordered_dict
             case "builtins.set":
-                return set
+                return _set
             case "torch._utils._rebuild_tensor_v2":
                 return self._tensor
             case "torch._utils._rebuild_parameter":
@@ -184,6 +203,25 @@ class _Unpickler(pickle._Unpickler):
         if offset + span > storage.numel or numel > storage.numel:
             raise pickle.UnpicklingError(f"a tensor of shape {shape} reaches beyond its {storage.numel} numbers")
         return LazyTensor(shape, storage.dtype, lambda: _read_tensor(storage, offset, span, shape, tuple(stride)))
+
+
+def _hashing(load: Callable[[_Unpickler], None], keys: slice) -> Callable[[_Unpickler], None]:
+    def checked(unpickler: _Unpickler) -> None:
+        _checked(unpickler.stack[keys])
+        load(unpickler)
+
+    return checked
+
+
+HASHING = {
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(None, None, 2),
+    pickle.DICT: slice(None, None, 2),
+    pickle.ADDITEMS: slice(None),
+    pickle.FROZENSET: slice(None),
+}
+"""What hashes something, and where on the stack that is."""
+_Unpickler.dispatch |= {code[0]: _hashing(_Unpickler.dispatch[code[0]], keys) for code, keys in HASHING.items()}
 
 
 def _parameter(data: Any, *_rest: object) -> Any:

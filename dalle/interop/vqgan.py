@@ -14,7 +14,7 @@ import torch
 
 from dalle.errors import CheckpointError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from dalle.interop.family import fit
+from dalle.interop.family import agree, fit
 from dalle.weights import LazyTensor, Part
 
 __all__ = ["described_vqgan", "drawing", "names_of", "vqgan_part"]
@@ -80,6 +80,7 @@ def _describe(path: Path, weights: Mapping[str, LazyTensor], **options: Any) -> 
     out_channels = shape("decoder.conv_out.weight", 4)[0]
     if out_channels not in (3, 12):
         raise CheckpointError(f"{path} draws {out_channels} channels; expected 3, or 12 of a wavelet head")
+    z_channels = shape("decoder.conv_in.weight", 4)[1]
     return ImageTokenizerConfig(
         widths=tuple(shape(f"decoder.up.{level}.block.0.conv1.weight", 4)[0] for level in sorted(levels)),
         base_width=shape("encoder.conv_in.weight", 4)[0] if has_encoder else None,
@@ -91,7 +92,8 @@ def _describe(path: Path, weights: Mapping[str, LazyTensor], **options: Any) -> 
         wavelet_head=out_channels == 12,
         decode_only=not has_encoder,
         quantizer="gumbel" if "quantize.proj.weight" in weights else "nearest",
-        z_channels=shape("decoder.conv_in.weight", 4)[1],
+        z_channels=z_channels,
+        double_z=has_encoder and shape("encoder.conv_out.weight", 4)[0] == 2 * z_channels,
         codebook_size=codebook_size,
         codebook_dim=codebook_dim,
         **options,
@@ -177,6 +179,12 @@ def described_vqgan(
     """
     if not isinstance(described, dict) or type(described.get("resolution")) is not int:
         raise CheckpointError(f"{config_path} does not describe a VQGAN with a resolution")
+    if described.get("give_pre_end"):
+        raise CheckpointError(
+            f"{config_path} has give_pre_end: this network draws no pictures, but what is before them"
+        )
+    if described.get("out_ch", 3) not in (3, 12):
+        raise CheckpointError(f"{config_path} has out_ch {described['out_ch']}; expected 3, of pictures in colours")
     part = vqgan_part(path, weights, image_size=described["resolution"], **options)
     assert isinstance(part.config, ImageTokenizerConfig)
     _check_described(config_path, part.config, described, path)
@@ -184,21 +192,19 @@ def described_vqgan(
 
 
 def _check_described(path: Path, config: ImageTokenizerConfig, described: Mapping[str, Any], weights: Path) -> None:
-    if described.get("double_z") or described.get("give_pre_end"):
-        raise CheckpointError(f"{path} has double_z or give_pre_end, which no image tokenizer of this family has")
     resolutions = {config.image_size >> level: level for level in range(len(config.widths))}
     sizes = described.get("attn_resolutions")
     levels = None if sizes is None else sorted({resolutions[size] for size in sizes if size in resolutions})
-    widths = [described["ch"] * times for times in described["ch_mult"]] if "ch" in described else None
+    told = {"ch", "ch_mult"} <= {*described}
+    widths = [described["ch"] * times for times in described["ch_mult"]] if told else None
     facts = {
         "ch": (described.get("ch"), config.base_width),
         "ch * ch_mult": (widths, list(config.widths)),
         "num_res_blocks": (described.get("num_res_blocks"), config.num_res_blocks),
         "levels of attn_resolutions": (levels, list(config.attention_levels)),
         "z_channels": (described.get("z_channels"), config.z_channels),
+        "double_z": (described.get("double_z"), config.double_z),
         "embed_dim": (described.get("embed_dim"), config.codebook_dim),
         "n_embed": (described.get("n_embed"), config.codebook_size),
     }
-    for name, (said, found) in facts.items():
-        if said is not None and said != found:
-            raise CheckpointError(f"{path} says {name} {said}; the weights of {weights} have {found}")
+    agree(path, facts, weights)

@@ -135,7 +135,7 @@ def _described(config: ImageTokenizerConfig) -> dict[str, Any]:
         "attn_resolutions": [config.image_size >> level for level in config.attention_levels],
         "ch": ch,
         "ch_mult": [width // ch for width in config.widths],
-        "double_z": False,
+        "double_z": config.double_z,
         "dropout": 0.0,
         "embed_dim": config.codebook_dim,
         "give_pre_end": False,
