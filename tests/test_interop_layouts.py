@@ -121,9 +121,13 @@ def test_llamagen_wrapped_renamed_and_among_strangers(wrapper: str, tmp_path: Pa
     shutil.copy(DATA / "LlamaGen/vq_ds.pt", theirs / "tokenizer.ckpt")
     torch.save({"model": {wrapper + name: value for name, value in peer.w.items()}}, theirs / "mine.bin")
     (theirs / "mine_config.json").write_text(json.dumps(ARGUMENTS))
-    torch.save(torch.nn.Linear(2, 2), theirs / "another.pt")
+    torch.save(torch.nn.Linear(2, 2), theirs / "another.pt")  # whose class is refused
     (theirs / "picture.pt").write_bytes(b"\x89PNG\r\n")
     same_as(peer, theirs / "mine.bin", tmp_path / "ours")
+    content = (theirs / "tokenizer.ckpt").read_bytes()
+    (theirs / "tokenizer.ckpt").write_bytes(content[:-1000])
+    with pytest.raises(CheckpointError, match=r"tokenizer\.ckpt is cut short"):
+        import_checkpoint(theirs / "mine.bin", tmp_path / "cut")
     (theirs / "tokenizer.ckpt").unlink()
     with pytest.raises(
         CheckpointError, match=r"needs is not beside it, unless .* cannot be read: .*another\.pt asks for"
@@ -153,6 +157,15 @@ def test_llamagen_described_as_another(changes: dict[str, int], said: str, tmp_p
     shutil.copy(DATA / "LlamaGen/vq_ds.pt", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(ARGUMENTS | changes))
     with pytest.raises(CheckpointError, match=said):
+        import_checkpoint(tmp_path, tmp_path / "ours")
+
+
+def test_llamagen_of_two_shapes(tmp_path: Path) -> None:
+    content = torch.load(DATA / "LlamaGen/vq_ds.pt", weights_only=True)
+    name = "encoder.conv_blocks.0.res.0.conv1.weight"
+    content["model"][name] = torch.zeros(96, *content["model"][name].shape[1:])
+    torch.save(content, tmp_path / "vq.pt")
+    with pytest.raises(CheckpointError, match=r"with encoder_ch_mult other than decoder_ch_mult: .* \[96, 32\]"):
         import_checkpoint(tmp_path, tmp_path / "ours")
 
 

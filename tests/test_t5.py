@@ -24,6 +24,18 @@ def test_captions_are_cleaned_as_by_llamagen() -> None:
     assert [clean_caption(caption["text"]) for caption in captions] == [caption["clean"] for caption in captions]
 
 
+def test_captions_of_another_kind_are_cleaned_as_by_llamagen() -> None:
+    """Pages have the text that Beautiful Soup finds; blanks are left at the ends until the last rule."""
+    for caption, text in {
+        "a <script>x=1</script> cat": "a cat",
+        "<style>p{}</style> a <template>q <b>r</b></template> cat": "a cat",
+        "&notanentity; &eacute; &#39;tis": "notanentity é 'tis",
+        "<![CDATA[a cat]]> <!-- d -->": "a cat",
+        r"page 12 page 12 ; \n ;": ";",
+    }.items():
+        assert clean_caption(caption) == text
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 of 40 channels, random, as transformers saves one, with a unigram tokenizer of letters."""

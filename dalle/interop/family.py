@@ -19,7 +19,7 @@ from torch import nn
 
 from dalle.config import Config
 from dalle.errors import CheckpointError
-from dalle.interop.pickles import read_pickle
+from dalle.interop.pickles import StrangeFileError, read_pickle
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.weights import LazyTensor, Part, read_safetensors
@@ -49,8 +49,8 @@ class Source:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         self._contents: dict[Path, Any] = {}
-        self._faults: list[CheckpointError] | None = None
-        """Of files that could not be read and may be none of this checkpoint; where it is None, all are."""
+        self._strange: list[StrangeFileError] | None = None
+        """Of files that are of something else, where such may lie."""
 
     @property
     def read(self) -> list[Path]:
@@ -79,23 +79,24 @@ class Source:
         """What `find` finds among the files or, if that is nothing, in the nearest folder that has some: the one around
         the path or those above it, as many as `levels`, each with the folders in it. For what projects keep beside a
         checkpoint."""
-        faults: list[CheckpointError] = []
+        strange: list[StrangeFileError] = []
         for folder in (None, *self.path.resolve().parents[:levels]):
             place = self
             if folder is not None:
                 place = copy.copy(self)  # which shares what has been read
                 place.files = sorted(_files_below(folder, 1))
-                place._faults = faults  # strangers' files lie there too
+                place._strange = strange
             if found := find(place):
                 return found
-        if faults:
+        if strange:
             raise CheckpointError(
-                f"what {self.path} needs is not beside it, unless it is in a file that cannot be read: {faults[0]}"
+                f"what {self.path} needs is not beside it, unless it is in a file that cannot be read: {strange[0]}"
             )
         return []
 
     def torch(self, path: Path) -> Any:
-        """What torch.save wrote, as `read_pickle` gives it; None for what cannot be read, where that is no fault."""
+        """What torch.save wrote, as `read_pickle` gives it; None for a file of something else, where such may
+        lie."""
         return self._tried(path, read_pickle)
 
     def tensors(self, path: Path) -> Any:
@@ -120,10 +121,10 @@ class Source:
     def _tried(self, path: Path, read: Callable[[Path], Any]) -> Any:
         try:
             return self.once(path, read)
-        except CheckpointError as error:
-            if self._faults is None:
+        except StrangeFileError as error:
+            if self._strange is None:
                 raise
-            self._faults.append(error)
+            self._strange.append(error)
             return None
 
     def _mapping(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...],
     described, place = _described_tokenizer(source, path, weights)
     unit_length = described.get("codebook_l2_norm", True)
     size = described.get("image_size", DEFAULT_IMAGE_SIZE)
-    part = vqgan_part(path, _to_taming(weights), image_size=size, normalize_codes=unit_length)
+    part = vqgan_part(path, _to_taming(path, weights), image_size=size, normalize_codes=unit_length)
     compared = "at unit length" if unit_length else "as they are"
     reason = "the project's default" if place is None else f"as {place.name} says"
     return part, (*ignored, *_beside(path, content)), f"codes are compared {compared}, {reason}"
@@ -177,10 +177,23 @@ def _beside_in_json(source: Source, path: Path) -> Iterator[tuple[Path, dict[str
             yield place, source.json(place)
 
 
-def _to_taming(weights: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Under taming-transformers' names."""
-    levels = [int(match[1]) for name in weights if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name))]
-    last = max(levels, default=0)
+def _to_taming(path: Path, weights: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Under taming-transformers' names. Raises `CheckpointError` if the sides are not of one shape."""
+    widths = {
+        side: {
+            int(match[1]): value.shape[0]
+            for name, value in weights.items()
+            if (match := re.fullmatch(rf"{side}\.conv_blocks\.(\d+)\.res\.0\.conv1\.weight", name))
+        }
+        for side in ("encoder", "decoder")
+    }
+    last = max(widths["decoder"], default=0)
+    there, back = ([found[level] for level in sorted(found)] for found in widths.values())
+    if there != back[::-1]:
+        raise CheckpointError(
+            f"{path} was made with encoder_ch_mult other than decoder_ch_mult: its encoder has levels of {there} "
+            f"channels, its decoder of {back}; expected the same, the other way round"
+        )
 
     def rename(name: str) -> str:
         name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)

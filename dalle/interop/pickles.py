@@ -24,11 +24,12 @@ from torch import Tensor
 from dalle.errors import CheckpointError
 from dalle.weights import LazyTensor, read_numbers
 
-__all__ = ["Stub", "module_weights", "read_pickle"]
+__all__ = ["StrangeFileError", "Stub", "module_weights", "read_pickle"]
 
 MAX_PICKLE_BYTES = 16 << 20
 """Of the pickle alone, without the numbers: ten times that of the largest model with its optimizer's state. What a byte
 of a pickle makes may take two hundred of memory."""
+ZIP = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -108,6 +109,11 @@ class _Bounded:
     def _counted(self, data: bytes) -> bytes:
         self.left -= len(data)
         return data
+
+
+class StrangeFileError(CheckpointError):
+    """The file is no checkpoint of a family that is known here, nor a part of one: torch.save did not write it, or it
+    asks for names that none needs."""
 
 
 class _Refused(pickle.UnpicklingError):
@@ -239,12 +245,13 @@ def read_pickle(path: Path) -> Any:
     Raises `CheckpointError`, naming the file: for one that is cut short or damaged, for one that torch.save did not
     write, and for one whose pickle asks for a name that is not listed here.
     """
+    start = b""
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
-        return _read_zip(path) if start == b"PK\x03\x04" else _read_stream(path)
+            start = file.read(len(ZIP))
+        return _read_zip(path) if start == ZIP else _read_stream(path)
     except _Refused as error:
-        raise CheckpointError(
+        raise StrangeFileError(
             f"{path} asks for {error} on loading, which no checkpoint of a known family needs; nothing of it was run"
         ) from error
     except (zipfile.BadZipFile, EOFError) as error:
@@ -255,7 +262,8 @@ def read_pickle(path: Path) -> Any:
         raise
     except Exception as error:  # whatever a damaged pickle makes of the unpickler's stack
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise CheckpointError(f"{path} is no file of torch.save's, or a damaged one ({reason})") from error
+        kind = CheckpointError if start == ZIP else StrangeFileError
+        raise kind(f"{path} is no file of torch.save's, or a damaged one ({reason})") from error
 
 
 def _read_zip(path: Path) -> Any:
@@ -285,7 +293,7 @@ def _read_zip(path: Path) -> Any:
             file.seek(info.header_offset)
             local = file.read(30)
         start = info.header_offset + 30 + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
-        if local[:4] != b"PK\x03\x04" or start + info.file_size > size:
+        if local[:4] != ZIP or start + info.file_size > size:
             raise CheckpointError(f"{path}: its storage {key} lies outside the file")
         return _Storage(path, dtype, numel, start)
 

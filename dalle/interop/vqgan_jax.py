@@ -55,7 +55,7 @@ def _to_flax(weight: Tensor) -> Tensor:
 
 
 def recognise(source: Source) -> str | None:
-    if found := source.find(WEIGHTS_FILE):
+    if found := _weights(source):
         return f"{found[0]} is Flax's, which of the families only this has"
     for path in source.find(CONFIG_FILE):
         if {"ch_mult", "attn_resolutions", "n_embed"} <= {*source.json(path)}:
@@ -63,9 +63,13 @@ def recognise(source: Source) -> str | None:
     return None
 
 
+def _weights(source: Source) -> list[Path]:
+    return source.find(WEIGHTS_FILE) or source.find("*.msgpack")  # a file may have been renamed
+
+
 def convert(source: Source) -> Converted:
-    path = source.one(WEIGHTS_FILE, "the weights")
-    config_path = path.parent / CONFIG_FILE if source.path.is_file() else source.one(CONFIG_FILE, "the configuration")
+    path = source.only(_weights(source), WEIGHTS_FILE, "the weights")
+    config_path = path.parent / CONFIG_FILE
     if not config_path.is_file():
         raise CheckpointError(f"{config_path} is missing: it is the configuration of {path.name}")
     described = source.json(config_path)
