@@ -3,10 +3,9 @@ DeepFloyd's IF, which other projects took over. Twice, as they do, since one rul
 """
 
 import html
-import html.entities
 import re
 import urllib.parse
-from html.parser import HTMLParser
+import warnings
 
 from dalle.errors import PromptError
 
@@ -18,9 +17,6 @@ DASHES = (
     "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
     "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
-
-UNSEEN = ("script", "style", "template")
-ENTITIES = {name.removesuffix(";"): text for name, text in html.entities.html5.items()}
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -72,52 +68,27 @@ ENDS: Rules = (
 )
 
 
-class _TextOf(HTMLParser):
-    """The text of a page as Beautiful Soup finds it: without tags and what is not shown, with what entities mean."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=False)
-        self.found = ""
-        self.unseen: str | None = None
-        """The tag that is open, if its text is not shown."""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in UNSEEN:
-            self.unseen = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self.unseen:
-            self.unseen = None
-
-    def handle_data(self, data: str) -> None:
-        if self.unseen is None:
-            self.found += data
-
-    def handle_entityref(self, name: str) -> None:
-        self.handle_data(ENTITIES.get(name, f"&{name}"))
-
-    def handle_charref(self, name: str) -> None:
-        self.handle_data(html.unescape(f"&#{name};"))
-
-    def unknown_decl(self, data: str) -> None:
-        if data.upper().startswith("CDATA["):
-            self.handle_data(data[len("CDATA[") :])
-
-
 def clean_caption(caption: str) -> str:
-    """The caption as T5 is to read it. Raises `PromptError` if ftfy is not installed."""
+    """The caption as T5 is to read it. Raises `PromptError` for one that looks like HTML and cannot be read as such, or
+    if ftfy or Beautiful Soup is missing."""
     return _clean_once(_clean_once(caption))
 
 
 def _clean_once(caption: str) -> str:
     try:
+        import bs4
         import ftfy
     except ImportError as error:
-        raise PromptError("this model's prompts are mended by ftfy first: pip install 'dalle-serve[text]'") from error
+        raise PromptError(
+            f"this model's prompts are mended first, and {error.name} is missing: pip install 'dalle-serve[text]'"
+        ) from error
     caption = _apply(ADDRESSES, urllib.parse.unquote_plus(caption).strip().lower())
-    caption = _apply(SIGNS, _TextOf(caption).found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)  # a caption may look like a file's name
+        try:
+            caption = _apply(SIGNS, bs4.BeautifulSoup(caption, "html.parser").text)
+        except bs4.exceptions.ParserRejectedMarkup as error:
+            raise PromptError(f"the prompt looks like HTML, and is not valid: {caption[:80]!r}") from error
     if len(re.findall("[-_]", caption)) > 3:
         caption = re.sub("[-_]", " ", caption)
     caption = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()

@@ -36,6 +36,11 @@ def test_captions_of_another_kind_are_cleaned_as_by_llamagen() -> None:
         assert clean_caption(caption) == text
 
 
+def test_a_caption_that_is_broken_html_is_refused() -> None:
+    with pytest.raises(PromptError, match=r"looks like HTML, and is not valid: '<!\[日本'"):
+        clean_caption("<![日本")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 of 40 channels, random, as transformers saves one, with a unigram tokenizer of letters."""
