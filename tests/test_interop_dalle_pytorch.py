@@ -56,6 +56,27 @@ def test_dalle_pytorch_of_other_shapes_and_options(path: Path, tmp_path: Path) -
     assert torch.equal(model.sample(expected["text"], GREEDY).flatten(1), expected["greedy"])
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "window"),
+    [
+        ("wide_conv", "1.6.6", "convolution"),
+        ("wide_conv", "1.5.0", "convolution"),
+        ("wide_conv", "1.10.0", "convolution"),
+        ("wide_conv", None, "convolution"),
+        ("wide_conv", "1.4.2", "convolution_centered"),
+        ("before_0.10", "0.14.3", "convolution_centered"),
+        ("before_0.10", None, "convolution_centered"),
+    ],
+)
+def test_windows_of_convolution_by_version(name: str, version: str | None, window: str, tmp_path: Path) -> None:
+    """They changed in 1.5. A file without a version is older, or is put together by hand from a newer one's parts."""
+    content = torch.load(DATA / f"options/dalle-pytorch/{name}.pt", weights_only=True) | {"version": version}
+    torch.save(content, tmp_path / "dalle.pt")
+    import_checkpoint(tmp_path / "dalle.pt", tmp_path / "ours")
+    patterns = dalle.load(tmp_path / "ours", device="cpu").decoder.config.patterns
+    assert [pattern for pattern in patterns if pattern.startswith("convolution")] == [window]
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_names_with_a_wrapper_before_them(prefix: str, tmp_path: Path) -> None:
     """What training on several devices, or compiling, leaves in a state_dict; and axial positions under newer names."""
@@ -141,7 +162,8 @@ def prompts_of_dalle_pytorch() -> list[dict[str, Any]]:
     [
         ({"hparams": {"reversible": True}}, "reversible layers, which are not read"),
         ({"hparams": {"attn_types": ("full", "sparse")}}, "attention of type 'sparse'"),
-        ({"hparams": {"num_text_tokens": 31}}, "what becomes embedding.weight has shape|codebook size"),
+        ({"hparams": {"attn_types": ("mlp",)}}, "attention of type 'mlp'"),
+        ({"hparams": {"num_text_tokens": 31}}, r"text embeddings; expected num_text_tokens and one .* before 0\.9"),
         ({"weights": {"transformer.extra": torch.zeros(1)}}, "transformer.extra, which no decoder"),
         ({"weights": {"to_logits.0.weight": torch.zeros(2, 2)}}, "no to_logits.0.weight with 1 axes"),
     ],

@@ -5,8 +5,9 @@ one that DALLE-pytorch had downloaded: OpenAI's dVAE or taming-transformers' VQG
 sizes are read off the shapes. Each has pixels in a range of its own, which ends up as [-1, 1].
 
 Special in the decoder: layers' names grow with what is wrapped around them; layers that share weights have them all in
-the file; the table of rotary positions lies there too, and is derived here and compared with it. Text tokenizers are
-not in the file: one whose ids are as many is looked for beside it.
+the file; the table of rotary positions lies there too, and is derived here and compared with it. Files of the project's
+versions from 0.9 on are read; what a version did otherwise is told by its number in the file, or by the names. Text
+tokenizers are not in the file: one whose ids are as many is looked for beside it.
 """
 
 import contextlib
@@ -45,6 +46,8 @@ PATTERNS: dict[str, Pattern] = {
     "axial_col": "column",
     "conv_like": "convolution",
 }
+CAUSAL_WINDOWS = (1, 5)
+"""The version since which `conv_like` looks at the window that ends at a code; before, at the one around it."""
 KEPT_SHARE = 1 - 0.9
 """Of the joint vocabulary: what the project's programs keep in sampling."""
 
@@ -178,14 +181,16 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
         if not name.startswith("vae.")
     }
     theirs = ForeignWeights(path, inside)
+    theirs.ignore("logits_mask")  # versions before 0.10 stored it
     if params.get("reversible"):
         raise CheckpointError(f"{path} has reversible layers, which are not read: they add up otherwise")
+    patterns = _patterns(path, params.get("attn_types") or ("full",))
     depth = theirs.count(r"transformer\.layers\.layers\.(\d+)\.")
     width = theirs.shape("to_logits.0.weight", 1)[0]
     is_rotary = "transformer.pos_emb" in theirs
     text_length = params.get("text_seq_len", 256)
     num_codes = (
-        theirs.shape("transformer.pos_emb", 3)[1] - text_length - 1
+        _num_rotary(inside["transformer.pos_emb"]) - text_length - 1
         if is_rotary
         else theirs.shape("image_pos_emb.weights_0", 4)[1] * theirs.shape("image_pos_emb.weights_1", 4)[2]
     )
@@ -194,7 +199,15 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     blocks = [_block_names(path, inside, i) for i in range(depth)]
     tied = bool(params.get("share_input_output_emb"))
     num_text = params.get("num_text_tokens", 10000) + text_length
+    if not tied and theirs.shape("text_emb.weight")[0] != num_text:
+        raise CheckpointError(
+            f"{path} has {theirs.shape('text_emb.weight')[0]} text embeddings; expected num_text_tokens and one for the "
+            f"padding at each of text_seq_len places, {num_text}. The project's versions before 0.9 had none for it and "
+            "are not read"
+        )
     num_outputs = theirs.shape("to_logits.1.weight")[0]
+    if not _has_causal_windows(content, blocks[0]):
+        patterns = tuple("convolution_centered" if pattern == "convolution" else pattern for pattern in patterns)
     config = DecoderConfig(
         text_vocab_size=num_text,
         text_length=text_length,
@@ -222,7 +235,7 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
         rotary_values=is_rotary,
         rotary_dtype=_rotary_dtype(inside["transformer.pos_emb"]) if is_rotary else "float32",
         token_shift=blocks[0].shifted,
-        patterns=_patterns(path, params.get("attn_types") or ("full",)),
+        patterns=patterns,
         shared_attention=tuple(params.get("shared_attn_ids") or ()),
         shared_mlp=tuple(params.get("shared_ff_ids") or ()),
         output_bias=True,
@@ -270,6 +283,11 @@ class _Block:
         """Token shift is one more wrapper, and in the project's newer versions two."""
         return self.mlp.count(".fn") > 2
 
+    @property
+    def cached(self) -> bool:
+        """Since version 1.3 attention has a wrapper for the cache, which the MLP has not."""
+        return self.attention.count(".fn") > self.mlp.count(".fn")
+
 
 def _block_names(path: Path, weights: Mapping[str, LazyTensor], layer: int) -> _Block:
     branches = (f"transformer.layers.layers.{layer}.0", f"transformer.layers.layers.{layer}.1")
@@ -290,6 +308,14 @@ def _patterns(path: Path, kinds: Any) -> tuple[Pattern, ...]:
     return tuple(PATTERNS[kind] for kind in kinds)
 
 
+def _has_causal_windows(content: Mapping[str, Any], block: _Block) -> bool:
+    """Told by the version. A file without is from before the project wrote it there, or put together by hand: then by
+    the names."""
+    version = content.get("version")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2]) if isinstance(version, str) else ()
+    return numbers >= CAUSAL_WINDOWS if numbers else block.cached
+
+
 def _halves_swapped(weight: Tensor) -> Tensor:
     return torch.cat(weight.chunk(2)[::-1])
 
@@ -299,6 +325,12 @@ def _rows_of_width(table: Tensor) -> Tensor:
     return table.reshape(-1, table.shape[-1])
 
 
+def _num_rotary(table: LazyTensor) -> int:
+    """Places that the rotary table is for: text, <BOS> and codes. Up to version 1.1 it had 4 axes, and no last place,
+    which nothing is drawn from."""
+    return table.shape[-2] + (1 if len(table.shape) == 4 else 0)
+
+
 def _rotary_dtype(table: LazyTensor) -> Literal["float32", "float16", "bfloat16"]:
     """A file in half precision has rounded angles, which the project draws with. Doubles are float32 made longer."""
     return "float16" if table.dtype == torch.float16 else "bfloat16" if table.dtype == torch.bfloat16 else "float32"
@@ -306,7 +338,7 @@ def _rotary_dtype(table: LazyTensor) -> Literal["float32", "float16", "bfloat16"
 
 def _check_rotary(path: Path, stored: Tensor, config: DecoderConfig) -> None:
     """The file's table has angles, each twice, without those that are 0."""
-    angles = stored[0, :, ::2].float()
+    angles = stored.reshape(-1, stored.shape[-1])[:, ::2].float()
     found = torch.stack([angles.cos(), angles.sin()], dim=-1)
     dtype: torch.dtype = getattr(torch, config.rotary_dtype)
     table = rotary_text_image_table(config.layout, config.head_dim, config.rotary_base, dtype)
