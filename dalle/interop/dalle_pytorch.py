@@ -93,7 +93,7 @@ def convert(source: Source) -> Converted:
 def _checkpoints(source: Source) -> list[Path]:
     return [
         path
-        for path in source.find("*.pt", "*.pth")
+        for path in source.torch_files("*.pt", "*.pth")
         if isinstance(content := source.torch(path), dict) and {"hparams", "weights"} <= {*content}
     ]
 
@@ -199,11 +199,10 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     blocks = [_block_names(path, inside, i) for i in range(depth)]
     tied = bool(params.get("share_input_output_emb"))
     num_text = params.get("num_text_tokens", 10000) + text_length
-    if not tied and theirs.shape("text_emb.weight")[0] != num_text:
+    if not tied and (found := theirs.shape("text_emb.weight")[0]) != num_text:
         raise CheckpointError(
-            f"{path} has {theirs.shape('text_emb.weight')[0]} text embeddings; expected num_text_tokens and one for the "
-            f"padding at each of text_seq_len places, {num_text}. The project's versions before 0.9 had none for it and "
-            "are not read"
+            f"{path} has {found} text embeddings; expected num_text_tokens and one for the padding at each of "
+            f"text_seq_len places, {num_text}. The project's versions before 0.9 had none for it and are not read"
         )
     num_outputs = theirs.shape("to_logits.1.weight")[0]
     if not _has_causal_windows(content, blocks[0]):

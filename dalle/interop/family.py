@@ -19,7 +19,7 @@ from torch import nn
 
 from dalle.config import Config
 from dalle.errors import CheckpointError
-from dalle.interop.pickles import StrangeFileError, read_pickle
+from dalle.interop.pickles import StrangeFileError, looks_saved, read_pickle
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.weights import LazyTensor, Part, read_safetensors
@@ -61,6 +61,10 @@ class Source:
         """The files whose names match one of the patterns, as `fnmatch` has them; of a pattern with a slash, the last
         folders count too."""
         return [path for path in self.files if any(path.match(pattern) for pattern in patterns)]
+
+    def torch_files(self, *patterns: str) -> list[Path]:
+        """What `find` finds; but a file that was itself given may have any name, if torch.save can have written it."""
+        return [self.path] if self.files == [self.path] and looks_saved(self.path) else self.find(*patterns)
 
     def one(self, pattern: str, meaning: str) -> Path:
         """The one file that matches. Raises `CheckpointError`, saying what it would be, if there is none or several."""
@@ -169,7 +173,8 @@ class Family:
 
 
 def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
-    """The tensors by name that a torch file holds, under the first of these keys that it has; without keys, as a whole.
+    """The tensors by name that a torch file holds, under the first of these keys that it has; without keys, or where a
+    file has weights and nothing around them, as a whole.
 
     Whatever is no tensor is left out. Raises `CheckpointError` if there are none.
     """
@@ -178,7 +183,8 @@ def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
             content = content[key]
             break
     else:
-        if keys:
+        bare = isinstance(content, dict) and any(isinstance(value, LazyTensor) for value in content.values())
+        if keys and not bare:
             raise CheckpointError(f"{path} has no {' or '.join(map(repr, keys))} with weights")
     weights = unwrapped({name: value for name, value in content.items() if isinstance(value, LazyTensor)})
     if not weights:

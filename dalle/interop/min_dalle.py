@@ -6,7 +6,7 @@ encoder-decoder Transformer, is no model of this library.
 
 from pathlib import Path
 
-from dalle.interop.family import Converted, Family, Source, state_dict
+from dalle.interop.family import Converted, Family, Source, state_dict, unwrapped
 from dalle.interop.vqgan import vqgan_part
 
 __all__ = ["FAMILY"]
@@ -48,9 +48,9 @@ def convert(source: Source) -> Converted:
 def _detokenizers(source: Source) -> list[Path]:
     return [
         path
-        for path in source.find("*.pt")
+        for path in source.torch_files("*.pt")
         if isinstance(content := source.torch(path), dict)
-        and {"embedding.weight", "post_quant_conv.weight", "decoder.conv_in.weight"} <= {*content}
+        and {"embedding.weight", "post_quant_conv.weight", "decoder.conv_in.weight"} <= {*unwrapped(content)}
     ]
 
 

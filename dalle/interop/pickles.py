@@ -24,7 +24,7 @@ from torch import Tensor
 from dalle.errors import CheckpointError
 from dalle.weights import LazyTensor, read_numbers
 
-__all__ = ["StrangeFileError", "Stub", "module_weights", "read_pickle"]
+__all__ = ["StrangeFileError", "Stub", "looks_saved", "module_weights", "read_pickle"]
 
 MAX_PICKLE_BYTES = 16 << 20
 """Of the pickle alone, without the numbers: ten times that of the largest model with its optimizer's state. What a byte
@@ -32,6 +32,7 @@ of a pickle makes may take two hundred of memory."""
 ZIP = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+ZIP_START = b"PK\x03\x04"
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -237,6 +238,17 @@ def _parameter(data: Any, *_rest: object) -> Any:
 def _read_tensor(storage: _Storage, offset: int, span: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     start = storage.offset + offset * storage.dtype.itemsize
     return read_numbers(storage.path, start, span, storage.dtype).as_strided(shape, stride)
+
+
+def looks_saved(path: Path) -> bool:
+    """Whether a file begins as what torch.save writes does, in either layout."""
+    number = LEGACY_MAGIC.to_bytes(10, "little")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith(ZIP_START) or number in start
 
 
 def read_pickle(path: Path) -> Any:

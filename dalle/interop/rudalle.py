@@ -84,24 +84,26 @@ def _decoders(source: Source) -> list[Path]:
     names = {"text_pos_embeddings.weight", "image_row_embeddings.weight", "transformer.final_layernorm.weight"}
     return [
         path
-        for path in source.find("*.bin", "*.pt", "*.pth")
+        for path in source.torch_files("*.bin", "*.pt", "*.pth")
         if isinstance(content := source.torch(path), dict) and names <= {*unwrapped(content)}
     ]
 
 
 def _image_tokenizers(source: Source) -> list[Path]:
     named = [path for path in _gumbel(source) if "gumbelf8" in path.name]
-    return [path for path in source.find("*.ckpt") if path in named or _has_wavelets(source, path)]
+    return [path for path in source.torch_files("*.ckpt") if path in named or _has_wavelets(source, path)]
 
 
 def _gumbel(source: Source) -> list[Path]:
-    return [path for path in source.find("*.ckpt") if "quantize.proj.weight" in _weights(source, path)]
+    return [path for path in source.torch_files("*.ckpt") if "quantize.proj.weight" in _weights(source, path)]
 
 
 def _weights(source: Source, path: Path) -> dict[str, LazyTensor]:
     content = source.torch(path)
-    has_weights = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
-    return state_dict(path, content, "state_dict") if has_weights else {}
+    try:
+        return state_dict(path, content, "state_dict")
+    except CheckpointError:  # a file of something else
+        return {}
 
 
 def _has_wavelets(source: Source, path: Path) -> bool:

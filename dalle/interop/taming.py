@@ -4,6 +4,7 @@ Special: checkpoints are Lightning's, with the loss's networks among the weights
 GumbelVQ's own `encode` draws codes with noise even in evaluation; here a code is the likeliest.
 """
 
+import itertools
 from pathlib import Path
 
 from dalle.errors import CheckpointError
@@ -33,7 +34,28 @@ def _target(source: Source, path: Path) -> str:
     return str(model.get("target")) if isinstance(model, dict) else ""
 
 
+def _checkpoints(source: Source) -> list[Path]:
+    """The weights; of a folder's, if there are several, those of the last step."""
+    found = source.torch_files("*.ckpt") or source.find("*.pt", "*.pth")
+    last = [path for path in found if path.name == "last.ckpt"]
+    return last if len(last) == 1 else found
+
+
+def _alike(one: str, other: str) -> int:
+    """With how many of the same characters two names begin."""
+    return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
+
+
+def _of_vqgan(source: Source, path: Path) -> bool:
+    """Also of one that a conditional Transformer has in it, which is refused later and told so."""
+    content = source.torch(path)
+    inside = content.get("state_dict", content) if isinstance(content, dict) else None
+    return isinstance(inside, dict) and any(str(name).endswith("quant_conv.weight") for name in inside)
+
+
 def recognise(source: Source) -> str | None:
+    if source.path.is_file() and not any(_of_vqgan(source, path) for path in _checkpoints(source)):
+        return None  # whatever lies beside it
     for path in _configs(source):
         if "gumbelf8-sber" not in path.name:
             return f"{path} is for {_target(source, path)}"
@@ -44,17 +66,16 @@ def convert(source: Source) -> Converted:
     configs = _configs(source)
     if not configs:
         raise CheckpointError(f"{source.path} has no *.yaml with model.target taming.models.*, which tells the network")
-    config_path = configs[-1]  # a run that was resumed has one for each start; the last holds
-    target = _target(source, config_path)
-    if not target.startswith("taming.models.vqgan."):
-        raise CheckpointError(f"{config_path} is for {target}; of this project only image tokenizers are read")
-    checkpoints = source.find("*.ckpt")
-    last = [path for path in checkpoints if path.name == "last.ckpt"]
-    if len(checkpoints) > 1 and len(last) == 1:
-        checkpoints = last
+    checkpoints = _checkpoints(source)
     if len(checkpoints) != 1:
         raise CheckpointError(f"{source.path} has {len(checkpoints)} files *.ckpt; expected one, or one last.ckpt")
     (path,) = checkpoints
+    # of several, as they lie together in a folder of downloads, the one that is named like the weights; a run that was
+    # resumed has one for each start, and the last holds
+    config_path = max(configs, key=lambda config: (_alike(config.name, path.name), config))
+    target = _target(source, config_path)
+    if not target.startswith("taming.models.vqgan."):
+        raise CheckpointError(f"{config_path} is for {target}; of this project only image tokenizers are read")
     params = source.yaml(config_path)["model"].get("params") or {}
     if params.get("remap"):
         raise CheckpointError(f"{config_path} has remap, a table of codes beside the checkpoint, which is not read")
@@ -66,9 +87,12 @@ def convert(source: Source) -> Converted:
         "embed_dim": params.get("embed_dim"),
         "n_embed": params.get("n_embed"),
     }
+    for name in ("in_channels", "out_ch"):
+        if described.get(name, 3) != 3:
+            raise CheckpointError(f"{config_path} has {name} {described[name]}; expected 3, of pictures in colours")
     part = described_vqgan(path, needed, config_path, described)
     ignored = [*beside]
-    if rest := sorted({*map(str, content)} - {"state_dict"}):
+    if "state_dict" in content and (rest := sorted({*map(str, content)} - {"state_dict"})):
         ignored.append(f"state of training: {', '.join(rest)}")
     derived = ["pixels: [-1, 1], as the project trains"]
     if isinstance(part.config, ImageTokenizerConfig) and part.config.quantizer == "gumbel":
