@@ -117,14 +117,16 @@ def dall_e(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Tensor]]
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "stream"])
+@pytest.mark.parametrize("kind", ["zip", "stream", "state_dict"])
 def test_openai_dvae_of_another_shape(
-    legacy: bool, tmp_path: Path, dall_e: Callable[[str, dict[str, Tensor]], nn.Module]
+    kind: str, tmp_path: Path, dall_e: Callable[[str, dict[str, Tensor]], nn.Module]
 ) -> None:
     reference = OpenAIDVAE(n_hid=12, dec_hid=8, n_init=10, n_blk=3, dec_blk=1, vocab_size=40)
     for side in ("encoder", "decoder"):
         weights = {name.removeprefix(f"{side}."): value for name, value in reference.w.items() if name.startswith(side)}
-        torch.save(dall_e(side, weights), tmp_path / f"{side}.pkl", _use_new_zipfile_serialization=not legacy)
+        module = dall_e(side, weights)
+        content = module.state_dict() if kind == "state_dict" else module
+        torch.save(content, tmp_path / f"{side}.pkl", _use_new_zipfile_serialization=kind != "stream")
     tokenizer, done = imported(tmp_path, tmp_path / "model")
     assert done.family == "openai-dvae"
     images = torch.rand(2, 3, 24, 40)

@@ -1,4 +1,4 @@
-"""OpenAI's dVAE (openai/DALL-E): `encoder.pkl` and `decoder.pkl`, each a whole pickled module.
+"""OpenAI's dVAE (openai/DALL-E): `encoder.pkl` and `decoder.pkl`, each a whole pickled module, or its state_dict.
 
 Special: convolutions call their weights `w` and `b`; blocks have names that count from 1. Sizes are read off the
 shapes; the gain of the residual paths is not stored and follows from the number of blocks.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dalle.errors import CheckpointError
-from dalle.interop.family import Converted, Family, Source, fit
+from dalle.interop.family import Converted, Family, Source, fit, state_dict, unwrapped
 from dalle.interop.pickles import Stub, module_weights
 from dalle.openai_dvae import NUM_GROUPS, OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
 from dalle.weights import LazyTensor, Part
@@ -19,12 +19,14 @@ __all__ = ["FAMILY", "dvae_part", "names_of"]
 LICENCE = "code and published weights under OpenAI's modified MIT licence: say clearly that the model was used"
 DEFAULT_IMAGE_SIZE = 256
 CLASSES = {"encoder": "dall_e.encoder.Encoder", "decoder": "dall_e.decoder.Decoder"}
+KERNEL_SIZES = {"encoder": 7, "decoder": 1}
+"""Of each half's first convolution, by which a state_dict tells which it is of."""
 
 
 def recognise(source: Source) -> str | None:
     for side in CLASSES:
         for path in _halves(source, side):
-            return f"{path} is a pickled {CLASSES[side]}"
+            return f"{path} has the weights of {CLASSES[side]}"
     return None
 
 
@@ -34,7 +36,7 @@ def convert(source: Source) -> Converted:
     weights: dict[str, LazyTensor] = {}
     for side in CLASSES:
         path = source.only(_halves(source, side), f"{side}.pkl", f"a pickled {CLASSES[side]}")
-        weights |= module_weights(source.torch(path), f"{side}.")
+        weights |= {f"{side}.{name}": value for name, value in _weights(source, path, side).items()}
     return Converted(
         image_tokenizer=dvae_part(source.path, weights, image_size=DEFAULT_IMAGE_SIZE),
         about={"licence": LICENCE, "project": "https://github.com/openai/DALL-E"},
@@ -43,11 +45,17 @@ def convert(source: Source) -> Converted:
 
 
 def _halves(source: Source, side: str) -> list[Path]:
-    return [
-        path
-        for path in source.find("*.pkl")
-        if isinstance(module := source.torch(path), Stub) and module.name == CLASSES[side]
-    ]
+    return [path for path in source.torch_files("*.pkl", "*.pt", "*.pth") if _weights(source, path, side)]
+
+
+def _weights(source: Source, path: Path, side: str) -> dict[str, LazyTensor]:
+    """Those of one half; none if the file is of something else."""
+    content = source.torch(path)
+    if isinstance(content, Stub):
+        return module_weights(content) if content.name == CLASSES[side] else {}
+    first = unwrapped(content).get("blocks.input.w") if isinstance(content, dict) else None
+    is_it = isinstance(first, LazyTensor) and first.shape[2:] == 2 * (KERNEL_SIZES[side],)
+    return state_dict(path, content) if is_it else {}
 
 
 def dvae_part(path: Path, weights: Mapping[str, LazyTensor], *, image_size: int) -> Part:
