@@ -32,7 +32,6 @@ of a pickle makes may take two hundred of memory."""
 ZIP = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-ZIP_START = b"PK\x03\x04"
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -248,7 +247,7 @@ def looks_saved(path: Path) -> bool:
             start = file.read(16)
     except OSError:
         return False
-    return start.startswith(ZIP_START) or number in start
+    return start.startswith(ZIP) or number in start
 
 
 def read_pickle(path: Path) -> Any:
