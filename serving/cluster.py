@@ -9,11 +9,14 @@ __all__ = ["connect"]
 
 QUIET = {
     "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""Where Ray shares its cores with the model: nobody collects its own metrics, its controller looks after the replicas
-twice a second instead of ten times, and a request changes threads less often. Measured in docs/log.md."""
+"""Where Ray shares its cores with the model: nobody reads its own metrics and its records of handlers and tasks, its
+controller looks after the replicas twice a second instead of ten times, and a request changes threads less often.
+Measured in docs/log.md."""
 
 
 def connect(**options: Any) -> bool:
