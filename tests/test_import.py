@@ -23,7 +23,8 @@ from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.interop.convert import import_checkpoint
 from dalle.interop.export import export_checkpoint
 from dalle.interop.flax_msgpack import read_flax, write_flax
-from dalle.interop.pickles import module_weights, read_pickle
+from dalle.interop.pickles import module_weights
+from dalle.interop.torch_files import read_torch
 from dalle.weights import LazyTensor
 
 FAMILIES = {
@@ -290,10 +291,10 @@ def test_a_tokenizer_of_taming_goes_to_vqgan_jax(tmp_path: Path) -> None:
 
 
 def test_hf_has_the_names_of_the_projects(tmp_path: Path) -> None:
-    theirs = {"DALLE-pytorch/vae.pt": read_pickle(found("DALLE-pytorch/vae.pt"))["weights"]}
-    theirs["taming/gumbel_f4_144"] = read_pickle(found("taming/gumbel_f4_144/checkpoints/last.ckpt"))["state_dict"]
+    theirs = {"DALLE-pytorch/vae.pt": read_torch(found("DALLE-pytorch/vae.pt"))["weights"]}
+    theirs["taming/gumbel_f4_144"] = read_torch(found("taming/gumbel_f4_144/checkpoints/last.ckpt"))["state_dict"]
     halves = {
-        side: module_weights(read_pickle(found(f"openai-dVAE/{side}.pkl")), f"{side}.")
+        side: module_weights(read_torch(found(f"openai-dVAE/{side}.pkl")), f"{side}.")
         for side in ("encoder", "decoder")
     }
     theirs["openai-dVAE"] = halves["encoder"] | halves["decoder"]

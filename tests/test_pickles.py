@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dalle.errors import CheckpointError
-from dalle.interop.pickles import Stub, module_weights, read_pickle
+from dalle.interop.pickles import Stub, module_weights
+from dalle.interop.torch_files import read_torch
 from dalle.weights import LazyTensor
 
 LAYOUTS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "stream"])
@@ -29,7 +30,7 @@ def save(content: Any, path: Path, *, legacy: bool = False) -> Path:
 def refusal(path: Path) -> str:
     """What is said when the file is read: one line that names it."""
     with pytest.raises(CheckpointError) as caught:
-        read_pickle(path)
+        read_torch(path)
     text = str(caught.value)
     assert str(path) in text and "\n" not in text
     return text
@@ -54,7 +55,7 @@ def test_tensors_of_every_type_and_layout(legacy: bool, tmp_path: Path) -> None:
         "the same again": base,
         "a parameter": nn.Parameter(base[0].clone()),
     }
-    found = read_pickle(save(tensors, tmp_path / "a.pt", legacy=legacy))
+    found = read_torch(save(tensors, tmp_path / "a.pt", legacy=legacy))
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
         lazy = found[name]
@@ -89,7 +90,7 @@ def test_what_training_programs_leave_beside_weights(
         "order": collections.OrderedDict(a=1),
         "device": torch.device("cpu"),
     }
-    found = read_pickle(save(content, tmp_path / "last.ckpt", legacy=legacy))
+    found = read_torch(save(content, tmp_path / "last.ckpt", legacy=legacy))
     assert [*found] == [*content]
     assert {name: value.load().tolist() for name, value in found["state_dict"].items()} == {
         name: value.tolist() for name, value in model.state_dict().items()
@@ -184,7 +185,7 @@ def test_half_a_download(legacy: bool, share: float, tmp_path: Path) -> None:
 
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path: Path) -> None:
     path = save({"weight": torch.randn(50, 100)}, tmp_path / "a.pt")
-    weight = read_pickle(path)["weight"]
+    weight = read_torch(path)["weight"]
     with open(path, "r+b") as file:
         file.truncate(4000)
     with pytest.raises(CheckpointError, match=r"a\.pt ends in the middle of a tensor"):
@@ -261,7 +262,7 @@ def test_a_module_that_was_pickled_whole(tmp_path: Path) -> None:
     model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Identity(), nn.ReLU()))
     model[1].register_parameter("w", nn.Parameter(torch.ones(3)))
     model.register_buffer("b", torch.arange(2.0))
-    found = read_pickle(save(model, tmp_path / "model.pkl"))
+    found = read_torch(save(model, tmp_path / "model.pkl"))
     assert isinstance(found, Stub) and found.name == "torch.nn.modules.container.Sequential"
     weights: dict[str, Tensor] = {name: value.load() for name, value in module_weights(found, "x.").items()}
     assert {name: value.tolist() for name, value in weights.items()} == {"x.b": [0.0, 1.0], "x.1.w": [1.0, 1.0, 1.0]}
@@ -294,4 +295,4 @@ def test_keys_that_hashing_would_not_survive(program: bytes, tmp_path: Path) -> 
 
 def test_keys_of_plain_tuples(tmp_path: Path) -> None:
     content = {(1, "a"): {(2, 3)}, "order": collections.OrderedDict({(): 4})}
-    assert read_pickle(save(content, tmp_path / "a.pt")) == content
+    assert read_torch(save(content, tmp_path / "a.pt")) == content

@@ -19,7 +19,7 @@ from torch import nn
 
 from dalle.config import Config
 from dalle.errors import CheckpointError
-from dalle.interop.pickles import StrangeFileError, looks_saved, read_pickle
+from dalle.interop.torch_files import StrangeFileError, looks_saved, read_torch
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.weights import LazyTensor, Part, read_safetensors
@@ -99,9 +99,9 @@ class Source:
         return []
 
     def torch(self, path: Path) -> Any:
-        """What torch.save wrote, as `read_pickle` gives it; None for a file of something else, where such may
+        """What torch.save wrote, as `read_torch` gives it; None for a file of something else, where such may
         lie."""
-        return self._tried(path, read_pickle)
+        return self._tried(path, read_torch)
 
     def tensors(self, path: Path) -> Any:
         """The same, or the tensors by name of a safetensors file."""

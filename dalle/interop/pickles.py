@@ -1,19 +1,15 @@
-"""What torch.save wrote, read without running any of it: plain containers, lazy tensors, and stubs with names.
+"""The pickles of checkpoints, read without running any of them: plain containers, lazy tensors, and stubs with names.
 
 A pickle is a program. This reader knows a short list of names: the containers, torch's tensors and storages, and the
 classes that the projects of `dalle.interop` are known to leave in their files, for each of which there is a stub that
 holds what it was given and does nothing. Any other name is refused, with the name in the message, before anything of
-it happens. Sizes are checked against the file before memory is taken, and a tensor's numbers stay in the file until
-they are asked for. Both of torch's layouts are read: the zip archive, and the plain stream of torch before 1.6.
+it happens. A tensor's numbers stay in the file until they are asked for.
 """
 
 import collections
 import dataclasses
-import io
 import math
-import os
 import pickle
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -21,17 +17,13 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor
 
-from dalle.errors import CheckpointError
 from dalle.weights import LazyTensor, read_numbers
 
-__all__ = ["StrangeFileError", "Stub", "looks_saved", "module_weights", "read_pickle"]
+__all__ = ["MAX_PICKLE_BYTES", "RefusedError", "Storage", "Stub", "Unpickler", "module_weights"]
 
 MAX_PICKLE_BYTES = 16 << 20
 """Of the pickle alone, without the numbers: ten times that of the largest model with its optimizer's state. What a byte
 of a pickle makes may take two hundred of memory."""
-ZIP = b"PK\x03\x04"
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PROTOCOL = 1001
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -84,7 +76,7 @@ _STUB_CLASSES = {name: type("Stub", (Stub,), {"name": name}) for name in STUBS}
 
 
 @dataclasses.dataclass
-class _Storage:
+class Storage:
     """A run of numbers in the file. In the plain stream its place is known only after the pickle has been read."""
 
     path: Path
@@ -111,12 +103,7 @@ class _Bounded:
         return data
 
 
-class StrangeFileError(CheckpointError):
-    """The file is no checkpoint of a family that is known here, nor a part of one: torch.save did not write it, or it
-    asks for names that none needs."""
-
-
-class _Refused(pickle.UnpicklingError):
+class RefusedError(pickle.UnpicklingError):
     """The pickle asks for something that is not on the list."""
 
 
@@ -125,7 +112,7 @@ def _checked(keys: list[Any]) -> list[Any]:
     which ends the process, and once for every way that leads to one, which takes forever."""
     for key in keys:
         if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
-            raise _Refused("a key of tuples within tuples")
+            raise RefusedError("a key of tuples within tuples")
     return keys
 
 
@@ -140,13 +127,13 @@ def _set(items: Iterable[Any] = ()) -> set[Any]:
 
 
 # The unpickler written in Python is slower than the one in C, and safer: memory is taken only for what is in the file.
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Finds nothing but what is listed above."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
 
-    def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], _Storage]) -> None:
+    def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], Storage]) -> None:
         super().__init__(_Bounded(file))
         self.storage = storage
 
@@ -160,7 +147,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         """Python makes room for all of one before it reads."""
-        raise _Refused("a bytearray")
+        raise RefusedError("a bytearray")
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
@@ -180,17 +167,17 @@ class _Unpickler(pickle._Unpickler):
             case full if full in _STUB_CLASSES:
                 return _STUB_CLASSES[full]
             case full:
-                raise _Refused(full)
+                raise RefusedError(full)
 
     def get_extension(self, code: int) -> None:
-        raise _Refused(f"extension {code}")
+        raise RefusedError(f"extension {code}")
 
     def persistent_load(self, pid: Any) -> Any:
         if pid[0] == "module":  # the plain stream: a class, with its source code
             return pid[1]
         kind, dtype, key, _place, numel, *view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or (view and view[0] is not None):
-            raise _Refused(f"a persistent object of kind {kind!r}")
+            raise RefusedError(f"a persistent object of kind {kind!r}")
         if type(numel) is not int or numel < 0:
             raise pickle.UnpicklingError(f"a storage of {numel!r} numbers")
         return self.storage(str(key), dtype, numel)
@@ -198,7 +185,7 @@ class _Unpickler(pickle._Unpickler):
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_rest: object) -> LazyTensor:
         numbers = (offset, *size, *stride)
         if (
-            not isinstance(storage, _Storage)
+            not isinstance(storage, Storage)
             or any(type(number) is not int or number < 0 for number in numbers)
             or len(size) != len(stride)
         ):
@@ -211,8 +198,8 @@ class _Unpickler(pickle._Unpickler):
         return LazyTensor(shape, storage.dtype, lambda: _read_tensor(storage, offset, span, shape, tuple(stride)))
 
 
-def _hashing(load: Callable[[_Unpickler], None], keys: slice) -> Callable[[_Unpickler], None]:
-    def checked(unpickler: _Unpickler) -> None:
+def _hashing(load: Callable[[Unpickler], None], keys: slice) -> Callable[[Unpickler], None]:
+    def checked(unpickler: Unpickler) -> None:
         _checked(unpickler.stack[keys])
         load(unpickler)
 
@@ -227,117 +214,16 @@ HASHING = {
     pickle.FROZENSET: slice(None),
 }
 """What hashes something, and where on the stack that is."""
-_Unpickler.dispatch |= {code[0]: _hashing(_Unpickler.dispatch[code[0]], keys) for code, keys in HASHING.items()}
+Unpickler.dispatch |= {code[0]: _hashing(Unpickler.dispatch[code[0]], keys) for code, keys in HASHING.items()}
 
 
 def _parameter(data: Any, *_rest: object) -> Any:
     return data
 
 
-def _read_tensor(storage: _Storage, offset: int, span: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+def _read_tensor(storage: Storage, offset: int, span: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     start = storage.offset + offset * storage.dtype.itemsize
     return read_numbers(storage.path, start, span, storage.dtype).as_strided(shape, stride)
-
-
-def looks_saved(path: Path) -> bool:
-    """Whether a file begins as what torch.save writes does, in either layout."""
-    number = LEGACY_MAGIC.to_bytes(10, "little")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except OSError:
-        return False
-    return start.startswith(ZIP) or number in start
-
-
-def read_pickle(path: Path) -> Any:
-    """What torch.save wrote into a file: dicts, lists and the like of `LazyTensor`s and `Stub`s.
-
-    Raises `CheckpointError`, naming the file: for one that is cut short or damaged, for one that torch.save did not
-    write, and for one whose pickle asks for a name that is not listed here.
-    """
-    start = b""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(ZIP))
-        return _read_zip(path) if start == ZIP else _read_stream(path)
-    except _Refused as error:
-        raise StrangeFileError(
-            f"{path} asks for {error} on loading, which no checkpoint of a known family needs; nothing of it was run"
-        ) from error
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path} is cut short or damaged ({error}): is it a whole download?") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever a damaged pickle makes of the unpickler's stack
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        kind = CheckpointError if start == ZIP else StrangeFileError
-        raise kind(f"{path} is no file of torch.save's, or a damaged one ({reason})") from error
-
-
-def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise CheckpointError(f"{path} is a zip file, but none of torch.save's: it has no single data.pkl")
-        root = pickles[0].removesuffix("data.pkl")
-        for name in ("data.pkl", "byteorder"):
-            info = entries.get(f"{root}{name}")
-            if info is not None and info.file_size > MAX_PICKLE_BYTES:
-                raise CheckpointError(f"{path}: its {name} has more than {MAX_PICKLE_BYTES >> 20} MB")
-            if info is not None and info.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(f"{path}: its {name} is compressed, which torch.save does not do")
-        order = entries.get(f"{root}byteorder")
-        if order is not None and archive.read(order) != b"little":
-            raise CheckpointError(f"{path} was written on a big-endian machine, which is not read")
-        data = archive.read(entries[pickles[0]])
-    size = path.stat().st_size
-
-    def storage(key: str, dtype: torch.dtype, numel: int) -> _Storage:
-        info = entries.get(f"{root}data/{key}")
-        if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size != numel * dtype.itemsize:
-            raise CheckpointError(f"{path}: its storage {key} is missing, compressed or of another size")
-        with open(path, "rb") as file:
-            file.seek(info.header_offset)
-            local = file.read(30)
-        start = info.header_offset + 30 + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
-        if local[:4] != ZIP or start + info.file_size > size:
-            raise CheckpointError(f"{path}: its storage {key} lies outside the file")
-        return _Storage(path, dtype, numel, start)
-
-    return _Unpickler(io.BytesIO(data), storage).load()
-
-
-def _read_stream(path: Path) -> Any:
-    """Magic number, protocol, system, object, keys: five pickles; then each storage, as its length and its numbers."""
-    storages: dict[str, _Storage] = {}
-
-    def storage(key: str, dtype: torch.dtype, numel: int) -> _Storage:
-        if numel * dtype.itemsize > size:
-            raise CheckpointError(
-                f"{path} is cut short: its storage {key} has {numel} numbers; is it a whole download?"
-            )
-        return storages.setdefault(key, _Storage(path, dtype, numel))
-
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        magic, protocol, _system, content, keys = (_Unpickler(file, storage).load() for _ in range(5))
-        if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
-            raise CheckpointError(f"{path} is no file of torch.save's")
-        for key in keys:
-            found = storages[str(key)]
-            numel = int.from_bytes(file.read(8), "little")
-            found.offset = file.tell()
-            stop = found.offset + found.numel * found.dtype.itemsize
-            if numel != found.numel or stop > size:
-                raise CheckpointError(f"{path} is cut short in its storage {key}: is it a whole download?")
-            file.seek(stop)
-    if missing := [key for key, found in storages.items() if found.offset < 0]:
-        raise CheckpointError(f"{path} is damaged: it lacks the storage {missing[0]}")
-    return content
 
 
 def module_weights(module: Stub, prefix: str = "") -> dict[str, LazyTensor]:
