@@ -18,7 +18,7 @@ import dalle
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAX_DATA_BYTES = 60_000_000
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "resvg-py": "resvg_py"}
+IMPORTED_AS = {"beautifulsoup4": "bs4", "pillow": "PIL", "pyyaml": "yaml", "resvg-py": "resvg_py"}
 """Names of modules that are not those of their distributions."""
 
 
