@@ -28,12 +28,12 @@ def flax_text(text: str) -> bytes:
     return bytes([0xD9, len(text)]) + text.encode()
 
 
-def chunked(value: Tensor, size: int, *, shape: tuple[int, ...] | None = None) -> bytes:
+def chunked(value: Tensor, size: int, scratch: Path, *, shape: tuple[int, ...] | None = None) -> bytes:
     """The bytes of an array as Flax writes it in runs, where one is too large for a message."""
     runs = []
     for i, run in enumerate(value.flatten().split(size)):
-        write_flax(PATH, {"x": LazyTensor.of(run)})
-        runs.append(flax_text(str(i)) + PATH.read_bytes().removeprefix(b"\x81\xa1x"))
+        write_flax(scratch, {"x": LazyTensor.of(run)})
+        runs.append(flax_text(str(i)) + scratch.read_bytes().removeprefix(b"\x81\xa1x"))
     axes = [flax_text(str(i)) + bytes([extent]) for i, extent in enumerate(value.shape if shape is None else shape)]
     return b"".join(
         [
@@ -44,24 +44,21 @@ def chunked(value: Tensor, size: int, *, shape: tuple[int, ...] | None = None) -
     )
 
 
-PATH = Path()
-
-
-def test_flax_arrays_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "PATH", tmp_path / "run")
-    path = tmp_path / "flax_model.msgpack"
+def test_flax_arrays_in_runs(tmp_path: Path) -> None:
+    path, scratch = tmp_path / "flax_model.msgpack", tmp_path / "run"
     arrays = {"a/kernel": torch.randn(3, 5, 2), "a/half": torch.randn(7).bfloat16(), "embedding": torch.randn(4, 4)}
-    whole = b"\x82\xa1a\x82\xa6kernel" + chunked(arrays["a/kernel"], 8) + b"\xa4half" + chunked(arrays["a/half"], 3)
-    whole += b"\xa9embedding" + chunked(arrays["embedding"], 16)
+    whole = b"\x82\xa1a\x82\xa6kernel" + chunked(arrays["a/kernel"], 8, scratch)
+    whole += b"\xa4half" + chunked(arrays["a/half"], 3, scratch)
+    whole += b"\xa9embedding" + chunked(arrays["embedding"], 16, scratch)
     path.write_bytes(whole)
     found = read_flax(path)
     assert {*found} == {*arrays}
     for name, value in arrays.items():
         assert (found[name].shape, found[name].dtype) == (tuple(value.shape), value.dtype)
         assert torch.equal(found[name].load(), value)
-    one = chunked(torch.zeros(4), 2)
+    one = chunked(torch.zeros(4), 2, scratch)
     for damaged in (
-        chunked(torch.zeros(4), 2, shape=(5,)),
+        chunked(torch.zeros(4), 2, scratch, shape=(5,)),
         one.replace(b"\xc3", b"\xc2"),
         one.replace(b"shape", b"share"),
         one.replace(b"chunks", b"drinks"),
