@@ -280,7 +280,6 @@ KEYS: dict[str, bytes] = {
     "of a dict that is made at once": b"(" + b")" + b"\x85" * 1_000_000 + b"Nd.",
     "more than can be counted": b"}" + nested(100) + b"Ns.",
     "in a set": b"\x8f(" + nested(100) + b"\x90.",
-    "in a frozen set": b"(" + nested(100) + b"\x91.",
     "in what makes a set": b"cbuiltins\nset\n(" + nested(100) + b"l\x85R.",
     "in what makes an ordered dict": b"ccollections\nOrderedDict\n(" + nested(100) + b"N\x86l\x85R.",
 }
@@ -291,6 +290,27 @@ def test_keys_that_hashing_would_not_survive(program: bytes, tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x04" + program)
     assert "asks for a key of tuples within tuples on loading" in refusal(tmp_path / "a.pt")
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "frozen sets": (b"(K\x01\x91.", "asks for a frozenset"),
+    "copies of a list": (
+        b"ccollections\nOrderedDict\nq\x000(" + b"NN\x86" * 10_000 + b"lq\x010" + b"h\x00h\x01\x85R0" * 200 + b"N.",
+        "asks for copies of more than",
+    ),
+    "a kind of tuples within tuples": (b"(" + nested(60) + b"NNNNtQ.", "a persistent object without a name"),
+    "a key of tuples within tuples": (
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + nested(60) + b"NK\x01tQ.",
+        "a persistent object without a name",
+    ),
+}
+
+
+@pytest.mark.parametrize(("program", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_small_pickles_that_would_fill_the_memory(program: bytes, said: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x04" + program)
+    assert said in refusal(tmp_path / "a.pt")
 
 
 def test_keys_of_plain_tuples(tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ __all__ = ["MAX_PICKLE_BYTES", "RefusedError", "Storage", "Stub", "Unpickler", "
 MAX_PICKLE_BYTES = 16 << 20
 """Of the pickle alone, without the numbers: ten times that of the largest model with its optimizer's state. What a byte
 of a pickle makes may take two hundred of memory."""
+MAX_COPIES = 1 << 20
+"""Items of lists that become sets and dicts: a state_dict of torch before 1.0 is made of one."""
+MAX_AXES = 64
+"""Of a tensor; torch has no more."""
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -109,21 +113,12 @@ class RefusedError(pickle.UnpicklingError):
 
 def _checked(keys: list[Any]) -> list[Any]:
     """What is about to be hashed. Tuples within tuples are refused: Python hashes them without a limit to their depth,
-    which ends the process, and once for every way that leads to one, which takes forever."""
+    which ends the process, and once for every way that leads to one, which takes forever. Frozensets, the only other
+    keys with something in them, cannot be made here."""
     for key in keys:
         if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
             raise RefusedError("a key of tuples within tuples")
     return keys
-
-
-def _ordered_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
-    pairs = list(items)
-    _checked([key for key, _ in pairs])
-    return collections.OrderedDict(pairs)
-
-
-def _set(items: Iterable[Any] = ()) -> set[Any]:
-    return set(_checked(list(items)))
 
 
 # The unpickler written in Python is slower than the one in C, and safer: memory is taken only for what is in the file.
@@ -136,6 +131,7 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], storage: Callable[[str, torch.dtype, int], Storage]) -> None:
         super().__init__(_Bounded(file))
         self.storage = storage
+        self.copies_left = MAX_COPIES
 
     def load_build(self) -> None:
         """Give a stub its state; what else would have one (the metadata of a state_dict) goes without."""
@@ -151,15 +147,37 @@ class Unpickler(pickle._Unpickler):
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
+    def load_frozenset(self) -> None:
+        """Two equal ones that hold equal ones in turn take forever to compare."""
+        raise RefusedError("a frozenset")
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+
+    def _copied(self, items: Iterable[Any]) -> list[Any]:
+        """A few bytes of a pickle copy a list that is there, as often as they like."""
+        copy = list(items)
+        self.copies_left -= len(copy)
+        if self.copies_left < 0:
+            raise RefusedError(f"copies of more than {MAX_COPIES} items")
+        return copy
+
+    def _ordered_dict(self, items: Iterable[Any] = ()) -> dict[Any, Any]:
+        pairs = self._copied(items)
+        _checked([key for key, _ in pairs])
+        return collections.OrderedDict(pairs)
+
+    def _set(self, items: Iterable[Any] = ()) -> set[Any]:
+        return set(_checked(self._copied(items)))
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         module = "builtins" if module == "__builtin__" else module  # as Python 2 called it, and protocol 2 does
         match f"{module}.{name}":
             case "collections.OrderedDict":
-                return _ordered_dict
+                return self._ordered_dict
             case "builtins.set":
-                return _set
+                return self._set
             case "torch._utils._rebuild_tensor_v2":
                 return self._tensor
             case "torch._utils._rebuild_parameter":
@@ -176,18 +194,22 @@ class Unpickler(pickle._Unpickler):
         if pid[0] == "module":  # the plain stream: a class, with its source code
             return pid[1]
         kind, dtype, key, _place, numel, *view = pid
+        if not isinstance(kind, str) or not isinstance(key, str | int):
+            raise RefusedError("a persistent object without a name")
         if kind != "storage" or not isinstance(dtype, torch.dtype) or (view and view[0] is not None):
             raise RefusedError(f"a persistent object of kind {kind!r}")
         if type(numel) is not int or numel < 0:
-            raise pickle.UnpicklingError(f"a storage of {numel!r} numbers")
+            raise pickle.UnpicklingError("a storage whose size is none")
         return self.storage(str(key), dtype, numel)
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_rest: object) -> LazyTensor:
-        numbers = (offset, *size, *stride)
+        if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+            raise pickle.UnpicklingError("a tensor that is none")
+        numbers = (offset, *size[: MAX_AXES + 1], *stride[: MAX_AXES + 1])
         if (
-            not isinstance(storage, Storage)
-            or any(type(number) is not int or number < 0 for number in numbers)
+            any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers)
             or len(size) != len(stride)
+            or len(size) > MAX_AXES
         ):
             raise pickle.UnpicklingError("a tensor that is none")
         shape = tuple(size)
@@ -211,7 +233,6 @@ HASHING = {
     pickle.SETITEMS: slice(None, None, 2),
     pickle.DICT: slice(None, None, 2),
     pickle.ADDITEMS: slice(None),
-    pickle.FROZENSET: slice(None),
 }
 """What hashes something, and where on the stack that is."""
 Unpickler.dispatch |= {code[0]: _hashing(Unpickler.dispatch[code[0]], keys) for code, keys in HASHING.items()}
