@@ -3,9 +3,9 @@ DeepFloyd's IF, which other projects took over. Twice, as they do, since one rul
 """
 
 import html
+import io
 import re
 import urllib.parse
-import warnings
 
 from dalle.errors import PromptError
 
@@ -83,12 +83,12 @@ def _clean_once(caption: str) -> str:
             f"this model's prompts are mended first, and {error.name} is missing: pip install 'dalle-serve[text]'"
         ) from error
     caption = _apply(ADDRESSES, urllib.parse.unquote_plus(caption).strip().lower())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)  # a caption may look like a file's name
-        try:
-            caption = _apply(SIGNS, bs4.BeautifulSoup(caption, "html.parser").text)
-        except bs4.exceptions.ParserRejectedMarkup as error:
-            raise PromptError(f"the prompt looks like HTML, and is not valid: {caption[:80]!r}") from error
+    try:
+        # as a file: it warns of texts that look like a file's name
+        page = bs4.BeautifulSoup(io.StringIO(caption), "html.parser")
+    except bs4.exceptions.ParserRejectedMarkup as error:
+        raise PromptError(f"the prompt looks like HTML, and is not valid: {caption[:80]!r}") from error
+    caption = _apply(SIGNS, page.text)
     if len(re.findall("[-_]", caption)) > 3:
         caption = re.sub("[-_]", " ", caption)
     caption = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()

@@ -7,6 +7,7 @@ import golden
 import pytest
 import torch
 import yaml
+from interop_decoders import DATA
 from interop_images import ddconfig, discrete_vae, imported, write_taming
 from references import VQGAN
 from safetensors.torch import load_file
@@ -77,10 +78,11 @@ def test_weights_without_the_state_of_training(tmp_path: Path) -> None:
     expected = weights_of(tmp_path / "run", tmp_path / "a")
     torch.save(dict(TAMING.w), tmp_path / "run/checkpoints/last.ckpt")
     same_weights(tmp_path / "run", expected, tmp_path / "b")
-    if theirs := golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt"):
-        expected = weights_of(theirs, tmp_path / "c")
-        torch.save(torch.load(theirs, weights_only=True)["state_dict"], tmp_path / theirs.name)
-        same_weights(tmp_path / theirs.name, expected, tmp_path / "d")
+    theirs = golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt")
+    assert theirs is not None
+    expected = weights_of(theirs, tmp_path / "c")
+    torch.save(torch.load(theirs, weights_only=True)["state_dict"], tmp_path / theirs.name)
+    same_weights(tmp_path / theirs.name, expected, tmp_path / "d")
 
 
 def test_pictures_of_other_channels_are_refused(tmp_path: Path) -> None:
@@ -91,5 +93,26 @@ def test_pictures_of_other_channels_are_refused(tmp_path: Path) -> None:
         content = yaml.safe_load(config.read_text())
         content["model"]["params"]["ddconfig"] |= changes
         config.write_text(yaml.safe_dump(content))
-        with pytest.raises(CheckpointError, match=f"has {said}; expected 3, of pictures in colours"):
+        with pytest.raises(CheckpointError, match=f"has {said}; expected 3, of colours"):
             import_checkpoint(tmp_path / "run", tmp_path / "ours")
+
+
+def test_weights_of_other_channels_are_refused(tmp_path: Path) -> None:
+    """A head of wavelets has 12, and its project says so."""
+    write_taming(tmp_path / "run", TAMING)
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    for name in ("weight", "bias"):
+        value = content["state_dict"][f"decoder.conv_out.{name}"]
+        content["state_dict"][f"decoder.conv_out.{name}"] = torch.cat([value] * 4)
+    torch.save(content, checkpoint)
+    with pytest.raises(CheckpointError, match=r"says out_ch 3; the weights of .* have 12"):
+        import_checkpoint(tmp_path / "run", tmp_path / "ours")
+
+
+def test_a_plain_checkpoint_beside_another_description(tmp_path: Path) -> None:
+    """minDALL-E's own configuration counts, whatever else lies in its folder."""
+    folder = tmp_path / "theirs"
+    shutil.copytree(DATA / "minDALL-E/checkpoint", folder)
+    (folder / "transfer.yaml").write_text(yaml.safe_dump({"stage1": {}, "stage2": {"type": "igpt"}}))
+    assert import_checkpoint(folder, tmp_path / "ours").family == "mindalle"

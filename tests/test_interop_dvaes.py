@@ -14,8 +14,10 @@ from references import VQGAN, OpenAIDVAE
 from torch import Tensor, nn
 
 from dalle.discrete_vae import DiscreteVAE
+from dalle.errors import CheckpointError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.image_tokenizers import AnyImageTokenizer
+from dalle.interop.convert import import_checkpoint
 
 HPARAMS: dict[str, dict[str, Any]] = {
     "no residual blocks": {"num_resnet_blocks": 0},
@@ -133,3 +135,18 @@ def test_openai_dvae_of_another_shape(
     codes = reference.logits(images).argmax(1)
     assert codes.shape == (2, 3, 5) and torch.equal(tokenizer.encode(2 * images - 1), codes)
     assert distance((tokenizer.decode(codes) + 1) / 2, reference.decode(codes)) < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("damage", ["no parameters", "a module within itself"])
+def test_a_damaged_module_is_an_error_in_words(
+    damage: str, tmp_path: Path, dall_e: Callable[[str, dict[str, Tensor]], nn.Module]
+) -> None:
+    module = dall_e("encoder", {})
+    if damage == "no parameters":
+        module.__dict__["_parameters"] = None
+    else:
+        module.__dict__["_modules"]["own"] = module
+    torch.save(module, tmp_path / "encoder.pkl")
+    with pytest.raises(CheckpointError, match="is no whole checkpoint of openai-dvae"):
+        import_checkpoint(tmp_path, tmp_path / "ours")

@@ -2,7 +2,9 @@
 something else, and with a description that is of another network."""
 
 import json
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +145,10 @@ def test_llamagen_says_how_many_heads_it_supposes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vocab_size": 100}, "vocab_size 100; its weights have 256"),
-        ({"n_kv_head": 6}, "n_kv_head 6; its weights have 2"),
-        ({"num_classes": 7}, "num_classes 7; its weights have 5"),
-        ({"cls_token_num": 2}, "cls_token_num 2; its weights have 1"),
+        ({"vocab_size": 100}, r"config\.json says vocab_size 100; the weights of .*c2i\.pt have 256"),
+        ({"n_kv_head": 6}, r"config\.json says n_kv_head 6; the weights of .*c2i\.pt have 2"),
+        ({"num_classes": 7}, r"config\.json says num_classes 7; the weights of .*c2i\.pt have 5"),
+        ({"cls_token_num": 2}, r"config\.json says cls_token_num 2; the weights of .*c2i\.pt have 1"),
     ],
 )
 def test_llamagen_described_as_another(changes: dict[str, int], said: str, tmp_path: Path) -> None:
@@ -155,6 +157,25 @@ def test_llamagen_described_as_another(changes: dict[str, int], said: str, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(ARGUMENTS | changes))
     with pytest.raises(CheckpointError, match=said):
         import_checkpoint(tmp_path, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", ["vq_ds", "vq_ds.pt.1"])
+def test_llamagen_under_any_name(name: str, tmp_path: Path) -> None:
+    shutil.copy(DATA / "LlamaGen/vq_ds.pt", tmp_path / name)
+    assert import_checkpoint(tmp_path / name, tmp_path / "ours").family == "llamagen"
+
+
+def test_strangers_beside_a_file_are_passed_over(tmp_path: Path) -> None:
+    peer = llamagen()
+    torch.save({"model": peer.w}, tmp_path / "mine.pt")
+    (tmp_path / "config.json").write_text(json.dumps(ARGUMENTS))
+    shutil.copy(DATA / "LlamaGen/vq_ds.pt", tmp_path)
+    (tmp_path / "pickle.bin").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "text.bin").write_text("This is no checkpoint")
+    with zipfile.ZipFile(tmp_path / "zip.bin", "w") as archive:
+        archive.writestr("a.txt", "nor this")
+    save_file({"x": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "eight_bits.safetensors")
+    same_as(peer, tmp_path / "mine.pt", tmp_path / "ours")
 
 
 def test_llamagen_of_two_shapes(tmp_path: Path) -> None:

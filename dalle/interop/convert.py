@@ -7,6 +7,7 @@ and checked before it takes its place.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +18,8 @@ from dalle.interop import dalle_pytorch, llamagen, min_dalle, mindalle, openai_d
 from dalle.interop.family import Converted, Family, Source
 
 __all__ = ["FAMILIES", "Imported", "import_checkpoint"]
+
+Result = TypeVar("Result")
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
@@ -54,7 +57,7 @@ def import_checkpoint(
     source = Source(path)
     out = Path(out)
     chosen, reason = _choose(source, family)
-    converted = _convert(source, chosen)
+    converted = _tried(source, chosen, chosen.convert)
     parts = [part for part in (converted.image_tokenizer, converted.decoder) if part is not None]
     if on_start is not None:
         on_start(sum(tensor.num_bytes for part in parts for tensor in part.weights.values()))
@@ -80,7 +83,9 @@ def _choose(source: Source, name: str | None) -> tuple[Family, str]:
         if name not in FAMILIES:
             raise CheckpointError(f"there is no family {name!r}; there are {', '.join(FAMILIES)}")
         return FAMILIES[name], "it was given"
-    reasons = {family.name: reason for family in FAMILIES.values() if (reason := family.recognise(source))}
+    reasons = {
+        family.name: reason for family in FAMILIES.values() if (reason := _tried(source, family, family.recognise))
+    }
     if len(reasons) == 1:
         ((name, reason),) = reasons.items()
         return FAMILIES[name], reason
@@ -91,14 +96,14 @@ def _choose(source: Source, name: str | None) -> tuple[Family, str]:
     raise CheckpointError(f"{source.path} is of no family that is known here. Expected one of: {expected}")
 
 
-def _convert(source: Source, family: Family) -> Converted:
+def _tried(source: Source, family: Family, read: Callable[[Source], Result]) -> Result:
     try:
-        return family.convert(source)
+        return read(source)
     except CheckpointError:
         raise
     except DalleError as error:
         raise CheckpointError(f"{source.path}: {error}") from error
-    # foreign files may hold anything anywhere; what a converter trips over is the file's fault
+    # foreign files may hold anything anywhere; what a reader trips over is the file's fault
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CheckpointError(

@@ -31,7 +31,7 @@ MAX_TEXT_BYTES = 64 << 20
 MAX_DEPTH = 3
 """Of folders below the one that was given."""
 WRAPPERS = ("module.", "_orig_mod.", "module.")
-"""What torch puts before names: for training on several devices and for compiling, either in the other."""
+"""What torch puts before names: for training on several devices and for compiling, in either order."""
 
 
 class Source:
@@ -257,7 +257,7 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         return read_safetensors(path)
     except KeyError as error:
-        raise CheckpointError(f"{path} has numbers of type {error}, which is not read") from error
+        raise StrangeFileError(f"{path} has numbers of type {error}, which no known family has") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no safetensors file, or not a whole one: {error}") from error
 

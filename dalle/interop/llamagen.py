@@ -26,7 +26,7 @@ from dalle.errors import CheckpointError
 from dalle.foreign_tokenizers import ClassTokenizer
 from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
-from dalle.interop.family import Converted, Family, Source, state_dict, unwrapped
+from dalle.interop.family import Converted, Family, Source, agree, state_dict, unwrapped
 from dalle.interop.pickles import Stub
 from dalle.interop.vqgan import drawing, vqgan_part
 from dalle.sampling import SamplingParams
@@ -124,7 +124,7 @@ def _decoders(source: Source) -> list[Path]:
     """Files with the weights of a decoder of this project."""
     return [
         path
-        for path in source.find(*FILES)
+        for path in source.torch_files(*FILES)
         if "tok_embeddings.weight" in (names := _names(source, path))
         and any(name.startswith("cls_embedding.") for name in names)
     ]
@@ -132,7 +132,8 @@ def _decoders(source: Source) -> list[Path]:
 
 def _image_tokenizers(source: Source) -> list[Path]:
     """Files with the weights of an image tokenizer of this project."""
-    return [path for path in source.find(*FILES) if "encoder.conv_blocks.0.res.0.conv1.weight" in _names(source, path)]
+    first = "encoder.conv_blocks.0.res.0.conv1.weight"
+    return [path for path in source.torch_files(*FILES) if first in _names(source, path)]
 
 
 def _names(source: Source, path: Path) -> Mapping[str, Any]:
@@ -212,7 +213,7 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
     depth = theirs.count(r"layers\.(\d+)\.")
     codebook_size, width = theirs.shape("tok_embeddings.weight")
     by_caption = "cls_embedding.uncond_embedding" in theirs
-    described = _described(source, path, "t2i" if by_caption else "c2i", depth, width)
+    described, place = _described(source, path, "t2i" if by_caption else "c2i", depth, width)
     num_heads = described.get("n_head", NUM_HEADS.get(width))
     heads = () if "n_head" in described else (f"heads: {num_heads}, as in the project's models with {width} channels",)
     if type(num_heads) is not int or num_heads < 1 or width % num_heads:
@@ -264,9 +265,7 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
         "num_classes": (None if by_caption else num_classes, num_conditions - guidance),
         "cls_token_num": (described.get("cls_token_num"), text_length),
     }
-    for name, (said, found) in facts.items():
-        if said is not None and said != found:
-            raise CheckpointError(f"{path} is said to have {name} {said}; its weights have {found}")
+    agree(place, facts, path)
     codes = theirs.take("tok_embeddings.weight")
     ours = {"head.weight": theirs.take("output.weight"), "final_norm.weight": theirs.take("norm.weight")}
     if by_caption:
@@ -299,15 +298,15 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
     return decoder_part(theirs, config, ours), heads
 
 
-def _described(source: Source, path: Path, kind: str, depth: int, width: int) -> dict[str, Any]:
-    """The arguments of ModelArgs: those of the training program, which it leaves in its files, and from a JSON file
-    beside the weights that has those of this size; empty if there is none."""
+def _described(source: Source, path: Path, kind: str, depth: int, width: int) -> tuple[dict[str, Any], Path]:
+    """The arguments of ModelArgs, and the file that has them: those of the training program, which it leaves in its
+    files, and from a JSON file beside the weights that has those of this size; empty if there is none."""
     described = _arguments(source.tensors(path))
-    for _, content in _beside_in_json(source, path):
+    for place, content in _beside_in_json(source, path):
         size = (content.get("model_type", kind), content.get("n_layer", depth), content.get("dim", width))
         if size == (kind, depth, width) and {"n_head", "block_size"} & {*content}:
-            return described | content
-    return described
+            return described | content, place
+    return described, path
 
 
 def _arguments(content: Any) -> dict[str, Any]:

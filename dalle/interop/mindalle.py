@@ -34,11 +34,16 @@ DEFAULT_RESOLUTION = 256
 
 
 def recognise(source: Source) -> str | None:
-    for path in source.find("*.yaml", "*.yml"):
+    for path in _configs(source):
         stages = {"stage1", "stage2"} & {*_content(source, path)}
         if len(stages) == 2 or (stages and path.name == CONFIG_FILE):
             return f"{path} has {' and '.join(sorted(stages))}"
     return None
+
+
+def _configs(source: Source) -> list[Path]:
+    """What the project reads; where it is missing, what may be one of its other descriptions."""
+    return source.find(CONFIG_FILE) or source.find("*.yaml", "*.yml")
 
 
 def _content(source: Source, path: Path) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def _content(source: Source, path: Path) -> dict[str, Any]:
 
 
 def convert(source: Source) -> Converted:
-    for path in source.find("*.yaml", "*.yml"):
+    for path in _configs(source):
         stage = _content(source, path).get("stage2")
         if isinstance(stage, dict) and stage.get("type", TYPE) != TYPE:
             raise CheckpointError(

@@ -123,12 +123,14 @@ def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...]]
     if not configs:
         return vqgan_part(path, weights, image_size=DEFAULT_IMAGE_SIZE), ignored
     params = (source.yaml(configs[0]).get("model") or {}).get("params") or {}
+    out_channels = 12 if _has_wavelets(source, path) else 3
     described = {
         **(params.get("ddconfig") or {}),
         "embed_dim": params.get("embed_dim"),
         "n_embed": params.get("n_embed"),
+        "out_ch": out_channels,  # both variants come with the plain one's file
     }
-    return described_vqgan(path, weights, configs[0], described), ignored
+    return described_vqgan(path, weights, configs[0], described, out_channels=out_channels), ignored
 
 
 def _decoder(source: Source, path: Path) -> Part:

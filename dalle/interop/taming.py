@@ -46,6 +46,14 @@ def _alike(one: str, other: str) -> int:
     return len([*itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
 
 
+def _config(source: Source) -> Path | None:
+    """Of several, as they lie together in a folder of downloads, the one that is named like the weights; a run that was
+    resumed has one for each start, and the last holds."""
+    weights = _checkpoints(source)
+    name = weights[0].name if len(weights) == 1 else ""
+    return max(_configs(source), key=lambda config: (_alike(config.name, name), config), default=None)
+
+
 def _of_vqgan(source: Source, path: Path) -> bool:
     """Also of one that a conditional Transformer has in it, which is refused later and told so."""
     content = source.torch(path)
@@ -56,23 +64,19 @@ def _of_vqgan(source: Source, path: Path) -> bool:
 def recognise(source: Source) -> str | None:
     if source.path.is_file() and not any(_of_vqgan(source, path) for path in _checkpoints(source)):
         return None  # whatever lies beside it
-    for path in _configs(source):
-        if "gumbelf8-sber" not in path.name:
-            return f"{path} is for {_target(source, path)}"
-    return None
+    if (path := _config(source)) is None or "gumbelf8-sber" in path.name:
+        return None
+    return f"{path} is for {_target(source, path)}"
 
 
 def convert(source: Source) -> Converted:
-    configs = _configs(source)
-    if not configs:
+    config_path = _config(source)
+    if config_path is None:
         raise CheckpointError(f"{source.path} has no *.yaml with model.target taming.models.*, which tells the network")
     checkpoints = _checkpoints(source)
     if len(checkpoints) != 1:
-        raise CheckpointError(f"{source.path} has {len(checkpoints)} files *.ckpt; expected one, or one last.ckpt")
+        raise CheckpointError(f"{source.path} has {len(checkpoints)} checkpoints; expected one, or one last.ckpt")
     (path,) = checkpoints
-    # of several, as they lie together in a folder of downloads, the one that is named like the weights; a run that was
-    # resumed has one for each start, and the last holds
-    config_path = max(configs, key=lambda config: (_alike(config.name, path.name), config))
     target = _target(source, config_path)
     if not target.startswith("taming.models.vqgan."):
         raise CheckpointError(f"{config_path} is for {target}; of this project only image tokenizers are read")
@@ -87,14 +91,11 @@ def convert(source: Source) -> Converted:
         "embed_dim": params.get("embed_dim"),
         "n_embed": params.get("n_embed"),
     }
-    for name in ("in_channels", "out_ch"):
-        if described.get(name, 3) != 3:
-            raise CheckpointError(f"{config_path} has {name} {described[name]}; expected 3, of pictures in colours")
     part = described_vqgan(path, needed, config_path, described)
     ignored = [*beside]
     if "state_dict" in content and (rest := sorted({*map(str, content)} - {"state_dict"})):
         ignored.append(f"state of training: {', '.join(rest)}")
-    derived = ["pixels: [-1, 1], as the project trains"]
+    derived = [f"configuration: {config_path.name}", "pixels: [-1, 1], as the project trains"]
     if isinstance(part.config, ImageTokenizerConfig) and part.config.quantizer == "gumbel":
         derived.append("codes: the likeliest; the project's own encode adds Gumbel noise")
     return Converted(

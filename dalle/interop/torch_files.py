@@ -44,24 +44,25 @@ def read_torch(path: Path) -> Any:
     Raises `CheckpointError`, naming the file: for one that is cut short or damaged, for one that torch.save did not
     write, and for one whose pickle asks for a name that is not listed here.
     """
-    start = b""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(ZIP))
-        return _read_zip(path) if start == ZIP else _read_stream(path)
+            is_zip = file.read(len(ZIP)) == ZIP
+        return _read_zip(path) if is_zip else _read_stream(path)
     except RefusedError as error:
         raise StrangeFileError(
             f"{path} asks for {error} on loading, which no checkpoint of a known family needs; nothing of it was run"
         ) from error
     except (zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path} is cut short or damaged ({error}): is it a whole download?") from error
+        if not looks_saved(path):
+            raise StrangeFileError(f"{path} is no file of torch.save's") from error
+        raise CheckpointError(f"{path} is cut short or damaged: is it a whole download?") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged pickle makes of the unpickler's stack
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        kind = CheckpointError if start == ZIP else StrangeFileError
+        kind = CheckpointError if looks_saved(path) else StrangeFileError
         raise kind(f"{path} is no file of torch.save's, or a damaged one ({reason})") from error
 
 
@@ -70,7 +71,7 @@ def _read_zip(path: Path) -> Any:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise CheckpointError(f"{path} is a zip file, but none of torch.save's: it has no single data.pkl")
+            raise StrangeFileError(f"{path} is a zip file, but none of torch.save's: it has no single data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         for name in ("data.pkl", "byteorder"):
             info = entries.get(f"{root}{name}")
@@ -116,6 +117,8 @@ def _read_stream(path: Path) -> Any:
         if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
             raise CheckpointError(f"{path} is no file of torch.save's")
         for key in keys:
+            if not isinstance(key, str | int):
+                raise CheckpointError(f"{path} is damaged: it has a storage without a name")
             found = storages[str(key)]
             numel = int.from_bytes(file.read(8), "little")
             found.offset = file.tell()

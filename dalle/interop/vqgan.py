@@ -170,10 +170,17 @@ def _modules(config: ImageTokenizerConfig) -> Iterator[tuple[str, str]]:
 
 
 def described_vqgan(
-    path: Path, weights: Mapping[str, LazyTensor], config_path: Path, described: Any, **options: Any
+    path: Path,
+    weights: Mapping[str, LazyTensor],
+    config_path: Path,
+    described: Any,
+    *,
+    out_channels: int = 3,
+    **options: Any,
 ) -> Part:
     """The same where a file of the project describes the network, in taming-transformers' words (`ddconfig`, besides
-    `embed_dim` and `n_embed`): the image size is taken from there, the rest compared.
+    `embed_dim` and `n_embed`): the image size is taken from there, the rest compared. out_channels: 12 if there is a
+    wavelet head.
 
     Raises `CheckpointError` as well where they contradict each other, and for options that no picture is drawn with.
     """
@@ -183,11 +190,12 @@ def described_vqgan(
         raise CheckpointError(
             f"{config_path} has give_pre_end: this network draws no pictures, but what is before them"
         )
-    if described.get("out_ch", 3) not in (3, 12):
-        raise CheckpointError(f"{config_path} has out_ch {described['out_ch']}; expected 3, of pictures in colours")
+    for name, expected in (("in_channels", 3), ("out_ch", out_channels)):
+        if described.get(name, expected) != expected:
+            raise CheckpointError(f"{config_path} has {name} {described[name]}; expected {expected}, of colours")
     part = vqgan_part(path, weights, image_size=described["resolution"], **options)
     assert isinstance(part.config, ImageTokenizerConfig)
-    _check_described(config_path, part.config, described, path)
+    _check_described(config_path, part.config, {**described, "out_ch": out_channels}, path)
     return part
 
 
@@ -202,6 +210,7 @@ def _check_described(path: Path, config: ImageTokenizerConfig, described: Mappin
         "ch * ch_mult": (widths, list(config.widths)),
         "num_res_blocks": (described.get("num_res_blocks"), config.num_res_blocks),
         "levels of attn_resolutions": (levels, list(config.attention_levels)),
+        "out_ch": (described["out_ch"], 12 if config.wavelet_head else 3),
         "z_channels": (described.get("z_channels"), config.z_channels),
         "double_z": (described.get("double_z"), config.double_z),
         "embed_dim": (described.get("embed_dim"), config.codebook_dim),
