@@ -75,7 +75,8 @@ if what == "empty":
     config["applications"] = []
 if what == "url":
     host = "127.0.0.1" if http["host"] == "0.0.0.0" else http["host"]
-    prefix = config["applications"][0].get("route_prefix", "/").rstrip("/")
+    application, *_others = config["applications"] or [{}]  # the service is the first
+    prefix = (application.get("route_prefix") or "").rstrip("/")
     print(f"http://{host}:{http['port']}{prefix}")
 else:
     yaml.safe_dump(config, sys.stdout, sort_keys=False)

@@ -2,7 +2,7 @@
 
 The prompts are read three times, as a stream each time: to count and check them and see what is already there, to draw
 what is missing, and to merge what was drawn. Nothing that grows with their number is held in memory, but a number for
-each shard that is pending.
+each shard that is pending, and a digest of each custom_id of OpenAI's.
 """
 
 import contextlib

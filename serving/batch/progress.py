@@ -20,9 +20,9 @@ LINE_SECONDS = 60.0
 
 
 def follow(shards: Iterable[Shard], doing: str, num_lines: int | None = None) -> Iterator[Shard]:
-    """The same shards, while a person sees how many lines have been read of how many, if it takes longer than a second.
+    """The same shards, while a person sees how many lines have been read: a bar if it takes longer than a second.
 
-    doing: what is being done with them, in a word.
+    doing: what is being done with them, in words.
     """
     num_read = 0
     last_line = time.monotonic()

@@ -1,7 +1,7 @@
 """Files of prompts -> lines: JSONL, CSV, Parquet, plain text, OpenAI's Batch JSONL. What lines mean is not said here.
 
 A line that cannot be read is a `Line` with the fault in words, and takes no other with it. Memory holds one line at a
-time, or one group of rows of a Parquet file.
+time, or one group of rows of a Parquet file; and a digest of each custom_id, of which none may come twice.
 """
 
 import csv
@@ -143,7 +143,7 @@ def _openai_line(number: int, values: dict[str, Any], first_uses: dict[bytes, in
 
 def _digest(text: str) -> bytes:
     """8 bytes, where the texts themselves would fill the memory."""
-    return hashlib.sha256(text.encode(errors="replace")).digest()[:8]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]
 
 
 def _read_csv(file: TextIO, known: Sequence[str]) -> Iterator[Line]:
