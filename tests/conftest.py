@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dalle import DALLE
 from dalle.checkpoint import save_checkpoint
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.sampling import SamplingParams
@@ -106,3 +107,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sampling=SamplingParams(guidance_scale=2.0, top_k=16),
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> DALLE:
+    return DALLE.load(model_folder)

@@ -8,7 +8,6 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,11 +24,6 @@ from dalle.sampling import SamplingParams
 EDITS = "/v1/images/edits"
 VARIATIONS = "/v1/images/variations"
 AS_JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
 
 
 @pytest.fixture(scope="module")

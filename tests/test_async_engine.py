@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +17,6 @@ from dalle.sampling import SamplingParams
 from serving.jobs import Accepted, Drawn, Given, Job, Preview
 
 NUM_CODES = 16
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,6 @@ from dalle import DALLE
 from serving.async_engine import AsyncEngine
 from serving.jobs import EngineFailedError, Event, Given, Preview, Refused
 from serving.settings import ModelSettings
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
 
 
 @pytest.fixture

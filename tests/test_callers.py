@@ -23,11 +23,6 @@ ALICE, BOB = ({"Authorization": f"Bearer {letter * 20}"} for letter in "ab")
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
-
-
-@pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("keys") / "keys"
     path.write_text(f"# callers\nalice {'a' * 20}\nbob {'b' * 20}\n")

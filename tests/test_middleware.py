@@ -1,7 +1,6 @@
 """What stands around every request: what is said of a failure of ours, and what other web pages may do."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,11 +14,6 @@ from serving.headers import SECURITY_HEADERS
 from serving.jobs import Refused
 
 ORIGIN = "https://paint.example"
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
 
 
 async def fail(*arguments: Any) -> Any:

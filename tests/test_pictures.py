@@ -1,7 +1,6 @@
 """Given pictures, as files that callers send: which of their codes are kept."""
 
 import io
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +14,6 @@ from serving.pictures import MaskError, kept_codes, prepare, prompt_of
 
 ON_ITS_SIDE = 6
 """EXIF orientation of a camera held upright: turned clockwise when it is shown."""
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
 
 
 @pytest.fixture(scope="module")

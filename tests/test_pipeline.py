@@ -15,11 +15,6 @@ from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.images import to_tensor
 
 
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
-
-
 def codes_of(pictures: list[Picture]) -> dict[tuple[str, int], tuple[tuple[int, ...], ...]]:
     return {(picture.prompt, picture.index): picture.receipt.codes for picture in pictures}
 

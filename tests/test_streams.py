@@ -4,7 +4,6 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,11 +12,6 @@ import pytest
 from service import GENERATIONS, PROMPT, Service, events_of, metric, post, service
 
 from dalle import DALLE
-
-
-@pytest.fixture(scope="module")
-def model(model_folder: Path) -> DALLE:
-    return DALLE.load(model_folder)
 
 
 @pytest.fixture(scope="module")
