@@ -51,6 +51,7 @@ class DiscreteVAEConfig(Config):
         return 2**self.num_layers
 
     picture_factor = factor
+    channels = 3
     """The same for the images that are decoded."""
 
     @property

@@ -1,7 +1,8 @@
 """Image tokenizer: a convolutional VQ autoencoder. `encode(images) -> codes` and `decode(codes) -> images`.
 
-Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w) in [0, codebook_size), where h = H / factor and
-w = W / factor. Nothing depends on the nominal image size, so any picture whose sides are multiples of the factor works.
+Images are float32 (B, C, H, W) in [-1, 1], as `images` describes them: C is 3, or 4 for a model that draws
+transparency. Codes are int64 (B, h, w) in [0, codebook_size), where h = H / factor and w = W / factor. Nothing depends
+on the nominal image size, so any picture whose sides are multiples of the factor works.
 
 The network is the VQGAN of Esser et al. 2021 (arXiv 2012.09841, taming-transformers), block for block, so that
 checkpoints of that family fit in: taming-transformers, vqgan-jax, minDALL-E, LlamaGen, ruDALL-E, min-dalle. One
@@ -21,8 +22,8 @@ from dalle.quantize import GumbelQuantizer, Quantized, VectorQuantizer
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_images"]
 
 
-WHITE = 0.98
-"""In [-1, 1]: above it a pixel counts as white."""
+BLANK = 0.98
+"""In [-1, 1]: above it all channels of a pixel are white; below its negative, all of an RGBA pixel transparent."""
 
 
 class ResidualBlock(nn.Module):
@@ -105,14 +106,14 @@ def _level(config: ImageTokenizerConfig, level: int, in_width: int, num_blocks: 
 
 
 class ImageEncoder(nn.Sequential):
-    """(B, 3, H, W) pixels -> (B, codebook_dim, h, w) latents."""
+    """(B, C, H, W) pixels -> (B, codebook_dim, h, w) latents."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths
         in_widths = config.encoder_widths
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.patch_size),
-            nn.Conv2d(3 * config.patch_size**2, in_widths[0], 3, padding=1),
+            nn.Conv2d(config.channels * config.patch_size**2, in_widths[0], 3, padding=1),
         ]
         for level, width in enumerate(widths):
             layers += _level(config, level, in_widths[level], config.num_res_blocks)
@@ -148,7 +149,7 @@ class InverseHaar(nn.Module):
 
 
 class ImageDecoder(nn.Sequential):
-    """(B, codebook_dim, h, w) codebook rows -> (B, 3, H, W) pixels."""
+    """(B, codebook_dim, h, w) codebook rows -> (B, C, H, W) pixels."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths
@@ -165,17 +166,19 @@ class ImageDecoder(nn.Sequential):
                 layers.append(_upsample(config, widths[level]))
         layers += [_norm(config, widths[0]), nn.SiLU()]
         num_bands = 4 if config.wavelet_head else 1
-        layers.append(nn.Conv2d(widths[0], 3 * num_bands * config.patch_size**2, 3, padding=1))
+        layers.append(nn.Conv2d(widths[0], config.channels * num_bands * config.patch_size**2, 3, padding=1))
         layers.append(nn.PixelShuffle(config.patch_size))
         if config.wavelet_head:
             layers.append(InverseHaar())
         super().__init__(*layers)
 
 
-def check_images(images: Tensor, factor: int) -> None:
-    """Raise `ImageError` unless images have the shape (B, 3, H, W), H and W multiples of the factor."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % factor or images.shape[3] % factor:
-        raise ImageError(f"images of shape {tuple(images.shape)}; expected (B, 3, H, W), H and W multiples of {factor}")
+def check_images(images: Tensor, factor: int, channels: int = 3) -> None:
+    """Raise `ImageError` unless images have the shape (B, channels, H, W), H and W multiples of the factor."""
+    if images.ndim != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
+        raise ImageError(
+            f"images of shape {tuple(images.shape)}; expected (B, {channels}, H, W), H and W multiples of {factor}"
+        )
 
 
 def check_codes(codes: Tensor, codebook_size: int) -> None:
@@ -204,7 +207,7 @@ class ImageTokenizer(nn.Module):
         self.decoder = ImageDecoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization. Those of white patches are the row
+        """(B, C, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization. Those of blank patches are the row
         of `blank_code`, if there is one.
 
         Raises `ImageError` for another number of channels, or sides that are no multiples of the factor, and if there
@@ -212,7 +215,7 @@ class ImageTokenizer(nn.Module):
         """
         if self.config.decode_only:
             raise ImageError("this image tokenizer only decodes: its checkpoint came without an encoder")
-        check_images(images, self.config.factor)
+        check_images(images, self.config.factor, self.config.channels)
         pixels = images if self.config.pixel_range == "signed" else (images + 1) / 2
         latents = rearrange(self.encoder(pixels), "b d h w -> b h w d")
         if self.config.blank_code is None:
@@ -221,29 +224,30 @@ class ImageTokenizer(nn.Module):
         return torch.where(self.blank_patches(images)[..., None], blank_row, latents)
 
     def pixels(self, vectors: Tensor) -> Tensor:
-        """(B, h, w, codebook_dim) -> (B, 3, H, W), in [-1, 1] but not clamped, differentiable."""
+        """(B, h, w, codebook_dim) -> (B, C, H, W), in [-1, 1] but not clamped, differentiable."""
         pixels = self.decoder(rearrange(vectors, "b h w d -> b d h w"))
         return pixels if self.config.pixel_range == "signed" else 2 * pixels - 1
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes. Raises `ImageError` as `latents` does."""
+        """(B, C, H, W) in [-1, 1] -> (B, h, w) codes. Raises `ImageError` as `latents` does."""
         return self.quantizer.encode(self.latents(images))
 
     def blank_patches(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w) bool: which patches are white, every pixel of them."""
+        """(B, C, H, W) in [-1, 1] -> (B, h, w) bool: whether every pixel of a patch is white, or with 4 channels
+        transparent."""
         size = self.config.factor
         patches = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
-        return (patches > WHITE).all(-1)
+        return ((patches < -BLANK) if self.config.channels == 4 else (patches > BLANK)).all(-1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes in [0, codebook_size) -> (B, 3, H, W) in [-1, 1], H and W `picture_factor` times h and w.
+        """(B, h, w) codes in [0, codebook_size) -> (B, C, H, W) in [-1, 1], H and W `picture_factor` times h and w.
         Raises `ImageError` on other codes."""
         check_codes(codes, self.config.codebook_size)
         return self.pixels(self.quantizer.decode(codes)).clamp(-1, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """(B, 3, H, W) -> reconstruction (B, 3, H, W), not clamped, and what was quantized."""
+        """(B, C, H, W) -> reconstruction (B, C, H, W), not clamped, and what was quantized."""
         quantized = self.quantizer(self.latents(images))
         return self.pixels(quantized.vectors), quantized

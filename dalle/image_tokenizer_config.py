@@ -17,6 +17,8 @@ class ImageTokenizerConfig(Config):
 
     image_size: int = 128
     """Nominal height and width in pixels; a multiple of `factor`."""
+    channels: int = 3
+    """3 for RGB; 4 for RGBA, colours premultiplied by alpha."""
     patch_size: int = 1
     """Pixels folded into channels at either end, per side. 1 is the plain VQGAN."""
     widths: tuple[int, ...] = (128, 128, 256, 256)
@@ -58,11 +60,14 @@ class ImageTokenizerConfig(Config):
     normalize_codes: bool = True
     """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
     blank_code: int | None = None
-    """Code of every patch of white pixels; None leaves it to the encoder. One that sees beyond the patch hides in its
-    code what lies around it: hundreds of codes that look alike, which no decoder of rows can foretell."""
+    """Code of every patch of white pixels, or with 4 channels of transparent ones; None leaves it to the encoder. One
+    that sees beyond the patch hides in its code what lies around it: hundreds of codes that look alike, which no
+    decoder of rows can foretell."""
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
+        require(self.channels in (3, 4), f"channels is {self.channels}; it must be 3 (RGB) or 4 (RGBA)")
+        require(self.channels == 3 or not self.wavelet_head, "a wavelet_head draws RGB: channels must be 3")
         require_at_least(self, 1, "patch_size", "num_res_blocks")
         require_at_least(self, 2, "codebook_size")
         require_at_least(self, 1, "codebook_dim", "norm_groups")

@@ -1,8 +1,8 @@
 """Every kind of image tokenizer that a model directory may have, by the name that it has there.
 
-All keep one contract: `encode(images) -> codes` and `decode(codes) -> images`, with images float32 (B, 3, H, W) in
-[-1, 1] and codes int64 (B, h, w), and a `config` with `image_size`, `factor`, `picture_factor`, `codebook_size` and
-`grid_size`. What pixels a network itself works on is its own affair.
+All keep one contract: `encode(images) -> codes` and `decode(codes) -> images`, with images float32 (B, channels, H,
+W) in [-1, 1] and codes int64 (B, h, w), and a `config` with `image_size`, `channels`, `factor`, `picture_factor`,
+`codebook_size` and `grid_size`. What pixels a network itself works on is its own affair.
 """
 
 from dalle.config import Config

@@ -1,7 +1,9 @@
 """Pictures in and out: files and bytes to PIL, PIL to tensors, PIL to bytes.
 
-The tensor space of the whole library is float32 of shape (3, H, W), or (B, 3, H, W), in [-1, 1]; a PIL image here is
-always RGB. Sizes are (height, width), as in tensors. Colour profiles are not applied.
+The tensor space of the whole library is float32 of shape (C, H, W), or (B, C, H, W), in [-1, 1]. Three channels are
+red, green and blue. Four are the same premultiplied by alpha, and alpha: -1 is transparent, and what is transparent is
+-1 in every channel. PIL images are RGB or, with straight alpha, RGBA. Sizes are (height, width), as in tensors. Colour
+profiles are not applied.
 """
 
 import io
@@ -24,17 +26,24 @@ __all__ = [
     "MAX_PIXELS",
     "ImageFormat",
     "ImageSource",
+    "Mode",
+    "composite",
     "contact_sheet",
     "encode_image",
+    "has_transparency",
     "load_image",
     "open_image",
+    "premultiplied",
+    "to_mode",
     "to_pil",
     "to_rgb",
+    "to_rgba",
     "to_tensor",
 ]
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 ImageFormat = Literal["png", "jpeg", "webp"]
+Mode = Literal["RGB", "RGBA"]
 
 MAX_PIXELS = 64 * 2**20
 # Only these: Pillow has readers that run other programs, and readers that nobody has attacked yet.
@@ -44,22 +53,51 @@ GUTTER = 8
 LABEL_LINES = 4
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """A picture as float32 of shape (3, H, W) in [-1, 1]; transparency goes over white."""
-    pixels = torch.from_numpy(np.array(to_rgb(image)))
-    return rearrange(pixels, "h w c -> c h w").float() / 127.5 - 1
+def to_tensor(image: Image.Image, *, channels: int = 3) -> torch.Tensor:
+    """A picture as float32 of shape (channels, H, W) in [-1, 1]. With 3 channels transparency goes over white; with 4
+    it is kept, and colours are premultiplied by it."""
+    assert channels in (3, 4), channels
+    if channels == 3:
+        pixels = torch.from_numpy(np.array(to_rgb(image)))
+        return rearrange(pixels, "h w c -> c h w").float() / 127.5 - 1
+    return premultiplied(rearrange(torch.from_numpy(np.array(to_rgba(image))), "h w c -> c h w"))
+
+
+def premultiplied(pixels: torch.Tensor) -> torch.Tensor:
+    """Straight RGBA (..., 4, H, W), uint8, as float32 of the same shape in [-1, 1], colours premultiplied by alpha."""
+    scaled = pixels.float() / 255
+    colours, alpha = scaled[..., :3, :, :], scaled[..., 3:, :, :]
+    return 2 * torch.cat([colours * alpha, alpha], dim=-3) - 1
+
+
+def composite(images: torch.Tensor, background: float | torch.Tensor = 1.0) -> torch.Tensor:
+    """Images (..., C, H, W) in [-1, 1] over a background, as (..., 3, H, W): those of 3 channels as they are.
+
+    background: a grey in [0, 1], by default white; or colours in [0, 1] that broadcast to (..., 3, H, W).
+    """
+    if images.shape[-3] == 3:
+        return images
+    colours, alpha = images[..., :3, :, :], images[..., 3:, :, :]
+    return colours + (1 - alpha) * background
 
 
 def to_pil(tensor: torch.Tensor) -> Image.Image:
-    """The inverse of `to_tensor`: (3, H, W) of any float type, clamped to [-1, 1] and rounded to the nearest of 256.
+    """The inverse of `to_tensor`: (3, H, W) or (4, H, W) of any float type, clamped to [-1, 1] and rounded to the
+    nearest of 256; four channels become RGBA.
 
     Raises `ImageError` for another shape, and for values that are not finite.
     """
-    if tensor.ndim != 3 or tensor.shape[0] != 3 or not tensor.is_floating_point():
-        raise ImageError(f"a picture is a float tensor (3, H, W), not {tensor.dtype} {tuple(tensor.shape)}")
+    if tensor.ndim != 3 or tensor.shape[0] not in (3, 4) or not tensor.is_floating_point():
+        raise ImageError(f"a picture is a float tensor (3 or 4, H, W), not {tensor.dtype} {tuple(tensor.shape)}")
     if not tensor.isfinite().all():
         raise ImageError("the picture has values that are not finite")
-    pixels = ((tensor.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    scaled = (tensor.detach().float().clamp(-1, 1) + 1) * 127.5
+    if len(scaled) == 4:
+        # alpha is rounded first: colours are to be right over it as it is stored
+        alpha = scaled[3:].round()
+        colours = torch.where(alpha > 0, scaled[:3] * 255 / alpha.clamp_min(1), 0.0)
+        scaled = torch.cat([colours.clamp_max(255), alpha])
+    pixels = scaled.round().to(torch.uint8)
     return Image.fromarray(rearrange(pixels, "c h w -> h w c").contiguous().cpu().numpy())
 
 
@@ -89,11 +127,12 @@ def open_image(
 
 
 def load_image(
-    source: ImageSource, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS, mode: Mode = "RGB"
 ) -> Image.Image:
-    """A PNG, JPEG, WebP, GIF, BMP or TIFF (its first frame) as an upright RGB picture without metadata.
+    """A PNG, JPEG, WebP, GIF, BMP or TIFF (its first frame) as an upright picture without metadata.
 
-    EXIF orientation is honoured, transparency goes over white.
+    EXIF orientation is honoured.
+    mode: RGB lays transparency over white, RGBA keeps it; a picture without is opaque then.
     size: (height, width) of the result: the largest centred rectangle of these proportions, resized (Lanczos).
     max_pixels: height x width beyond which a file is refused before it is decoded.
     Raises `ImageError` for a file that cannot be read, `ParameterError` for a size below 1.
@@ -101,7 +140,7 @@ def load_image(
     if size is not None and min(size) < 1:
         raise ParameterError(f"size is {size}; height and width must be at least 1")
     with open_image(source, max_pixels=max_pixels) as image:
-        picture = to_rgb(ImageOps.exif_transpose(image))
+        picture = to_mode(ImageOps.exif_transpose(image), mode)
         picture.info = {}
         return picture if size is None else ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
 
@@ -113,7 +152,7 @@ def encode_image(
     quality: int | None = None,
     text: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The bytes of an image file.
+    """The bytes of an image file. PNG and WebP keep the transparency of an RGBA picture; JPEG has it over white.
 
     quality: 1..100 of JPEG and WebP, 90 if not given; PNG is lossless and has none.
     text: written into a PNG as UTF-8 chunks (iTXt); keys are 1..79 Latin-1 characters. JPEG and WebP take none.
@@ -134,7 +173,7 @@ def encode_image(
         options = {"quality": quality}
     buffer = io.BytesIO()
     try:
-        to_rgb(image).save(buffer, format, **options)
+        to_mode(image, "RGBA" if image.mode == "RGBA" and format != "jpeg" else "RGB").save(buffer, format, **options)
     except (OSError, ValueError) as error:
         size = f"{image.height} x {image.width}"
         raise ImageError(f"a picture of {size} pixels cannot be written as {format}: {error}") from error
@@ -193,6 +232,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def to_rgba(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGBA with straight alpha, opaque where it knows no transparency. Raises `ImageError` as
+    `to_rgb` does."""
+    if image.mode == "RGBA":
+        return image
+    return image.convert("RGBA") if image.has_transparency_data else to_rgb(image).convert("RGBA")
+
+
+def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
+    """A picture of any mode as RGB, transparency over white, or as RGBA. Raises `ImageError` as `to_rgb` does."""
+    return to_rgb(image) if mode == "RGB" else to_rgba(image)
+
+
+def has_transparency(image: Image.Image) -> bool:
+    """Whether any pixel of a picture is not opaque."""
+    if not image.has_transparency_data:
+        return False
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return int(lowest) < 255
 
 
 def _png_text(text: Mapping[str, str]) -> PngInfo:

@@ -2,10 +2,10 @@
 
     model = load(DIR)
     ids = model.text_tokenizer.encode("a red panda")     (T,)
-    codes = model.image_tokenizer.encode(images)         (B, h, w), of pixels (B, 3, H, W) in [-1, 1]
+    codes = model.image_tokenizer.encode(images)         (B, h, w), of pixels (B, C, H, W) in [-1, 1]
     logits = model.logits(ids, codes)                    (B, N, V), teacher-forced
     codes = model.sample(ids, SamplingParams())          (B, h, w)
-    images = model.image_tokenizer.decode(codes)         (B, 3, H, W), in [-1, 1]
+    images = model.image_tokenizer.decode(codes)         (B, C, H, W), in [-1, 1]
 
 The same for every model, whoever trained it; one that is an image tokenizer alone has that, and nothing that draws.
 Prompts, pictures and receipts are the pipeline's.
@@ -25,7 +25,7 @@ from dalle.device import choose_device
 from dalle.engine import Engine
 from dalle.errors import CheckpointError, ImageError, ParameterError
 from dalle.image_tokenizers import AnyImageTokenizer
-from dalle.images import to_pil, to_tensor
+from dalle.images import Mode, to_pil, to_tensor
 from dalle.model_store import DEFAULT_MODEL, find_model
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.request import NOT_TRAINED_FOR_GUIDANCE, Request
@@ -196,8 +196,13 @@ class Model:
         factor, layout = self.image_tokenizer.config.picture_factor, self.decoder.layout
         return layout.grid_height * factor, layout.grid_width * factor
 
+    @property
+    def image_mode(self) -> Mode:
+        """RGBA for a model that draws transparency, else RGB."""
+        return "RGBA" if self.image_tokenizer.config.channels == 4 else "RGB"
+
     def decode(self, codes: Tensor) -> Image.Image:
-        """The picture of one grid of codes (H, W)."""
+        """The picture of one grid of codes (H, W), of `image_mode`."""
         return to_pil(self.image_tokenizer.decode(codes[None].to(self.decoder.embedding.weight.device))[0])
 
     def encode(self, image: Image.Image) -> Tensor:
@@ -205,8 +210,8 @@ class Model:
         height, width = self.image_size
         if image.size != (width, height):
             raise ImageError(f"the picture is {image.height} x {image.width}; expected {height} x {width}")
-        images = to_tensor(image)[None].to(self.decoder.embedding.weight.device)
         config = self.image_tokenizer.config
+        images = to_tensor(image, channels=config.channels)[None].to(self.decoder.embedding.weight.device)
         if config.picture_factor > config.factor:  # a wavelet head draws larger pictures than the encoder takes
             images = F.avg_pool2d(images, config.picture_factor // config.factor)
         return self.image_tokenizer.encode(images)[0].cpu()

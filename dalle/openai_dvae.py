@@ -50,6 +50,7 @@ class OpenAIDiscreteVAEConfig(Config):
         return 2 ** (NUM_GROUPS - 1)
 
     picture_factor = factor
+    channels = 3
     """The same for the images that are decoded."""
 
     @property

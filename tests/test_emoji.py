@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dalle.errors import DataError
+from dalle.images import to_rgb
 from training.emoji.compare import compare, comparison_table
 from training.emoji.names import clip_art_text, codepoints_of, plain_codepoints, slug
 from training.emoji.packages import IconSet, fetch_packages
@@ -55,7 +56,7 @@ def built(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _members(shards: Path) -> dict[str, tuple[str, dict[str, Any], Image.Image]]:
     """Shard, metadata and picture by key."""
-    found = {}
+    found: dict[str, tuple[str, dict[str, Any], Image.Image]] = {}
     for path in sorted(shards.glob("*.tar")):
         with tarfile.open(path) as archive:
             names = archive.getnames()
@@ -64,7 +65,7 @@ def _members(shards: Path) -> dict[str, tuple[str, dict[str, Any], Image.Image]]
                 content = [archive.extractfile(f"{key}.{suffix}") for suffix in ("json", "webp")]
                 assert content[0] is not None and content[1] is not None
                 metadata, picture = json.loads(content[0].read()), Image.open(io.BytesIO(content[1].read()))
-                found[key] = (path.stem, metadata, picture.convert("RGB"))
+                found[key] = (path.stem, metadata, picture)
             assert len(names) == 2 * len({name.split(".")[0] for name in names})
     return found
 
@@ -78,7 +79,7 @@ def test_pairs_are_those_built_elsewhere(built: Path) -> None:
         shard, metadata, picture = members[record["key"]]
         assert (shard, metadata) == (record["shard"], record["metadata"])
         assert picture.size == (128, 128)
-        thumbnail = np.asarray(picture.resize((8, 8), Image.Resampling.BOX)).astype(int)
+        thumbnail = np.asarray(to_rgb(picture).resize((8, 8), Image.Resampling.BOX)).astype(int)
         expected = np.frombuffer(bytes.fromhex(record["pixels_8x8"]), np.uint8).reshape(8, 8, 3)
         assert np.abs(thumbnail - expected).max() <= 3, record["metadata"]["id"]
 
@@ -287,12 +288,18 @@ def test_clip_art_is_called_by_its_title_or_its_file() -> None:
 def _pixels(webp: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(webp)) as image:
         assert (image.format, image.size) == ("WEBP", (128, 128))
-        return np.asarray(image.convert("RGB")).astype(int)
+        return np.asarray(to_rgb(image)).astype(int)
 
 
-def test_svg_is_drawn_over_white_and_antialiased() -> None:
+def test_svg_is_drawn_with_its_transparency_and_antialiased() -> None:
     circle = '<svg xmlns="http://www.w3.org/2000/svg" width="256" height="256" viewBox="0 0 2 2">{}</svg>'
-    pixels = _pixels(render(RenderJob("x", circle.format('<circle cx="1" cy="1" r="1" fill="#f00"/>'), "svg")))
+    webp = render(RenderJob("x", circle.format('<circle cx="1" cy="1" r="1" fill="#f00"/>'), "svg"))
+    with Image.open(io.BytesIO(webp)) as image:
+        assert image.mode == "RGBA"
+        alpha = np.asarray(image.getchannel("A")) / 255
+    assert (alpha[0, 0], alpha[64, 64]) == (0, 1)
+    assert alpha.mean() == pytest.approx(np.pi / 4, abs=1e-3)
+    pixels = _pixels(webp)
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels[64, 64].tolist() == [255, 0, 0]
     share = (255 - pixels[..., 1]).mean() / 255

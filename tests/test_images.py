@@ -54,10 +54,10 @@ def test_to_pil_clamps_and_rounds_to_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "tensor", [torch.zeros(1, 3, 4, 4), torch.zeros(4, 4, 3), torch.zeros(3, 4, 4, dtype=torch.uint8)]
+    "tensor", [torch.zeros(1, 3, 4, 4), torch.zeros(5, 4, 3), torch.zeros(3, 4, 4, dtype=torch.uint8)]
 )
 def test_to_pil_refuses_other_shapes_and_types(tensor: torch.Tensor) -> None:
-    with pytest.raises(ImageError, match=r"float tensor \(3, H, W\), not torch"):
+    with pytest.raises(ImageError, match=r"float tensor \(3 or 4, H, W\), not torch"):
         to_pil(tensor)
 
 

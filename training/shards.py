@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.images import open_image, to_rgb
+from dalle.images import open_image, premultiplied, to_mode
 
 __all__ = ["PairShards", "WeightedEpochs", "find_shards"]
 
@@ -124,23 +124,31 @@ class PairShards:
         entry = self._entries[number]
         return json.loads(self._read(entry.shard, entry.metadata))
 
-    def picture(self, number: int) -> Tensor:
-        """(3, H, W) uint8, what is transparent over white. Raises `DataError` if it cannot be read."""
+    def picture(self, number: int, *, channels: int = 3) -> Tensor:
+        """(channels, H, W) uint8: RGB, what is transparent over white; or straight RGBA. Raises `DataError` if it
+        cannot be read."""
         entry = self._entries[number]
         try:
             with open_image(self._read(entry.shard, entry.picture)) as image:
-                pixels = np.array(to_rgb(image))
+                pixels = np.array(to_mode(image, "RGB" if channels == 3 else "RGBA"))
         except ImageError as error:
             raise DataError(f"{self.paths[entry.shard]}: picture {number}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def images(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
-        """(B, 3, H, W) float32 in [-1, 1]. Raises `DataError` if the pictures differ in size."""
-        pictures = [self.picture(int(number)) for number in numbers]
+    def has_transparency(self, num_samples: int = 64) -> bool:
+        """Whether any of some evenly spaced pictures has a pixel that is not opaque."""
+        numbers = np.linspace(0, len(self) - 1, min(num_samples, len(self))).round().astype(int)
+        return any(bool((self.picture(int(number), channels=4)[3] < 255).any()) for number in numbers)
+
+    def images(self, numbers: Sequence[int] | np.ndarray, *, channels: int = 3) -> Tensor:
+        """(B, channels, H, W) float32 in [-1, 1], as `dalle.images` describes it. Raises `DataError` if the pictures
+        differ in size."""
+        pictures = [self.picture(int(number), channels=channels) for number in numbers]
         sizes = {tuple(picture.shape) for picture in pictures}
         if len(sizes) > 1:
             raise DataError(f"pictures of different sizes in one batch: {sorted(sizes)}")
-        return torch.stack(pictures).float() / 127.5 - 1
+        pixels = torch.stack(pictures)
+        return premultiplied(pixels) if channels == 4 else pixels.float() / 127.5 - 1
 
 
 class WeightedEpochs:

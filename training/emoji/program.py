@@ -1,5 +1,5 @@
-"""Real data: 20,868 captioned pictures of 128 x 128 pixels, made from openly licensed packages of emoji, icons and
-clip art. `python -m training.emoji --out FOLDER` writes, as shards for `training.shards`:
+"""Real data: 20,868 captioned pictures of 128 x 128 pixels, transparent around what is drawn, made from openly licensed
+packages of emoji, icons and clip art. `python -m training.emoji --out FOLDER` writes, as shards for `training.shards`:
 
     train-000.tar .. train-003.tar   19,526 pairs
     val_combo.tar                    404: the concept is in train in at least three other styles, not in this one
@@ -122,6 +122,7 @@ def _claim(options: EmojiOptions) -> None:
         "packages": {picture_set.package: picture_set.version for picture_set in SETS} | dict(CLDR_PACKAGES),
         "resvg_py": version("resvg_py"),
         "size": SIZE,
+        "mode": "RGBA",
         "limit": options.limit,
     }
     path = options.out / BUILD_FILE

@@ -1,4 +1,4 @@
-"""Rendering a picture of a package as 128 x 128 RGB over white. Pure functions of a job, so that processes share them.
+"""Rendering a picture of a package as 128 x 128 RGBA. Pure functions of a job, so that processes share them.
 
 resvg draws; other renderers miss the filters of fluent-emoji and the masks of circle-flags. Halving with a box filter
 afterwards is its antialiasing.
@@ -22,7 +22,7 @@ CLIP_ART_WIDTH = 256
 MAX_CLIP_ART_WIDTH = 6 * CLIP_ART_WIDTH
 SMALL_CLIP_ART = 100
 CLIP_ART_SIDE = 240
-"""Of the 2 x SIZE pixels before the last filter: the rest is a white margin."""
+"""Of the 2 x SIZE pixels before the last filter: the rest is a transparent margin."""
 DPI = 96.0
 """What lengths in inches and millimetres mean to the clip art."""
 
@@ -43,12 +43,12 @@ def render(job: RenderJob) -> bytes:
     try:
         match job.kind:
             case "svg":
-                image = _over_white(_drawn(svg_string=str(job.source)))
+                image = _drawn(svg_string=str(job.source))
             case "clip art":
-                image = _over_white(_framed(_clip_art(job.source)))
+                image = _framed(_clip_art(job.source))
             case "picture":
                 with Image.open(job.source) as file:
-                    image = _over_white(_square(file.convert("RGBA")))
+                    image = _square(file.convert("RGBA"))
     except (ValueError, OSError) as error:
         raise DataError(f"{job.id} cannot be drawn: {error}") from error
     if job.mirrored:
@@ -94,8 +94,3 @@ def _square(image: Image.Image, side: int | None = None) -> Image.Image:
     square = Image.new("RGBA", (side, side))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
