@@ -251,8 +251,7 @@ def has_transparency(image: Image.Image) -> bool:
     """Whether any pixel of a picture is not opaque."""
     if not image.has_transparency_data:
         return False
-    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
-    return int(lowest) < 255
+    return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
 def _png_text(text: Mapping[str, str]) -> PngInfo:
