@@ -52,7 +52,7 @@ def test_a_shard_holds_codes_captions_and_weights(data: Path, eyes: ImageTokeniz
     assert path.name == "00000.safetensors"
     tensors = load_file(path)
     assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()} == {
-        "codes": (torch.uint16, (NUM_TRAIN, 4, 4)),
+        "codes": (torch.uint16, (NUM_TRAIN, 1, 4, 4)),
         "text_ids": (torch.uint16, (NUM_TRAIN, 3, 16)),
         "weights": (torch.float32, (NUM_TRAIN,)),
     }

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dalle.checkpoint import Checkpoint
 from dalle.engine import Engine, StepResult
+from dalle.images import composite
 from dalle.request import Request
 from dalle.sampling import SamplingParams
 from training.features import Gallery, PictureFeatures, batches, evenly, mean_features
@@ -92,10 +93,10 @@ def draw(
     shown = set(evenly(len(chosen), NUM_EXAMPLES))
     drawn, reconstructed, examples = [], [], []
     for batch in batches(range(len(chosen)), f"look at {name}"):
-        images = tokenizer.decode(codes[batch].to(embed.device))
-        real = pairs.images([chosen[i] for i in batch]).to(embed.device)
+        images = composite(tokenizer.decode(codes[batch].to(embed.device)))
+        real = pairs.images([chosen[i] for i in batch], channels=tokenizer.config.channels).to(embed.device)
         drawn.append(embed(images))
-        reconstructed.append(embed(tokenizer.decode(tokenizer.encode(real))))
+        reconstructed.append(embed(composite(tokenizer.decode(tokenizer.encode(real)))))
         examples += [(prompts[i], chosen[i], image.cpu()) for i, image in zip(batch, images, strict=True) if i in shown]
     return Drawn(
         numbers=start + torch.tensor(chosen),

@@ -54,7 +54,7 @@ def report(
     parts = [
         f"# {checkpoint.name}, {checkpoint.digest[:12]}",
         "## Reconstruction",
-        "PSNR in dB, SSIM and the perceptual distance of stage 1: means over pictures. Usage in % and perplexity of "
+        "PSNR in dB, SSIM and LPIPS: means over pictures. Usage in % and perplexity of "
         f"the codebook ({codebook_size} codes): over all pictures of the row together.",
         _table(
             reconstruction,
@@ -62,7 +62,7 @@ def report(
                 ("pictures", "pictures", "count"),
                 ("PSNR", "psnr", "number"),
                 ("SSIM", "ssim", "fine"),
-                ("perceptual", "perceptual", "fine"),
+                ("LPIPS", "perceptual", "fine"),
                 ("usage", "usage", "share"),
                 ("perplexity", "perplexity", "number"),
             ],
