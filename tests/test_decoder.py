@@ -183,7 +183,7 @@ def test_export_is_a_whole_model_and_training_starts_from_it(data: Path, tmp_pat
     task = DecoderTask(decoder_training(data, name="squares"))
     for number in range(3):
         step(task, number)
-    task.export(tmp_path / "model")
+    task.export(tmp_path / "model", 3)
     exported = load_checkpoint(tmp_path / "model")
     assert exported.name == "squares" and exported.decoder is not None and exported.text_tokenizer is not None
     averaged = task.average.module.state_dict()
@@ -220,6 +220,6 @@ def test_what_cannot_be_trained_on_is_refused(data: Path, tmp_path: Path) -> Non
 def test_token_shards_outlive_a_better_way_back_to_pixels(data: Path, tmp_path: Path) -> None:
     pixels = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True))
     pixels.train_step(0, pixels.batch(0))
-    pixels.export(tmp_path / "better")
+    pixels.export(tmp_path / "better", 3)
     task = DecoderTask(decoder_training(data, image_tokenizer=str(tmp_path / "better")))
     assert len(task.rows.codes) == NUM_TRAIN

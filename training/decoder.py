@@ -251,13 +251,14 @@ class DecoderTask:
         pictures = composite(self.image_tokenizer.decode(codes))
         return rearrange(pictures, "(two b) c h w -> c (two h) (b w)", two=2)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, step: int) -> None:
         save_checkpoint(
             folder,
             name=self.config.name,
             image_tokenizer=self.image_tokenizer,
             text_tokenizer=self.text_tokenizer,
             decoder=self.average.module,
+            about={"decoder_steps": str(step)},
         )
 
 

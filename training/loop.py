@@ -108,8 +108,8 @@ class Task(Protocol):
     def look(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
         """Validation scalars, and picture grids (3, H, W) in [-1, 1]."""
 
-    def export(self, folder: Path) -> None:
-        """Write the artefact of the stage."""
+    def export(self, folder: Path, step: int) -> None:
+        """Write the artefact of the stage, as it is after this many steps."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -273,12 +273,12 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 save_state(task.state(), done, folder)
                 saved = time.monotonic()
             if config.export_minutes is not None and time.monotonic() - exported > 60 * config.export_minutes:
-                task.export(folder / "model")
+                task.export(folder / "model", done)
                 exported = time.monotonic()
             if stop and done < config.steps:
                 tqdm.write(f"stopped after step {done}; the same command goes on from there")
                 return False
-    task.export(folder / "model")
+    task.export(folder / "model", config.steps)
     return True
 
 

@@ -25,6 +25,7 @@ from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.images import composite
 from dalle.quantize import CodebookAverage, codebook_statistics
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.mistakes import Mistakes
 from training.perceptual import LPIPS
 from training.run_folder import Parts
 from training.shards import PairShards, WeightedEpochs, find_shards, from_pixels
@@ -77,10 +78,18 @@ class VQTrainingConfig(Config):
     restart_below: float = 0.05
     """Restart an entry used less than this share of an equal share. Only with moving averages."""
     unquantized_steps: int = 300
+    compile: bool = False
+    """Let `torch.compile` fuse the networks: for CUDA; on a CPU it gains nothing."""
     start_from: str | None = None
     """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
     only_decoder: bool = False
     """Keep encoder and codebook, so that codes stay what they are, and train the way back to pixels alone."""
+    random_codes: float = 0.0
+    """Share of codes that are replaced at random before they become pixels, so that one wrong code does not spoil its
+    surroundings (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
+    drawn_by: str | None = None
+    """Model directory of stage 2. In half of the pictures, it draws up to half of the codes anew from those before
+    them: mistakes of the kind that it makes. Only with `only_decoder`."""
 
     def __post_init__(self) -> None:
         for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
@@ -96,6 +105,9 @@ class VQTrainingConfig(Config):
         require_multiple(self, 4, "discriminator_width")
         require_at_least(self, 1, "discriminator_layers")
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
+        require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
+        require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
+        require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")
 
 
 def _trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
@@ -120,6 +132,7 @@ class VQTask:
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
         self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
+        self.mistakes = Mistakes(config.random_codes, config.drawn_by, self.model, self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.codebook_average = CodebookAverage(
             self.model.quantizer,
@@ -128,6 +141,9 @@ class VQTask:
             fixed_row=self.model.config.blank_code,
         )
         self.optimizer = self._optimizer(self.model)
+        if config.compile:
+            self.model.encoder.compile()
+            self.model.decoder.compile()
         self.adversarial = config.adversarial_weight > 0
         if self.adversarial:
             discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
@@ -181,11 +197,13 @@ class VQTask:
         return self.pairs.images(numbers, channels=self.channels)
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        images = self._images(self.epochs.batch(step))
+        numbers = self.epochs.batch(step)
+        images = self._images(numbers)
         if self.config.flip:
             flipped = np.random.default_rng([self.config.loop.seed, step, 1]).random(len(images)) < 0.5
             images[flipped] = images[flipped].flip(-1)
-        return {"images": images}
+        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.mistakes.need_captions else []
+        return {"images": images} | self.mistakes.captions(metadata, [self.config.loop.seed, step, 2])
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
         config, images = self.config, batch["images"]
@@ -197,8 +215,11 @@ class VQTask:
         with autocast(self.device, config.loop.precision):
             latents = self.model.latents(images)
         quantized = self.model.quantizer(latents.float())
+        vectors = quantized.latents if warming else quantized.vectors
+        if config.only_decoder:
+            vectors = self.model.quantizer.decode(self.mistakes(quantized.codes, batch, generator))
         with autocast(self.device, config.loop.precision):
-            drawn = self.model.pixels(quantized.latents if warming else quantized.vectors).float()
+            drawn = self.model.pixels(vectors).float()
 
         distance = F.l1_loss if config.pixel_loss == "l1" else F.mse_loss
         shown, wanted = over_backgrounds(drawn, images, generator)
@@ -282,8 +303,9 @@ class VQTask:
         alpha = {"alpha_error": torch.cat(alpha_errors).mean().item()} if alpha_errors else {}
         return {"psnr": psnr, **alpha, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
 
-    def export(self, folder: Path) -> None:
-        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module)
+    def export(self, folder: Path, step: int) -> None:
+        about = {"image_tokenizer_steps": str(step)}
+        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module, about=about)
 
 
 def main() -> None:
