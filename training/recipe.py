@@ -45,11 +45,11 @@ from training.folder import build as build_folder
 from training.loop import LoopConfig, Task, train
 from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
 from training.release import release
-from training.run_folder import claim_folder
+from training.run_folder import claim_folder, saved_step
 from training.shards import PairShards, find_shards
 from training.vq import VQTask, VQTrainingConfig
 
-__all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main"]
+__all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main", "status"]
 
 PLAN_FILE = "plan.json"
 PROBE_STEPS = 3
@@ -194,6 +194,8 @@ class RecipeOptions:
     """`auto`, `cpu`, `cuda`."""
     seed: int = 0
     """Of all stages."""
+    status: bool = False
+    """Only print how far the run in the folder is."""
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -512,9 +514,29 @@ def cook(options: RecipeOptions) -> bool:
     return True
 
 
+def status(out: Path) -> str:
+    """How far a run is: a line for each stage."""
+    plan = Plan(out, None)
+    lines = []
+    for stage, title in TITLES.items():
+        minutes = f", {plan.seconds[stage] / 60:.1f} minutes" if stage in plan.seconds else ""
+        if stage in plan.done or (stage == "model" and (out / "model").exists()):
+            state = "done" + minutes
+        elif stage in plan.steps:
+            state = f"step {saved_step(out / stage)} of {plan.steps[stage]} when it was last saved"
+        else:
+            state = "to come"
+        lines.append(f"{title:18}{state}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     with mistakes_in_words():
-        finished = cook(tyro.cli(RecipeOptions, prog="python -m training.recipe"))
+        options = tyro.cli(RecipeOptions, prog="python -m training.recipe")
+        if options.status:
+            print(status(options.out))
+            return
+        finished = cook(options)
     sys.exit(0 if finished else 3)
 
 
