@@ -31,7 +31,6 @@ import tyro
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.sampling import SamplingParams
 from training.bpe import train_text_tokenizer
 from training.codes import encode_pairs
@@ -42,7 +41,7 @@ from training.emoji.program import build as build_emoji
 from training.evaluate import evaluate
 from training.folder import FolderOptions
 from training.folder import build as build_folder
-from training.loop import LoopConfig, Task, train
+from training.loop import Task, train
 from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
 from training.release import release
 from training.run_folder import claim_folder, saved_step
@@ -91,27 +90,10 @@ SHARES = {"text": 0.01, "image_tokenizer": 0.27, "codes": 0.05, "decoder": 0.45,
 
 def _recipe_emoji() -> Recipe:
     """256 codes for a 128 x 128 picture with transparency: the default model, some 20 core-hours on a CPU."""
-    shape = ImageTokenizerConfig(
-        channels=4,
-        patch_size=4,
-        widths=(64, 128),
-        decoder_widths=(96, 192),
-        num_res_blocks=1,
-        norm_groups=16,
-        encoder_middle_attention=False,
-        blank_code=0,
-    )
-    stage_1 = dataclasses.replace(
-        vq_emoji(),
-        model=shape,
-        loop=LoopConfig(steps=8000, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
-    )
-    stage_2 = decoder_emoji()
+    stage_1 = vq_emoji()
     return Recipe(
         image_tokenizer=stage_1,
-        decoder=dataclasses.replace(
-            stage_2, loop=dataclasses.replace(stage_2.loop, steps=8000, warmup_steps=200, look_steps=500)
-        ),
+        decoder=decoder_emoji(),
         sharper=dataclasses.replace(
             stage_1,
             loop=dataclasses.replace(stage_1.loop, steps=3000),
