@@ -179,9 +179,7 @@ def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random
     return _Naming(name=name, thing=thing, one=one)
 
 
-def _with_keywords(
-    metadata: dict[str, Any], keywords: list[str], style: Style | None, chance: random.Random
-) -> str:
+def _with_keywords(metadata: dict[str, Any], keywords: list[str], style: Style | None, chance: random.Random) -> str:
     """The name with one to three keywords, or at least two keywords without the name, and the style."""
     chosen = chance.sample(keywords, k=min(len(keywords), chance.randint(1, 3)))
     with_name = len(chosen) < 2 or chance.random() < 0.7
@@ -270,9 +268,7 @@ def _mistyped(phrase: str, chance: random.Random) -> str:
     start, end = chance.choice(words)
     at = chance.randrange(start + 1, end - 1)
     here, after = phrase[at], phrase[at + 1]
-    wrong = chance.choice(
-        [after + here, after, here * 2 + after, NEIGHBOURS[here.lower()] + after]
-    )
+    wrong = chance.choice([after + here, after, here * 2 + after, NEIGHBOURS[here.lower()] + after])
     return phrase[:at] + wrong + phrase[at + 2 :]
 
 

@@ -161,7 +161,7 @@ def encode_pairs(
     image_tokenizer: Path = Path("runs/vq-emoji/model"),
     text_tokenizer: Path = Path("runs/bpe/tokenizer.json"),
     out: Path = Path("runs/codes/train"),
-    num_captions: int = 16,
+    num_captions: int = 32,
     seed: int = 0,
     device: str = "auto",
 ) -> None:

@@ -51,16 +51,30 @@ PREPOSITION = re.compile(r"[,(]| (?:of|with|without|in|on|at|behind|from|and|for
 DOERS = re.compile(
     r"(man|woman|person|child|boy|girl|face|cat|monkey|fairy|mage|elf|vampire|genie|prince|princess|guard|leaf)\b"
 )
-GERUNDS_THAT_ARE_THINGS = {"ring", "king", "wing", "earring", "string", "spring", "building", "painting", "wedding", "ping", "dumpling", "seedling"}
+GERUNDS_THAT_ARE_THINGS = {
+    "ring",
+    "king",
+    "wing",
+    "earring",
+    "string",
+    "spring",
+    "building",
+    "painting",
+    "wedding",
+    "ping",
+    "dumpling",
+    "seedling",
+}
 UNCOUNTABLE = frozenset(
-    """art bacon badminton baseball basketball beans bowling bread butter camping chocolate climbing clothes clothing coffee
-    confetti construction cooking coral corn cricket curry custard dash dna equipment fire fishing flour fog food football
-    fries fruit garlic ginger golf broccoli control grass hail hair handball hockey honey ice information jewelry juice karate lacrosse
-    leafy lightning luggage lumber luck machinery mail meat milk money mud music news oden oil ornament paper pasta people
-    police polo poo poop rain rice ramen rugby sake salt sand scenery silhouette smoke snow soap soccer softball soup
-    spaghetti stew stuff sugar surfing sushi swimming tea tempura tennis thunder toast traffic volleyball water weather
-    wine wood wool work yarn zzz up down pong electricity infinity dizzy bald milky wireless radioactive biohazard warning
-    prohibited registered copyright restroom multiply minus plus divide""".split()
+    """art bacon badminton bald baseball basketball beans biohazard bowling bread broccoli butter camping
+    chocolate climbing clothes clothing coffee confetti construction control cooking copyright coral corn
+    cricket curry custard dash divide dizzy dna down electricity equipment fire fishing flour fog food football
+    fries fruit garlic ginger golf grass hail hair handball hockey honey ice infinity information jewelry juice
+    karate lacrosse leafy lightning luck luggage lumber machinery mail meat milk milky minus money mud multiply
+    music news oden oil ornament paper pasta people plus police polo pong poo poop prohibited radioactive rain
+    ramen registered restroom rice rugby sake salt sand scenery silhouette smoke snow soap soccer softball soup
+    spaghetti stew stuff sugar surfing sushi swimming tea tempura tennis thunder toast traffic up volleyball
+    warning water weather wine wireless wood wool work yarn zzz""".split()
 )
 # These end in s and are one thing, or end otherwise and are many.
 ENDS_IN_S = re.compile(r"(ss|us|is|[^aeiou]ics|gas|lens|iris|canvas|atlas|christmas|santa claus|series|rhinoceros)$")
@@ -198,7 +212,7 @@ def telling_keywords(metadata: dict[str, Any]) -> list[str]:
 
 def with_article(name: str) -> str:
     """The name with `a` or `an`, by its sound."""
-    vowel = name[:1].lower() in tuple("aeiou") and not SINGULAR_U.match(name) or bool(SILENT_H.match(name))
+    vowel = (name[:1].lower() in tuple("aeiou") and not SINGULAR_U.match(name)) or bool(SILENT_H.match(name))
     if name[:2].isupper() or name[:1].isdigit() or re.match(r"[A-Z]\b", name):
         vowel = vowel or bool(SPELLED_WITH_VOWEL.match(name))
     return f"{'an' if vowel else 'a'} {name}"
@@ -226,10 +240,12 @@ def is_plural(name: str) -> bool:
 def countable(name: str) -> bool:
     """Whether `a` or `an` may stand in front: not of many, not of a substance, a sport or a proper name."""
     words = _head(name).split()
-    if not words or is_plural(name) and not DOERS.match(name):
+    if not words or (is_plural(name) and not DOERS.match(name)):
         return False
     last = words[-1].lower()
-    if not re.match(r"[\w\"'#*]", name) or name.lower().startswith(("no ", "input ", "milky way", "a ", "an ", "the ", "flag of ", "regional ")):
+    if not re.match(r"[\w\"'#*]", name) or name.lower().startswith(
+        ("no ", "input ", "milky way", "a ", "an ", "the ", "flag of ", "regional ")
+    ):
         return False
     if words[0][0].isdigit() or any(word[:1].isdigit() for word in words[1:]) or "thirty" in name or "o'clock" in name:
         return False
@@ -247,7 +263,7 @@ def plural(name: str) -> str | None:
     if len(words) > 3 or not countable(name) or _head(name) != name or not name.replace(" ", "").isalpha():
         return None
     last = words[-1]
-    if not name.islower() or DOERS.match(name) and len(words) > 1 or last in WITHOUT_PLURAL or last.endswith("s"):
+    if not name.islower() or (DOERS.match(name) and len(words) > 1) or last in WITHOUT_PLURAL or last.endswith("s"):
         return None
     if last in IRREGULAR_PLURALS:
         many = IRREGULAR_PLURALS[last]

@@ -3,7 +3,8 @@
 A model that is asked in its own training captions shows what it has learned, and not whether it understands. So the
 natural phrasing has frames and words for styles of its own. They stand here, apart from `training.captions`, because
 the measure is worth something only as long as nobody trains on them: a frame that is added to one side must not exist
-on the other, and a test compares the two. Shared are only the words for what is to be seen: names, synonyms, skin tones.
+on the other, and a test compares the two. Both share only the words for what is to be seen: names, synonyms, skin
+tones.
 """
 
 import random
