@@ -106,8 +106,8 @@ FRAMES = (*ASKABLE, *NOT_ASKABLE, *OF_EMOJI, *OF_ICONS, *OF_TRADE_NAMES, *WITH_O
 """All of them, for the tests to see that no evaluation asks like this."""
 SEPARATORS = (", ", ", ", ", ", ", ", "; ", " / ", " - ")
 
-NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wqerytiuopsaddfgkjlkxzcvnb", strict=True))
-"""The key beside each letter, left or right, on an English keyboard."""
+NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
+"""The key beside each letter on an English keyboard."""
 
 
 def draw_caption(metadata: dict[str, Any], chance: random.Random) -> str:

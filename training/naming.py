@@ -87,7 +87,7 @@ IRREGULAR_PLURALS = {
 WITHOUT_PLURAL = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "squid", "fruit", "salmon", "hair"}
 PLURALS = {*IRREGULAR_PLURALS.values(), "dice", "cattle"}
 SINGULAR_U = re.compile(r"(uni([^mn]|$)|u[tks]\w|ufo\b|u-turn|eu|one\b|once\b|one-|u\b|usb\b)", re.IGNORECASE)
-SILENT_H = re.compile(r"(hour|honest|honou?r|heir)", re.IGNORECASE)
+SILENT_H_OR_X = re.compile(r"(hour|honest|honou?r|heir|x-)", re.IGNORECASE)
 SPELLED_WITH_VOWEL = re.compile(r"([AEFHILMNORSX]\b|SOS\b|[FHLMNRSX][BCDFGHJKLMNPQRSTVWXYZ]+\b|8|11\b|18\b)")
 COUNTRIES_WITH_THE = re.compile(
     r"(United |British |U\.S\. |Netherlands|Bahamas|Philippines|Maldives|Gambia|Comoros|Seychelles|European Union"
@@ -212,7 +212,7 @@ def telling_keywords(metadata: dict[str, Any]) -> list[str]:
 
 def with_article(name: str) -> str:
     """The name with `a` or `an`, by its sound."""
-    vowel = (name[:1].lower() in tuple("aeiou") and not SINGULAR_U.match(name)) or bool(SILENT_H.match(name))
+    vowel = (name[:1].lower() in tuple("aeiou") and not SINGULAR_U.match(name)) or bool(SILENT_H_OR_X.match(name))
     if name[:2].isupper() or name[:1].isdigit() or re.match(r"[A-Z]\b", name):
         vowel = vowel or bool(SPELLED_WITH_VOWEL.match(name))
     return f"{'an' if vowel else 'a'} {name}"

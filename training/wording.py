@@ -51,7 +51,7 @@ STYLES = {
         Style(name="emojione", others=("emoji one",), held_out=("emoji-one",)),
         Style(
             name="firefox os",
-            others=("firefox", "mozilla", "mozilla firefox os"),
+            others=("firefox", "mozilla"),
             held_out=("mozilla firefox", "firefox phone"),
         ),
         Style(name="streamline"),
