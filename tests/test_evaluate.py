@@ -330,6 +330,7 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
     assert (out / "numbers.json").read_bytes() != before
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut")
 def test_prompts_in_natural_phrasing(
     shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,8 +95,8 @@ WRAPPED = (
     *("{name} emoji", "{name} emoji", "{name} icon", "{name} sticker", "{name} picture"),
 )
 """Frames without a style. With one they are the thing of another frame: a sticker of a cat, 3d."""
-WITHOUT_EMOJI = tuple(frame for frame in WRAPPED if "emoji" not in frame)
-"""Frames for icons and clip art, so that the word emoji alone asks for one."""
+WITHOUT_EMOJI = tuple(frame for frame in WRAPPED if "emoji" not in frame and "sticker" not in frame)
+"""Frames for icons and clip art, so that the words emoji and sticker ask for no others than emoji."""
 ASKING = (
     *("draw {it}", "draw {it}", "draw me {it}", "show me {it}", "give me {it}", "make {it}", "make me {it}"),
     *("create {it}", "generate {it}", "i want {it}", "i need {it}", "please draw {it}", "please make {it}"),
@@ -172,7 +172,7 @@ def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random
     luck = chance.random()
     if one and luck < 0.4:
         thing = with_article(name)
-    elif luck > 0.94 and (one or is_plural(name) or name.startswith("flag of ")):
+    elif luck > (0.5 if name.startswith("flag of ") else 0.94) and (one or is_plural(name) or "flag of " in name):
         thing = with_the(name)
     else:
         thing = name

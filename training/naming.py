@@ -86,7 +86,7 @@ IRREGULAR_PLURALS = {
 }
 WITHOUT_PLURAL = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "squid", "fruit", "salmon", "hair"}
 PLURALS = {*IRREGULAR_PLURALS.values(), "dice", "cattle"}
-SINGULAR_U = re.compile(r"(uni([^mn]|$)|u[tks]\w|ufo\b|u-turn|eu|one\b|once\b|one-|u\b|usb\b)", re.IGNORECASE)
+SINGULAR_U = re.compile(r"(uni([^mn]|$)|u[tks]\w|ewe|ufo\b|u-turn|eu|one\b|once\b|one-|u\b|usb\b)", re.IGNORECASE)
 SILENT_H_OR_X = re.compile(r"(hour|honest|honou?r|heir|x-)", re.IGNORECASE)
 SPELLED_WITH_VOWEL = re.compile(r"([AEFHILMNORSX]\b|SOS\b|[FHLMNRSX][BCDFGHJKLMNPQRSTVWXYZ]+\b|8|11\b|18\b)")
 COUNTRIES_WITH_THE = re.compile(
@@ -248,6 +248,8 @@ def countable(name: str) -> bool:
     ):
         return False
     if words[0][0].isdigit() or any(word[:1].isdigit() for word in words[1:]) or "thirty" in name or "o'clock" in name:
+        return False
+    if re.match(r"\w+ and \w+", name):
         return False
     if DOERS.match(name):
         return True

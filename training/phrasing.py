@@ -10,7 +10,7 @@ tones.
 import random
 from typing import Any, Literal
 
-from training.naming import countable, country_of, said, straight, synonyms, with_article
+from training.naming import countable, country_of, said, straight, synonyms, with_article, with_the
 from training.wording import Style, style_of
 
 __all__ = ["FRAMES", "Phrasing", "prompt_for"]
@@ -85,4 +85,6 @@ def _thing(metadata: dict[str, Any], style: Style | None, chance: random.Random)
         return country
     else:
         name = chance.choice(said(name))
+    if name.startswith("flag of "):
+        return with_the(name)
     return with_article(name) if countable(name) and not metadata.get("style", "").endswith("icon") else name
