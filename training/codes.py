@@ -181,7 +181,7 @@ def encode_pairs(
     image_tokenizer: Path = Path("runs/vq-emoji/model"),
     text_tokenizer: Path = Path("runs/bpe/tokenizer.json"),
     out: Path = Path("runs/codes/train"),
-    num_captions: int = 16,
+    num_captions: int = 32,
     num_views: int = 1,
     mirror: bool = False,
     seed: int = 0,

@@ -38,6 +38,7 @@ from training.generation import Drawn, Numbers, draw, judge
 from training.loop import autocast, keep_memory
 from training.measures import psnr, ssim
 from training.perceptual import LPIPS
+from training.phrasing import Phrasing
 from training.report import report, sheet
 from training.shards import PairShards, find_shards
 
@@ -56,6 +57,7 @@ def evaluate(
     *,
     shards: tuple[str, ...] = ("data/emoji",),
     num: int = 200,
+    phrasing: Phrasing = "training",
     guidance_scale: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
     temperature: float | None = None,
@@ -72,6 +74,8 @@ def evaluate(
         model: Model directory; without a decoder in it, only reconstruction is measured.
         shards: Tar files, folders or glob patterns. Files named val*.tar are validation splits.
         num: Pictures drawn for each split, at most.
+        phrasing: How prompts are worded. `training`: each pair's first caption. `natural`: in words of its own, with
+            synonyms and in frames that training captions never have.
         guidance_scale: 1 is off.
         guidance_schedule: Constant, or rising to its scale at the last code.
         temperature: 0 is greedy.
@@ -113,7 +117,10 @@ def evaluate(
         shown = "val_combo" if "val_combo" in splits else next(iter(_val_first(splits)))
         drawn = {}
         for name, pairs in splits.items():
-            drawn[name] = draw(name, pairs, checkpoint, embed, params, num=num, seed=seed, start=gallery.starts[name])
+            start = gallery.starts[name]
+            drawn[name] = draw(
+                name, pairs, checkpoint, embed, params, num=num, seed=seed, start=start, phrasing=phrasing
+            )
             if name == shown:
                 sheet(drawn[name], pairs).save(out / "sheet.png")
         generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
@@ -124,6 +131,7 @@ def evaluate(
         "shards": list(shards),
         "num": num,
         "seed": seed,
+        "phrasing": phrasing,
         "reconstructed": NUM_RECONSTRUCTED,
         **params.to_dict(),
     }

@@ -72,7 +72,8 @@ def report(
         sampling = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p", "seed")
         parts += [
             "## Generation",
-            f"Drawn with {', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
+            f"Asked in {settings['phrasing']} phrasing, drawn with "
+            f"{', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
             "reconstructed from the real picture / blind guess. "
             "A share of 200 pictures has a standard error of up to 3.5. Frechet distances of rows with other numbers "
             "of pictures do not compare.",
