@@ -27,7 +27,7 @@ from training.naming import (
 )
 from training.wording import Style, style_of
 
-__all__ = ["FRAMES", "all_captions", "draw_caption"]
+__all__ = ["all_captions", "draw_caption"]
 
 FIRST_CAPTION = 1 / 3
 """Share of captions that are the pair's first, as it stands."""
@@ -36,39 +36,45 @@ OWN_CAPTION = 0.05
 WITHOUT_STYLE = 0.25
 """Share of captions that name no style."""
 KEYWORD_CAPTION = 0.06
+"""Share of captions with keywords, behind the name or instead of it."""
+SYNONYM = 0.4
+"""Share of names that are a synonym, where there is one."""
+PLURAL = 0.05
+"""Share of countable names that are in the plural."""
+OTHER_STYLE_WORDS = 0.4
+"""Share of named styles that are in other words."""
+ASKED = 0.15
+"""Share of framed phrases that are a request."""
+WRAPPED_ALONE, WRAPPED_WITH_STYLE = 0.5, 0.1
+"""Share of framed phrases that say `a picture of` or the like, without a style and with one."""
 TYPO = 0.025
+"""Share of captions with a typing error."""
 NUM_FOR_TOKENIZER = 6
 """Captions drawn of each pair for the training of the text tokenizer."""
 
 # {name} is bare and {thing} has an article where it can; {style} is how a style is called and {picture} what a picture
 # in it is: twemoji and twemoji emoji, line icon and line icon. {a_...} has an article for sure.
-ASKABLE = (
+AROUND_WRAPPED = (
     "{thing}, {style} style",
     "{thing}, {style}",
     "{thing} in {style} style",
     "{thing} in the {style} style",
-    "{name} {style} style",
     "{thing} ({style})",
+)
+ASKABLE = (
+    *AROUND_WRAPPED,
     "{thing} as {a_picture}",
     "{name} as {picture}",
     "{picture} of {thing}",
     "{a_picture} of {thing}",
-    "{style} {name}",
 )
-"""Frames that a verb may precede: draw ..."""
-NOT_ASKABLE = (
-    "{thing} - {style}",
-    "{thing}: {style}",
-    "{thing} / {style}",
-    "{thing}; {style} style",
-    "{thing}, {picture}",
-    "{style}, {name}",
-    "{style}: {name}",
-    "{style} - {name}",
-    "{style} style {name}",
-    "{picture}: {name}",
-)
+"""Frames that a request may hold: draw ..."""
+MARKS_AFTER = ("{thing} - {style}", "{thing}: {style}", "{thing} / {style}", "{thing}; {style} style")
+NOT_ASKABLE = ("{thing}, {picture}", "{style}, {name}", "{style}: {name}", "{style} - {name}", "{picture}: {name}")
+OF_STYLES = ("{style} {name}", "{style} {name}", "{name} {style} style")
+"""Frames for styles that are no noun, such as noto; a request may hold them."""
 OF_EMOJI = (
+    "{style} style {name}",
     "{style} {name} {medium}",
     "{style} {name} {medium}",
     "{name} {medium} in {style} style",
@@ -77,9 +83,9 @@ OF_EMOJI = (
     "{name} {style} {medium}",
     "{name}, {style} {medium}",
 )
-"""Frames for styles that are no noun."""
+"""More frames for styles that are no noun; no request holds them."""
 OF_ICONS = ("{name} {style}", "{name} {style}", "{name}, {style}")
-"""Frames for styles that are one."""
+"""Frames for styles that are a noun, such as line icon."""
 OF_TRADE_NAMES = ("{thing} in the style of {style}", "{name} in the style of {style}")
 TRADE_NAMES = (
     *("noto", "google", "android", "twemoji", "twitter", "fluent", "microsoft", "emojione", "emoji one", "firefox"),
@@ -102,8 +108,6 @@ ASKING = (
     *("create {it}", "generate {it}", "i want {it}", "i need {it}", "please draw {it}", "please make {it}"),
     *("can you draw {it}?", "can i have {it}", "draw {it}, please", "{it} please", "{it}, please"),
 )
-FRAMES = (*ASKABLE, *NOT_ASKABLE, *OF_EMOJI, *OF_ICONS, *OF_TRADE_NAMES, *WITH_ONE, *PLAIN, *WRAPPED, *ASKING)
-"""All of them, for the tests to see that no evaluation asks like this."""
 SEPARATORS = (", ", ", ", ", ", ", ", "; ", " / ", " - ")
 
 NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
@@ -113,8 +117,8 @@ NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn"
 def draw_caption(metadata: dict[str, Any], chance: random.Random) -> str:
     """One caption for a pair, a function of its metadata and the generator's state.
 
-    Uses `captions`, and if there are any `name_en`, `style`, `keywords_en` and `codepoints`. A pair without a name has
-    but its captions: they vary lightly then, and half of them not at all.
+    Uses `captions` and, where the pair has them, `name_en`, `style` and `keywords_en`. A pair without a name has only
+    its captions: half of them stay as they are, and the others vary lightly.
     """
     own: list[str] = metadata["captions"]
     if not metadata.get("name_en"):
@@ -158,7 +162,7 @@ class _Naming:
 def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random) -> _Naming:
     name = metadata["name_en"]
     others = synonyms(name)
-    if others and chance.random() < 0.4:
+    if others and chance.random() < SYNONYM:
         name = chance.choice(others)
     elif (country := country_of(name)) and style is not None and not style.medium:
         name = country  # a round flag of Peru
@@ -167,7 +171,7 @@ def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random
         name = ways[0] if chance.random() < 0.4 else chance.choice(ways)
     # Icons are called by words without grammar, such as `undo` and `controls forward`: these take no article.
     one = countable(name) and not metadata.get("style", "").endswith("icon")
-    if one and chance.random() < 0.05 and (many := plural(name)):
+    if one and chance.random() < PLURAL and (many := plural(name)):
         return _Naming(name=name, thing=many, one=False)
     luck = chance.random()
     if one and luck < 0.4:
@@ -194,40 +198,33 @@ def _with_keywords(metadata: dict[str, Any], keywords: list[str], style: Style |
 
 
 def _style_words(style: Style, chance: random.Random) -> str:
-    return chance.choice(style.others) if style.others and chance.random() < 0.4 else style.name
+    return chance.choice(style.others) if style.others and chance.random() < OTHER_STYLE_WORDS else style.name
 
 
 def _framed(naming: _Naming, style: Style | None, wraps: Sequence[str], chance: random.Random) -> str:
     """The thing in its style, with what people put around it."""
-    asked = chance.random() < 0.15
-    wrapped = chance.random() < (0.5 if style is None else 0.1)
+    asked = chance.random() < ASKED
+    wrapped = chance.random() < (WRAPPED_ALONE if style is None else WRAPPED_WITH_STYLE)
     words = {"name": naming.name, "thing": naming.thing}
     if style is None:
-        phrase = chance.choice(wraps if wrapped else PLAIN).format(**words)
-        return _asked(phrase, chance) if asked else phrase
-    called = _style_words(style, chance)
-    picture = f"{called} {style.medium}".strip()
-    words |= {"style": called, "a_style": with_article(called), "medium": style.medium}
-    words |= {"picture": picture, "a_picture": with_article(picture)}
-    if wrapped and style.medium:
-        words["thing"] = chance.choice(wraps).format(**words)
-        frames = [frame for frame in ASKABLE if frame.startswith("{thing}") and "picture" not in frame]
-        if not asked:
-            frames += [frame for frame in NOT_ASKABLE if frame.startswith("{thing}") and "picture" not in frame]
+        frames: Sequence[str] = wraps if wrapped else PLAIN
     else:
-        frames = [*ASKABLE, *(WITH_ONE if naming.one and style.medium else ())]
-        if not asked:
-            frames += [*NOT_ASKABLE, *(OF_EMOJI if style.medium else OF_ICONS)]
-            frames += OF_TRADE_NAMES if style.medium and called.startswith(TRADE_NAMES) else ()
-        if not style.medium:  # a noun: `in line icon style` is right, `windows style line icon` is not
-            frames = [frame for frame in frames if not re.search(r"\{style\} style|\{style\} \{name\}", frame)]
-            frames += ["{thing} in {style} style", "{thing}, {style} style"]
+        called = _style_words(style, chance)
+        picture = f"{called} {style.medium}".strip()
+        words |= {"style": called, "a_style": with_article(called), "medium": style.medium}
+        words |= {"picture": picture, "a_picture": with_article(picture)}
+        if wrapped and style.medium:
+            words["thing"] = chance.choice(wraps).format(**words)
+            frames = AROUND_WRAPPED if asked else (*AROUND_WRAPPED, *MARKS_AFTER)
+        elif style.medium:
+            frames = (*ASKABLE, *OF_STYLES, *(WITH_ONE if naming.one else ()))
+            if not asked:
+                frames = (*frames, *MARKS_AFTER, *NOT_ASKABLE, *OF_EMOJI)
+                frames = (*frames, *OF_TRADE_NAMES) if called.startswith(TRADE_NAMES) else frames
+        else:
+            frames = ASKABLE if asked else (*ASKABLE, *MARKS_AFTER, *NOT_ASKABLE, *OF_ICONS)
     phrase = chance.choice(frames).format(**words)
-    return _asked(phrase, chance) if asked else phrase
-
-
-def _asked(phrase: str, chance: random.Random) -> str:
-    return chance.choice(ASKING).format(it=phrase)
+    return chance.choice(ASKING).format(it=phrase) if asked else phrase
 
 
 # -- how it is typed

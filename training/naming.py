@@ -1,6 +1,6 @@
 """What a picture is called in plain English: CLDR names as people say them, synonyms, articles and plurals.
 
-No style is named here, and nothing is drawn at random: every function gives all the ways that it knows.
+This module names no style and draws nothing at random: a function gives all the ways to say a name that it knows.
 """
 
 import functools

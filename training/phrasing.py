@@ -13,7 +13,7 @@ from typing import Any, Literal
 from training.naming import countable, country_of, said, straight, synonyms, with_article, with_the
 from training.wording import Style, style_of
 
-__all__ = ["FRAMES", "Phrasing", "prompt_for"]
+__all__ = ["Phrasing", "prompt_for"]
 
 Phrasing = Literal["training", "natural"]
 
@@ -45,8 +45,6 @@ WITHOUT_STYLE = (
     "i'd love to see {thing}",
     "{thing} rendered nicely",
 )
-FRAMES = (*OF_EMOJI, *OF_ICONS, *WITHOUT_STYLE)
-"""All of them, for the tests to see that training uses none."""
 
 
 def prompt_for(metadata: dict[str, Any], number: int, phrasing: Phrasing = "training") -> str:
