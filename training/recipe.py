@@ -18,6 +18,7 @@ command goes on wherever it was stopped.
 
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -342,7 +343,7 @@ class _Cook:
             text_tokenizer=str(self.out / "text" / "tokenizer.json"),
             train_shards=(str(self.out / "codes/train/*.safetensors"),),
             val_shards=(str(self.out / "codes/val/*.safetensors"),),
-            compile=self.recipe.decoder.compile or self.device.type == "cuda",
+            compile=self.device.type == "cuda" or shutil.which("g++") is not None,
         )
         first_step = 0
         if self.start is not None and self.start.decoder is not None:
