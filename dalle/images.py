@@ -24,9 +24,11 @@ from dalle.errors import DalleError, ImageError, ParameterError
 
 __all__ = [
     "MAX_PIXELS",
+    "Background",
     "ImageFormat",
     "ImageSource",
     "Mode",
+    "chosen_background",
     "composite",
     "contact_sheet",
     "encode_image",
@@ -44,6 +46,7 @@ __all__ = [
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 ImageFormat = Literal["png", "jpeg", "webp"]
 Mode = Literal["RGB", "RGBA"]
+Background = Literal["auto", "transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20
 # Only these: Pillow has readers that run other programs, and readers that nobody has attacked yet.
@@ -178,6 +181,20 @@ def encode_image(
         size = f"{image.height} x {image.width}"
         raise ImageError(f"a picture of {size} pixels cannot be written as {format}: {error}") from error
     return buffer.getvalue()
+
+
+def chosen_background(
+    background: Background, *, mode: Mode, format: ImageFormat = "png"
+) -> Literal["transparent", "opaque"]:
+    """The background of a picture of a model that draws in `mode`, written as `format`: `auto` is transparent where
+    both can be. Raises `ParameterError` for a transparent one where one of them cannot."""
+    if background not in ("auto", "transparent", "opaque"):
+        raise ParameterError(f"background is {background!r}; it must be auto, transparent or opaque")
+    if background == "transparent" and mode == "RGB":
+        raise ParameterError("background is 'transparent', but this model draws no transparency: send auto or opaque")
+    if background == "transparent" and format == "jpeg":
+        raise ParameterError("background is 'transparent', which JPEG cannot hold: choose png or webp, or opaque")
+    return "opaque" if background == "opaque" or mode == "RGB" or format == "jpeg" else "transparent"
 
 
 def contact_sheet(

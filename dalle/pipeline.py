@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dalle.engine import Engine, StepResult
 from dalle.errors import NegativePromptError, ParameterError, PromptError
+from dalle.images import Background, chosen_background, to_rgb
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.request import Request
@@ -53,7 +54,7 @@ class Prefix:
     """The top of a given picture, which the model finishes."""
 
     image: Image.Image
-    """RGB, of the model's picture size."""
+    """Of the model's picture size and mode; of an RGB picture a model with transparency sees an opaque one."""
     num_rows: int
     """Rows of codes that are kept; each is as many rows of pixels as the image tokenizer's factor."""
 
@@ -80,23 +81,26 @@ class DALLE(Model):
         negative_prompt: str | None = None,
         prefix: Prefix | None = None,
         truncate: bool = False,
+        background: Background = "auto",
         on_step: Callable[[StepResult], None] | None = None,
     ) -> Iterator[Picture]:
         """Draw n pictures of each prompt; each is yielded as soon as it is done, the first prompt's first.
 
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed one is drawn;
         the pictures tell it. `params` defaults to the model's own; `truncate` cuts a prompt that is too long, with a
-        warning and a note in the receipt, instead of refusing it; `on_step` sees every step of the engine.
+        warning and a note in the receipt, instead of refusing it; `background` is transparent, opaque (white), or auto,
+        which is transparent if the model draws transparency; `on_step` sees every step of the engine.
 
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt, `ParameterError` for n not
-        in 1..1000, a seed outside [0, 2^63), or a negative prompt without guidance; `ImageError` for a prefix of
-        another size.
+        in 1..1000, a seed outside [0, 2^63), a negative prompt without guidance, or a transparent background of a
+        model without transparency; `ImageError` for a prefix of another size.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = params or self.sampling
         if not 1 <= n <= MAX_PICTURES:
             raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
+        chosen_background(background, mode=self.image_mode)
         kept = self._kept_codes(prefix) if prefix is not None else None
         first = [
             self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
@@ -107,7 +111,7 @@ class DALLE(Model):
             for i, request in enumerate(first)
             for index in range(n)
         }
-        return self._draw(requests, prompts, negative_prompt, on_step)
+        return self._draw(requests, prompts, negative_prompt, background, on_step)
 
     def request(
         self,
@@ -167,6 +171,7 @@ class DALLE(Model):
         requests: dict[tuple[int, int], Request],
         prompts: list[str],
         negative_prompt: str | None,
+        background: Background,
         on_step: Callable[[StepResult], None] | None,
     ) -> Iterator[Picture]:
         engine = Engine(self.decoder, num_slots=NUM_SLOTS)
@@ -177,11 +182,22 @@ class DALLE(Model):
                 on_step(result)
             for request_id, codes in result.finished.items():
                 key = pending.pop(request_id)
-                yield self.picture(prompts[key[0]], negative_prompt, requests[key], codes)
+                yield self.picture(prompts[key[0]], negative_prompt, requests[key], codes, background=background)
 
     @torch.inference_mode()
-    def picture(self, prompt: str | None, negative_prompt: str | None, request: Request, codes: Tensor) -> Picture:
-        """The picture of codes (N,) that an engine drew for a `request`, with its receipt."""
+    def picture(
+        self,
+        prompt: str | None,
+        negative_prompt: str | None,
+        request: Request,
+        codes: Tensor,
+        *,
+        background: Background = "auto",
+    ) -> Picture:
+        """The picture of codes (N,) that an engine drew for a `request`, with its receipt, which tells the background
+        of a model that draws transparency. Raises `ParameterError` for a transparent background of one that does not.
+        """
+        chosen = chosen_background(background, mode=self.image_mode)
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
         if request.kept is not None:
@@ -189,6 +205,8 @@ class DALLE(Model):
         prompt = prompt or ""
         if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
             parameters["truncate"] = True
+        if self.image_mode == "RGBA":
+            parameters["background"] = chosen
         receipt = Receipt(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -200,4 +218,5 @@ class DALLE(Model):
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
         )
-        return Picture(image=self.decode(grid), receipt=receipt)
+        image = self.decode(grid)
+        return Picture(image=to_rgb(image) if chosen == "opaque" else image, receipt=receipt)

@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from dalle.checkpoint_files import file_digest
 from dalle.engine import Engine
 from dalle.errors import DalleError, ImageError
-from dalle.images import open_image, to_rgb
+from dalle.images import open_image, to_rgb, to_rgba
 from dalle.model import NUM_SLOTS
 from dalle.model_store import list_models
 from dalle.pipeline import DALLE
@@ -25,8 +26,9 @@ from dalle.sampling import SamplingParams
 
 __all__ = ["Verdict", "Verifier", "fault_of_codes"]
 
-ROUNDING = 1
-"""Of 255: what another processor or another number of threads may round a pixel to."""
+ROUNDING = 1.5
+"""Of 255: a pixel may be rounded otherwise on another processor, or with another number of threads, by 1; and colours
+premultiplied by alpha, whose own rounding is in it, by half as much again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Verifier:
         """Judge one PNG."""
         try:
             with open_image(path, formats=("PNG",)) as image:
-                pixels = np.asarray(to_rgb(image), dtype=np.int16)
+                pixels = _pixels(image)
                 text = dict(image.text)  # type: ignore[attr-defined]  # of Pillow's PngImageFile
                 num_frames = getattr(image, "n_frames", 1)
         except ImageError as error:
@@ -108,13 +110,17 @@ class Verifier:
         return self._models[digest]
 
     @staticmethod
-    def _fault_of_pixels(model: DALLE, receipt: Receipt, pixels: NDArray[np.int16]) -> str | None:
+    def _fault_of_pixels(model: DALLE, receipt: Receipt, pixels: NDArray[np.float32]) -> str | None:
         if (fault := fault_of_codes(model, receipt)) is not None:
             return fault
-        decoded = np.asarray(model.decode(torch.tensor(receipt.codes)), dtype=np.int16)
-        if decoded.shape != pixels.shape:
+        image = model.decode(torch.tensor(receipt.codes))
+        decoded = _pixels(to_rgb(image) if receipt.parameters.get("background") == "opaque" else image)
+        if decoded.shape[:2] != pixels.shape[:2]:
             sizes = [f"{height} x {width}" for height, width, _ in (pixels.shape, decoded.shape)]
             return f"it has {sizes[0]} pixels, and its codes give {sizes[1]}"
+        if decoded.shape != pixels.shape:
+            kinds = ["transparent" if channels == 4 else "opaque" for _, _, channels in (pixels.shape, decoded.shape)]
+            return f"it is {kinds[0]}, and its codes give one that is {kinds[1]}"
         distance = np.abs(decoded - pixels)
         if distance.max() > ROUNDING:
             share = (distance.max(axis=-1) > ROUNDING).mean()
@@ -132,6 +138,7 @@ class Verifier:
                 given = read_kept_mask(str(mask), len(codes))
                 kept = torch.tensor([code if known else -1 for code, known in zip(codes, given, strict=True)])
             truncate = bool(parameters.pop("truncate", False))
+            parameters.pop("background", None)  # decides no codes
             request = model.request(
                 receipt.prompt or None,
                 SamplingParams.from_dict(parameters),
@@ -148,3 +155,12 @@ class Verifier:
         if different:
             return f"drawn again from its receipt, {different} of {len(codes)} codes are others"
         return None
+
+
+def _pixels(image: Image.Image) -> NDArray[np.float32]:
+    """(H, W, 3), or (H, W, 4) with the colours premultiplied by alpha, in 0..255: of what is hardly there, the colour
+    hardly matters."""
+    if not image.has_transparency_data:
+        return np.asarray(to_rgb(image), dtype=np.float32)
+    pixels = np.asarray(to_rgba(image), dtype=np.float32)
+    return np.concatenate([pixels[..., :3] * pixels[..., 3:] / 255, pixels[..., 3:]], axis=-1)

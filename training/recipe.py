@@ -37,8 +37,6 @@ from training.bpe import train_text_tokenizer
 from training.codes import encode_pairs
 from training.command import mistakes_in_words
 from training.decoder import DecoderTask, DecoderTrainingConfig
-from training.emoji.program import EmojiOptions
-from training.emoji.program import build as build_emoji
 from training.evaluate import evaluate
 from training.folder import FolderOptions
 from training.folder import build as build_folder
@@ -270,6 +268,10 @@ class _Cook:
         if options.shards is not None:
             return options.shards
         if options.pictures is None:
+            # here, for its packages: whoever hands in shards needs no renderer
+            from training.emoji.program import EmojiOptions
+            from training.emoji.program import build as build_emoji
+
             folder = Path("data/emoji")
             if not (folder / "contact_sheet.png").exists():
                 build_emoji(EmojiOptions(out=folder))
