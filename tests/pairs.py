@@ -14,13 +14,13 @@ __all__ = ["COLOURS", "pair", "write_pairs"]
 COLOURS = ("red", "lime", "blue", "yellow", "white", "black")
 
 
-def pair(number: int, size: int = 16) -> tuple[Image.Image, dict[str, Any]]:
-    """A square on a ground, and what it is called."""
+def pair(number: int, size: int = 16, *, transparent: bool = False) -> tuple[Image.Image, dict[str, Any]]:
+    """A square on a ground, which may be transparent, and what it is called."""
     chance = random.Random(number)
     ground, colour = chance.sample(COLOURS, 2)
     side = chance.randrange(size // 4, size // 2 + 1)
     left, top = chance.randrange(size - side + 1), chance.randrange(size - side + 1)
-    image = Image.new("RGB", (size, size), ground)
+    image = Image.new("RGBA", (size, size)) if transparent else Image.new("RGB", (size, size), ground)
     image.paste(colour, (left, top, left + side, top + side))
     name = f"{colour} square"
     captions = [f"a {name} on {ground}", f"{name}, flat style"]
@@ -35,12 +35,18 @@ def pair(number: int, size: int = 16) -> tuple[Image.Image, dict[str, Any]]:
 
 
 def write_pairs(
-    folder: Path, name: str, num_pairs: int, *, weights: Sequence[float] = (1.0,), per_shard: int | None = None
+    folder: Path,
+    name: str,
+    num_pairs: int,
+    *,
+    weights: Sequence[float] = (1.0,),
+    per_shard: int | None = None,
+    transparent: bool = False,
 ) -> list[Path]:
     """Write pairs 0, 1, 2, ... with these weights in turn. Returns the shards."""
     with ShardWriter(folder, name, pairs_per_shard=per_shard) as writer:
         for number in range(num_pairs):
-            image, metadata = pair(number)
+            image, metadata = pair(number, transparent=transparent)
             metadata["weight"] = weights[number % len(weights)]
             writer.write(f"{number:05d}", encode_webp(image), metadata)
     return sorted(folder.glob(f"{name}*.tar"))

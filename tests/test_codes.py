@@ -1,10 +1,12 @@
 """Token shards: what is in them, whose they are, and which are refused."""
 
+import dataclasses
 import itertools
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pairs import pair, write_pairs
@@ -21,6 +23,7 @@ from training.captions import draw_caption
 from training.codes import TokenShards, codes_digest, write_token_shards
 from training.shard_writer import ShardWriter, encode_webp
 from training.shards import PairShards, find_shards
+from training.views import draw_views
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,65 @@ def test_a_shard_holds_codes_captions_and_weights(data: Path, eyes: ImageTokeniz
         assert [text.decode(ids.long()) for ids in tensors["text_ids"][number]] == captions
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"codes_digest": codes_digest(eyes), "text_digest": text.digest}
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_views_follow_the_picture_itself(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer, mirror: bool
+) -> None:
+    (path,) = write(data, tmp_path / "out", eyes, text, num_views=3, mirror=mirror, seed=5)
+    codes = load_file(path)["codes"].long()
+    assert codes.shape == (NUM_TRAIN, 3, 4, 4)
+    pairs = PairShards(find_shards([f"{data}/train-*.tar"]))
+    images = pairs.images(range(NUM_TRAIN))
+    assert torch.equal(codes[:, 0], eyes.encode(images))
+    for view in (1, 2):
+        # batches of 32 hold all pairs; every name says that the picture may be mirrored
+        views = draw_views(images, [mirror] * NUM_TRAIN, np.random.default_rng([5, 0, view]))
+        assert torch.equal(codes[:, view], eyes.encode(views))
+        assert (codes[:, view] != codes[:, 0]).any((1, 2)).float().mean() > 0.5
+    assert not torch.equal(codes[:, 1], codes[:, 2])
+
+
+def test_pictures_with_writing_are_not_mirrored(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer
+) -> None:
+    image, metadata = pair(0)
+    (tmp_path / "pairs").mkdir()
+    for name in ("red square", "red square button"):
+        with ShardWriter(tmp_path / "pairs", name.replace(" ", "_")) as writer:
+            for number in range(20):
+                writer.write(str(number), encode_webp(image), metadata | {"name_en": name})
+    codes = []
+    for shard in find_shards([tmp_path / "pairs"]):
+        for mirror in (False, True):
+            options = {"pairs": PairShards([shard]), "num_views": 4, "mirror": mirror}
+            (path,) = write(data, tmp_path / f"{shard.stem}-{mirror}", eyes, text, **options)
+            codes.append(load_file(path)["codes"])
+    assert not torch.equal(codes[0], codes[1])
+    assert torch.equal(codes[2], codes[3])
+
+
+def test_shards_of_four_channels_are_encoded_as_they_are(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer
+) -> None:
+    tokenizer = ImageTokenizer(dataclasses.replace(eyes.config, channels=4)).eval()
+    torch.nn.init.normal_(tokenizer.quantizer.codebook)
+    pairs = PairShards(write_pairs(tmp_path / "pairs", "train", 8, transparent=True))
+    (path,) = write(data, tmp_path / "out", tokenizer, text, pairs=pairs, num_views=2)
+    codes = load_file(path)["codes"].long()
+    assert torch.equal(codes[:, 0], tokenizer.encode(pairs.images(range(8), channels=4)))
+
+
+def test_shards_from_before_there_were_views_are_read(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer
+) -> None:
+    (path,) = find_shards([f"{data}/codes/train/*.safetensors"])
+    tensors = load_file(path)
+    old = tensors | {"codes": tensors["codes"][:, 0].contiguous()}
+    save_file(old, tmp_path / "old.safetensors", {"codes_digest": codes_digest(eyes), "text_digest": text.digest})
+    shards = TokenShards.load([tmp_path / "old.safetensors"], eyes, text)
+    assert torch.equal(shards.codes.long(), tensors["codes"].long()) and shards.codes.shape[1] == 1
 
 
 def test_loading_joins_all_shards(
@@ -153,6 +215,18 @@ def test_the_digest_is_of_what_makes_codes(eyes: ImageTokenizer) -> None:
         changed = codes_digest(eyes)
         assert changed != before
         before = changed
+
+
+def test_the_digest_is_not_of_the_size_of_the_way_back(eyes: ImageTokenizer) -> None:
+    def digest(**changes: Any) -> str:
+        other = ImageTokenizer(dataclasses.replace(eyes.config, **changes))
+        kept = {name: value for name, value in eyes.state_dict().items() if not name.startswith("decoder.")}
+        missing, unexpected = other.load_state_dict(kept, strict=False)
+        assert all(name.startswith("decoder.") for name in missing) and not unexpected
+        return codes_digest(other)
+
+    assert digest(decoder_widths=(16, 24)) == digest(num_decoder_blocks=4) == codes_digest(eyes)
+    assert digest(blank_code=3) != codes_digest(eyes)
 
 
 def test_shards_of_another_tokenizer_are_refused(data: Path, eyes: ImageTokenizer, text: TextTokenizer) -> None:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpo
 from dalle.errors import ConfigError, DataError
 from dalle.image_tokenizer import ImageTokenizer
 from dalle.text_tokenizer import TextTokenizer
+from training.codes import encode_pairs
 from training.decoder import DecoderTask
+from training.run_folder import restore_state, save_state
 from training.vq import VQTask
 
 
@@ -39,6 +42,7 @@ def step(task: DecoderTask, number: int) -> dict[str, float]:
         ({"text_loss_weight": -0.1}, "text_loss_weight is -0.1; it must not be negative"),
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0; it must be in [0, 1)"),
         ({"code_noise": -0.5}, "code_noise is -0.5; it must be in [0, 1]"),
+        ({"embedding_weight": -0.5}, "embedding_weight is -0.5; it must not be negative"),
     ],
 )
 def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:
@@ -85,6 +89,27 @@ def test_rows_are_pairs_with_one_of_their_captions(data: Path) -> None:
             assert any(matches)
             captions_seen.add(matches.index(True))
     assert captions_seen == {0, 1, 2}
+
+
+def test_every_view_of_a_pair_is_as_frequent(data: Path, tmp_path: Path) -> None:
+    encode_pairs(
+        (str(data / "train-*.tar"),),
+        image_tokenizer=data / "eyes",
+        text_tokenizer=data / "tokenizer.json",
+        out=tmp_path,
+        num_captions=1,
+        num_views=4,
+        device="cpu",
+    )
+    shards = (str(tmp_path / "*.safetensors"),)
+    task = DecoderTask(decoder_training(data, train_shards=shards, loop={"batch_size": 50}))
+    assert task.rows.codes.shape == (NUM_TRAIN, 4, 4, 4)
+    task.rows.codes[:] = torch.arange(4)[:, None, None].to(task.rows.codes.dtype)  # a code that says its view
+    views = torch.cat([task.batch(number)["codes"][:, 0, 0] for number in range(40)])
+    shares = torch.bincount(views, minlength=4) / len(views)
+    assert (shares - 0.25).abs().max() < 0.04
+    items = torch.from_numpy(np.concatenate([task.epochs.batch(number) for number in range(40)]))
+    assert all(len(views[items == item].unique()) == 4 for item in items.unique()), "and those of every pair"
 
 
 def test_caption_dropout_and_code_noise_have_their_rates(data: Path) -> None:
@@ -150,6 +175,59 @@ def test_noise_is_in_what_is_read_not_in_what_is_learnt(data: Path) -> None:
     with torch.no_grad():
         losses = task._losses(task.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
     assert step(task, 0)["image_loss"] == pytest.approx(float(losses["image_loss"]), rel=1e-6)
+
+
+def test_embedding_loss_by_hand(data: Path) -> None:
+    """1 - cosine of the layer's output at place i and the codebook row of code i."""
+    task = DecoderTask(decoder_training(data, embedding_weight=0.4))
+    assert task.embedding_head is not None and isinstance(task.image_tokenizer, ImageTokenizer)
+    batch = task.batch(0)
+    rows = task.image_tokenizer.quantizer.rows().detach()
+    with torch.no_grad():
+        _, hidden = task.model.hidden_rows(batch["text_ids"], batch["noisy_codes"])
+        output = task.embedding_head(hidden)
+    likeness = []
+    for row, codes in enumerate(batch["codes"].flatten(1).tolist()):
+        for place, code in enumerate(codes):
+            predicted = output[row, place]
+            likeness.append(float(predicted @ rows[code] / (predicted.norm() * rows[code].norm())))
+    before = task.embedding_head.weight.detach().clone()
+    scalars = step(task, 0)
+    assert scalars["embedding_loss"] == pytest.approx(1 - sum(likeness) / len(likeness), abs=1e-5)
+    parts = 0.1 * scalars["text_loss"] + scalars["image_loss"] + 0.4 * scalars["embedding_loss"]
+    assert scalars["loss"] == pytest.approx(parts, rel=1e-5)
+    step(task, 1)
+    assert not torch.equal(task.embedding_head.weight, before)
+
+
+def test_the_layer_of_the_embedding_loss_is_saved_and_not_exported(data: Path, tmp_path: Path) -> None:
+    configs = [
+        decoder_training(data, run=str(tmp_path / run), embedding_weight=0.4, loop={"save_minutes": 0.0})
+        for run in ("whole", "parts")
+    ]
+    whole, parts = map(DecoderTask, configs)
+    assert set(whole.state()) == {"model", "average", "matrix_optimizer", "optimizer", "embedding_head"}
+    assert set(DecoderTask(decoder_training(data)).state()) == {"model", "average", "matrix_optimizer", "optimizer"}
+    for number in range(6):
+        step(whole, number)
+        if number < 3:
+            step(parts, number)
+    save_state(parts.state(), 3, tmp_path)
+    parts = DecoderTask(configs[1])
+    assert restore_state(parts.state(), tmp_path) == 3
+    for number in range(3, 6):
+        step(parts, number)
+    assert whole.embedding_head is not None and parts.embedding_head is not None
+    assert torch.equal(whole.embedding_head.weight, parts.embedding_head.weight)
+    assert all(map(torch.equal, whole.model.state_dict().values(), parts.model.state_dict().values()))
+
+    whole.export(tmp_path / "model", 6)
+    exported = load_checkpoint(tmp_path / "model")
+    assert exported.decoder is not None and exported.about["decoder_steps"] == "6"
+    assert set(exported.decoder.state_dict()) == set(whole.model.state_dict())
+    groups = [group for o in (whole.matrix_optimizer, whole.optimizer) for group in o.param_groups]
+    trained = [id(p) for group in groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for m in (whole.model, whole.embedding_head) for p in m.parameters())
 
 
 def test_learning_pays(data: Path) -> None:

@@ -98,6 +98,29 @@ def test_pictures_are_cut_turned_and_laid_over_white(tmp_path: Path) -> None:
     assert (pixels["palette"] == 255).all()
 
 
+def test_transparency_stays(tmp_path: Path) -> None:
+    source = tmp_path / "pictures"
+    source.mkdir()
+    image = Image.new("RGBA", (16, 16), (200, 100, 50, 0))
+    image.paste((200, 100, 50, 255), (0, 0, 8, 16))
+    image.paste((0, 0, 255, 128), (0, 8, 8, 16))
+    image.save(source / "a.png")
+    palette = Image.new("P", (16, 16), 0)
+    palette.putpalette([200, 10, 10, 0, 0, 0])
+    palette.save(source / "b.gif", transparency=0)
+    _save(source / "c.jpg")
+    for path in list(source.iterdir()):
+        path.with_suffix(".txt").write_text(path.stem)
+    _build(source, tmp_path / "out", size=16, val_fraction=0)
+    pairs = PairShards(find_shards([tmp_path / "out"]))
+    numbers = {pairs.metadata(number)["id"]: number for number in range(3)}
+    kept = pairs.picture(numbers["a.png"], channels=4)
+    assert kept[:, 0, 0].tolist() == [200, 100, 50, 255] and kept[:, 15, 0].tolist() == [0, 0, 255, 128]
+    assert (kept[3, :, 8:] == 0).all()
+    assert (pairs.picture(numbers["b.gif"], channels=4)[3] == 0).all()
+    assert (pairs.picture(numbers["c.jpg"], channels=4)[3] == 255).all()
+
+
 def _bomb() -> bytes:
     """A PNG that says it has 100,000 x 100,000 pixels, and is a few bytes long."""
     parts = [b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.errors import ConfigError, ImageError
-from dalle.image_tokenizer import AttentionBlock, Downsample, ImageTokenizer, ImageTokenizerConfig
+from dalle.image_tokenizer import AttentionBlock, Downsample, ImageTokenizer, ImageTokenizerConfig, ResidualBlock
 from dalle.quantize import CodebookAverage
 
 
@@ -42,6 +42,8 @@ VARIANTS: dict[str, tuple[dict[str, object], int]] = {
     "a narrow beginning": ({"base_width": 4, "widths": (8, 12)}, 2),
     "means and repeated pixels": ({"resample_with_conv": False}, 2),
     "pixels in [0, 1] inside": ({"pixel_range": "unit"}, 2),
+    "four channels": ({"channels": 4, "patch_size": 2}, 4),
+    "a wider and deeper way back": ({"decoder_widths": (12, 20), "num_decoder_blocks": 3}, 2),
 }
 
 
@@ -49,16 +51,17 @@ def lively(changes: dict[str, object]) -> ImageTokenizer:
     """An untrained tokenizer whose codebook covers what its encoder gives, so that pictures have many codes."""
     tokenizer = ImageTokenizer(config(**changes)).eval()
     with torch.no_grad():
-        latents = tokenizer.latents(pictures(8, tokenizer.config.image_size)).flatten(0, 2)
+        images = pictures(8, tokenizer.config.image_size, channels=tokenizer.config.channels)
+        latents = tokenizer.latents(images).flatten(0, 2)
     average = CodebookAverage(tokenizer.quantizer, decay=0.9, restart_below=0.0)
     average.start(tokenizer.quantizer, latents, torch.Generator().manual_seed(0))
     return tokenizer
 
 
-def pictures(num: int, size: int, width: int | None = None) -> Tensor:
-    """(num, 3, size, width or size) in [-1, 1]: on a coloured ground, a square of another colour."""
+def pictures(num: int, size: int, width: int | None = None, *, channels: int = 3) -> Tensor:
+    """(num, channels, size, width or size) in [-1, 1]: on a coloured ground, a square of another colour."""
     width = size if width is None else width
-    colours = 2 * torch.rand(2, num, 3) - 1
+    colours = 2 * torch.rand(2, num, channels) - 1
     images = colours[0, :, :, None, None].expand(-1, -1, size, width).clone()
     for image, colour in zip(images, colours[1], strict=True):
         side = int(torch.randint(size // 4, size // 2 + 1, ()))
@@ -73,7 +76,7 @@ def test_shapes_and_ranges(changes: dict[str, object], factor: int) -> None:
     size = tokenizer.config.image_size
     grid = size // factor
     assert (tokenizer.config.factor, tokenizer.config.grid_size) == (factor, grid)
-    images = pictures(3, size)
+    images = pictures(3, size, channels=tokenizer.config.channels)
     codes = tokenizer.encode(images)
     assert codes.shape == (3, grid, grid) and codes.dtype == torch.int64
     assert codes.min() >= 0 and codes.max() < 64 and len(codes.unique()) > 4
@@ -86,16 +89,17 @@ def test_shapes_and_ranges(changes: dict[str, object], factor: int) -> None:
 @pytest.mark.parametrize(("changes", "factor"), VARIANTS.values(), ids=VARIANTS.keys())
 def test_any_size_that_is_a_multiple_of_the_factor(changes: dict[str, object], factor: int) -> None:
     tokenizer = lively(changes)
-    codes = tokenizer.encode(pictures(2, 3 * factor, 5 * factor))
+    channels = tokenizer.config.channels
+    codes = tokenizer.encode(pictures(2, 3 * factor, 5 * factor, channels=channels))
     assert codes.shape == (2, 3, 5)
-    assert tokenizer.decode(codes).shape == (2, 3, 3 * factor, 5 * factor)
-    assert tokenizer.encode(pictures(1, factor)).shape == (1, 1, 1)
+    assert tokenizer.decode(codes).shape == (2, channels, 3 * factor, 5 * factor)
+    assert tokenizer.encode(pictures(1, factor, channels=channels)).shape == (1, 1, 1)
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _ in VARIANTS.values()], ids=VARIANTS.keys())
 def test_the_picture_beside_it_changes_nothing(changes: dict[str, object]) -> None:
     tokenizer = lively(changes)
-    images = pictures(5, tokenizer.config.image_size)
+    images = pictures(5, tokenizer.config.image_size, channels=tokenizer.config.channels)
     codes = tokenizer.encode(images)
     assert torch.equal(codes, torch.cat([tokenizer.encode(image[None]) for image in images]))
     together, alone = tokenizer.decode(codes), torch.cat([tokenizer.decode(rows[None]) for rows in codes])
@@ -172,6 +176,11 @@ def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
         ({"base_width": 6}, "width 6 is no multiple of norm_groups 4"),
         ({"z_channels": 0}, "z_channels is 0; it must be at least 1"),
         ({"double_z": True}, "double_z needs z_channels"),
+        ({"channels": 1}, "channels is 1; it must be 3 (RGB) or 4 (RGBA)"),
+        ({"channels": 4, "wavelet_head": True}, "a wavelet_head draws RGB: channels must be 3"),
+        ({"decoder_widths": (8,)}, "decoder_widths has 1 levels; widths has 2"),
+        ({"decoder_widths": (8, 10)}, "width 10 is no multiple of norm_groups 4"),
+        ({"num_decoder_blocks": 0}, "num_decoder_blocks is 0; it must be at least 1"),
         ({"quantizer": "gumbel"}, "normalize_codes compares codes with latents; the gumbel quantizer does not"),
     ],
 )
@@ -277,6 +286,39 @@ def test_white_patches_have_one_code_where_configured() -> None:
     assert torch.equal(blank.encode(images), expected)
     with pytest.raises(ConfigError, match=r"blank_code is 32; it must be in \[0, 32\)"):
         dataclasses.replace(config, blank_code=32)
+
+
+def test_transparent_patches_have_one_code_where_configured() -> None:
+    tokenizer = lively({"channels": 4, "patch_size": 2, "blank_code": 9})
+    images = pictures(2, 32, channels=4) * 0.9
+    images[0, :, :4, 4:8] = -1.0
+    images[1, :, 28:, :12] = -0.99
+    images[1, 3, 28, 0] = -0.9  # one speck, which can hardly be seen
+    images[:, :, 8:12, 8:12] = 1.0  # white is no blank here
+    blank = torch.zeros(2, 8, 8, dtype=torch.bool)
+    blank[0, 0, 1] = blank[1, 7, 1:3] = True
+    assert torch.equal(tokenizer.blank_patches(images), blank)
+    assert (tokenizer.encode(images)[blank] == 9).all()
+    assert (tokenizer.encode(torch.full((1, 4, 32, 32), -1.0)) == 9).all()
+
+
+def test_images_of_another_number_of_channels_are_refused() -> None:
+    tokenizer = ImageTokenizer(config(channels=4))
+    with pytest.raises(ImageError, match=r"images of shape \(1, 3, 32, 32\); expected \(B, 4, H, W\)"):
+        tokenizer.encode(pictures(1, 32))
+
+
+def test_the_way_back_may_have_widths_and_blocks_of_its_own() -> None:
+    def widths(half: torch.nn.Module) -> list[int]:
+        return [layer.conv2.out_channels for layer in half.modules() if isinstance(layer, ResidualBlock)]
+
+    plain = ImageTokenizer(config())
+    wide = ImageTokenizer(config(decoder_widths=(12, 20), num_decoder_blocks=3))
+    assert widths(plain.decoder) == [16, 16, 16, 16, 8, 8], "two in the middle; then each level, one more than before"
+    assert widths(wide.decoder) == [20, 20, 20, 20, 20, 12, 12, 12]
+    assert widths(wide.encoder) == widths(plain.encoder) == [8, 16, 16, 16]
+    shapes = [{name: value.shape for name, value in one.encoder.state_dict().items()} for one in (plain, wide)]
+    assert shapes[0] == shapes[1]
 
 
 def test_a_gumbel_code_is_the_likeliest() -> None:

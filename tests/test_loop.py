@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from curves import logged_pictures, logged_scalars
 from safetensors.torch import load_file
-from tasks import Line, config, run, steps_done
+from tasks import Interrupted, Line, assert_same_run, config, run, steps_done
 from torch import Tensor, nn
 
 from dalle.errors import ConfigError, DataError
@@ -31,6 +33,9 @@ from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, le
         ({"average_decay": 1.0}, "average_decay is 1.0; it must be in"),
         ({"log_steps": 0}, "log_steps is 0; it must be at least 1"),
         ({"look_steps": 0}, "look_steps is 0; it must be at least 1"),
+        ({"export_minutes": -1.0}, "export_minutes is -1.0; it must not be negative"),
+        ({"first_step": -1}, "first_step is -1; it must be in 0..11"),
+        ({"first_step": 12}, "first_step is 12; it must be in 0..11"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -188,3 +193,49 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path) -> None:
         run(tmp_path / str(workers), config(workers=workers))
     weights = {(tmp_path / str(workers) / "model" / "w.safetensors").read_bytes() for workers in (0, 1)}
     assert len(weights) == 1
+
+
+class Watched(Line):
+    """Notes after how many steps it was exported."""
+
+    exported: list[int]
+
+    def export(self, folder: Path, step: int) -> None:
+        super().export(folder, step)
+        self.exported = [*getattr(self, "exported", []), step]
+        current = load_file(folder / "w.safetensors")
+        assert all(torch.equal(current[key], value) for key, value in self.average.module.state_dict().items())
+
+
+def test_the_model_is_written_every_so_many_minutes(tmp_path: Path) -> None:
+    always, never, seldom = (config(export_minutes=minutes) for minutes in (0.0, None, 60.0))
+    tasks = [Watched(loop) for loop in (always, never, seldom)]
+    for number, task in enumerate(tasks):
+        assert run(tmp_path / str(number), task.loop, task)
+    assert [task.exported for task in tasks] == [[*range(1, 13), 12], [12], [12]]
+    states = {(tmp_path / str(number) / "state.safetensors").read_bytes() for number in range(3)}
+    assert len(states) == 1, "exporting changes nothing"
+
+
+def test_a_run_may_begin_at_a_later_step(tmp_path: Path) -> None:
+    """It goes on with the schedule and batches of the run whose weights it has, and is resumed like any other."""
+    loop = config(first_step=5, log_steps=1, save_minutes=0.0)
+    task = Interrupted(loop, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert not run(tmp_path / "parts", loop, task)
+    assert task.taken == [5, 6, 7, 8] and steps_done(tmp_path / "parts") == 9
+    again = Line(loop)
+    assert run(tmp_path / "parts", loop, again)
+    assert again.taken == [9, 10, 11]
+
+    whole = Line(loop)
+    assert run(tmp_path / "whole", loop, whole)
+    assert whole.taken == list(range(5, 12))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    rates = logged_scalars(tmp_path / "whole")["train/rate_scale"]
+    assert [step for step, _ in rates] == list(range(6, 13))
+    assert [rate for _, rate in rates] == pytest.approx([learning_rate_scale(loop, step) for step in range(5, 12)])
+    by_hand = Line(loop)
+    for step in range(5, 12):
+        torch.manual_seed((loop.seed << 32) + step)
+        by_hand.train_step(step, by_hand.batch(step))
+    assert all(map(torch.equal, by_hand.model.state_dict().values(), whole.model.state_dict().values()))

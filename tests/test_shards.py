@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dalle.errors import DataError
 from dalle.images import to_tensor
 from training.shard_writer import encode_webp
-from training.shards import PairShards, WeightedEpochs, find_shards
+from training.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 
 
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:
@@ -95,6 +95,47 @@ def test_what_is_transparent_goes_over_white(tmp_path: Path) -> None:
     assert pairs.picture(0)[:, 0, 0].tolist() == [0, 0, 255]
     assert pairs.picture(0)[:, 15, 0].tolist() == [255, 255, 255]
     assert torch.equal(pairs.images([0])[0], to_tensor(image))
+
+
+def test_transparency_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (16, 16), (10, 20, 30, 0))
+    image.paste((0, 200, 255, 51), (0, 0, 16, 8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    files = {"a.png": buffer.getvalue(), "b.png": picture_bytes("lime")}
+    pairs = PairShards([write_tar(tmp_path / "a.tar", files | {f"{key}.json": metadata_bytes() for key in "ab"})])
+    assert pairs.picture(0, channels=4)[:, 0, 0].tolist() == [0, 200, 255, 51], "straight, as it is stored"
+    assert pairs.picture(1, channels=4)[:, 0, 0].tolist() == [0, 255, 0, 255], "what has none is opaque"
+    images = pairs.images([0, 1], channels=4)
+    assert images.shape == (2, 4, 16, 16)
+    assert torch.equal(images[0], to_tensor(image, channels=4))
+    premultiplied = [2 * value * 0.2 / 255 - 1 for value in (0, 200, 255, 255)]
+    assert images[0, :, 0, 0].tolist() == pytest.approx(premultiplied, abs=1e-6)
+    assert images[0, :, 15, 0].tolist() == [-1] * 4, "of what cannot be seen nothing is left"
+
+
+def test_all_pictures_come_in_their_order(tmp_path: Path) -> None:
+    pairs = PairShards(write_pairs(tmp_path, "train", 40, per_shard=15))
+    for channels in (3, 4):
+        pixels = pairs.pictures(channels=channels)
+        assert pixels.shape == (40, channels, 16, 16) and pixels.dtype == torch.uint8
+        assert torch.equal(pixels, torch.stack([pairs.picture(number, channels=channels) for number in range(40)]))
+        assert torch.equal(from_pixels(pixels), pairs.images(range(40), channels=channels))
+    assert torch.equal(pairs.pictures([7, 3]), pairs.pictures()[[7, 3]])
+
+
+def test_transparency_is_found_in_a_sample(tmp_path: Path) -> None:
+    assert PairShards(write_pairs(tmp_path / "clear", "train", 3, transparent=True)).has_transparency()
+    assert not PairShards(write_pairs(tmp_path / "opaque", "train", 3)).has_transparency()
+    faint = Image.new("RGBA", (16, 16), "red")
+    faint.putpixel((3, 5), (255, 0, 0, 254))
+    buffer = io.BytesIO()
+    faint.save(buffer, "PNG")
+    files = {f"{number}.png": picture_bytes() for number in range(5)} | {"4.png": buffer.getvalue()}
+    files |= {f"{number}.json": metadata_bytes() for number in range(5)}
+    pairs = PairShards([write_tar(tmp_path / "a.tar", files)])
+    assert pairs.has_transparency() and pairs.has_transparency(2), "the first and the last are in every sample"
+    assert not pairs.has_transparency(1)
 
 
 def test_patterns_name_shards(tmp_path: Path) -> None:

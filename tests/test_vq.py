@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import decoder_config
+from pairs import write_pairs
 from stages import MODEL, NUM_TRAIN, NUM_VAL, vq_training, write_stage_1
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.errors import CheckpointError, ConfigError, DataError
 from dalle.image_tokenizer import ImageTokenizer
+from dalle.images import composite
+from dalle.text_tokenizer import TextTokenizer
+from dalle.transformer import Decoder
 from training.codes import codes_digest
 from training.perceptual import LPIPS, find_lpips_heads
 from training.shards import PairShards, find_shards
@@ -32,6 +37,15 @@ from training.vq_losses import (
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stage1")
     write_stage_1(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Squares on nothing, for stage 1."""
+    folder = tmp_path_factory.mktemp("clear")
+    write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
+    write_pairs(folder, "val", NUM_VAL, transparent=True)
     return folder
 
 
@@ -66,6 +80,11 @@ def changed(before: list[Tensor], after: list[Tensor]) -> bool:
         ({"discriminator_width": 6}, "discriminator_width is 6; it must be a multiple of 4"),
         ({"discriminator_layers": 0}, "discriminator_layers is 0; it must be at least 1"),
         ({"only_decoder": True}, "only_decoder needs start_from"),
+        ({"alpha_weight": -1.0}, "alpha_weight is -1.0; it must not be negative"),
+        ({"perceptual_pictures": 0}, "perceptual_pictures is 0; it must be at least 1"),
+        ({"random_codes": 1.0}, "random_codes is 1.0; it must be in [0, 1)"),
+        ({"random_codes": 0.1}, "random_codes needs only_decoder"),
+        ({"drawn_by": "model"}, "drawn_by needs only_decoder"),
     ],
 )
 def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:
@@ -127,6 +146,69 @@ def test_every_loss_is_in_the_sum(data: Path) -> None:
     )
     assert scalars["loss"] == pytest.approx(parts, rel=1e-4)
     assert {"discriminator_loss", "gradient_norm", "rate_scale", "batch_usage"} <= set(scalars)
+
+
+def test_lpips_looks_at_some_of_the_pictures_only(data: Path) -> None:
+    def perceptual_loss(pictures: int | None) -> float:
+        changes = {"perceptual_weight": 1.0, "perceptual_pictures": pictures}
+        return step(VQTask(vq_training(data, **changes)), 0)["perceptual_loss"]
+
+    task = VQTask(vq_training(data, perceptual_weight=1.0))
+    images = task.batch(0)["images"]
+    with torch.no_grad():
+        drawn = task.model.pixels(task.model.quantizer.place(task.model.latents(images)))
+        assert task.lpips is not None
+        distances = task.lpips(drawn, images)
+    assert perceptual_loss(2) == pytest.approx(float(distances[:2].mean()), rel=1e-4)
+    assert perceptual_loss(None) == perceptual_loss(99) == pytest.approx(float(distances.mean()), rel=1e-4)
+
+
+RGBA = dataclasses.replace(MODEL, channels=4)
+
+
+@pytest.mark.parametrize("pixel_loss", ["l1", "l2"])
+def test_alpha_is_in_the_sum_and_pixels_lie_over_a_colour(clear: Path, pixel_loss: str) -> None:
+    task = VQTask(vq_training(clear, model=RGBA, pixel_loss=pixel_loss, alpha_weight=0.7, flip=False))
+    images = task.batch(0)["images"]
+    assert images.shape == (4, 4, 16, 16)
+    assert torch.equal(images, task.pairs.images(task.epochs.batch(0), channels=4))
+    with torch.no_grad():
+        drawn = task.model.pixels(task.model.quantizer.place(task.model.latents(images)))
+    shown, wanted = over_backgrounds(drawn, images, torch.Generator().manual_seed(0))
+    distance = F.l1_loss if pixel_loss == "l1" else F.mse_loss
+    scalars = step(task, 0)
+    assert scalars["pixel_loss"] == pytest.approx(float(distance(shown, wanted)), rel=1e-5)
+    assert scalars["alpha_loss"] == pytest.approx(float(distance(drawn[:, 3], images[:, 3])), rel=1e-5)
+    assert scalars["loss"] == pytest.approx(scalars["pixel_loss"] + 0.7 * scalars["alpha_loss"], rel=1e-5)
+
+
+def test_alpha_is_learned_and_its_error_is_that_of_the_averaged_weights(clear: Path) -> None:
+    task = VQTask(vq_training(clear, model=RGBA, loop={"steps": 60, "batch_size": 8}, learning_rate=3e-3))
+    before = task.look()[0]["alpha_error"]
+    losses = [step(task, number)["alpha_loss"] for number in range(60)]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    numbers, pictures = task.look()
+    images = task.val_pairs.images(range(NUM_VAL), channels=4)
+    drawn = task.average.module.decode(task.average.module.encode(images))
+    assert numbers["alpha_error"] == pytest.approx(float((drawn[:, 3] - images[:, 3]).abs().mean() / 2), rel=1e-4)
+    assert numbers["alpha_error"] < 0.8 * before
+    errors = ((composite(drawn) - composite(images)) / 2).square().mean((1, 2, 3))
+    assert numbers["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-4)
+    shown = pictures["reconstructions"]
+    assert shown.shape == (3, 2 * 16, NUM_VAL * 16) and torch.equal(shown[:, :16, :16], composite(images)[0])
+
+
+def test_pictures_without_transparency_teach_no_alpha(data: Path, clear: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        VQTask(vq_training(data, model=RGBA))
+    assert str(caught.value) == (
+        f"no picture of {data}/train-*.tar is transparent anywhere, and the model has an alpha channel: "
+        "build the shards anew, or train with --model.channels 3"
+    )
+    plain = VQTask(vq_training(clear))
+    scalars = step(plain, 0)
+    assert "alpha_loss" not in scalars and "alpha_error" not in plain.look()[0]
+    assert plain.batch(0)["images"].shape == (4, 3, 16, 16), "over white"
 
 
 @pytest.mark.parametrize("pixel_loss", ["l1", "l2"])
@@ -225,6 +307,48 @@ def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path)
     images = task.pairs.images(range(NUM_TRAIN))
     assert torch.equal(exported.encode(images), eyes.encode(images))
     assert not torch.equal(exported.decode(eyes.encode(images)), eyes.decode(eyes.encode(images)))
+
+
+def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
+    """The encoder and the codebook are kept, the pictures to be drawn stay, and a run is a function of its seed."""
+    changes = {"start_from": str(data / "eyes"), "only_decoder": True, "pixel_loss": "l1", "flip": False}
+    task = VQTask(vq_training(data, **changes, random_codes=0.3))
+    images = task.batch(0)["images"]
+    generator = torch.Generator().manual_seed(0)
+    codes = task.model.encode(images)
+    wrong = task.mistakes(codes, {}, generator)
+    assert 0.1 < (wrong != codes).float().mean() < 0.5
+    expected = (task.model.pixels(task.model.quantizer.decode(wrong)) - images).abs().mean()
+    before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
+    first = step(task, 0)
+    assert first["pixel_loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert {part: changed(values, weights(task, part)) for part, values in before.items()} == {
+        "encoder": False,
+        "quantizer": False,
+        "decoder": True,
+    }
+    assert step(VQTask(vq_training(data, **changes, random_codes=0.3)), 0) == first
+
+
+def test_codes_that_a_decoder_draws_come_with_captions(data: Path, tmp_path: Path) -> None:
+    text = TextTokenizer.load(data / "tokenizer.json")
+    decoder = Decoder(decoder_config(text_vocab_size=text.vocab_size, text_length=16))
+    eyes = load_image_tokenizer(data / "eyes")
+    save_checkpoint(tmp_path / "model", name="model", image_tokenizer=eyes, text_tokenizer=text, decoder=decoder)
+    changes = {"start_from": str(data / "eyes"), "only_decoder": True, "drawn_by": str(tmp_path / "model")}
+    task = VQTask(vq_training(data, **changes))
+    batch = task.batch(0)
+    assert set(batch) == {"images", "text_ids"}
+    captions = [task.pairs.metadata(int(number)) for number in task.epochs.batch(0)]
+    for ids, metadata in zip(batch["text_ids"], captions, strict=True):
+        assert metadata["name_en"] in text.decode(ids) or text.decode(ids) in metadata["captions"]
+    assert set(VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True)).batch(0)) == {"images"}
+    before = [p.clone() for p in decoder.parameters()]
+    one, other = (step(VQTask(vq_training(data, **changes)), 0) for _ in range(2))
+    assert one == other
+    assert task.mistakes.checkpoint is not None and task.mistakes.checkpoint.decoder is not None
+    step(task, 0)
+    assert not changed(before, list(task.mistakes.checkpoint.decoder.parameters())), "the one that draws is not trained"
 
 
 def test_what_is_not_there(data: Path) -> None:

@@ -56,7 +56,6 @@ PROBE_STEPS = 5
 """Steps that are timed to find out how many fit, after one that warms up."""
 WORTH_COMPILING = 60
 """Minutes of a budget from which on compiling pays on a CPU, where it takes minutes and saves a fifth."""
-SMALLEST_VAL = 8
 C = TypeVar("C", VQTrainingConfig, DecoderTrainingConfig)
 
 
@@ -189,6 +188,9 @@ class RecipeOptions:
             raise DataError(f"minutes is {self.minutes}; it must be above 0")
         if self.pictures is not None and self.shards is not None:
             raise DataError("pictures and shards are two sources; give one")
+        for source in (self.pictures, self.shards):
+            if source is not None and not source.exists():  # or the output folder would be that of a misspelt source
+                raise DataError(f"{source} does not exist")
 
 
 class Plan:
@@ -212,9 +214,18 @@ class Plan:
     def share(self, stage: str) -> float:
         """Seconds for a stage whose turn it is: its part of what is left of the budget."""
         assert self.budget is not None
-        left = self.budget - sum(self.seconds.values())
+        return max(0.0, self.budget - self.used) * self.part(stage)
+
+    @property
+    def used(self) -> float:
+        """Seconds of all stages so far."""
+        return sum(self.seconds.values())
+
+    @staticmethod
+    def part(stage: str) -> float:
+        """A stage's share of what is shared by it and those after it."""
         to_come = list(SHARES)[list(SHARES).index(stage) :]
-        return max(0.0, left) * SHARES[stage] / sum(SHARES[name] for name in to_come)
+        return SHARES[stage] / sum(SHARES[name] for name in to_come)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -290,7 +301,7 @@ class _Cook:
 
     def _announce(self, stage: str, steps: str = "") -> None:
         number = list(TITLES).index(stage) + 1
-        used = sum(self.plan.seconds.values()) / 60
+        used = self.plan.used / 60
         budget = "" if self.options.minutes is None else f"; {used:.1f} of {self.options.minutes:g} minutes used"
         print(f"[{number}/{len(TITLES)}] {TITLES[stage]}{steps}{budget}", flush=True)
 
@@ -406,7 +417,7 @@ class _Cook:
         config = self._placed(stage, config)
         with self.plan.stage(stage):
             if stage not in self.plan.steps:
-                self.plan.steps[stage] = self._choose_steps(stage, config, task_class)
+                self.plan.steps[stage] = self._choose_steps(stage, config, task_class, first_step)
                 self.plan.save()
             steps = self.plan.steps[stage]
             self._announce(stage, f", {steps} steps of {config.loop.batch_size}")
@@ -431,8 +442,9 @@ class _Cook:
             config = dataclasses.replace(config, learning_rate=config.learning_rate * faster)
         return dataclasses.replace(config, loop=loop)
 
-    def _choose_steps(self, stage: str, config: C, task_class: Callable[[C], Task]) -> int:
-        """As many steps as the stage's share of the budget has room for, or the preset's without a budget."""
+    def _choose_steps(self, stage: str, config: C, task_class: Callable[[C], Task], first_step: int) -> int:
+        """Where the run ends: after as many steps as the stage's share of the budget has room for, beyond those before
+        `first_step`; without a budget where the preset says."""
         if self.options.minutes is None:
             return config.loop.steps
         start = time.monotonic()
@@ -440,18 +452,18 @@ class _Cook:
         task = task_class(config)
         prepared = time.monotonic() - start
         first, later = _probe(task, config.loop.steps // 2, self.device)
+        spent = time.monotonic() - start
         # all of this comes once more, but what was compiled is found in its cache
-        needed = time.monotonic() - start + prepared + first / 2
-        steps = int((room - needed) / later)
+        steps = int((room - spent - prepared - first / 2) / later)
         if steps < 1:
-            needed += later
-            enough = self.options.minutes + (needed - room) / 60 * sum(SHARES.values()) / SHARES[stage]
+            needed = spent + prepared + first / 2 + later
+            enough = (self.plan.used + spent + needed / self.plan.part(stage)) / 60
             raise DataError(
                 f"minutes is {self.options.minutes:g}, which leaves {room:.1f} s for stage {TITLES[stage]!r}; its "
                 f"preparations and one step take {needed:.1f} s. What is done is kept: the same command with --minutes "
                 f"{enough + 0.1:.1f} goes on"
             )
-        return steps
+        return first_step + steps
 
 
 def _probe(task: Task, step: int, device: torch.device) -> tuple[float, float]:

@@ -20,21 +20,22 @@ MAX_SHIFT = 4
 SCALES = (0.92, 1.06)
 GROUPS_WITH_WRITING = {"flags", "symbols"}
 SIDED = re.compile(
-    r"\b(left|right|east|west|clock|clockwise|o.clock|button|keycap|letters?|numbers?|abc|text|alphabet|calendar|sign|mark"
-    r"|arrows?|input|font|math|currency|dollar|euro|yen|pound|banknote|ticket|newspaper|receipt|chart|map|globe|hundred"
-    r"|magnifying|facing|flag|[a-z]|\d+)\b|-(left|right)\b",
+    r"\b(left|right|leftwards|rightwards|east|west|clockwise|forward|rewind|undo|redo|waxing|waning|quarter|crescent"
+    r"|clock|thirty|calendar|letters?|numbers?|abc|text|words?|alphabet(ical)?|language|font|math|input|question|help"
+    r"|indicator|keycap|button|sign(?! of the horns)|(?<!kiss )mark|logo|joker|musical|arrows?|flag|map|globe"
+    r"|currency|dollar|euro|yen|pound|banknote|tickets?|newspaper|receipt|chart|graph|trend(s|ing)?|hundred|\w*\d\w*)\b"
+    r"|(?<![-'\u2019\w])[b-z](?![-'\u2019\w])",
     re.IGNORECASE,
 )
-"""Words of pictures with writing, or with a left and a right that matter."""
+"""Words of pictures with writing, or with a left and a right that matter; and letters that stand alone, but for the
+article: those of t-shirts and of a woman's hat do not."""
 
 
 def can_be_mirrored(metadata: Mapping[str, Any]) -> bool:
     """Whether a pair's picture means the same in a mirror, as far as its group and its words tell: where there is no
     English name there is no telling, and the answer is no."""
     name = metadata.get("name_en")
-    if not name or metadata.get("group") in GROUPS_WITH_WRITING:
-        return False
-    return SIDED.search(re.sub(r"^an? ", "", name)) is None
+    return bool(name) and metadata.get("group") not in GROUPS_WITH_WRITING and SIDED.search(name) is None
 
 
 def draw_views(images: Tensor, mirror: Sequence[bool], chance: np.random.Generator) -> Tensor:
@@ -46,7 +47,7 @@ def draw_views(images: Tensor, mirror: Sequence[bool], chance: np.random.Generat
     shift = chance.uniform(-MAX_SHIFT, MAX_SHIFT, size=(num, 2)) / 64
     sign = np.where(np.array(mirror) & (chance.random(num) < 0.5), -1.0, 1.0)
     theta = np.zeros((num, 2, 3))
-    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sign / scale, 1 / scale, shift
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sign / scale, 1 / scale, shift / scale[:, None]
     places = F.affine_grid(torch.from_numpy(theta).to(images), [num, channels, height, width], align_corners=False)
     blank = -1.0 if channels == 4 else 1.0
     moved = F.grid_sample(images - blank, places, mode="bicubic", padding_mode="zeros", align_corners=False) + blank
