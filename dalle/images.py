@@ -51,6 +51,8 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 LOSSY_QUALITY = 90
 GUTTER = 8
 LABEL_LINES = 4
+CHECKERS = (255, 232)
+"""Greys of the checkerboard behind transparency."""
 
 
 def to_tensor(image: Image.Image, *, channels: int = 3) -> torch.Tensor:
@@ -185,6 +187,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Pictures side by side on white, in reading order, near-square unless `columns` says otherwise.
 
+    An RGBA picture lies on a light checkerboard, whose squares are a sixteenth of its shorter side, at least 4 pixels.
     labels: one for each picture, drawn under it: wrapped to the cell, cut with an ellipsis after four lines. The font
         is Pillow's own, which has little more than ASCII: other letters are drawn as boxes.
     Raises `ParameterError` without pictures, for another number of labels, and for columns below 1.
@@ -212,10 +215,19 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, (image, label) in enumerate(zip(images, lines, strict=True)):
         left, top = GUTTER + i % columns * cell_width, GUTTER + i // columns * cell_height
-        sheet.paste(to_rgb(image), (left + (width - image.width) // 2, top + (height - image.height) // 2))
+        picture = Image.alpha_composite(_checkerboard(image.size), image) if image.mode == "RGBA" else image
+        sheet.paste(to_rgb(picture), (left + (width - image.width) // 2, top + (height - image.height) // 2))
         for j, line in enumerate(label):
             draw.text((left + width / 2, top + height + (j + 0.5) * line_height), line, "black", font, anchor="mm")
     return sheet
+
+
+def _checkerboard(size: tuple[int, int]) -> Image.Image:
+    """Opaque squares for a picture of (width, height) pixels, light in the upper left corner."""
+    side = max(4, min(size) // 16)
+    columns, rows = (np.arange(length) // side for length in size)
+    greys = np.array(CHECKERS, dtype=np.uint8)[(rows[:, None] + columns) % 2]
+    return Image.fromarray(greys).convert("RGBA")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

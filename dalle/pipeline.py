@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle.background import Background, DrawnBackground, choose_background, with_background
 from dalle.engine import Engine, StepResult
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.model import NUM_SLOTS, Model
@@ -32,6 +33,7 @@ class Picture:
     """A picture that was drawn, and what it was drawn from."""
 
     image: Image.Image
+    """RGBA with straight alpha if the background is transparent, else RGB."""
     receipt: Receipt
 
     @property
@@ -53,7 +55,7 @@ class Prefix:
     """The top of a given picture, which the model finishes."""
 
     image: Image.Image
-    """RGB, of the model's picture size."""
+    """RGB or RGBA, of the model's picture size; a model that draws no transparency sees it over white."""
     num_rows: int
     """Rows of codes that are kept; each is as many rows of pixels as the image tokenizer's factor."""
 
@@ -79,24 +81,27 @@ class DALLE(Model):
         seed: int | None = None,
         negative_prompt: str | None = None,
         prefix: Prefix | None = None,
+        background: Background = "auto",
         truncate: bool = False,
         on_step: Callable[[StepResult], None] | None = None,
     ) -> Iterator[Picture]:
         """Draw n pictures of each prompt; each is yielded as soon as it is done, the first prompt's first.
 
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed one is drawn;
-        the pictures tell it. `params` defaults to the model's own; `truncate` cuts a prompt that is too long, with a
+        the pictures tell it. `params` defaults to the model's own; `background` is transparent, opaque (over white), or
+        auto, which is transparent if the model draws transparency; `truncate` cuts a prompt that is too long, with a
         warning and a note in the receipt, instead of refusing it; `on_step` sees every step of the engine.
 
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt, `ParameterError` for n not
-        in 1..1000, a seed outside [0, 2^63), or a negative prompt without guidance; `ImageError` for a prefix of
-        another size.
+        in 1..1000, a seed outside [0, 2^63), a negative prompt without guidance, or a transparent background of a
+        model that draws none; `ImageError` for a prefix of another size.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = params or self.sampling
         if not 1 <= n <= MAX_PICTURES:
             raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
+        chosen = choose_background(background, model=self.name, mode=self.image_mode)
         kept = self._kept_codes(prefix) if prefix is not None else None
         first = [
             self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
@@ -107,7 +112,7 @@ class DALLE(Model):
             for i, request in enumerate(first)
             for index in range(n)
         }
-        return self._draw(requests, prompts, negative_prompt, on_step)
+        return self._draw(requests, prompts, negative_prompt, chosen, on_step)
 
     def request(
         self,
@@ -167,6 +172,7 @@ class DALLE(Model):
         requests: dict[tuple[int, int], Request],
         prompts: list[str],
         negative_prompt: str | None,
+        background: DrawnBackground,
         on_step: Callable[[StepResult], None] | None,
     ) -> Iterator[Picture]:
         engine = Engine(self.decoder, num_slots=NUM_SLOTS)
@@ -177,11 +183,23 @@ class DALLE(Model):
                 on_step(result)
             for request_id, codes in result.finished.items():
                 key = pending.pop(request_id)
-                yield self.picture(prompts[key[0]], negative_prompt, requests[key], codes)
+                yield self.picture(prompts[key[0]], negative_prompt, requests[key], codes, background=background)
 
     @torch.inference_mode()
-    def picture(self, prompt: str | None, negative_prompt: str | None, request: Request, codes: Tensor) -> Picture:
-        """The picture of codes (N,) that an engine drew for a `request`, with its receipt."""
+    def picture(
+        self,
+        prompt: str | None,
+        negative_prompt: str | None,
+        request: Request,
+        codes: Tensor,
+        *,
+        background: DrawnBackground,
+    ) -> Picture:
+        """The picture of codes (N,) that an engine drew for a `request`, with its receipt.
+
+        The receipt of a model that draws transparency tells the background; pictures of others are opaque.
+        """
+        assert background == "opaque" or self.image_mode == "RGBA", background
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
         if request.kept is not None:
@@ -189,6 +207,8 @@ class DALLE(Model):
         prompt = prompt or ""
         if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
             parameters["truncate"] = True
+        if self.image_mode == "RGBA":
+            parameters["background"] = background
         receipt = Receipt(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -200,4 +220,4 @@ class DALLE(Model):
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
         )
-        return Picture(image=self.decode(grid), receipt=receipt)
+        return Picture(image=with_background(self.decode(grid), background), receipt=receipt)

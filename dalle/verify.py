@@ -12,21 +12,23 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from dalle.background import choose_background, with_background
 from dalle.checkpoint_files import file_digest
 from dalle.engine import Engine
-from dalle.errors import DalleError, ImageError
-from dalle.images import open_image, to_rgb
+from dalle.errors import DalleError, ImageError, ParameterError
+from dalle.images import open_image, to_rgba
 from dalle.model import NUM_SLOTS
 from dalle.model_store import list_models
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, read_kept_mask
 from dalle.sampling import SamplingParams
 
-__all__ = ["Verdict", "Verifier", "fault_of_codes"]
+__all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 
-ROUNDING = 1
-"""Of 255: what another processor or another number of threads may round a pixel to."""
+ROUNDING = 1.001
+"""Of 255: by how much another processor or another number of threads may round a pixel otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,22 @@ def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
     return None
 
 
+@torch.inference_mode()
+def picture_of_receipt(model: DALLE, receipt: Receipt) -> Image.Image:
+    """The picture of the codes of a receipt, with the background that the receipt tells. Raises `ParameterError` for a
+    background that the model does not draw."""
+    asked = str(receipt.parameters.get("background", "auto"))
+    background = choose_background(asked, model=model.name, mode=model.image_mode)
+    return with_background(model.decode(torch.tensor(receipt.codes)), background)
+
+
+def _premultiplied(image: Image.Image) -> NDArray[np.float32]:
+    """(H, W, 4) in 0..255: colours as they count, and alpha; what is transparent has no colour."""
+    pixels = np.array(to_rgba(image), dtype=np.float32)
+    pixels[..., :3] *= pixels[..., 3:] / 255
+    return pixels
+
+
 class Verifier:
     """Compares pictures with their receipts; holds the models that it needed so far."""
 
@@ -69,7 +87,7 @@ class Verifier:
         """Judge one PNG."""
         try:
             with open_image(path, formats=("PNG",)) as image:
-                pixels = np.asarray(to_rgb(image), dtype=np.int16)
+                pixels = _premultiplied(image)
                 text = dict(image.text)  # type: ignore[attr-defined]  # of Pillow's PngImageFile
                 num_frames = getattr(image, "n_frames", 1)
         except ImageError as error:
@@ -108,10 +126,14 @@ class Verifier:
         return self._models[digest]
 
     @staticmethod
-    def _fault_of_pixels(model: DALLE, receipt: Receipt, pixels: NDArray[np.int16]) -> str | None:
+    def _fault_of_pixels(model: DALLE, receipt: Receipt, pixels: NDArray[np.float32]) -> str | None:
         if (fault := fault_of_codes(model, receipt)) is not None:
             return fault
-        decoded = np.asarray(model.decode(torch.tensor(receipt.codes)), dtype=np.int16)
+        try:
+            image = picture_of_receipt(model, receipt)
+        except ParameterError as error:
+            return f"its receipt cannot be right: {error}"
+        decoded = _premultiplied(image)
         if decoded.shape != pixels.shape:
             sizes = [f"{height} x {width}" for height, width, _ in (pixels.shape, decoded.shape)]
             return f"it has {sizes[0]} pixels, and its codes give {sizes[1]}"
@@ -127,6 +149,7 @@ class Verifier:
         parameters = dict(receipt.parameters)
         codes = list(chain.from_iterable(receipt.codes))
         try:
+            parameters.pop("background", None)  # pixels have been compared with it; codes do not depend on it
             kept = None
             if mask := parameters.pop("kept", None):
                 given = read_kept_mask(str(mask), len(codes))

@@ -26,6 +26,7 @@ def info(model: DALLE) -> ModelInfo:
         rows=4,
         num_codes=16,
         max_prompt_tokens=11,
+        image_mode="RGB",
         sampling={},
         created=0,
     )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from dalle.background import choose_background
 from dalle.checkpoint import ModelFacts, load_facts
 from dalle.errors import DalleError, DataError
 from dalle.model_store import find_model
@@ -85,7 +86,10 @@ def run_batch(batch: Batch) -> int:
     """Do it, and return the exit code. Raises `DalleError` for a mistake that is seen before anything is drawn."""
     folder = find_model(batch.model).absolute()
     facts = load_facts(folder)
-    planner = Planner(facts, Path(batch.model).name, batch.plan)
+    plan = batch.plan
+    # an option that no line could follow is one mistake, and not one of every line
+    choose_background(plan.background, model=facts.name, mode=facts.image_mode, image_format=plan.image_format)
+    planner = Planner(facts, Path(batch.model).name, plan)
     storage = open_storage(batch.out)
 
     def shards() -> Iterator[Shard]:
