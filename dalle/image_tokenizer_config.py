@@ -26,7 +26,11 @@ class ImageTokenizerConfig(Config):
     base_width: int | None = None
     """Channels of the encoder's first convolution (`ch` in taming-transformers); None: those of the finest level."""
     num_res_blocks: int = 2
-    """Residual blocks for each level of the encoder; the decoder has one more."""
+    """Residual blocks for each level of the encoder."""
+    decoder_widths: tuple[int, ...] | None = None
+    """Channels of each level of the decoder, from the finest to the coarsest; None: those of the encoder."""
+    num_decoder_blocks: int | None = None
+    """Residual blocks for each level of the decoder; None: one more than in the encoder."""
     attention_levels: tuple[int, ...] = ()
     """Levels with attention after each residual block; 0 is the finest."""
     middle_attention: bool = True
@@ -84,7 +88,12 @@ class ImageTokenizerConfig(Config):
             self.quantizer == "nearest" or not self.normalize_codes,
             "normalize_codes compares codes with latents; the gumbel quantizer does not",
         )
-        for width in (self.encoder_widths[0], *self.widths):
+        require(
+            len(self.widths_of_decoder) == len(self.widths),
+            f"decoder_widths has {len(self.widths_of_decoder)} levels; widths has {len(self.widths)}",
+        )
+        require(self.blocks_of_decoder >= 1, f"num_decoder_blocks is {self.num_decoder_blocks}; it must be at least 1")
+        for width in (self.encoder_widths[0], *self.widths, *self.widths_of_decoder):
             require(
                 width > 0 and width % self.norm_groups == 0,
                 f"width {width} is no multiple of norm_groups {self.norm_groups}",
@@ -107,6 +116,16 @@ class ImageTokenizerConfig(Config):
     def encoder_widths(self) -> tuple[int, ...]:
         """Channels after the encoder's first convolution, then of its levels."""
         return (self.widths[0] if self.base_width is None else self.base_width, *self.widths)
+
+    @property
+    def widths_of_decoder(self) -> tuple[int, ...]:
+        """Channels of each level of the decoder, from the finest to the coarsest."""
+        return self.widths if self.decoder_widths is None else self.decoder_widths
+
+    @property
+    def blocks_of_decoder(self) -> int:
+        """Residual blocks for each level of the decoder."""
+        return self.num_res_blocks + 1 if self.num_decoder_blocks is None else self.num_decoder_blocks
 
     @property
     def grid_size(self) -> int:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,9 +24,12 @@ from dalle.errors import DalleError, ImageError, ParameterError
 
 __all__ = [
     "MAX_PIXELS",
+    "Background",
+    "DrawnBackground",
     "ImageFormat",
     "ImageSource",
     "Mode",
+    "chosen_background",
     "composite",
     "contact_sheet",
     "encode_image",
@@ -39,11 +42,14 @@ __all__ = [
     "to_rgb",
     "to_rgba",
     "to_tensor",
+    "with_background",
 ]
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 ImageFormat = Literal["png", "jpeg", "webp"]
 Mode = Literal["RGB", "RGBA"]
+Background = Literal["transparent", "opaque", "auto"]
+DrawnBackground = Literal["transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20
 # Only these: Pillow has readers that run other programs, and readers that nobody has attacked yet.
@@ -180,6 +186,29 @@ def encode_image(
         size = f"{image.height} x {image.width}"
         raise ImageError(f"a picture of {size} pixels cannot be written as {format}: {error}") from error
     return buffer.getvalue()
+
+
+def chosen_background(background: str, *, mode: Mode, model: str, format: ImageFormat = "png") -> DrawnBackground:
+    """The background of a picture of a model that draws in `mode`, written as `format`: `auto` is transparent where
+    both can be, `opaque` is white. Raises `ParameterError`, which names the model, for a transparent one where one of
+    them cannot, and for another value."""
+    if background not in get_args(Background):
+        raise ParameterError(f"background is {background[:80]!r}; it must be transparent, opaque or auto")
+    if background == "transparent" and mode == "RGB":
+        raise ParameterError(
+            f"background is 'transparent', but the model {model} draws no transparency: choose opaque or auto"
+        )
+    if background == "transparent" and format == "jpeg":
+        raise ParameterError(
+            f"background is 'transparent', but {format} has no transparency: choose png or webp, which have it, or "
+            "another background"
+        )
+    return "opaque" if background == "opaque" or mode == "RGB" or format == "jpeg" else "transparent"
+
+
+def with_background(image: Image.Image, background: DrawnBackground) -> Image.Image:
+    """A picture as a model draws it, RGB or RGBA, with its background: an opaque one is RGB, over white."""
+    return image if background == "transparent" else to_rgb(image)
 
 
 def contact_sheet(

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.background import Background, DrawnBackground, choose_background, with_background
 from dalle.engine import Engine, StepResult
 from dalle.errors import NegativePromptError, ParameterError, PromptError
+from dalle.images import Background, chosen_background, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.request import Request
@@ -81,27 +81,27 @@ class DALLE(Model):
         seed: int | None = None,
         negative_prompt: str | None = None,
         prefix: Prefix | None = None,
-        background: Background = "auto",
         truncate: bool = False,
+        background: Background = "auto",
         on_step: Callable[[StepResult], None] | None = None,
     ) -> Iterator[Picture]:
         """Draw n pictures of each prompt; each is yielded as soon as it is done, the first prompt's first.
 
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed one is drawn;
-        the pictures tell it. `params` defaults to the model's own; `background` is transparent, opaque (over white), or
-        auto, which is transparent if the model draws transparency; `truncate` cuts a prompt that is too long, with a
-        warning and a note in the receipt, instead of refusing it; `on_step` sees every step of the engine.
+        the pictures tell it. `params` defaults to the model's own; `truncate` cuts a prompt that is too long, with a
+        warning and a note in the receipt, instead of refusing it; `background` is transparent, opaque (white), or auto,
+        which is transparent if the model draws transparency; `on_step` sees every step of the engine.
 
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt, `ParameterError` for n not
         in 1..1000, a seed outside [0, 2^63), a negative prompt without guidance, or a transparent background of a
-        model that draws none; `ImageError` for a prefix of another size.
+        model without transparency; `ImageError` for a prefix of another size.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = params or self.sampling
         if not 1 <= n <= MAX_PICTURES:
             raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
-        chosen = choose_background(background, model=self.name, mode=self.image_mode)
+        chosen_background(background, mode=self.image_mode, model=self.name)
         kept = self._kept_codes(prefix) if prefix is not None else None
         first = [
             self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
@@ -112,7 +112,7 @@ class DALLE(Model):
             for i, request in enumerate(first)
             for index in range(n)
         }
-        return self._draw(requests, prompts, negative_prompt, chosen, on_step)
+        return self._draw(requests, prompts, negative_prompt, background, on_step)
 
     def request(
         self,
@@ -172,7 +172,7 @@ class DALLE(Model):
         requests: dict[tuple[int, int], Request],
         prompts: list[str],
         negative_prompt: str | None,
-        background: DrawnBackground,
+        background: Background,
         on_step: Callable[[StepResult], None] | None,
     ) -> Iterator[Picture]:
         engine = Engine(self.decoder, num_slots=NUM_SLOTS)
@@ -193,13 +193,12 @@ class DALLE(Model):
         request: Request,
         codes: Tensor,
         *,
-        background: DrawnBackground,
+        background: Background = "auto",
     ) -> Picture:
-        """The picture of codes (N,) that an engine drew for a `request`, with its receipt.
-
-        The receipt of a model that draws transparency tells the background; pictures of others are opaque.
+        """The picture of codes (N,) that an engine drew for a `request`, with its receipt, which tells the background
+        of a model that draws transparency. Raises `ParameterError` for a transparent background of one that does not.
         """
-        assert background == "opaque" or self.image_mode == "RGBA", background
+        chosen = chosen_background(background, mode=self.image_mode, model=self.name)
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
         if request.kept is not None:
@@ -208,7 +207,7 @@ class DALLE(Model):
         if self._is_too_long(prompt) or self._is_too_long(negative_prompt or ""):
             parameters["truncate"] = True
         if self.image_mode == "RGBA":
-            parameters["background"] = background
+            parameters["background"] = chosen
         receipt = Receipt(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -220,4 +219,4 @@ class DALLE(Model):
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
         )
-        return Picture(image=with_background(self.decode(grid), background), receipt=receipt)
+        return Picture(image=with_background(self.decode(grid), chosen), receipt=receipt)

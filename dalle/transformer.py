@@ -303,17 +303,24 @@ class Decoder(nn.Module):
     def _num_text_outputs(self) -> int:
         return self.config.text_vocab_size if self.config.text_head else 0
 
-    def teacher_forced(self, text_ids: Tensor, codes: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits over whole rows: text (B, T' - 1, text_vocab_size) and image (B, N, codebook_size).
+    def hidden_rows(self, text_ids: Tensor, codes: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states over whole rows: text (B, T' - 1, D), of which position i predicts text id i + 1, and image (B,
+        N, D), of which position i predicts code i.
 
         text_ids are (B, T), codes (B, H, W) or (B, N), features (B, T, feature_width) where the model has them. Padding
         on the left that all rows share is left out of the computation but for its last place, which predicts the first
-        text id: this changes no result. T' is what remains. Text logits are right-aligned: the last one predicts the
-        last text id.
+        text id: this changes no result. T' is what remains.
         """
         skipped = 0 if self.config.attend_padding else max(0, self.layout.num_common_padding(text_ids) - 1)
         ids = self.layout.row(text_ids, codes)[:, skipped:-1]
         positions = torch.arange(skipped, self.layout.length - 1, device=ids.device)
         hidden = self(ids, positions, features=None if features is None else features[:, skipped:])
         first_image = self.layout.first_code - 1 - skipped
-        return self.text_logits(hidden[:, :first_image]), self.image_logits(hidden[:, first_image:])
+        return hidden[:, :first_image], hidden[:, first_image:]
+
+    def teacher_forced(self, text_ids: Tensor, codes: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits over whole rows, from the same arguments as `hidden_rows`: text (B, T' - 1, text_vocab_size) and image
+        (B, N, codebook_size). Text logits are right-aligned: the last one predicts the last text id.
+        """
+        text, image = self.hidden_rows(text_ids, codes, features)
+        return self.text_logits(text), self.image_logits(image)

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dalle.background import choose_background, with_background
 from dalle.checkpoint_files import file_digest
 from dalle.engine import Engine
 from dalle.errors import DalleError, ImageError, ParameterError
-from dalle.images import open_image, to_rgba
+from dalle.images import chosen_background, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
 from dalle.model_store import list_models
 from dalle.pipeline import DALLE
@@ -27,8 +26,9 @@ from dalle.sampling import SamplingParams
 
 __all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 
-ROUNDING = 1.001
-"""Of 255: by how much another processor or another number of threads may round a pixel otherwise."""
+ROUNDING = 1.5
+"""Of 255: a pixel may be rounded otherwise on another processor, or with another number of threads, by 1; and colours
+premultiplied by alpha, whose own rounding is in it, by half as much again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def picture_of_receipt(model: DALLE, receipt: Receipt) -> Image.Image:
     """The picture of the codes of a receipt, with the background that the receipt tells. Raises `ParameterError` for a
     background that the model does not draw."""
     asked = str(receipt.parameters.get("background", "auto"))
-    background = choose_background(asked, model=model.name, mode=model.image_mode)
+    background = chosen_background(asked, mode=model.image_mode, model=model.name)
     return with_background(model.decode(torch.tensor(receipt.codes)), background)
 
 

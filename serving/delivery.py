@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from torch import Tensor
 
-from dalle.background import with_background
-from dalle.images import encode_image
+from dalle.images import encode_image, with_background
 from dalle.pipeline import DALLE
 from serving.jobs import FAILED, Drawn, Event, Preview
 from serving.metrics import EngineMetrics

@@ -10,9 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dalle.background import DrawnBackground, choose_background
 from dalle.errors import ParameterError
-from dalle.images import Mode
+from dalle.images import DrawnBackground, Mode, chosen_background
 from serving.jobs import Refused
 from serving.schemas import UNSUPPORTED, ErrorBody, Fields
 
@@ -131,7 +130,7 @@ def check_output(fields: Fields, model: str, image_size: tuple[int, int]) -> Non
 def background_of(fields: Fields, model: str, mode: Mode) -> DrawnBackground:
     """The background that a request's pictures get of a model whose pictures have this mode. Raises `ApiError`."""
     try:
-        return choose_background(fields.background, model=model, mode=mode, image_format=fields.output_format)
+        return chosen_background(fields.background, mode=mode, model=model, format=fields.output_format)
     except ParameterError as error:
         raise ApiError(400, str(error), code="invalid_value", param="background") from error
 

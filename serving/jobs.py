@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from dalle.background import DrawnBackground
-from dalle.images import Mode
+from dalle.images import DrawnBackground, Mode
 
 __all__ = [
     "FAILED",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from dalle.background import Background, DrawnBackground
+from dalle.images import Background, DrawnBackground
 
 __all__ = [
     "MAX_PROMPT_LENGTH",

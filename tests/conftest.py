@@ -96,12 +96,12 @@ def write_model(folder: Path, **changes: Any) -> Path:
     """Write a model directory with lively weights, named as its folder; `changes` are of its image tokenizer."""
     torch.manual_seed(0)
     text = TextTokenizer.train(CAPTIONS, vocab_size=300, text_length=12, lowercase=True)
-    values = {"image_size": 16, "patch_size": 2, "widths": (8, 16), "num_res_blocks": 1, "norm_groups": 4}
-    image = ImageTokenizer(ImageTokenizerConfig(**(values | {"codebook_size": 32, "codebook_dim": 4} | changes)))
+    values: dict[str, Any] = {"image_size": 16, "patch_size": 2, "widths": (8, 16), "num_res_blocks": 1}
+    values |= {"norm_groups": 4, "codebook_size": 32, "codebook_dim": 4}
+    image = ImageTokenizer(ImageTokenizerConfig(**(values | changes)))
     torch.nn.init.normal_(image.quantizer.codebook)
     if image.config.channels == 4:
-        with torch.no_grad():
-            image.decoder[-2].weight *= 8
+        torch.nn.init.normal_(image.decoder.get_parameter(f"{len(image.decoder) - 2}.weight"), std=0.4)
     save_checkpoint(
         folder,
         name=folder.name,

@@ -60,7 +60,7 @@ class Line:
         weight = self.average.module.get_parameter("0.weight")
         return {"length": float(weight.norm())}, {"weights": weight.detach().flatten().expand(3, 4, -1)}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, step: int) -> None:
         folder.mkdir(exist_ok=True)
         weights = {key: value.clone() for key, value in self.average.module.state_dict().items()}
         save_file(weights, folder / "w.safetensors")

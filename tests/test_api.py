@@ -149,7 +149,7 @@ def test_output_formats(quick: Service, kind: str) -> None:
 def test_a_background_is_drawn_and_told(
     transparent: Service, clear: DALLE, asked: dict[str, str], kind: str, told: str, mode: str
 ) -> None:
-    body = PROMPT | asked | {"output_format": kind, "seed": 7}
+    body: dict[str, Any] = PROMPT | asked | {"output_format": kind, "seed": 7}
     answer = post(transparent, **body).json()
     image = picture(answer["data"][0]["b64_json"])
     assert (answer["background"], answer["output_format"], image.mode) == (told, kind, mode)
@@ -184,7 +184,7 @@ def test_a_transparent_jpeg_is_refused_on_every_path(transparent: Service) -> No
         assert response.status_code == 400
         error = error_of(response)
         assert (error["param"], error["code"]) == ("background", "invalid_value")
-        assert "'transparent', but jpeg has no transparency: the formats that have it are png and webp" in str(error)
+        assert "'transparent', but jpeg has no transparency: choose png or webp" in str(error)
 
 
 def test_an_edit_keeps_the_transparency_of_a_picture(transparent: Service, clear: DALLE) -> None:

@@ -220,7 +220,7 @@ def test_openai_lines_are_answered_in_kind(model_folder: Path, tmp_path: Path) -
 
 
 def test_backgrounds_of_rows_and_of_the_batch(clear_folder: Path, clear: DALLE, tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "a"},
         {"prompt": "a", "background": "transparent", "seed": 3},
         {"prompt": "a", "background": "auto", "seed": 3},

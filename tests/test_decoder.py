@@ -79,7 +79,7 @@ def test_rows_are_pairs_with_one_of_their_captions(data: Path) -> None:
         )
         assert torch.equal(batch["codes"], batch["noisy_codes"])
         items = task.epochs.batch(number)
-        assert torch.equal(batch["codes"], task.rows.codes[torch.from_numpy(items)].long())
+        assert torch.equal(batch["codes"], task.rows.codes[torch.from_numpy(items), 0].long())
         for item, text_ids in zip(items, batch["text_ids"], strict=True):
             matches = [torch.equal(text_ids, ids) for ids in task.rows.text_ids[int(item)].long()]
             assert any(matches)
@@ -97,7 +97,7 @@ def test_caption_dropout_and_code_noise_have_their_rates(data: Path) -> None:
         noisy.append(replaced.float().mean((1, 2)))
         drawn.append(batch["noisy_codes"][replaced])
         items = torch.from_numpy(task.epochs.batch(number))
-        assert torch.equal(batch["codes"], task.rows.codes[items].long()), "the targets stay"
+        assert torch.equal(batch["codes"], task.rows.codes[items, 0].long()), "the targets stay"
     assert torch.cat(dropped).float().mean().item() == pytest.approx(0.3, abs=0.03)
     shares = torch.cat(noisy)  # of each row: of 16 codes, and one in 32 is replaced by itself
     assert shares.mean().item() == pytest.approx(0.8 / 2 * 31 / 32, abs=0.02)
@@ -127,13 +127,13 @@ def test_losses_ignore_padding(data: Path) -> None:
     task = DecoderTask(decoder_training(data))
     text = task.text_tokenizer
     text_ids = text.encode_batch(["a red square on lime", "red", ""])
-    codes = task.rows.codes[:3].long()
+    codes = task.rows.codes[:3, 0].long()
     with torch.no_grad():
-        found = [float(loss) for loss in task._losses(task.model, text_ids, codes, codes)]
+        found = list(map(float, task._losses(task.model, text_ids, codes, codes).values()))
         assert found == pytest.approx(by_hand(task, text_ids, codes), rel=1e-5)
         # the same rows in a batch with more padding in front of them
         longer = torch.cat([text_ids, text.encode_batch(["a blue square on white, flat style"])])
-        wide = [float(loss) for loss in task._losses(task.model, longer, *[torch.cat([codes, codes[:1]])] * 2)]
+        wide = list(map(float, task._losses(task.model, longer, *[torch.cat([codes, codes[:1]])] * 2).values()))
         assert wide == pytest.approx(by_hand(task, longer, torch.cat([codes, codes[:1]])), rel=1e-5)
 
 
@@ -149,7 +149,7 @@ def test_noise_is_in_what_is_read_not_in_what_is_learnt(data: Path) -> None:
     batch = task.batch(0)
     with torch.no_grad():
         losses = task._losses(task.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
-    assert step(task, 0)["image_loss"] == pytest.approx(float(losses[1]), rel=1e-6)
+    assert step(task, 0)["image_loss"] == pytest.approx(float(losses["image_loss"]), rel=1e-6)
 
 
 def test_learning_pays(data: Path) -> None:
@@ -166,7 +166,7 @@ def test_learning_pays(data: Path) -> None:
     assert set(numbers) == {"text_loss", "image_loss", "train_text_loss", "train_image_loss"}
     (grid,) = pictures.values()
     assert grid.shape == (3, 2 * 16, 8 * 16)
-    expected = task.image_tokenizer.decode(task.val_rows.codes[:1].long())[0]
+    expected = task.image_tokenizer.decode(task.val_rows.codes[:1, 0].long())[0]
     assert (grid[:, 16:, :16] - expected).abs().max() < 1e-5, "below are the real ones"
 
 
@@ -183,7 +183,7 @@ def test_export_is_a_whole_model_and_training_starts_from_it(data: Path, tmp_pat
     task = DecoderTask(decoder_training(data, name="squares"))
     for number in range(3):
         step(task, number)
-    task.export(tmp_path / "model")
+    task.export(tmp_path / "model", 3)
     exported = load_checkpoint(tmp_path / "model")
     assert exported.name == "squares" and exported.decoder is not None and exported.text_tokenizer is not None
     averaged = task.average.module.state_dict()
@@ -220,6 +220,6 @@ def test_what_cannot_be_trained_on_is_refused(data: Path, tmp_path: Path) -> Non
 def test_token_shards_outlive_a_better_way_back_to_pixels(data: Path, tmp_path: Path) -> None:
     pixels = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True))
     pixels.train_step(0, pixels.batch(0))
-    pixels.export(tmp_path / "better")
+    pixels.export(tmp_path / "better", 3)
     task = DecoderTask(decoder_training(data, image_tokenizer=str(tmp_path / "better")))
     assert len(task.rows.codes) == NUM_TRAIN

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from dalle.text_tokenizer import TextTokenizer
 from training import evaluate as program
 from training.evaluate import evaluate, find_splits
 from training.features import Gallery, PictureFeatures, concept_of, evenly, load_gallery, mean_features
-from training.generation import Drawn, judge
+from training.generation import Drawn, draw, judge
 from training.measures import chance_recall, frechet_distance, nearest, psnr, ssim, standardised
+from training.phrasing import Phrasing
 from training.shard_writer import ShardWriter, encode_webp
 
 # -- measures
@@ -326,6 +328,34 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
     assert (out / "numbers.json").read_bytes() == before
     evaluate(model, shards=(str(shards),), num=4, seed=1, out=out, device="cpu")
     assert (out / "numbers.json").read_bytes() != before
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test_prompts_in_natural_phrasing(
+    shards: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[Phrasing, list[str]] = {"training": [], "natural": []}
+    found = {}
+    for phrasing, prompts in asked.items():
+
+        def recorded(*args: Any, into: list[str] = prompts, **options: Any) -> Drawn:
+            drawn = draw(*args, **options)
+            into.extend(prompt for prompt, _, _ in drawn.examples)
+            return drawn
+
+        monkeypatch.setattr(program, "draw", recorded)
+        out = tmp_path / phrasing
+        evaluate(model, shards=(str(shards),), num=4, phrasing=phrasing, out=out, device="cpu")
+        found[phrasing] = json.loads((out / "numbers.json").read_text())
+        assert found[phrasing]["settings"]["phrasing"] == phrasing
+        assert f"Asked in {phrasing} phrasing" in (out / "table.md").read_text()
+    captions = {f"{colour} {style}" for colour in COLOURS for style in ("filled", "frame")}
+    assert len(asked["training"]) == len(asked["natural"]) == 7
+    assert set(asked["training"]) <= captions
+    for prompt, caption in zip(asked["natural"], asked["training"], strict=True):
+        assert caption in prompt != caption
+    assert found["training"]["reconstruction"] == found["natural"]["reconstruction"]
+    assert found["training"]["generation"] != found["natural"]["generation"]
 
 
 def test_a_model_without_a_decoder_is_reconstructed_only(

@@ -13,7 +13,10 @@ from dalle.errors import ImageError, ParameterError
 from dalle.images import (
     CHECKERS,
     LABEL_LINES,
+    ImageFormat,
+    Mode,
     _label_lines,
+    chosen_background,
     composite,
     contact_sheet,
     encode_image,
@@ -25,6 +28,7 @@ from dalle.images import (
     to_rgb,
     to_rgba,
     to_tensor,
+    with_background,
 )
 
 
@@ -130,7 +134,7 @@ def test_any_mode_becomes_rgba() -> None:
     image = _every_colour_and_alpha()
     assert to_rgba(image) is image
     opaque = to_rgba(_random_picture())
-    assert opaque.mode == "RGBA" and opaque.getextrema()[3] == (255, 255)
+    assert opaque.mode == "RGBA" and opaque.getchannel("A").getextrema() == (255, 255)
     assert opaque.convert("RGB").tobytes() == _random_picture().tobytes()
     assert to_rgba(Image.new("LA", (1, 1), (7, 9))).getpixel((0, 0)) == (7, 7, 7, 9)
     assert to_rgba(Image.fromarray(np.array([[65535]], dtype=np.uint16))).getpixel((0, 0)) == (255,) * 4
@@ -141,7 +145,7 @@ def test_load_keeps_transparency_if_it_is_asked_to() -> None:
     image = _every_colour_and_alpha()
     assert load_image(_saved(image), mode="RGBA").tobytes() == image.tobytes()
     assert load_image(_saved(image)).tobytes() == to_rgb(image).tobytes()
-    assert load_image(_saved(_random_picture()), mode="RGBA").getextrema()[3] == (255, 255)
+    assert load_image(_saved(_random_picture()), mode="RGBA").getchannel("A").getextrema() == (255, 255)
     # green that is transparent does not shine through where a resize mixes it with red
     sides = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
     sides.paste((255, 0, 0, 255), (32, 0, 64, 64))
@@ -274,7 +278,7 @@ def test_encoded_formats() -> None:
 
 def test_png_and_webp_keep_transparency_and_jpeg_has_it_over_white() -> None:
     image = to_pil(to_tensor(_every_colour_and_alpha(), channels=4))
-    files = {format: encode_image(image, format=format) for format in ("png", "webp", "jpeg")}  # type: ignore[arg-type]
+    files = {format: encode_image(image, format=format) for format in ("png", "webp", "jpeg")}
     assert load_image(files["png"], mode="RGBA").tobytes() == image.tobytes()
     kept = load_image(files["webp"], mode="RGBA")
     assert kept.getchannel("A").tobytes() == image.getchannel("A").tobytes(), "only the colours are lossy"
@@ -283,6 +287,42 @@ def test_png_and_webp_keep_transparency_and_jpeg_has_it_over_white() -> None:
     for file in files.values():
         assert np.abs(np.asarray(load_image(file), int) - np.asarray(to_rgb(image), int)).mean() < 3
     assert files["jpeg"] == encode_image(to_rgb(image), format="jpeg")
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "chosen"),
+    [
+        ("RGBA", "png", ["transparent", "opaque", "transparent"]),
+        ("RGBA", "webp", ["transparent", "opaque", "transparent"]),
+        (
+            "RGBA",
+            "jpeg",
+            ["jpeg has no transparency: choose png or webp, which have it, or another background", "opaque", "opaque"],
+        ),
+        ("RGB", "png", ["the model lively draws no transparency: choose opaque or auto", "opaque", "opaque"]),
+        ("RGB", "jpeg", ["the model lively draws no transparency: choose opaque or auto", "opaque", "opaque"]),
+    ],
+)
+def test_a_background_is_chosen_by_model_and_format(mode: Mode, format: ImageFormat, chosen: list[str]) -> None:
+    for asked, expected in zip(("transparent", "opaque", "auto"), chosen, strict=True):
+        try:
+            found: str = chosen_background(asked, mode=mode, model="lively", format=format)
+        except ParameterError as error:
+            found = str(error).removeprefix("background is 'transparent', but ")
+        assert found == expected
+
+
+def test_another_value_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ParameterError, match="background is 'pink'; it must be transparent, opaque or auto"):
+        chosen_background("pink", mode="RGBA", model="clear")
+
+
+def test_opaque_is_over_white() -> None:
+    drawn = Image.new("RGBA", (2, 1), (200, 0, 0, 0))
+    drawn.putpixel((1, 0), (0, 0, 0, 127))
+    assert with_background(drawn, "transparent") is drawn
+    opaque = with_background(drawn, "opaque")
+    assert opaque.mode == "RGB" and list(opaque.get_flattened_data()) == [(255,) * 3, (128,) * 3]
 
 
 def test_png_carries_unicode_text() -> None:

@@ -9,9 +9,8 @@ import torch
 from PIL import ExifTags, Image
 
 from dalle import DALLE
-from dalle.background import with_background
 from dalle.errors import ImageError, ParameterError
-from dalle.images import encode_image, to_rgb
+from dalle.images import encode_image, to_rgb, with_background
 from serving.jobs import ModelInfo
 from serving.pictures import MaskError, kept_codes, prepare, preview, prompt_of
 

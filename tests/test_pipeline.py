@@ -54,7 +54,7 @@ def test_a_model_draws_transparency(clear: DALLE) -> None:
 
 def test_a_background_that_cannot_be_is_refused_before_anything_is_drawn(model: DALLE, clear: DALLE) -> None:
     for background in ("auto", "opaque"):
-        (picture,) = model.generate("a red panda", seed=1, background=background)  # type: ignore[arg-type]
+        (picture,) = model.generate("a red panda", seed=1, background=background)
         assert picture.image.mode == "RGB" and "background" not in picture.receipt.parameters
     with pytest.raises(ParameterError, match="the model lively draws no transparency"):
         model.generate("a red panda", background="transparent")

@@ -15,6 +15,7 @@ from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.errors import CheckpointError, ConfigError, DataError
 from dalle.image_tokenizer import ImageTokenizer
 from training.codes import codes_digest
+from training.perceptual import LPIPS, find_lpips_heads
 from training.shards import PairShards, find_shards
 from training.vgg import VGG16Features
 from training.vq import VQTask
@@ -22,7 +23,7 @@ from training.vq_losses import (
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
-    perceptual_distance,
+    over_backgrounds,
     random_crops,
 )
 
@@ -218,7 +219,7 @@ def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path)
     assert not changed(before["encoder"], weights(task, "encoder"))
     assert not changed(before["quantizer"], weights(task, "quantizer"))
     assert changed(before["decoder"], weights(task, "decoder"))
-    task.export(tmp_path / "model")
+    task.export(tmp_path / "model", 3)
     exported = load_image_tokenizer(tmp_path / "model")
     assert codes_digest(exported) == codes_digest(eyes)
     images = task.pairs.images(range(NUM_TRAIN))
@@ -244,17 +245,34 @@ def test_vgg_features_have_the_shapes_of_the_paper(vgg: VGG16Features) -> None:
     assert len(VGG16Features(last_block=2)(torch.zeros(1, 3, 16, 16))) == 2
 
 
-def test_perceptual_distance(vgg: VGG16Features) -> None:
-    images, targets = (torch.rand(2, 2, 3, 16, 16) * 2 - 1).requires_grad_()
-    assert perceptual_distance(vgg, images, images).item() == 0
-    distance = perceptual_distance(vgg, images, targets)
-    one, other = ([F.normalize(feature, dim=1) for feature in vgg(x)[1:]] for x in (images, targets))
-    by_hand = [(a - b).square().sum(1).mean() for a, b in zip(one, other, strict=True)]
-    assert distance.item() == pytest.approx(sum(by_hand).item() / 3, rel=1e-5)  # type: ignore[union-attr]
-    distances = [perceptual_distance(vgg, targets + noise * (images - targets), targets) for noise in (0.1, 0.3, 1.0)]
-    assert distances[0] < distances[1] < distances[2]
-    pull, none = torch.autograd.grad(distance, (images, targets), allow_unused=True)
+def test_lpips_weighs_the_channels_of_each_block() -> None:
+    lpips = LPIPS()
+    images, targets = (torch.rand(2, 3, 3, 16, 16) * 2 - 1).requires_grad_()
+    assert lpips(images, images).tolist() == [0, 0, 0]
+    distances = lpips(images, targets)
+    stored = torch.load(find_lpips_heads(), map_location="cpu", weights_only=True)
+    by_hand = torch.zeros(3)
+    for block, (one, other) in enumerate(zip(lpips.vgg(images), lpips.vgg(targets), strict=True)):
+        squares = (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square()
+        head = stored[f"lin{block}.model.1.weight"].flatten()
+        by_hand += torch.einsum("bchw,c->bhw", squares, head).mean((1, 2))
+    torch.testing.assert_close(distances, by_hand)
+    nearer = lpips(targets + 0.3 * (images - targets), targets)
+    assert (nearer > 0).all() and (nearer < distances).all()
+    pull, none = torch.autograd.grad(distances.sum(), (images, targets), allow_unused=True)
     assert pull.abs().sum() > 0 and none is None
+
+
+def test_both_pictures_lie_over_the_same_colour() -> None:
+    transparent = -torch.ones(2, 4, 4, 4)
+    opaque = torch.cat([torch.rand(2, 3, 4, 4) * 2 - 1, torch.ones(2, 1, 4, 4)], dim=1)
+    one, other = over_backgrounds(transparent, opaque, torch.Generator().manual_seed(0))
+    assert torch.equal(other, opaque[:, :3]), "what is opaque hides it"
+    assert one.flatten(2).std(2).max() == 0 and one[0, 0, 0, 0] != one[1, 0, 0, 0], "a colour for each picture"
+    again, _ = over_backgrounds(transparent, opaque, torch.Generator().manual_seed(0))
+    assert torch.equal(one, again)
+    same, _ = over_backgrounds(opaque[:, :3], opaque[:, :3], torch.Generator())
+    assert torch.equal(same, opaque[:, :3])
 
 
 def test_crops_are_the_same_window_of_both() -> None:

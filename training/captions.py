@@ -1,43 +1,288 @@
-"""What a picture is called in training: templates drawn at random, with keywords, from a pair's metadata.
+"""Training captions: a pair's picture in the words that people would type, drawn at random from its metadata.
 
-People do not write captions the way a data set does. So a picture is seen under many: its own captions, with and
-without an article, with some of its keywords, with the style in front or behind or not at all.
+People do not ask for pictures the way a data set describes them. So a picture is seen under many captions: one third of
+the time its own first caption, which stays the manner that the model knows best; else a phrase of four choices: what
+the picture is called, whether and how its style is named, the frame around both, and how it is typed.
+
+The evaluation asks in other frames, which `training.phrasing` holds; none of them may be added here.
 """
 
+import dataclasses
 import random
+import re
+from collections.abc import Sequence
 from typing import Any
+
+from training.naming import (
+    countable,
+    country_of,
+    is_plural,
+    plural,
+    said,
+    straight,
+    synonyms,
+    telling_keywords,
+    with_article,
+    with_the,
+)
+from training.wording import Style, style_of
 
 __all__ = ["all_captions", "draw_caption"]
 
-MAX_KEYWORDS = 3
-TEMPLATES_WITH_STYLE = (
-    "{name}, {style} style emoji",
-    "{article} {name}, {style} style emoji",
-    "{name} in {style} style",
-    "{style} {name}",
-    "a {style} emoji of {name}",
-    "{name}, {keywords}, {style} style emoji",
-    "{keywords}, {style} style emoji",
+FIRST_CAPTION = 1 / 3
+"""Share of captions that are the pair's first, as it stands."""
+OWN_CAPTION = 0.05
+"""Share of captions that are one of the pair's others, before typing."""
+WITHOUT_STYLE = 0.25
+"""Share of captions that name no style."""
+KEYWORD_CAPTION = 0.06
+"""Share of captions with keywords, behind the name or instead of it."""
+SYNONYM = 0.4
+"""Share of names that are a synonym, where there is one."""
+PLURAL = 0.05
+"""Share of countable names that are in the plural."""
+OTHER_STYLE_WORDS = 0.4
+"""Share of named styles that are in other words."""
+ASKED = 0.15
+"""Share of framed phrases that are a request."""
+WRAPPED_ALONE, WRAPPED_WITH_STYLE = 0.5, 0.1
+"""Share of framed phrases that say `a picture of` or the like, without a style and with one."""
+TYPO = 0.025
+"""Share of captions with a typing error."""
+NUM_FOR_TOKENIZER = 6
+"""Captions drawn of each pair for the training of the text tokenizer."""
+
+# {name} is bare and {thing} has an article where it can; {style} is how a style is called and {picture} what a picture
+# in it is: twemoji and twemoji emoji, line icon and line icon. {a_...} has an article for sure.
+AROUND_WRAPPED = (
+    "{thing}, {style} style",
+    "{thing}, {style}",
+    "{thing} in {style} style",
+    "{thing} in the {style} style",
+    "{thing} ({style})",
 )
-TEMPLATES = ("{name}", "{article} {name}", "{name}, {keywords}")
+ASKABLE = (
+    *AROUND_WRAPPED,
+    "{thing} as {a_picture}",
+    "{name} as {picture}",
+    "{picture} of {thing}",
+    "{a_picture} of {thing}",
+)
+"""Frames that a request may hold: draw ..."""
+MARKS_AFTER = ("{thing} - {style}", "{thing}: {style}", "{thing} / {style}", "{thing}; {style} style")
+NOT_ASKABLE = ("{thing}, {picture}", "{style}, {name}", "{style}: {name}", "{style} - {name}", "{picture}: {name}")
+OF_STYLES = ("{style} {name}", "{style} {name}", "{name} {style} style")
+"""Frames for styles that are no noun, such as noto; a request may hold them."""
+OF_EMOJI = (
+    "{style} style {name}",
+    "{style} {name} {medium}",
+    "{style} {name} {medium}",
+    "{name} {medium} in {style} style",
+    "{name} {medium}, {style}",
+    "{name} {medium} ({style})",
+    "{name} {style} {medium}",
+    "{name}, {style} {medium}",
+)
+"""More frames for styles that are no noun; no request holds them."""
+OF_ICONS = ("{name} {style}", "{name} {style}", "{name}, {style}")
+"""Frames for styles that are a noun, such as line icon."""
+OF_TRADE_NAMES = ("{thing} in the style of {style}", "{name} in the style of {style}")
+TRADE_NAMES = (
+    *("noto", "google", "android", "twemoji", "twitter", "fluent", "microsoft", "emojione", "emoji one", "firefox"),
+    *("mozilla", "streamline"),
+)
+WITH_ONE = ("{a_style} {name}", "{a_style} {name} {medium}")
+"""Frames for names that can have an article."""
+PLAIN = ("{thing}",)
+WRAPPED = (
+    *("picture of {thing}", "a picture of {thing}", "image of {thing}", "an image of {thing}", "pic of {thing}"),
+    *("icon of {thing}", "an icon of {thing}", "drawing of {thing}", "a drawing of {thing}", "illustration of {thing}"),
+    *("emoji of {thing}", "an emoji of {thing}", "emoji of {thing}", "sticker of {thing}", "a sticker of {thing}"),
+    *("{name} emoji", "{name} emoji", "{name} icon", "{name} sticker", "{name} picture"),
+)
+"""Frames without a style. With one they are the thing of another frame: a sticker of a cat, 3d."""
+WITHOUT_EMOJI = tuple(frame for frame in WRAPPED if "emoji" not in frame and "sticker" not in frame)
+"""Frames for icons and clip art, so that the words emoji and sticker ask for no others than emoji."""
+ASKING = (
+    *("draw {it}", "draw {it}", "draw me {it}", "show me {it}", "give me {it}", "make {it}", "make me {it}"),
+    *("create {it}", "generate {it}", "i want {it}", "i need {it}", "please draw {it}", "please make {it}"),
+    *("can you draw {it}?", "can i have {it}", "draw {it}, please", "{it} please", "{it}, please"),
+)
+SEPARATORS = (", ", ", ", ", ", ", ", "; ", " / ", " - ")
+
+NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
+"""The key beside each letter on an English keyboard."""
 
 
 def draw_caption(metadata: dict[str, Any], chance: random.Random) -> str:
-    """One caption for a pair. Half of the time it is one of the pair's own `captions`, the first most often; else a
-    template with `name_en`, `style` and up to three of `keywords_en`, where it has them."""
-    captions: list[str] = metadata["captions"]
-    name, style = metadata.get("name_en", "").replace(": ", ", "), metadata.get("style", "")
-    if not name or chance.random() < 0.5:
-        return captions[0] if chance.random() < 0.5 else chance.choice(captions)
-    keywords = [word for word in metadata.get("keywords_en", []) if word != name]
-    chosen = chance.sample(keywords, k=min(len(keywords), chance.randint(1, MAX_KEYWORDS)))
-    templates = TEMPLATES_WITH_STYLE if style and chance.random() < 0.9 else TEMPLATES
-    usable = [template for template in templates if chosen or "{keywords}" not in template]
-    article = "an" if name[0].lower() in "aeiou" else "a"
-    return chance.choice(usable).format(name=name, style=style, keywords=", ".join(chosen), article=article)
+    """One caption for a pair, a function of its metadata and the generator's state.
+
+    Uses `captions` and, where the pair has them, `name_en`, `style` and `keywords_en`. A pair without a name has only
+    its captions: half of them stay as they are, and the others vary lightly.
+    """
+    own: list[str] = metadata["captions"]
+    if not metadata.get("name_en"):
+        return _own_caption(own, chance)
+    if chance.random() < FIRST_CAPTION:
+        return own[0]
+    rest = 1 - FIRST_CAPTION
+    if chance.random() < OWN_CAPTION / rest:
+        return _typed(straight(chance.choice(own[1:] or own)), chance)
+    style = style_of(metadata)
+    if style is not None and chance.random() < WITHOUT_STYLE / rest:
+        style = None
+    if chance.random() < KEYWORD_CAPTION / rest and (keywords := telling_keywords(metadata)):
+        return _typed(_with_keywords(metadata, keywords, style, chance), chance)
+    wraps = WRAPPED if "emoji" in own[0] else WITHOUT_EMOJI
+    return _typed(_framed(_naming(metadata, style, chance), style, wraps, chance), chance)
 
 
 def all_captions(metadata: dict[str, Any]) -> list[str]:
-    """Every phrase of a pair that a text tokenizer should know: its captions, name and keywords."""
+    """Every phrase of a pair that a text tokenizer should know: its captions, name and keywords, and some captions as
+    training draws them, always the same ones."""
     name = [metadata["name_en"]] if metadata.get("name_en") else []
-    return [*metadata["captions"], *name, *metadata.get("keywords_en", [])]
+    chance = random.Random(f"tokenizer/{metadata.get('id', '')}/{metadata['captions'][0]}")
+    drawn = [draw_caption(metadata, chance) for _ in range(NUM_FOR_TOKENIZER)] if name else []
+    return [*metadata["captions"], *name, *metadata.get("keywords_en", []), *drawn]
+
+
+# -- what it is called
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Naming:
+    """A name for the picture: bare, and as it stands in a sentence, with an article or in the plural."""
+
+    name: str
+    thing: str
+    one: bool
+    """Whether `a` may stand in front of the name."""
+
+
+def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random) -> _Naming:
+    name = metadata["name_en"]
+    others = synonyms(name)
+    if others and chance.random() < SYNONYM:
+        name = chance.choice(others)
+    elif (country := country_of(name)) and style is not None and not style.medium:
+        name = country  # a round flag of Peru
+    else:
+        ways = said(name)
+        name = ways[0] if chance.random() < 0.4 else chance.choice(ways)
+    # Icons are called by words without grammar, such as `undo` and `controls forward`: these take no article.
+    one = countable(name) and not metadata.get("style", "").endswith("icon")
+    if one and chance.random() < PLURAL and (many := plural(name)):
+        return _Naming(name=name, thing=many, one=False)
+    luck = chance.random()
+    if one and luck < 0.4:
+        thing = with_article(name)
+    elif luck > (0.5 if name.startswith("flag of ") else 0.94) and (one or is_plural(name) or "flag of " in name):
+        thing = with_the(name)
+    else:
+        thing = name
+    return _Naming(name=name, thing=thing, one=one)
+
+
+def _with_keywords(metadata: dict[str, Any], keywords: list[str], style: Style | None, chance: random.Random) -> str:
+    """The name with one to three keywords, or at least two keywords without the name, and the style."""
+    chosen = chance.sample(keywords, k=min(len(keywords), chance.randint(1, 3)))
+    with_name = len(chosen) < 2 or chance.random() < 0.7
+    parts = [*([said(metadata["name_en"])[0]] if with_name else []), *chosen]
+    if style is not None:
+        ending = f"{style.name} style {style.medium}".strip() if style.medium else style.name
+        parts.append(ending if chance.random() < 0.5 else _style_words(style, chance))
+    return chance.choice(SEPARATORS).join(parts)
+
+
+# -- the frame
+
+
+def _style_words(style: Style, chance: random.Random) -> str:
+    return chance.choice(style.others) if style.others and chance.random() < OTHER_STYLE_WORDS else style.name
+
+
+def _framed(naming: _Naming, style: Style | None, wraps: Sequence[str], chance: random.Random) -> str:
+    """The thing in its style, with what people put around it."""
+    asked = chance.random() < ASKED
+    wrapped = chance.random() < (WRAPPED_ALONE if style is None else WRAPPED_WITH_STYLE)
+    words = {"name": naming.name, "thing": naming.thing}
+    if style is None:
+        frames: Sequence[str] = wraps if wrapped else PLAIN
+    else:
+        called = _style_words(style, chance)
+        picture = f"{called} {style.medium}".strip()
+        words |= {"style": called, "a_style": with_article(called), "medium": style.medium}
+        words |= {"picture": picture, "a_picture": with_article(picture)}
+        if wrapped and style.medium:
+            words["thing"] = chance.choice(wraps).format(**words)
+            frames = AROUND_WRAPPED if asked else (*AROUND_WRAPPED, *MARKS_AFTER)
+        elif style.medium:
+            frames = (*ASKABLE, *OF_STYLES, *(WITH_ONE if naming.one else ()))
+            if not asked:
+                frames = (*frames, *MARKS_AFTER, *NOT_ASKABLE, *OF_EMOJI)
+                frames = (*frames, *OF_TRADE_NAMES) if called.startswith(TRADE_NAMES) else frames
+        else:
+            frames = ASKABLE if asked else (*ASKABLE, *MARKS_AFTER, *NOT_ASKABLE, *OF_ICONS)
+    phrase = chance.choice(frames).format(**words)
+    return chance.choice(ASKING).format(it=phrase) if asked else phrase
+
+
+# -- how it is typed
+
+
+def _typed(phrase: str, chance: random.Random) -> str:
+    """The phrase with somebody's capitals, quotes, full stop and, seldom, a typing error."""
+    rest = 1 - FIRST_CAPTION
+    if chance.random() < TYPO / rest:
+        phrase = _mistyped(phrase, chance)
+    phrase = _cased(phrase, chance)
+    if re.search(r"[\w)]$", phrase):
+        luck = chance.random()
+        phrase += "." if luck < 0.08 else "!" if luck < 0.11 else ""
+    if chance.random() < 0.3:
+        phrase = re.sub(r'"([^"]*)"', "\u201c\\1\u201d", phrase.replace("'", "\u2019"))
+    return phrase
+
+
+def _cased(phrase: str, chance: random.Random) -> str:
+    luck = chance.random()
+    if luck < 0.5:
+        return phrase
+    if luck < 0.7:
+        return phrase.lower()
+    if luck < 0.88:
+        return phrase[:1].upper() + phrase[1:]
+    if luck < 0.97:
+        return re.sub(r"(^|(?<=[\s(]))\w", lambda letter: letter[0].upper(), phrase)
+    return phrase.upper()
+
+
+def _mistyped(phrase: str, chance: random.Random) -> str:
+    """One error in one word of at least four letters: two letters swapped, one left out, doubled or beside its key."""
+    words = [match.span() for match in re.finditer(r"[A-Za-z]{4,}", phrase)]
+    if not words:
+        return phrase
+    start, end = chance.choice(words)
+    at = chance.randrange(start + 1, end - 1)
+    here, after = phrase[at], phrase[at + 1]
+    wrong = chance.choice([after + here, after, here * 2 + after, NEIGHBOURS[here.lower()] + after])
+    return phrase[:at] + wrong + phrase[at + 2 :]
+
+
+def _own_caption(own: list[str], chance: random.Random) -> str:
+    """One of the captions that people wrote: half of the time as it stands, else with other capitals, without its
+    article or full stop, or as the picture of something."""
+    caption = own[0] if chance.random() < 0.5 else chance.choice(own)
+    if chance.random() < 0.5:
+        return caption
+    if chance.random() < 0.3:
+        caption = re.sub(r"^(an?|the) (?=\w)", "", caption, flags=re.IGNORECASE)
+    if chance.random() < 0.15 and not re.match(r"(picture|image|photo|drawing|an? \w+ of)\b", caption, re.IGNORECASE):
+        lower = caption[:1].lower() + caption[1:] if caption[1:2].islower() or caption[1:2] == " " else caption
+        caption = f"a picture of {lower}"
+    luck = chance.random()
+    if luck < 0.4:
+        caption = caption.lower() if luck < 0.2 else caption[:1].upper() + caption[1:]
+    if chance.random() < 0.3:
+        caption = caption[:-1] if caption.endswith(".") else f"{caption}." if caption[-1:].isalnum() else caption
+    return caption

@@ -1,10 +1,10 @@
 """Token shards: pictures and captions as codes and text ids, written once, so that stage 2 sees neither.
 
-A token shard is a safetensors file with, for M pairs and V captions of each:
+A token shard is a safetensors file with, for M pairs, K views and V captions of each:
 
-    codes     (M, H, W)   uint16 or int32
-    text_ids  (M, V, T)   uint16 or int32
-    weights   (M,)        float32, how often a pair is drawn in an epoch
+    codes     (M, K, H, W)   uint16 or int32; the first view is the picture as it is (see `training.views`)
+    text_ids  (M, V, T)      uint16 or int32
+    weights   (M,)           float32, how often a pair is drawn in an epoch
 
 and in its header the digests of the two tokenizers that made it. Shards of other tokenizers are refused.
 """
@@ -16,6 +16,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from safetensors import SafetensorError, safe_open
@@ -32,18 +33,23 @@ from training.captions import draw_caption
 from training.command import mistakes_in_words
 from training.loop import keep_memory
 from training.shards import PairShards, find_shards
+from training.views import can_be_mirrored, draw_views
 
 __all__ = ["TokenShards", "codes_digest", "write_token_shards"]
 
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
+DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
+"""Fields of an image tokenizer's configuration that decide no codes."""
 
 
 def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
     """SHA-256 over all that decides codes: configuration, encoder and codebook. The way back to pixels may be trained
-    further without making token shards stale, and so may an option be added whose default is what was there before."""
+    further, or become larger, without making token shards stale, and so may an option be added whose default is what
+    was there before."""
     defaults = type(image_tokenizer.config)().to_dict()
-    chosen = {name: value for name, value in image_tokenizer.config.to_dict().items() if value != defaults[name]}
+    values = image_tokenizer.config.to_dict()
+    chosen = {key: value for key, value in values.items() if value != defaults[key] and key not in DECODER_FIELDS}
     digest = hashlib.sha256(json.dumps(chosen).encode())
     for name, value in sorted(image_tokenizer.state_dict().items()):
         if not name.startswith("decoder."):
@@ -63,12 +69,18 @@ def write_token_shards(
     out: Path,
     *,
     num_captions: int,
+    num_views: int = 1,
+    mirror: bool = False,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
-    """Encode all pairs into `out/00000.safetensors` and so on. Each pair gets `num_captions` captions drawn at random
-    by `training.captions`; a caption that is too long for the row is drawn again. Files get their names when all are
-    complete, and those of an earlier call are removed then, so that no set is ever mixed or short. Returns them."""
+    """Encode all pairs into `out/00000.safetensors` and so on. Returns the files.
+
+    Each pair gets `num_views` views: the first is the picture as it is, and with `mirror` the others may be mirrored
+    where nothing is written in the picture. It gets `num_captions` captions, drawn at random by `training.captions`; a
+    caption that is too long for the row is drawn again. Files get their names when all are complete, and those of an
+    earlier call are removed then, so that no set is ever mixed or short.
+    """
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
@@ -79,7 +91,12 @@ def write_token_shards(
         codes, text_ids = [], []
         for first in range(numbers.start, numbers.stop, BATCH_SIZE):
             batch = range(first, min(first + BATCH_SIZE, numbers.stop))
-            codes.append(image_tokenizer.encode(pairs.images(batch).to(device)).cpu())
+            images = pairs.images(batch, channels=image_tokenizer.config.channels).to(device)
+            sided = [mirror and can_be_mirrored(pairs.metadata(number)) for number in batch]
+            views = [images]
+            for view in range(1, num_views):
+                views.append(draw_views(images, sided, np.random.default_rng([seed, first, view])))
+            codes.append(torch.stack([image_tokenizer.encode(view).cpu() for view in views], dim=1))
             captions = [c for number in batch for c in _captions(pairs, number, text_tokenizer, num_captions, seed)]
             text_ids.append(text_tokenizer.encode_batch(captions).unflatten(0, (len(batch), num_captions)))
             bar.update(len(batch))
@@ -116,10 +133,10 @@ def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_capt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenShards:
-    """All token shards of a set, in memory: a million pairs of 64 codes and 8 captions of 32 tokens are 640 MB."""
+    """All token shards of a set, in memory: a million pairs of 256 codes and 16 captions of 32 tokens are 1.5 GB."""
 
     codes: Tensor
-    """(M, H, W) as stored."""
+    """(M, K, H, W) as stored."""
     text_ids: Tensor
     """(M, V, T) as stored."""
     weights: Tensor
@@ -151,7 +168,10 @@ class TokenShards:
             shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
             if len(shapes) > 1:
                 raise DataError(f"{name} of different shapes in {', '.join(map(str, paths))}: {sorted(shapes)}")
-        return cls(**{name: torch.cat(tensors) for name, tensors in parts.items()})
+        joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
+        if joined["codes"].ndim == 3:  # shards from before there were views
+            joined["codes"] = joined["codes"][:, None]
+        return cls(**joined)
 
 
 def encode_pairs(
@@ -161,7 +181,9 @@ def encode_pairs(
     image_tokenizer: Path = Path("runs/vq-emoji/model"),
     text_tokenizer: Path = Path("runs/bpe/tokenizer.json"),
     out: Path = Path("runs/codes/train"),
-    num_captions: int = 16,
+    num_captions: int = 32,
+    num_views: int = 1,
+    mirror: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -173,7 +195,9 @@ def encode_pairs(
         text_tokenizer: The `tokenizer.json` of training.bpe.
         out: Folder for the token shards.
         num_captions: Captions drawn for each picture; training picks one of them each time.
-        seed: Of the captions.
+        num_views: Views of each picture, slightly moved and scaled but for the first; training picks one each time.
+        mirror: Let views be mirrored, too, where the metadata say that nothing is written in the picture.
+        seed: Of captions and views.
         device: `auto`, `cpu`, `cuda`.
     """
     keep_memory()
@@ -183,6 +207,8 @@ def encode_pairs(
         TextTokenizer.load(text_tokenizer),
         out,
         num_captions=num_captions,
+        num_views=num_views,
+        mirror=mirror,
         seed=seed,
         device=choose_device(device),
     )

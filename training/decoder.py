@@ -13,12 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
 from dalle.device import choose_device
 from dalle.errors import DataError
+from dalle.image_tokenizer import ImageTokenizer
+from dalle.images import composite
 from dalle.text_tokenizer import TextTokenizer
 from dalle.transformer import Decoder, DecoderConfig
 from training.codes import TokenShards, codes_digest
@@ -58,13 +60,16 @@ class DecoderTrainingConfig(Config):
     code_noise: float = 1.0
     """Input codes are replaced at random while the targets stay: each row has its own share, from none to this. A small
     set of pictures is soon known by heart from its first codes; noise makes the caption worth reading to the end."""
+    embedding_weight: float = 0.0
+    """Weight of a second task: a linear layer on the hidden states predicts the codebook row of each next code, by
+    cosine. It tells the model which codes look alike (reAR, arXiv 2510.04450). The layer is not exported."""
     compile: bool = False
     """Let `torch.compile` fuse the model: a quarter quicker on a CPU. Needs a C++ compiler, and takes a minute."""
     start_from: str | None = None
     """Model directory whose decoder training starts from; its shape replaces `model`."""
 
     def __post_init__(self) -> None:
-        for name in ("text_loss_weight", "image_loss_weight", "weight_decay"):
+        for name in ("text_loss_weight", "image_loss_weight", "weight_decay", "embedding_weight"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("matrix_rate", "learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
@@ -86,6 +91,8 @@ class DecoderTask:
         )
         torch.manual_seed(config.loop.seed)
         self.model = self._new_model().to(self.device)
+        self.image_tokenizer.to(self.device)
+        self.embedding_head = self._new_embedding_head()
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.matrix_optimizer, self.optimizer = self._optimizers()
         if config.compile:
@@ -98,7 +105,7 @@ class DecoderTask:
     def _new_model(self) -> Decoder:
         if self.config.start_from is not None:
             return self._load_model(self.config.start_from)
-        grid_height, grid_width = self.rows.codes.shape[1:]
+        grid_height, grid_width = self.rows.codes.shape[2:]
         return Decoder(
             dataclasses.replace(
                 self.config.model,
@@ -111,6 +118,13 @@ class DecoderTask:
             )
         )
 
+    def _new_embedding_head(self) -> nn.Linear | None:
+        if not self.config.embedding_weight:
+            return None
+        if not isinstance(self.image_tokenizer, ImageTokenizer):
+            raise DataError("embedding_weight needs an image tokenizer with a codebook of vectors")
+        return nn.Linear(self.model.config.width, self.image_tokenizer.config.codebook_dim).to(self.device)
+
     def _load_model(self, folder: str) -> Decoder:
         checkpoint = load_checkpoint(folder)
         if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
@@ -121,7 +135,7 @@ class DecoderTask:
             )
         if checkpoint.text_tokenizer.digest != self.text_tokenizer.digest:
             raise DataError(f"{folder} has another text tokenizer than {self.config.text_tokenizer}")
-        layout, grid = checkpoint.decoder.layout, tuple(self.rows.codes.shape[1:])
+        layout, grid = checkpoint.decoder.layout, tuple(self.rows.codes.shape[2:])
         if (layout.grid_height, layout.grid_width) != grid:
             raise DataError(
                 f"{folder} draws {layout.grid_height} x {layout.grid_width} codes; the token shards have {grid}"
@@ -140,6 +154,7 @@ class DecoderTask:
         config = self.config
         matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
         others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
+        others += self.embedding_head.parameters() if self.embedding_head is not None else []
         muon = torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
         muon.param_groups[0]["peak_rate"] = config.matrix_rate
         groups = [
@@ -151,19 +166,21 @@ class DecoderTask:
         return muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
 
     def state(self) -> Parts:
-        return {
+        parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "model": self.model,
             "average": self.average,
             "matrix_optimizer": self.matrix_optimizer,
             "optimizer": self.optimizer,
         }
+        return parts if self.embedding_head is None else parts | {"embedding_head": self.embedding_head}
 
     def batch(self, step: int) -> dict[str, Tensor]:
         numbers = torch.from_numpy(self.epochs.batch(step))
         random = np.random.default_rng([self.config.loop.seed, step, 2])
         captions = torch.from_numpy(random.integers(self.rows.text_ids.shape[1], size=len(numbers)))
         text_ids = self.rows.text_ids[numbers, captions].long()
-        codes = self.rows.codes[numbers].long()
+        views = torch.from_numpy(random.integers(self.rows.codes.shape[1], size=len(numbers)))
+        codes = self.rows.codes[numbers, views].long()
         dropped = torch.from_numpy(random.random(len(numbers)) < self.config.caption_dropout)
         text_ids[dropped] = self.null_ids
         noise = torch.from_numpy(random.integers(self.image_tokenizer.config.codebook_size, size=codes.shape))
@@ -171,23 +188,36 @@ class DecoderTask:
         noisy = torch.from_numpy(random.random(codes.shape) < share)
         return {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
 
-    def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy in nats: of text ids that are not padding, and of codes."""
+    def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Mean cross-entropy in nats, of text ids that are not padding and of codes; and 1 - cosine of the predicted
+        codebook rows, if that is trained."""
         with autocast(self.device, self.config.loop.precision):
-            text_logits, image_logits = model.teacher_forced(text_ids, input_codes)
+            text_hidden, hidden = model.hidden_rows(text_ids, input_codes)
+            text_logits, image_logits = model.text_logits(text_hidden), model.image_logits(hidden)
         targets = text_ids[:, text_ids.shape[1] - text_logits.shape[1] :]
         targets = targets.masked_fill(targets == model.config.pad_id, -100)
-        text_loss = F.cross_entropy(text_logits.float().flatten(0, 1), targets.flatten())
-        return text_loss, F.cross_entropy(image_logits.float().flatten(0, 1), codes.flatten())
+        losses = {
+            "text_loss": F.cross_entropy(text_logits.float().flatten(0, 1), targets.flatten()),
+            "image_loss": F.cross_entropy(image_logits.float().flatten(0, 1), codes.flatten()),
+        }
+        if self.embedding_head is not None:
+            assert isinstance(self.image_tokenizer, ImageTokenizer)
+            with torch.no_grad():
+                rows = self.image_tokenizer.quantizer.decode(codes.flatten(1))
+            likeness = F.cosine_similarity(self.embedding_head(hidden.float()), rows, dim=-1)
+            losses["embedding_loss"] = 1 - likeness.mean()
+        return losses
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
         config = self.config
-        text_loss, image_loss = self._losses(self.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
-        loss = config.text_loss_weight * text_loss + config.image_loss_weight * image_loss
+        losses = self._losses(self.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
+        loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
+        if "embedding_loss" in losses:
+            loss = loss + config.embedding_weight * losses["embedding_loss"]
         loss.backward()
         scalars = clip_and_step([self.matrix_optimizer, self.optimizer], config.loop, step, loss.detach())
         self.average.update(self.model)
-        return {"loss": loss.detach(), "text_loss": text_loss.detach(), "image_loss": image_loss.detach()} | scalars
+        return {"loss": loss.detach(), **{name: one.detach() for name, one in losses.items()}} | scalars
 
     @torch.no_grad()
     def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -197,9 +227,9 @@ class DecoderTask:
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_LOOK_ROWS, len(rows.codes))).long()
-            text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes))
-            text_loss, image_loss = self._losses(model, text_ids, codes, codes)
-            numbers |= {f"{name}text_loss": float(text_loss), f"{name}image_loss": float(image_loss)}
+            text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes[:, 0]))
+            losses = self._losses(model, text_ids, codes, codes)
+            numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
         return numbers, {"drawn above real": self._draw(model)}
 
     def _draw(self, model: Decoder) -> Tensor:
@@ -217,17 +247,18 @@ class DecoderTask:
             for i in chosen.tolist()
         ]
         drawn = model.layout.grid(torch.stack(engine.run(requests)))
-        codes = torch.cat([drawn, self.val_rows.codes[chosen].long()])
-        pictures = self.image_tokenizer.decode(codes)
+        codes = torch.cat([drawn, self.val_rows.codes[chosen, 0].long()]).to(self.device)
+        pictures = composite(self.image_tokenizer.decode(codes))
         return rearrange(pictures, "(two b) c h w -> c (two h) (b w)", two=2)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, step: int) -> None:
         save_checkpoint(
             folder,
             name=self.config.name,
             image_tokenizer=self.image_tokenizer,
             text_tokenizer=self.text_tokenizer,
             decoder=self.average.module,
+            about={"decoder_steps": str(step)},
         )
 
 

@@ -2,8 +2,8 @@
 
 Two questions, for each validation split and for pairs of the training data:
 
-- reconstruction: what the image tokenizer loses between a picture and its codes. PSNR, SSIM, the perceptual distance of
-  stage 1, and how much of the codebook is in use over a whole data set.
+- reconstruction: what the image tokenizer loses between a picture and its codes. PSNR, SSIM, LPIPS, and how much of
+  the codebook is in use over a whole data set. Pictures with alpha are compared over white.
 - generation: draw pictures for captions and look for them among the real ones: are they nearest to the right concept,
   and to the right style? The Frechet distance of drawn and real pictures is that of 256 averaged features of VGG16's
   block 3, so that a few hundred pictures give a covariance. It cannot be compared with the FID of the literature, which
@@ -29,6 +29,7 @@ from dalle.checkpoint import load_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
 from dalle.image_tokenizers import AnyImageTokenizer
+from dalle.images import composite
 from dalle.quantize import codebook_statistics
 from dalle.sampling import SamplingParams, check_seed
 from training.command import mistakes_in_words
@@ -36,10 +37,10 @@ from training.features import PictureFeatures, batches, evenly, load_gallery
 from training.generation import Drawn, Numbers, draw, judge
 from training.loop import autocast, keep_memory
 from training.measures import psnr, ssim
+from training.perceptual import LPIPS
+from training.phrasing import Phrasing
 from training.report import report, sheet
 from training.shards import PairShards, find_shards
-from training.vgg import VGG16Features
-from training.vq_losses import perceptual_distance
 
 __all__ = ["Reconstructed", "evaluate", "find_splits", "reconstruct"]
 
@@ -56,6 +57,7 @@ def evaluate(
     *,
     shards: tuple[str, ...] = ("data/emoji",),
     num: int = 200,
+    phrasing: Phrasing = "training",
     guidance_scale: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
     temperature: float | None = None,
@@ -72,6 +74,8 @@ def evaluate(
         model: Model directory; without a decoder in it, only reconstruction is measured.
         shards: Tar files, folders or glob patterns. Files named val*.tar are validation splits.
         num: Pictures drawn for each split, at most.
+        phrasing: How prompts are worded. `training`: each pair's first caption. `natural`: in words of its own, with
+            synonyms and in frames that training captions never have.
         guidance_scale: 1 is off.
         guidance_schedule: Constant, or rising to its scale at the last code.
         temperature: 0 is greedy.
@@ -113,7 +117,10 @@ def evaluate(
         shown = "val_combo" if "val_combo" in splits else next(iter(_val_first(splits)))
         drawn = {}
         for name, pairs in splits.items():
-            drawn[name] = draw(name, pairs, checkpoint, embed, params, num=num, seed=seed, start=gallery.starts[name])
+            start = gallery.starts[name]
+            drawn[name] = draw(
+                name, pairs, checkpoint, embed, params, num=num, seed=seed, start=start, phrasing=phrasing
+            )
             if name == shown:
                 sheet(drawn[name], pairs).save(out / "sheet.png")
         generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
@@ -124,6 +131,7 @@ def evaluate(
         "shards": list(shards),
         "num": num,
         "seed": seed,
+        "phrasing": phrasing,
         "reconstructed": NUM_RECONSTRUCTED,
         **params.to_dict(),
     }
@@ -189,7 +197,7 @@ class Reconstructed:
     ssim: Tensor
     """(M,)."""
     perceptual: Tensor
-    """(M,): the mean of the picture's batch."""
+    """(M,): LPIPS."""
     counts: Tensor
     """(K,) int64: how often each code occurred."""
 
@@ -209,22 +217,22 @@ class Reconstructed:
 
 @torch.no_grad()
 def reconstruct(
-    pairs: PairShards, numbers: Sequence[int], tokenizer: AnyImageTokenizer, vgg: VGG16Features, title: str
+    pairs: PairShards, numbers: Sequence[int], tokenizer: AnyImageTokenizer, lpips: LPIPS, title: str
 ) -> Reconstructed:
     """Encode and decode these pictures on the tokenizer's device, and compare."""
     device = next(tokenizer.parameters()).device
     parts = []
     for batch in batches(numbers, title):
-        images = pairs.images(batch).to(device)
+        images = pairs.images(batch, channels=tokenizer.config.channels).to(device)
         codes = tokenizer.encode(images)
-        decoded = tokenizer.decode(codes)
+        images, decoded = composite(images), composite(tokenizer.decode(codes))
         with autocast(device, "auto"):
-            distance = perceptual_distance(vgg, decoded, images).float()
+            distance = lpips(decoded, images).float()
         parts.append(
             Reconstructed(
                 psnr=psnr(decoded, images).cpu(),
                 ssim=ssim(decoded, images).cpu(),
-                perceptual=distance.cpu().expand(len(batch)),
+                perceptual=distance.cpu(),
                 counts=torch.bincount(codes.flatten(), minlength=tokenizer.config.codebook_size).cpu(),
             )
         )
@@ -234,11 +242,11 @@ def reconstruct(
 def _reconstruct_all(
     splits: Mapping[str, PairShards], tokenizer: AnyImageTokenizer, device: torch.device
 ) -> dict[str, Numbers]:
-    vgg = VGG16Features(last_block=4).to(device)  # as in the loss of stage 1
+    lpips = LPIPS().to(device)
     parts = {}
     for name, pairs in splits.items():
         chosen = evenly(len(pairs), len(pairs) if _is_val(name) else NUM_RECONSTRUCTED)
-        parts[name] = reconstruct(pairs, chosen, tokenizer, vgg, f"reconstruct {name}")
+        parts[name] = reconstruct(pairs, chosen, tokenizer, lpips, f"reconstruct {name}")
     return _with_all_val(parts, Reconstructed.cat, Reconstructed.numbers)
 
 

@@ -37,8 +37,8 @@ PROBLEMS_FILE = "problems.jsonl"
 class FolderOptions:
     """Turn pictures with captions into training shards.
 
-    Pictures are cut to their centred square and resized; turned upright where the camera says so; laid over white
-    where they are transparent. What cannot be used is listed in SHARDS/problems.jsonl, one line each, and left out.
+    Pictures are cut to their centred square and resized; turned upright where the camera says so; what is
+    transparent in them stays so. What cannot be used is listed in SHARDS/problems.jsonl, one line each, and left out.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -107,7 +107,7 @@ def build(options: FolderOptions) -> Report:
             try:
                 if one.problem is not None:
                     raise ImageError(one.problem)
-                picture = encode_webp(load_image(one.path, size=(options.size, options.size)))
+                picture = encode_webp(load_image(one.path, size=(options.size, options.size), mode="RGBA"))
             except ImageError as error:
                 problems_by_number[number] = str(error)
                 continue

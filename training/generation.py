@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from dalle.checkpoint import Checkpoint
 from dalle.engine import Engine, StepResult
+from dalle.images import composite
 from dalle.request import Request
 from dalle.sampling import SamplingParams
 from training.features import Gallery, PictureFeatures, batches, evenly, mean_features
 from training.measures import chance_recall, frechet_distance, nearest, standardised
+from training.phrasing import Phrasing, prompt_for
 from training.shards import PairShards
 
 __all__ = ["RECALL_AT", "Drawn", "Numbers", "draw", "judge"]
@@ -67,16 +69,17 @@ def draw(
     num: int,
     seed: int,
     start: int,
+    phrasing: Phrasing = "training",
 ) -> Drawn:
     """Draw a picture for each of `num` pairs of a split, evenly spaced, whose first pair is `start` in the gallery.
 
-    The prompt is the pair's first caption, cut with a warning if it is too long for the model; the n-th picture has
+    The prompt is that of `training.phrasing`, cut with a warning if it is too long for the model; the n-th picture has
     the seed `seed` + n.
     """
     decoder, text, tokenizer = checkpoint.decoder, checkpoint.text_tokenizer, checkpoint.image_tokenizer
     assert decoder is not None and text is not None
     chosen = evenly(len(pairs), num)
-    prompts = [str(pairs.metadata(number)["captions"][0]) for number in chosen]
+    prompts = [prompt_for(pairs.metadata(number), number, phrasing) for number in chosen]
     rows = text.encode_batch(prompts, truncate=True)
     requests = [
         Request(text_ids=row, null_ids=text.null_ids, params=params, seed=seed + i) for i, row in enumerate(rows)
@@ -92,10 +95,10 @@ def draw(
     shown = set(evenly(len(chosen), NUM_EXAMPLES))
     drawn, reconstructed, examples = [], [], []
     for batch in batches(range(len(chosen)), f"look at {name}"):
-        images = tokenizer.decode(codes[batch].to(embed.device))
-        real = pairs.images([chosen[i] for i in batch]).to(embed.device)
+        images = composite(tokenizer.decode(codes[batch].to(embed.device)))
+        real = pairs.images([chosen[i] for i in batch], channels=tokenizer.config.channels).to(embed.device)
         drawn.append(embed(images))
-        reconstructed.append(embed(tokenizer.decode(tokenizer.encode(real))))
+        reconstructed.append(embed(composite(tokenizer.decode(tokenizer.encode(real)))))
         examples += [(prompts[i], chosen[i], image.cpu()) for i, image in zip(batch, images, strict=True) if i in shown]
     return Drawn(
         numbers=start + torch.tensor(chosen),

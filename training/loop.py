@@ -60,11 +60,17 @@ class LoopConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward and backward pass; `auto` takes bfloat16 where the hardware computes in it natively."""
     workers: int = 1
-    """Processes that prepare batches ahead; 0 prepares them in line."""
+    """Processes that prepare batches ahead; 0 prepares them in line, as is always done on CUDA, where pictures are kept
+    on the device."""
     log_steps: int = 20
     look_steps: int = 1000
     """Validate and draw pictures every so many steps, and at the end."""
     save_minutes: float = 5.0
+    export_minutes: float | None = None
+    """Write the artefact every so many minutes, with the weights of that time; None: only at the end."""
+    first_step: int = 0
+    """Step at which a new run begins. Above 0 it goes on with the schedule of a run whose exported weights it starts
+    from, and whose state is gone."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "batch_size")
@@ -75,6 +81,13 @@ class LoopConfig(Config):
         require(self.max_grad_norm > 0, f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
         require(0 <= self.average_decay < 1, f"average_decay is {self.average_decay}; it must be in [0, 1)")
         require_at_least(self, 1, "log_steps", "look_steps")
+        require(
+            self.export_minutes is None or self.export_minutes >= 0,
+            f"export_minutes is {self.export_minutes}; it must not be negative",
+        )
+        require(
+            0 <= self.first_step < self.steps, f"first_step is {self.first_step}; it must be in 0..{self.steps - 1}"
+        )
 
 
 class Task(Protocol):
@@ -95,8 +108,8 @@ class Task(Protocol):
     def look(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
         """Validation scalars, and picture grids (3, H, W) in [-1, 1]."""
 
-    def export(self, folder: Path) -> None:
-        """Write the artefact of the stage."""
+    def export(self, folder: Path, step: int) -> None:
+        """Write the artefact of the stage, as it is after this many steps."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -225,16 +238,15 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, 
 def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     keep_memory()
     device = choose_device(config.device)
-    start = restore_state(task.state(), folder)
+    start = restore_state(task.state(), folder) or config.first_step
     loader = DataLoader(
         _Batches(task),
         batch_size=None,
         sampler=range(start, config.steps),
-        num_workers=config.workers,
+        num_workers=0 if device.type == "cuda" else config.workers,
         worker_init_fn=_start_worker,
-        pin_memory=device.type == "cuda",
     )
-    saved = time.monotonic()
+    saved = exported = time.monotonic()
     with (
         # scalars logged after the last save are dropped: they will be logged again
         SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1) as writer,
@@ -260,10 +272,13 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 writer.flush()  # what was logged up to here will not be logged again
                 save_state(task.state(), done, folder)
                 saved = time.monotonic()
+            if config.export_minutes is not None and time.monotonic() - exported > 60 * config.export_minutes:
+                task.export(folder / "model", done)
+                exported = time.monotonic()
             if stop and done < config.steps:
                 tqdm.write(f"stopped after step {done}; the same command goes on from there")
                 return False
-    task.export(folder / "model")
+    task.export(folder / "model", config.steps)
     return True
 
 

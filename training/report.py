@@ -54,7 +54,7 @@ def report(
     parts = [
         f"# {checkpoint.name}, {checkpoint.digest[:12]}",
         "## Reconstruction",
-        "PSNR in dB, SSIM and the perceptual distance of stage 1: means over pictures. Usage in % and perplexity of "
+        "PSNR in dB, SSIM and LPIPS: means over pictures. Usage in % and perplexity of "
         f"the codebook ({codebook_size} codes): over all pictures of the row together.",
         _table(
             reconstruction,
@@ -62,7 +62,7 @@ def report(
                 ("pictures", "pictures", "count"),
                 ("PSNR", "psnr", "number"),
                 ("SSIM", "ssim", "fine"),
-                ("perceptual", "perceptual", "fine"),
+                ("LPIPS", "perceptual", "fine"),
                 ("usage", "usage", "share"),
                 ("perplexity", "perplexity", "number"),
             ],
@@ -72,7 +72,8 @@ def report(
         sampling = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p", "seed")
         parts += [
             "## Generation",
-            f"Drawn with {', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
+            f"Asked in {settings['phrasing']} phrasing, drawn with "
+            f"{', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
             "reconstructed from the real picture / blind guess. "
             "A share of 200 pictures has a standard error of up to 3.5. Frechet distances of rows with other numbers "
             "of pictures do not compare.",

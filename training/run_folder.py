@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dalle.errors import DataError
 
-__all__ = ["Parts", "claim_folder", "locked", "restore_state", "save_state"]
+__all__ = ["Parts", "claim_folder", "locked", "restore_state", "save_state", "saved_step"]
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """Everything that changes from step to step, by name."""
@@ -97,6 +97,18 @@ def save_state(parts: Parts, step: int, folder: Path) -> None:
     temporary.replace(folder / STATE_FILE)
 
 
+def saved_step(folder: Path) -> int:
+    """The number of steps done when the run was last saved, 0 if it was not. Raises `DataError` for a damaged file."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(file.metadata()["step"])
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
 def restore_state(parts: Parts, folder: Path) -> int:
     """Load the saved state into the parts. Returns the number of steps done, 0 if nothing was saved.
 
@@ -110,7 +122,7 @@ def restore_state(parts: Parts, folder: Path) -> int:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             step = int(file.metadata()["step"])
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} cannot be read: {error}; remove it to begin the run again") from error
+        raise _unreadable(path, error) from error
     for name, part in parts.items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
         if isinstance(part, nn.Module):
@@ -122,3 +134,7 @@ def restore_state(parts: Parts, folder: Path) -> int:
                 state.setdefault(int(index), {})[kind] = value
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
     return step
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read: {error}; remove it to begin the run again")

@@ -10,7 +10,8 @@ import math
 import os
 import tarfile
 from collections.abc import Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from dalle.errors import DataError, ImageError
 from dalle.images import open_image, premultiplied, to_mode
 
-__all__ = ["PairShards", "WeightedEpochs", "find_shards"]
+__all__ = ["PairShards", "WeightedEpochs", "find_shards", "from_pixels"]
 
 PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 
@@ -140,15 +141,31 @@ class PairShards:
         numbers = np.linspace(0, len(self) - 1, min(num_samples, len(self))).round().astype(int)
         return any(bool((self.picture(int(number), channels=4)[3] < 255).any()) for number in numbers)
 
-    def images(self, numbers: Sequence[int] | np.ndarray, *, channels: int = 3) -> Tensor:
-        """(B, channels, H, W) float32 in [-1, 1], as `dalle.images` describes it. Raises `DataError` if the pictures
-        differ in size."""
-        pictures = [self.picture(int(number), channels=channels) for number in numbers]
+    def pictures(self, numbers: Sequence[int] | np.ndarray | None = None, *, channels: int = 3) -> Tensor:
+        """(B, channels, H, W) uint8, of all pictures if no numbers are given. Raises `DataError` if the pictures differ
+        in size."""
+        if numbers is None:
+            with ThreadPoolExecutor() as pool, tqdm(total=len(self), desc="read pictures", leave=False) as bar:
+                pictures = []
+                for picture in pool.map(partial(self.picture, channels=channels), range(len(self))):
+                    pictures.append(picture)
+                    bar.update()
+        else:
+            pictures = [self.picture(int(number), channels=channels) for number in numbers]
         sizes = {tuple(picture.shape) for picture in pictures}
         if len(sizes) > 1:
             raise DataError(f"pictures of different sizes in one batch: {sorted(sizes)}")
-        pixels = torch.stack(pictures)
-        return premultiplied(pixels) if channels == 4 else pixels.float() / 127.5 - 1
+        return torch.stack(pictures)
+
+    def images(self, numbers: Sequence[int] | np.ndarray, *, channels: int = 3) -> Tensor:
+        """(B, channels, H, W) float32 in [-1, 1], as `dalle.images` describes it. Raises `DataError` if the pictures
+        differ in size."""
+        return from_pixels(self.pictures(numbers, channels=channels))
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """uint8 (B, C, H, W), RGB or straight RGBA, as float32 of the same shape in [-1, 1], colours premultiplied."""
+    return premultiplied(pixels) if pixels.shape[1] == 4 else pixels.float() / 127.5 - 1
 
 
 class WeightedEpochs:

@@ -7,6 +7,7 @@ entries that fall out of use are started again.
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -21,16 +22,18 @@ from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.images import composite
 from dalle.quantize import CodebookAverage, codebook_statistics
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.mistakes import Mistakes
+from training.perceptual import LPIPS
 from training.run_folder import Parts
-from training.shards import PairShards, WeightedEpochs, find_shards
-from training.vgg import VGG16Features
+from training.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.vq_losses import (
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
-    perceptual_distance,
+    over_backgrounds,
     random_crops,
 )
 
@@ -54,9 +57,15 @@ class VQTrainingConfig(Config):
     flip: bool = True
     """Mirror every second picture at random."""
     pixel_loss: Literal["l1", "l2"] = "l2"
+    """Distance of pixels. Pictures with alpha are compared over a random colour each."""
+    alpha_weight: float = 1.0
+    """Weight of the same distance of alpha itself, beside that of the pixels."""
     perceptual_weight: float = 0.0
+    """Weight of LPIPS."""
     perceptual_crop: int = 64
     """Side of the random square, in pixels, that the perceptual loss looks at."""
+    perceptual_pictures: int | None = None
+    """Number of pictures of a batch that the perceptual loss looks at; None: all."""
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     """Step at which the discriminator starts to pull on the decoder; it learns from the first."""
@@ -69,21 +78,36 @@ class VQTrainingConfig(Config):
     restart_below: float = 0.05
     """Restart an entry used less than this share of an equal share. Only with moving averages."""
     unquantized_steps: int = 300
+    compile: bool = False
+    """Let `torch.compile` fuse the networks: for CUDA; on a CPU it gains nothing."""
     start_from: str | None = None
     """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
     only_decoder: bool = False
     """Keep encoder and codebook, so that codes stay what they are, and train the way back to pixels alone."""
+    random_codes: float = 0.0
+    """Share of codes that are replaced at random before they become pixels, so that one wrong code does not spoil its
+    surroundings (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
+    drawn_by: str | None = None
+    """Model directory of stage 2. In half of the pictures, it draws up to half of the codes anew from those before
+    them: mistakes of the kind that it makes. Only with `only_decoder`."""
 
     def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "adversarial_weight", "commitment_weight", "weight_decay"):
+        for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
         require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
         require_at_least(self, 16, "perceptual_crop")
+        require(
+            self.perceptual_pictures is None or self.perceptual_pictures >= 1,
+            f"perceptual_pictures is {self.perceptual_pictures}; it must be at least 1",
+        )
         require_multiple(self, 4, "discriminator_width")
         require_at_least(self, 1, "discriminator_layers")
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
+        require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
+        require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
+        require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")
 
 
 def _trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
@@ -108,6 +132,7 @@ class VQTask:
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
         self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
+        self.mistakes = Mistakes(config.random_codes, config.drawn_by, self.model, self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.codebook_average = CodebookAverage(
             self.model.quantizer,
@@ -116,15 +141,24 @@ class VQTask:
             fixed_row=self.model.config.blank_code,
         )
         self.optimizer = self._optimizer(self.model)
+        if config.compile:
+            self.model.encoder.compile()
+            self.model.decoder.compile()
         self.adversarial = config.adversarial_weight > 0
         if self.adversarial:
             discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
             self.discriminator = discriminator.to(self.device)
             self.discriminator_optimizer = self._optimizer(self.discriminator)
-        self.vgg = VGG16Features(last_block=4).to(self.device) if config.perceptual_weight > 0 else None
+        self.lpips = LPIPS().to(self.device) if config.perceptual_weight > 0 else None
 
         self.pairs = PairShards(find_shards(config.train_shards), progress=True)
         self.val_pairs = PairShards(find_shards(config.val_shards))
+        self.channels = self.model.config.channels
+        if self.channels == 4 and not self.pairs.has_transparency():
+            raise DataError(
+                f"no picture of {', '.join(config.train_shards)} is transparent anywhere, and the model has an alpha "
+                "channel: build the shards anew, or train with --model.channels 3"
+            )
         self.epochs = WeightedEpochs(self.pairs.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -152,12 +186,24 @@ class VQTask:
         """What the run was started on; it resumes on nothing else."""
         return {"train_pairs": len(self.pairs)}
 
+    @cached_property
+    def _pixels(self) -> Tensor:
+        """(M, C, H, W) uint8: every picture, on the device: 20,000 of 128 x 128 pixels with alpha are 1.3 GB."""
+        return self.pairs.pictures(channels=self.channels).to(self.device)
+
+    def _images(self, numbers: np.ndarray) -> Tensor:
+        if self.device.type == "cuda":
+            return from_pixels(self._pixels[torch.from_numpy(numbers).to(self.device)])
+        return self.pairs.images(numbers, channels=self.channels)
+
     def batch(self, step: int) -> dict[str, Tensor]:
-        images = self.pairs.images(self.epochs.batch(step))
+        numbers = self.epochs.batch(step)
+        images = self._images(numbers)
         if self.config.flip:
             flipped = np.random.default_rng([self.config.loop.seed, step, 1]).random(len(images)) < 0.5
             images[flipped] = images[flipped].flip(-1)
-        return {"images": images}
+        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.mistakes.need_captions else []
+        return {"images": images} | self.mistakes.captions(metadata, [self.config.loop.seed, step, 2])
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
         config, images = self.config, batch["images"]
@@ -169,21 +215,29 @@ class VQTask:
         with autocast(self.device, config.loop.precision):
             latents = self.model.latents(images)
         quantized = self.model.quantizer(latents.float())
+        vectors = quantized.latents if warming else quantized.vectors
+        if config.only_decoder:
+            vectors = self.model.quantizer.decode(self.mistakes(quantized.codes, batch, generator))
         with autocast(self.device, config.loop.precision):
-            drawn = self.model.pixels(quantized.latents if warming else quantized.vectors).float()
+            drawn = self.model.pixels(vectors).float()
 
-        pixel_loss = F.l1_loss(drawn, images) if config.pixel_loss == "l1" else F.mse_loss(drawn, images)
+        distance = F.l1_loss if config.pixel_loss == "l1" else F.mse_loss
+        shown, wanted = over_backgrounds(drawn, images, generator)
+        loss = pixel_loss = distance(shown, wanted)
         scalars: dict[str, Tensor | float] = {"pixel_loss": pixel_loss}
-        loss = pixel_loss
-        if self.vgg is not None:
-            crops = random_crops(drawn, images, config.perceptual_crop, generator)
+        if self.channels == 4:
+            scalars["alpha_loss"] = alpha_loss = distance(drawn[:, 3], images[:, 3])
+            loss = loss + config.alpha_weight * alpha_loss
+        if self.lpips is not None:
+            some = slice(config.perceptual_pictures)
+            crops = random_crops(shown[some], wanted[some], config.perceptual_crop, generator)
             with autocast(self.device, config.loop.precision):
-                perceptual_loss = perceptual_distance(self.vgg, *crops)
+                perceptual_loss = self.lpips(*crops).mean()
             loss = loss + config.perceptual_weight * perceptual_loss
             scalars["perceptual_loss"] = perceptual_loss
         if self.adversarial and step >= config.adversarial_start:
             with autocast(self.device, config.loop.precision):
-                generator_loss = -self.discriminator(drawn).float().mean()
+                generator_loss = -self.discriminator(shown).float().mean()
             weight = config.adversarial_weight * adaptive_weight(loss, generator_loss, self._last_layer())
             loss = loss + weight * generator_loss
             scalars |= {"generator_loss": generator_loss, "adaptive_weight": weight}
@@ -201,7 +255,7 @@ class VQTask:
         scalars["batch_usage"], scalars["batch_perplexity"] = codebook_statistics(counts)
         if self.adversarial:
             with autocast(self.device, config.loop.precision):
-                verdicts = self.discriminator(images).float(), self.discriminator(drawn.detach()).float()
+                verdicts = self.discriminator(wanted).float(), self.discriminator(shown.detach()).float()
             judged = discriminator_loss(*verdicts)
             self.discriminator_optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients here
             judged.backward()
@@ -226,16 +280,19 @@ class VQTask:
 
     @torch.no_grad()
     def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """PSNR in dB of the averaged weights on validation pictures (mean over pictures), codebook usage and
-        perplexity, and a grid of pictures above their reconstructions."""
+        """Validation of the averaged weights: PSNR in dB over white (mean over pictures), mean absolute error of alpha
+        in [0, 1], codebook usage and perplexity, and a grid of pictures above their reconstructions."""
         tokenizer = self.average.module
         size = tokenizer.config.codebook_size
-        errors, counts, shown = [], torch.zeros(size, dtype=torch.int64), None
+        errors, alpha_errors, counts, shown = [], [], torch.zeros(size, dtype=torch.int64), None
         numbers = range(min(NUM_LOOK_PICTURES, len(self.val_pairs)))
         for start in range(0, len(numbers), 32):
-            images = self.val_pairs.images(numbers[start : start + 32]).to(self.device)
+            images = self.val_pairs.images(numbers[start : start + 32], channels=self.channels).to(self.device)
             codes = tokenizer.encode(images)
             drawn = tokenizer.decode(codes)
+            if self.channels == 4:
+                alpha_errors.append(((drawn - images)[:, 3] / 2).abs().mean((1, 2)))
+            images, drawn = composite(images), composite(drawn)
             counts += torch.bincount(codes.flatten(), minlength=size).cpu()
             errors.append(((drawn - images) / 2).square().mean((1, 2, 3)))
             if shown is None:
@@ -243,10 +300,12 @@ class VQTask:
         assert shown is not None
         usage, perplexity = codebook_statistics(counts)
         psnr = -10 * torch.cat(errors).clamp_min(1e-10).log10().mean().item()
-        return {"psnr": psnr, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
+        alpha = {"alpha_error": torch.cat(alpha_errors).mean().item()} if alpha_errors else {}
+        return {"psnr": psnr, **alpha, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
 
-    def export(self, folder: Path) -> None:
-        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module)
+    def export(self, folder: Path, step: int) -> None:
+        about = {"image_tokenizer_steps": str(step)}
+        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module, about=about)
 
 
 def main() -> None:

@@ -1,29 +1,25 @@
-"""Losses of stage 1 beyond the pixels: a perceptual distance and a patch discriminator.
+"""What stage 1 compares pictures by, beyond the pixels: backgrounds, crops, and a patch discriminator.
 
-The perceptual distance follows Johnson et al. 2016 and LPIPS (Zhang et al. 2018, arXiv 1801.03924): features are
-normalised over channels before they are compared. The discriminator and its adaptive weight follow VQGAN (Esser et
-al. 2021, arXiv 2012.09841).
+The discriminator and its adaptive weight follow VQGAN (Esser et al. 2021, arXiv 2012.09841).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.vgg import VGG16Features
+from dalle.images import composite
 
-__all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss", "perceptual_distance", "random_crops"]
+__all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss", "over_backgrounds", "random_crops"]
 
 
-def perceptual_distance(vgg: VGG16Features, images: Tensor, targets: Tensor) -> Tensor:
-    """Scalar: mean squared distance of channel-normalised features from block 2 on, averaged over blocks.
+def over_backgrounds(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Both (B, C, H, W) as (B, 3, H, W): pictures with alpha over a random colour each, the same for image and target.
 
-    Images and targets are (B, 3, H, W) in [-1, 1]; only the images get a gradient.
+    An edge is right only if it is right over any background, so what is learned is an edge of alpha. Of a background
+    that was always white, the edge would keep a white fringe.
     """
-    with torch.no_grad():
-        wanted = [F.normalize(feature, dim=1) for feature in vgg(targets)[1:]]
-    drawn = [F.normalize(feature, dim=1) for feature in vgg(images)[1:]]
-    distances = [(a - b).square().sum(1).mean() for a, b in zip(drawn, wanted, strict=True)]
-    return torch.stack(distances).mean()
+    backgrounds = torch.rand(len(images), 3, 1, 1, generator=generator).to(images.device)
+    return composite(images, backgrounds), composite(targets, backgrounds)
 
 
 def random_crops(images: Tensor, targets: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from dalle.background import Background
 from dalle.errors import DalleError
+from dalle.images import Background
 from dalle.model_store import DEFAULT_MODEL
 from dalle.pipeline import MAX_PICTURES
 from dalle.receipt import printable

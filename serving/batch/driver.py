@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from dalle.background import choose_background
 from dalle.checkpoint import ModelFacts, load_facts
 from dalle.errors import DalleError, DataError
+from dalle.images import chosen_background
 from dalle.model_store import find_model
 from dalle.receipt import printable
 from serving.batch import estimate, local, pages
@@ -88,7 +88,7 @@ def run_batch(batch: Batch) -> int:
     facts = load_facts(folder)
     plan = batch.plan
     # an option that no line could follow is one mistake, and not one of every line
-    choose_background(plan.background, model=facts.name, mode=facts.image_mode, image_format=plan.image_format)
+    chosen_background(plan.background, mode=facts.image_mode, model=facts.name, format=plan.image_format)
     planner = Planner(facts, Path(batch.model).name, plan)
     storage = open_storage(batch.out)
 

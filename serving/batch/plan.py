@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from dalle.background import Background, DrawnBackground
 from dalle.checkpoint import ModelFacts
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
-from dalle.images import ImageFormat
+from dalle.images import Background, DrawnBackground, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
 from dalle.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.sampling import SamplingParams

@@ -1,0 +1,529 @@
+"""From pictures to a model, in one command and within a budget of time: `python -m training.recipe PRESET --out DIR`.
+
+Seven stages, each an artefact of its own in DIR that its own program can go on with:
+
+    shards/            pictures and captions (built, or handed in)
+    text/              1. the text tokenizer, of the captions
+    image_tokenizer/   2. stage 1, a run folder
+    codes/             3. token shards
+    decoder/           4. stage 2, a run folder; `decoder/model` draws from its first export on
+    sharper/           5. the decoder half of the image tokenizer, further: a run folder
+    model/             6. what is to be shipped
+    report/            7. figures and a sheet
+
+With `--minutes`, each stage has a share of what is left of the budget when its turn comes, and picks its number of
+steps by taking a few: the number is written down, so that a resumed run is the run that it would have been. The same
+command goes on wherever it was stopped.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import tyro
+
+from dalle.checkpoint import load_checkpoint, save_checkpoint
+from dalle.device import choose_device
+from dalle.errors import DataError
+from dalle.sampling import SamplingParams
+from training.bpe import train_text_tokenizer
+from training.codes import encode_pairs
+from training.command import mistakes_in_words
+from training.decoder import DecoderTask, DecoderTrainingConfig
+from training.evaluate import evaluate
+from training.folder import FolderOptions
+from training.folder import build as build_folder
+from training.loop import Task, train
+from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
+from training.release import release
+from training.run_folder import claim_folder, saved_step
+from training.shards import PairShards, find_shards
+from training.vq import VQTask, VQTrainingConfig
+
+__all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main", "status"]
+
+PLAN_FILE = "plan.json"
+PROBE_STEPS = 3
+"""Steps that are timed to find out how many fit; as many are taken before, to warm up."""
+SMALLEST_VAL = 8
+C = TypeVar("C", VQTrainingConfig, DecoderTrainingConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is made, as configurations of the stages; paths and steps are filled in by `cook`."""
+
+    image_tokenizer: VQTrainingConfig
+    decoder: DecoderTrainingConfig
+    sharper: VQTrainingConfig
+    vocab_size: int
+    num_captions: int
+    num_views: int
+    mirror: bool
+    num_figures: int
+    """Pictures of each split that the figures are measured on, at most."""
+    sampling: SamplingParams
+    cuda_batches: Mapping[str, int]
+    """Batch sizes of the three runs on CUDA, where small ones leave the device idle."""
+
+
+TITLES = {
+    "text": "text tokenizer",
+    "image_tokenizer": "image tokenizer",
+    "codes": "token shards",
+    "decoder": "decoder",
+    "sharper": "sharper pixels",
+    "model": "model directory",
+    "figures": "figures and sheet",
+}
+SHARES = {"text": 0.01, "image_tokenizer": 0.27, "codes": 0.05, "decoder": 0.45, "sharper": 0.15, "figures": 0.07}
+"""Of the budget. What a stage does not use, or takes too much, is shared by those after it."""
+
+
+def _recipe_emoji() -> Recipe:
+    """256 codes for a 128 x 128 picture with transparency: the default model, some 20 core-hours on a CPU."""
+    stage_1 = vq_emoji()
+    return Recipe(
+        image_tokenizer=stage_1,
+        decoder=decoder_emoji(),
+        sharper=dataclasses.replace(
+            stage_1,
+            loop=dataclasses.replace(stage_1.loop, steps=3000),
+            start_from="image_tokenizer/model",
+            only_decoder=True,
+            learning_rate=3e-4,
+            perceptual_weight=0.2,
+            perceptual_pictures=8,
+            adversarial_weight=0.02,
+            adversarial_start=500,
+            random_codes=0.05,
+        ),
+        vocab_size=4096,
+        num_captions=32,
+        num_views=4,
+        mirror=True,
+        num_figures=200,
+        sampling=SamplingParams(guidance_scale=1.5, temperature=0.5),
+        cuda_batches={"image_tokenizer": 128, "decoder": 256, "sharper": 64},
+    )
+
+
+def _recipe_tiny() -> Recipe:
+    """A minute on one core: to see that everything runs, not to see pictures."""
+    stage_1 = vq_tiny()
+    return Recipe(
+        image_tokenizer=dataclasses.replace(stage_1, model=dataclasses.replace(stage_1.model, channels=4)),
+        decoder=decoder_tiny(),
+        sharper=dataclasses.replace(
+            stage_1,
+            loop=dataclasses.replace(stage_1.loop, steps=20),
+            start_from="image_tokenizer/model",
+            only_decoder=True,
+            perceptual_weight=0.1,
+            perceptual_pictures=2,
+            adversarial_weight=0.02,
+            adversarial_start=10,
+            discriminator_width=16,
+            random_codes=0.05,
+        ),
+        vocab_size=512,
+        num_captions=4,
+        num_views=2,
+        mirror=True,
+        num_figures=8,
+        sampling=SamplingParams(),
+        cuda_batches={},
+    )
+
+
+PRESETS: Mapping[str, Callable[[], Recipe]] = {"emoji": _recipe_emoji, "tiny": _recipe_tiny}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """Make a model of pictures and captions: both tokenizers, the decoder, figures and a sheet.
+
+    Without `--minutes` every stage takes the preset's own number of steps. The same command goes on where it was
+    stopped; each stage's artefact can be used alone.
+    """
+
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
+    """`emoji` (the default model), or `tiny` (to see that everything runs)."""
+    out: Path
+    """Folder for all artefacts."""
+    minutes: float | None = None
+    """Budget in minutes for all stages together, downloads and reading pictures not counted."""
+    pictures: Path | None = None
+    """Your own pictures with captions, as `python -m training.folder` takes them. Default: emoji, from packages."""
+    shards: Path | None = None
+    """Folder of picture-caption shards that are there already, instead."""
+    start_from: Path | None = None
+    """Model directory of an earlier run to go on from, where its run folders are gone. What it has is not trained
+    again: an image tokenizer alone, or with a decoder, which goes on at the step that the model says."""
+    export_minutes: float | None = None
+    """Write the decoder's model every so many minutes, to be drawn with while it is still trained."""
+    name: str = "emoji"
+    """Name of the model."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`."""
+    seed: int = 0
+    """Of all stages."""
+    status: bool = False
+    """Only print how far the run in the folder is."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise DataError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise DataError(f"minutes is {self.minutes}; it must be above 0")
+        if self.pictures is not None and self.shards is not None:
+            raise DataError("pictures and shards are two sources; give one")
+
+
+class Plan:
+    """What was decided and used, stage by stage: kept in a file, so that a resumed run decides nothing anew."""
+
+    def __init__(self, folder: Path, minutes: float | None) -> None:
+        self.path = folder / PLAN_FILE
+        self.budget = None if minutes is None else 60 * minutes
+        self.steps: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        """Used so far by each stage that has begun."""
+        self.done: list[str] = []
+        if self.path.exists():
+            try:
+                found = json.loads(self.path.read_text(encoding="utf-8"))
+                self.steps, self.seconds = dict(found["steps"]), dict(found["seconds"])
+                self.done = list(found["done"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{self.path} cannot be read: {error}; give another --out folder") from error
+
+    def share(self, stage: str) -> float:
+        """Seconds for a stage whose turn it is: its part of what is left of the budget."""
+        assert self.budget is not None
+        left = self.budget - sum(self.seconds.values())
+        to_come = list(SHARES)[list(SHARES).index(stage) :]
+        return max(0.0, left) * SHARES[stage] / sum(SHARES[name] for name in to_come)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the body, and notes that the stage is done unless it raises."""
+        start = time.monotonic()
+        try:
+            yield
+            self.done.append(name)
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 1)
+            self.save()
+
+    def save(self) -> None:
+        """Write the file anew, whole or not at all."""
+        unfinished = self.path.with_suffix(".part")
+        values = {"steps": self.steps, "seconds": self.seconds, "done": self.done}
+        unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(self.path)
+
+
+class StoppedError(Exception):
+    """A stage was asked to stop before its end, and has saved its state."""
+
+
+class _Cook:
+    """The stages of a recipe, each a method; `cook` says their order."""
+
+    def __init__(self, options: RecipeOptions) -> None:
+        self.options = options
+        self.recipe = PRESETS[options.preset]()
+        self.device = choose_device(options.device)
+        self.out = options.out
+        self.start = None if options.start_from is None else load_checkpoint(options.start_from)
+        claim_folder(self.out, self._described(), {})
+        self.plan = Plan(self.out, options.minutes)
+        self.shards = self._find_shards()
+        self.train_shards = (str(self.shards / "train*.tar"),)
+        val = [pattern for pattern in ("val_combo.tar", "val*.tar") if list(self.shards.glob(pattern))]
+        self.val_shards = (str(self.shards / val[0]),) if val else self.train_shards
+        self.channels = 4 if PairShards(find_shards(self.train_shards)).has_transparency() else 3
+
+    def _described(self) -> dict[str, Any]:
+        """What decides the artefacts, but for the budget: a folder of another recipe is refused."""
+        options = self.options
+        return {
+            "preset": options.preset,
+            "pictures": str(options.pictures or options.shards or "emoji"),
+            "start_from": None if self.start is None else self.start.digest,
+            "seed": options.seed,
+            "device": self.device.type,
+        }
+
+    def _find_shards(self) -> Path:
+        options = self.options
+        if options.shards is not None:
+            return options.shards
+        if options.pictures is None:
+            # here, for its packages: whoever hands in shards needs no renderer
+            from training.emoji.program import EmojiOptions
+            from training.emoji.program import build as build_emoji
+
+            folder = Path("data/emoji")
+            if not (folder / "contact_sheet.png").exists():
+                build_emoji(EmojiOptions(out=folder))
+            return folder
+        folder = self.out / "shards"
+        if not list(folder.glob("*.tar")):
+            size = self.recipe.image_tokenizer.model.image_size
+            report = build_folder(FolderOptions(source=options.pictures, out=folder, size=size, val_fraction=0.05))
+            if report.problems:
+                print(f"{len(report.problems)} pictures or captions cannot be used: see {folder / 'problems.jsonl'}")
+        return folder
+
+    def _announce(self, stage: str, steps: str = "") -> None:
+        number = list(TITLES).index(stage) + 1
+        used = sum(self.plan.seconds.values()) / 60
+        budget = "" if self.options.minutes is None else f"; {used:.1f} of {self.options.minutes:g} minutes used"
+        print(f"[{number}/{len(TITLES)}] {TITLES[stage]}{steps}{budget}", flush=True)
+
+    def text(self) -> None:
+        path = self.out / "text" / "tokenizer.json"
+        if "text" in self.plan.done:
+            return
+        self._announce("text")
+        with self.plan.stage("text"):
+            if self.start is not None and self.start.text_tokenizer is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.start.text_tokenizer.save(path)
+            else:
+                train_text_tokenizer(self.train_shards, out=path, vocab_size=self.recipe.vocab_size)
+
+    def image_tokenizer(self) -> None:
+        config = self.recipe.image_tokenizer
+        first_step = 0
+        if "image_tokenizer" in self.plan.done:
+            return
+        if self.start is not None:
+            first_step = int(self.start.about.get("image_tokenizer_steps", config.loop.steps))
+            if self.start.decoder is not None or first_step >= config.loop.steps:
+                with self.plan.stage("image_tokenizer"):
+                    folder = self.out / "image_tokenizer" / "model"
+                    save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.start.image_tokenizer)
+                return
+            config = dataclasses.replace(config, start_from=str(self.options.start_from))
+        model = dataclasses.replace(config.model, channels=self.channels)
+        self._train("image_tokenizer", dataclasses.replace(config, model=model), VQTask, first_step)
+
+    def codes(self) -> None:
+        if "codes" in self.plan.done:
+            return
+        self._announce("codes")
+        recipe, options = self.recipe, self.options
+        with self.plan.stage("codes"):
+            for name, shards in (("val", self.val_shards), ("train", self.train_shards)):
+                encode_pairs(
+                    shards,
+                    image_tokenizer=self.out / "image_tokenizer" / "model",
+                    text_tokenizer=self.out / "text" / "tokenizer.json",
+                    out=self.out / "codes" / name,
+                    num_captions=recipe.num_captions,
+                    num_views=recipe.num_views if name == "train" else 1,
+                    mirror=recipe.mirror,
+                    seed=options.seed,
+                    device=options.device,
+                )
+
+    def decoder(self) -> None:
+        config = dataclasses.replace(
+            self.recipe.decoder,
+            name=self.options.name,
+            image_tokenizer=str(self.out / "image_tokenizer" / "model"),
+            text_tokenizer=str(self.out / "text" / "tokenizer.json"),
+            train_shards=(str(self.out / "codes/train/*.safetensors"),),
+            val_shards=(str(self.out / "codes/val/*.safetensors"),),
+            compile=self.device.type == "cuda" or shutil.which("g++") is not None,
+        )
+        first_step = 0
+        if self.start is not None and self.start.decoder is not None:
+            first_step = min(int(self.start.about.get("decoder_steps", 0)), config.loop.steps - 1)
+            config = dataclasses.replace(config, start_from=str(self.options.start_from))
+        self._train("decoder", config, DecoderTask, first_step)
+
+    def sharper(self) -> None:
+        config = dataclasses.replace(
+            self.recipe.sharper,
+            start_from=str(self.out / "image_tokenizer" / "model"),
+            drawn_by=str(self.out / "decoder" / "model"),
+        )
+        self._train("sharper", config, VQTask)
+
+    def model(self) -> None:
+        self._announce("model")
+        release(
+            self.out / "decoder" / "model",
+            out=self.out / "model",
+            name=self.options.name,
+            image_tokenizer=self.out / "sharper" / "model",
+            sampling=self.recipe.sampling,
+        )
+
+    def figures(self) -> None:
+        if "figures" in self.plan.done:
+            return
+        num = self.recipe.num_figures
+        if self.options.minutes is not None and self.device.type == "cpu":
+            num = max(2, min(num, int(self.plan.share("figures") / 4)))
+        self._announce("figures")
+        with self.plan.stage("figures"):
+            evaluate(
+                self.out / "model",
+                shards=(str(self.shards),),
+                num=num,
+                out=self.out / "report",
+                device=self.options.device,
+            )
+
+    def _train(self, stage: str, config: C, task_class: Callable[[C], Task], first_step: int = 0) -> None:
+        """Run a stage to its end: with the steps that were decided, or else as many as its share of the budget lets."""
+        if stage in self.plan.done:
+            return
+        config = self._placed(stage, config)
+        with self.plan.stage(stage):
+            if stage not in self.plan.steps:
+                self.plan.steps[stage] = self._choose_steps(stage, config, task_class)
+                self.plan.save()
+            steps = self.plan.steps[stage]
+            self._announce(stage, f", {steps} steps of {config.loop.batch_size}")
+            config = _fitted(config, steps, first_step, few_looks=self.options.minutes is not None)
+            if not train(task_class(config), config.loop, Path(config.run), config.to_dict()):
+                raise StoppedError
+
+    def _placed(self, stage: str, config: C) -> C:
+        """The configuration with this recipe's folders, seed and device."""
+        options = self.options
+        loop = dataclasses.replace(
+            config.loop, seed=options.seed, device=options.device, export_minutes=options.export_minutes
+        )
+        config = dataclasses.replace(config, run=str(self.out / stage))
+        if isinstance(config, VQTrainingConfig):
+            config = dataclasses.replace(config, train_shards=self.train_shards, val_shards=self.val_shards)
+        batch_size = self.recipe.cuda_batches.get(stage)
+        if self.device.type == "cuda" and batch_size is not None:
+            # as many times the noise of a step is smaller, the root of it the rate may be higher
+            faster = (batch_size / loop.batch_size) ** 0.5
+            loop = dataclasses.replace(loop, batch_size=batch_size)
+            config = dataclasses.replace(config, learning_rate=config.learning_rate * faster)
+        return dataclasses.replace(config, loop=loop)
+
+    def _choose_steps(self, stage: str, config: C, task_class: Callable[[C], Task]) -> int:
+        """As many steps as the stage's share of the budget has room for, or the preset's without a budget."""
+        if self.options.minutes is None:
+            return config.loop.steps
+        start = time.monotonic()
+        room = self.plan.share(stage)
+        seconds = seconds_per_step(task_class(config), config.loop.steps // 2, self.device)
+        steps = int((room - 2 * (time.monotonic() - start)) / seconds)
+        if steps < 1:
+            needed = seconds + 2 * (time.monotonic() - start)
+            enough = self.options.minutes + (needed - room) / 60 * sum(SHARES.values()) / SHARES[stage]
+            raise DataError(
+                f"minutes is {self.options.minutes:g}, which leaves {room:.1f} s for stage {TITLES[stage]!r}; its "
+                f"preparations and one step take {needed:.1f} s. What is done is kept: the same command with --minutes "
+                f"{enough + 0.1:.1f} goes on"
+            )
+        return steps
+
+
+def seconds_per_step(task: Task, step: int, device: torch.device) -> float:
+    """The mean time of a training step, taken in the middle of a run, where all losses are there."""
+    start = 0.0
+    for number in range(2 * PROBE_STEPS):
+        if number == PROBE_STEPS:
+            _wait_for(device)
+            start = time.monotonic()
+        batch = {key: value.to(device) for key, value in task.batch(step + number).items()}
+        task.train_step(step + number, batch)
+    _wait_for(device)
+    return (time.monotonic() - start) / PROBE_STEPS
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _fitted(config: C, steps: int, first_step: int, *, few_looks: bool) -> C:
+    """A configuration whose warm-ups and looks fit the number of steps; few looks are four."""
+    loop = dataclasses.replace(
+        config.loop,
+        steps=steps,
+        first_step=first_step,
+        warmup_steps=min(config.loop.warmup_steps, steps // 10),
+        look_steps=max(1, steps // 4) if few_looks else config.loop.look_steps,
+    )
+    config = dataclasses.replace(config, loop=loop)
+    if isinstance(config, VQTrainingConfig):
+        return dataclasses.replace(
+            config,
+            unquantized_steps=min(config.unquantized_steps, steps // 10),
+            adversarial_start=min(config.adversarial_start, steps // 5),
+        )
+    return config
+
+
+def cook(options: RecipeOptions) -> bool:
+    """Make the model, or go on with it. Returns False if a stage was asked to stop: the same options go on from there.
+
+    Raises `DataError` for a budget too small for one step of a stage (all artefacts made so far stay), for a folder of
+    another recipe, and as the stages do.
+    """
+    recipe = _Cook(options)
+    try:
+        for stage in (
+            recipe.text,
+            recipe.image_tokenizer,
+            recipe.codes,
+            recipe.decoder,
+            recipe.sharper,
+            recipe.model,
+            recipe.figures,
+        ):
+            stage()
+    except StoppedError:
+        return False
+    print(f'{options.out / "model"}: draw with `dalle generate "..." --model {options.out / "model"}`')
+    return True
+
+
+def status(out: Path) -> str:
+    """How far a run is: a line for each stage."""
+    plan = Plan(out, None)
+    lines = []
+    for stage, title in TITLES.items():
+        minutes = f", {plan.seconds[stage] / 60:.1f} minutes" if stage in plan.seconds else ""
+        if stage in plan.done or (stage == "model" and (out / "model").exists()):
+            state = "done" + minutes
+        elif stage in plan.steps:
+            state = f"step {saved_step(out / stage)} of {plan.steps[stage]} when it was last saved"
+        else:
+            state = "to come"
+        lines.append(f"{title:18}{state}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    with mistakes_in_words():
+        options = tyro.cli(RecipeOptions, prog="python -m training.recipe")
+        if options.status:
+            print(status(options.out))
+            return
+        finished = cook(options)
+    sys.exit(0 if finished else 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Views: a picture as it is, and slightly moved, scaled or mirrored, so that one picture gives several rows of codes.
+
+Moved by a pixel, a picture looks the same and has other codes. A decoder that sees a small set of pictures in many
+views learns what is drawn instead of which codes it happens to have.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["can_be_mirrored", "draw_views"]
+
+MAX_SHIFT = 4
+"""Pixels of a picture of 128, up or down and to either side."""
+SCALES = (0.92, 1.06)
+GROUPS_WITH_WRITING = {"flags", "symbols"}
+SIDED = re.compile(
+    r"\b(left|right|east|west|clock|clockwise|o.clock|button|keycap|letters?|numbers?|abc|text|alphabet|calendar|sign|mark"
+    r"|arrows?|input|font|math|currency|dollar|euro|yen|pound|banknote|ticket|newspaper|receipt|chart|map|globe|hundred"
+    r"|magnifying|facing|flag|[a-z]|\d+)\b|-(left|right)\b",
+    re.IGNORECASE,
+)
+"""Words of pictures with writing, or with a left and a right that matter."""
+
+
+def can_be_mirrored(metadata: Mapping[str, Any]) -> bool:
+    """Whether a pair's picture means the same in a mirror, as far as its group and its words tell: where there is no
+    English name there is no telling, and the answer is no."""
+    name = metadata.get("name_en")
+    if not name or metadata.get("group") in GROUPS_WITH_WRITING:
+        return False
+    return SIDED.search(re.sub(r"^an? ", "", name)) is None
+
+
+def draw_views(images: Tensor, mirror: Sequence[bool], chance: np.random.Generator) -> Tensor:
+    """One random view of each of the images (B, C, H, W) in [-1, 1], of the same shape: moved by up to 4 pixels of 128,
+    scaled by 0.92 to 1.06, and mirrored half of the time where `mirror` allows it. What comes into sight is blank:
+    white, or transparent with 4 channels."""
+    num, channels, height, width = images.shape
+    scale = chance.uniform(*SCALES, size=num)
+    shift = chance.uniform(-MAX_SHIFT, MAX_SHIFT, size=(num, 2)) / 64
+    sign = np.where(np.array(mirror) & (chance.random(num) < 0.5), -1.0, 1.0)
+    theta = np.zeros((num, 2, 3))
+    theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sign / scale, 1 / scale, shift
+    places = F.affine_grid(torch.from_numpy(theta).to(images), [num, channels, height, width], align_corners=False)
+    blank = -1.0 if channels == 4 else 1.0
+    moved = F.grid_sample(images - blank, places, mode="bicubic", padding_mode="zeros", align_corners=False) + blank
+    return moved.clamp(-1, 1)
