@@ -51,7 +51,9 @@ def test_transparent_pictures_lie_on_a_checkerboard_and_no_others(
     assert page.get_by_role("img", name="a red panda").first.evaluate(behind) == "none"
     rows = [{"prompt": "a fish"}, {"prompt": "a fish", "background": "opaque"}]
     assert run(clear_folder, prompts_file(tmp_path, rows), tmp_path / "out", gallery=True) == 0
-    other = page.context.new_page()
+    browser = page.context.browser
+    assert browser is not None
+    other = browser.new_page()
     other.goto((tmp_path / "out/index.html").as_uri())
     expect(other.get_by_role("img")).to_have_count(2)
     shown = [image.evaluate(behind) for image in other.get_by_role("img").all()]
