@@ -63,6 +63,9 @@ class DecoderTrainingConfig(Config):
     embedding_weight: float = 0.0
     """Weight of a second task: a linear layer on the hidden states predicts the codebook row of each next code, by
     cosine. It tells the model which codes look alike (reAR, arXiv 2510.04450). The layer is not exported."""
+    micro_batch_size: int | None = None
+    """Rows of a batch that go through the model at once, their gradients added up: less memory for the same step.
+    None: all of them."""
     compile: bool = False
     """Let `torch.compile` fuse the model: a quarter quicker on a CPU. Needs a C++ compiler, and takes a minute."""
     start_from: str | None = None
@@ -74,6 +77,10 @@ class DecoderTrainingConfig(Config):
         for name in ("matrix_rate", "learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
         require(0 <= self.caption_dropout < 1, f"caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            f"micro_batch_size is {self.micro_batch_size}; it must be at least 1",
+        )
         require(0 <= self.code_noise <= 1, f"code_noise is {self.code_noise}; it must be in [0, 1]")
 
 
@@ -209,15 +216,22 @@ class DecoderTask:
         return losses
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        config = self.config
-        losses = self._losses(self.model, batch["text_ids"], batch["noisy_codes"], batch["codes"])
-        loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
-        if "embedding_loss" in losses:
-            loss = loss + config.embedding_weight * losses["embedding_loss"]
-        loss.backward()
-        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], config.loop, step, loss.detach())
+        config, num_rows = self.config, len(batch["codes"])
+        at_once = config.micro_batch_size or num_rows
+        sums: dict[str, Tensor] = {}
+        for start in range(0, num_rows, at_once):
+            part = {key: value[start : start + at_once] for key, value in batch.items()}
+            losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"])
+            losses = {key: value * (len(part["codes"]) / num_rows) for key, value in losses.items()}
+            loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
+            if "embedding_loss" in losses:
+                loss = loss + config.embedding_weight * losses["embedding_loss"]
+            loss.backward()
+            for key, value in ({"loss": loss} | losses).items():
+                sums[key] = sums[key] + value.detach() if key in sums else value.detach()
+        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], config.loop, step, sums["loss"])
         self.average.update(self.model)
-        return {"loss": loss.detach(), **{name: one.detach() for name, one in losses.items()}} | scalars
+        return {**sums, **scalars}
 
     @torch.no_grad()
     def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-clone=${TRAIN_CLONE:-$PWD/../train-default}
+clone=${TRAIN_CLONE:-$(dirname "$PWD")/train-default}
 run=runs/default
 log=$run.log
 
@@ -35,4 +35,6 @@ else
   echo "running: $clone/$log"
 fi
 exec 9>&-
-[ -d .venv ] && [ -d "$run" ] && .venv/bin/python -m training.recipe emoji --out "$run" --status
+if [ -d "$run" ]; then
+  .venv/bin/python -m training.recipe emoji --out "$run" --status
+fi
