@@ -35,6 +35,7 @@ from dalle.checkpoint_parts import (
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError
 from dalle.image_tokenizers import DEFAULT_KIND, AnyImageTokenizer, kind_of
+from dalle.images import Mode
 from dalle.prompt_tokenizer import PromptTokenizer
 from dalle.sampling import SamplingParams
 from dalle.transformer import Decoder, DecoderConfig
@@ -85,6 +86,8 @@ class ModelFacts:
     codebook_size: int
     guidance: bool
     """Whether it was trained for guidance."""
+    image_mode: Mode
+    """RGBA for a model that draws transparency, else RGB."""
 
 
 def save_checkpoint(
@@ -224,6 +227,7 @@ def load_facts(folder: str | Path) -> ModelFacts:
         grid=(decoder.grid_height, decoder.grid_width),
         codebook_size=decoder.codebook_size,
         guidance=decoder.guidance,
+        image_mode="RGBA" if image_tokenizer.channels == 4 else "RGB",
     )
 
 

@@ -22,7 +22,7 @@ from dalle.console import CannotWriteError, mistakes_in_words, prepare_folder, p
 from dalle.engine import StepResult
 from dalle.errors import CheckpointError, DalleError
 from dalle.exchange import export_model, import_model
-from dalle.images import contact_sheet, encode_image, load_image
+from dalle.images import Background, contact_sheet, encode_image, load_image
 from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_kept_mask, read_receipt
@@ -84,6 +84,12 @@ def generate(
             "model. Default: half of them."
         ),
     ] = None,
+    background: Annotated[
+        Background,
+        typer.Option(
+            help="transparent, opaque (over white), or auto: transparent if the model draws transparency, else opaque."
+        ),
+    ] = "auto",
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Cut a prompt that is too long, with a warning.")
     ] = False,
@@ -123,9 +129,10 @@ def generate(
         prefix = None
         if continue_from is not None:
             rows = dalle.decoder.layout.grid_height // 2 if keep_rows is None else keep_rows
-            prefix = Prefix(image=load_image(continue_from, size=dalle.image_size), num_rows=rows)
+            given_picture = load_image(continue_from, size=dalle.image_size, mode=dalle.image_mode)
+            prefix = Prefix(image=given_picture, num_rows=rows)
         prepare_folder(out)
-        _draw(dalle, prompts, params, n, seed, negative_prompt, prefix, truncate, out)
+        _draw(dalle, prompts, params, n, seed, negative_prompt, prefix, background, truncate, out)
 
 
 def _draw(
@@ -136,6 +143,7 @@ def _draw(
     seed: int | None,
     negative_prompt: str | None,
     prefix: Prefix | None,
+    background: Background,
     truncate: bool,
     out: Path,
 ) -> None:
@@ -155,6 +163,7 @@ def _draw(
             seed=seed,
             negative_prompt=negative_prompt,
             prefix=prefix,
+            background=background,
             truncate=truncate,
             on_step=on_step,
         )

@@ -51,8 +51,8 @@ class DiscreteVAEConfig(Config):
         return 2**self.num_layers
 
     picture_factor = factor
-    channels = 3
     """The same for the images that are decoded."""
+    channels = 3
 
     @property
     def grid_size(self) -> int:

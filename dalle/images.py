@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from dalle.errors import DalleError, ImageError, ParameterError
 __all__ = [
     "MAX_PIXELS",
     "Background",
+    "DrawnBackground",
     "ImageFormat",
     "ImageSource",
     "Mode",
@@ -41,12 +42,14 @@ __all__ = [
     "to_rgb",
     "to_rgba",
     "to_tensor",
+    "with_background",
 ]
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 ImageFormat = Literal["png", "jpeg", "webp"]
 Mode = Literal["RGB", "RGBA"]
-Background = Literal["auto", "transparent", "opaque"]
+Background = Literal["transparent", "opaque", "auto"]
+DrawnBackground = Literal["transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20
 # Only these: Pillow has readers that run other programs, and readers that nobody has attacked yet.
@@ -54,6 +57,8 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 LOSSY_QUALITY = 90
 GUTTER = 8
 LABEL_LINES = 4
+CHECKERS = (255, 232)
+"""Greys of the checkerboard behind transparency."""
 
 
 def to_tensor(image: Image.Image, *, channels: int = 3) -> torch.Tensor:
@@ -183,18 +188,27 @@ def encode_image(
     return buffer.getvalue()
 
 
-def chosen_background(
-    background: Background, *, mode: Mode, format: ImageFormat = "png"
-) -> Literal["transparent", "opaque"]:
+def chosen_background(background: str, *, mode: Mode, model: str, format: ImageFormat = "png") -> DrawnBackground:
     """The background of a picture of a model that draws in `mode`, written as `format`: `auto` is transparent where
-    both can be. Raises `ParameterError` for a transparent one where one of them cannot."""
-    if background not in ("auto", "transparent", "opaque"):
-        raise ParameterError(f"background is {background!r}; it must be auto, transparent or opaque")
+    both can be, `opaque` is white. Raises `ParameterError`, which names the model, for a transparent one where one of
+    them cannot, and for another value."""
+    if background not in get_args(Background):
+        raise ParameterError(f"background is {background[:80]!r}; it must be transparent, opaque or auto")
     if background == "transparent" and mode == "RGB":
-        raise ParameterError("background is 'transparent', but this model draws no transparency: send auto or opaque")
+        raise ParameterError(
+            f"background is 'transparent', but the model {model} draws no transparency: choose opaque or auto"
+        )
     if background == "transparent" and format == "jpeg":
-        raise ParameterError("background is 'transparent', which JPEG cannot hold: choose png or webp, or opaque")
+        raise ParameterError(
+            f"background is 'transparent', but {format} has no transparency: choose png or webp, which have it, or "
+            "another background"
+        )
     return "opaque" if background == "opaque" or mode == "RGB" or format == "jpeg" else "transparent"
+
+
+def with_background(image: Image.Image, background: DrawnBackground) -> Image.Image:
+    """A picture as a model draws it, RGB or RGBA, with its background: an opaque one is RGB, over white."""
+    return image if background == "transparent" else to_rgb(image)
 
 
 def contact_sheet(
@@ -202,6 +216,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Pictures side by side on white, in reading order, near-square unless `columns` says otherwise.
 
+    An RGBA picture lies on a light checkerboard, whose squares are a sixteenth of its shorter side, at least 4 pixels.
     labels: one for each picture, drawn under it: wrapped to the cell, cut with an ellipsis after four lines. The font
         is Pillow's own, which has little more than ASCII: other letters are drawn as boxes.
     Raises `ParameterError` without pictures, for another number of labels, and for columns below 1.
@@ -229,10 +244,19 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for i, (image, label) in enumerate(zip(images, lines, strict=True)):
         left, top = GUTTER + i % columns * cell_width, GUTTER + i // columns * cell_height
-        sheet.paste(to_rgb(image), (left + (width - image.width) // 2, top + (height - image.height) // 2))
+        picture = Image.alpha_composite(_checkerboard(image.size), image) if image.mode == "RGBA" else image
+        sheet.paste(to_rgb(picture), (left + (width - image.width) // 2, top + (height - image.height) // 2))
         for j, line in enumerate(label):
             draw.text((left + width / 2, top + height + (j + 0.5) * line_height), line, "black", font, anchor="mm")
     return sheet
+
+
+def _checkerboard(size: tuple[int, int]) -> Image.Image:
+    """Opaque squares for a picture of (width, height) pixels, light in the upper left corner."""
+    side = max(4, min(size) // 16)
+    columns, rows = (np.arange(length) // side for length in size)
+    greys = np.array(CHECKERS, dtype=np.uint8)[(rows[:, None] + columns) % 2]
+    return Image.fromarray(greys).convert("RGBA")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -45,7 +45,7 @@ def describe_model(folder: Path) -> str:
         image, decoder = config["image_tokenizer"], config.get("decoder")
         facts = {} if config["name"] == folder.name else {"name": config["name"]}
         size = image["image_size"] * (2 if image.get("wavelet_head") else 1)
-        facts["picture"] = f"{size} x {size} pixels"
+        facts["picture"] = f"{size} x {size} pixels" + ", with transparency" * (image.get("channels") == 4)
         if decoder is not None:
             grid = f"{decoder['grid_height']} x {decoder['grid_width']}"
             facts["codes"] = f"{grid}, of {image['codebook_size']}"

@@ -50,8 +50,8 @@ class OpenAIDiscreteVAEConfig(Config):
         return 2 ** (NUM_GROUPS - 1)
 
     picture_factor = factor
-    channels = 3
     """The same for the images that are decoded."""
+    channels = 3
 
     @property
     def grid_size(self) -> int:

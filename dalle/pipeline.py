@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dalle.engine import Engine, StepResult
 from dalle.errors import NegativePromptError, ParameterError, PromptError
-from dalle.images import Background, chosen_background, to_rgb
+from dalle.images import Background, chosen_background, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.request import Request
@@ -33,6 +33,7 @@ class Picture:
     """A picture that was drawn, and what it was drawn from."""
 
     image: Image.Image
+    """RGBA with straight alpha if the background is transparent, else RGB."""
     receipt: Receipt
 
     @property
@@ -54,7 +55,7 @@ class Prefix:
     """The top of a given picture, which the model finishes."""
 
     image: Image.Image
-    """Of the model's picture size and mode; of an RGB picture a model with transparency sees an opaque one."""
+    """RGB or RGBA, of the model's picture size; a model that draws no transparency sees it over white."""
     num_rows: int
     """Rows of codes that are kept; each is as many rows of pixels as the image tokenizer's factor."""
 
@@ -100,7 +101,7 @@ class DALLE(Model):
         if not 1 <= n <= MAX_PICTURES:
             raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
-        chosen_background(background, mode=self.image_mode)
+        chosen_background(background, mode=self.image_mode, model=self.name)
         kept = self._kept_codes(prefix) if prefix is not None else None
         first = [
             self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
@@ -197,7 +198,7 @@ class DALLE(Model):
         """The picture of codes (N,) that an engine drew for a `request`, with its receipt, which tells the background
         of a model that draws transparency. Raises `ParameterError` for a transparent background of one that does not.
         """
-        chosen = chosen_background(background, mode=self.image_mode)
+        chosen = chosen_background(background, mode=self.image_mode, model=self.name)
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = request.params.to_dict()
         if request.kept is not None:
@@ -218,5 +219,4 @@ class DALLE(Model):
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
         )
-        image = self.decode(grid)
-        return Picture(image=to_rgb(image) if chosen == "opaque" else image, receipt=receipt)
+        return Picture(image=with_background(self.decode(grid), chosen), receipt=receipt)

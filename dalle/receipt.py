@@ -46,7 +46,8 @@ class Receipt:
 
     seed: of the request, in [0, 2^63).
     index: of the picture in its request, 0 or more.
-    parameters: the sampling parameters by name: strings, finite numbers, booleans, None.
+    parameters: the sampling parameters by name: strings, finite numbers, booleans, None. Besides these, where they
+        matter: `kept`, `truncate`, and `background` for a model that draws transparency.
     model, model_digest: the model's name, and its digest in lowercase hexadecimal.
     codes: the grid, H rows of W code ids in 0..2^32 - 1.
     version: of this library.

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 from tqdm import tqdm
 
 from dalle.console import mistakes_in_words, prepare_folder, write_file
-from dalle.errors import DataError, ImageError
+from dalle.errors import DataError, ImageError, ParameterError
 from dalle.images import encode_image
 from dalle.model_store import DEFAULT_MODEL
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, printable
-from dalle.verify import Verifier, fault_of_codes
+from dalle.verify import Verifier, fault_of_codes, picture_of_receipt
 
 __all__ = ["decode", "verify"]
 
@@ -90,6 +89,7 @@ def decode(
 ) -> None:
     """Make pictures of codes that were drawn before, each named by its key.
 
+    Each has the background that its line tells; JPEGs are always opaque.
     Lines without codes, those of prompts that were refused, are passed over.
     """
     with mistakes_in_words():
@@ -108,8 +108,10 @@ def decode(
                     f"{manifest}, line {number}: its codes are of the model {receipt.model!r}, digest "
                     f"{receipt.model_digest[:12]}..., and not of {model}"
                 )
-            with torch.inference_mode():
-                image = dalle.decode(torch.tensor(receipt.codes))
+            try:
+                image = picture_of_receipt(dalle, receipt)
+            except ParameterError as error:
+                raise DataError(f"{manifest}, line {number}: {error}") from error
             text = receipt.to_text() if output_format == "png" else None
             if "/" in name or name.startswith("."):
                 raise DataError(f"{manifest}, line {number}: the key is {name!r}; it must be the name of a file")

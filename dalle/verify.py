@@ -16,15 +16,15 @@ from PIL import Image
 
 from dalle.checkpoint_files import file_digest
 from dalle.engine import Engine
-from dalle.errors import DalleError, ImageError
-from dalle.images import open_image, to_rgb, to_rgba
+from dalle.errors import DalleError, ImageError, ParameterError
+from dalle.images import chosen_background, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
 from dalle.model_store import list_models
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, read_kept_mask
 from dalle.sampling import SamplingParams
 
-__all__ = ["Verdict", "Verifier", "fault_of_codes"]
+__all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 
 ROUNDING = 1.5
 """Of 255: a pixel may be rounded otherwise on another processor, or with another number of threads, by 1; and colours
@@ -51,6 +51,22 @@ def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
     return None
 
 
+@torch.inference_mode()
+def picture_of_receipt(model: DALLE, receipt: Receipt) -> Image.Image:
+    """The picture of the codes of a receipt, with the background that the receipt tells. Raises `ParameterError` for a
+    background that the model does not draw."""
+    asked = str(receipt.parameters.get("background", "auto"))
+    background = chosen_background(asked, mode=model.image_mode, model=model.name)
+    return with_background(model.decode(torch.tensor(receipt.codes)), background)
+
+
+def _premultiplied(image: Image.Image) -> NDArray[np.float32]:
+    """(H, W, 4) in 0..255: colours as they count, and alpha; what is transparent has no colour."""
+    pixels = np.array(to_rgba(image), dtype=np.float32)
+    pixels[..., :3] *= pixels[..., 3:] / 255
+    return pixels
+
+
 class Verifier:
     """Compares pictures with their receipts; holds the models that it needed so far."""
 
@@ -71,7 +87,7 @@ class Verifier:
         """Judge one PNG."""
         try:
             with open_image(path, formats=("PNG",)) as image:
-                pixels = _pixels(image)
+                pixels = _premultiplied(image)
                 text = dict(image.text)  # type: ignore[attr-defined]  # of Pillow's PngImageFile
                 num_frames = getattr(image, "n_frames", 1)
         except ImageError as error:
@@ -113,14 +129,14 @@ class Verifier:
     def _fault_of_pixels(model: DALLE, receipt: Receipt, pixels: NDArray[np.float32]) -> str | None:
         if (fault := fault_of_codes(model, receipt)) is not None:
             return fault
-        image = model.decode(torch.tensor(receipt.codes))
-        decoded = _pixels(to_rgb(image) if receipt.parameters.get("background") == "opaque" else image)
-        if decoded.shape[:2] != pixels.shape[:2]:
+        try:
+            image = picture_of_receipt(model, receipt)
+        except ParameterError as error:
+            return f"its receipt cannot be right: {error}"
+        decoded = _premultiplied(image)
+        if decoded.shape != pixels.shape:
             sizes = [f"{height} x {width}" for height, width, _ in (pixels.shape, decoded.shape)]
             return f"it has {sizes[0]} pixels, and its codes give {sizes[1]}"
-        if decoded.shape != pixels.shape:
-            kinds = ["transparent" if channels == 4 else "opaque" for _, _, channels in (pixels.shape, decoded.shape)]
-            return f"it is {kinds[0]}, and its codes give one that is {kinds[1]}"
         distance = np.abs(decoded - pixels)
         if distance.max() > ROUNDING:
             share = (distance.max(axis=-1) > ROUNDING).mean()
@@ -133,12 +149,12 @@ class Verifier:
         parameters = dict(receipt.parameters)
         codes = list(chain.from_iterable(receipt.codes))
         try:
+            parameters.pop("background", None)  # pixels have been compared with it; codes do not depend on it
             kept = None
             if mask := parameters.pop("kept", None):
                 given = read_kept_mask(str(mask), len(codes))
                 kept = torch.tensor([code if known else -1 for code, known in zip(codes, given, strict=True)])
             truncate = bool(parameters.pop("truncate", False))
-            parameters.pop("background", None)  # decides no codes
             request = model.request(
                 receipt.prompt or None,
                 SamplingParams.from_dict(parameters),
@@ -155,12 +171,3 @@ class Verifier:
         if different:
             return f"drawn again from its receipt, {different} of {len(codes)} codes are others"
         return None
-
-
-def _pixels(image: Image.Image) -> NDArray[np.float32]:
-    """(H, W, 3), or (H, W, 4) with the colours premultiplied by alpha, in 0..255: of what is hardly there, the colour
-    hardly matters."""
-    if not image.has_transparency_data:
-        return np.asarray(to_rgb(image), dtype=np.float32)
-    pixels = np.asarray(to_rgba(image), dtype=np.float32)
-    return np.concatenate([pixels[..., :3] * pixels[..., 3:] / 255, pixels[..., 3:]], axis=-1)

@@ -139,6 +139,7 @@ def _card(info: ModelInfo) -> ModelCard:
         rows=info.rows,
         num_codes=info.num_codes,
         max_prompt_tokens=info.max_prompt_tokens,
+        transparency=info.image_mode == "RGBA",
         sampling=info.sampling,
     )
 

@@ -176,6 +176,7 @@ class AsyncEngine:
             rows=model.decoder.layout.grid_height,
             num_codes=model.num_codes,
             max_prompt_tokens=text.max_tokens if text is not None else 0,
+            image_mode=model.image_mode,
             sampling=model.sampling.to_dict(),
             created=self.created,
         )

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from torch import Tensor
 
-from dalle.images import encode_image
+from dalle.images import encode_image, with_background
 from dalle.pipeline import DALLE
 from serving.jobs import FAILED, Drawn, Event, Preview
 from serving.metrics import EngineMetrics
@@ -44,7 +44,9 @@ class Delivery:
         """Deliver a picture that is finished, of codes (N,). Raises whatever making its pixels does."""
         one, job = picture.owner, picture.owner.job
         with self._decoding():
-            drawn = self._model.picture(job.prompt, job.negative_prompt, picture.request, codes)
+            drawn = self._model.picture(
+                job.prompt, job.negative_prompt, picture.request, codes, background=job.background
+            )
         text = drawn.receipt.to_text() if job.output_format == "png" else None
         queue_seconds = picture.started - one.arrived
         grid = [list(row) for row in drawn.receipt.codes]
@@ -64,7 +66,7 @@ class Delivery:
             one.previewed = True
             self._metrics.first_preview_seconds.observe(time.monotonic() - one.arrived)
         with self._decoding():
-            image = preview(self._model, codes)
+            image = with_background(preview(self._model, codes), one.job.background)
         self._encode(
             one, image, None, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
         )

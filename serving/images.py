@@ -15,7 +15,7 @@ from dalle.errors import DalleError, PromptError
 from serving.answers import Answer
 from serving.backend import Backend
 from serving.callers import Callers
-from serving.errors import ApiError, check_output, refused
+from serving.errors import ApiError, background_of, check_output, refused
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.middleware import CLIENT_GONE, describe_prompt
 from serving.open_jobs import refusal_of
@@ -145,6 +145,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
     callers: Callers = app.state.callers
     info = await find_model(app.state.backend, fields.model)
     _check(fields, info, callers.limits, app.state.store)
+    background = background_of(fields, info.id, info.image_mode)
     prompt, given = fields.prompt, None
     if upload is not None:
         prompt, given = await asyncio.to_thread(_read, upload, fields, info, callers.limits.max_image_pixels)
@@ -162,6 +163,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         num_previews=fields.partial_images,
         output_format=fields.output_format,
         quality=_quality(fields),
+        background=background,
     )
     described = describe_prompt(prompt, whole=app.state.settings.log_prompts)
     state.log.update(job=job.id, model=info.id, n=fields.n, seed=job.seed, **described)

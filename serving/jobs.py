@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from dalle.images import DrawnBackground, Mode
+
 __all__ = [
     "FAILED",
     "Accepted",
@@ -22,7 +24,9 @@ class Given:
     """A picture of which some codes are kept, made ready for a model."""
 
     pixels: bytes
-    """RGB, row by row, of the model's height and width."""
+    """Row by row, of the model's height and width."""
+    mode: Mode = "RGB"
+    """RGBA, with straight alpha, for a model that draws transparency."""
     keep: tuple[bool, ...]
     """For each code, row by row, whether it is kept; the others are drawn."""
 
@@ -50,6 +54,8 @@ class Job:
     """Of each picture."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
     quality: int | None = None
+    background: DrawnBackground = "opaque"
+    """As it was decided for this model and this format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,8 @@ class ModelInfo:
     """Of codes."""
     num_codes: int
     max_prompt_tokens: int
+    image_mode: Mode
+    """RGBA for a model that draws transparency, else RGB."""
     sampling: dict[str, Any]
     created: int
     """When it was loaded, in seconds since the epoch."""

@@ -31,7 +31,8 @@ class MaskError(ImageError):
 
 def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: ModelInfo, *, max_pixels: int) -> Given:
     """A picture for a model, and which of its codes are kept: all that the mask does not leave transparent, or the
-    upper `keep_rows` rows, by default half of them.
+    upper `keep_rows` rows, by default half of them. The picture's own transparency is kept if the model draws
+    transparency, and lies over white if not; it is never a mask.
 
     max_pixels: height times width beyond which a file is refused before it is decoded.
     Raises `ImageError` for a picture that cannot be used, `MaskError` for a mask, `ParameterError` for rows that are
@@ -48,8 +49,8 @@ def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: Model
         if not 0 <= num_kept < rows:
             raise ParameterError(f"keep_rows is {num_kept}; it must be in 0..{rows - 1}")
         keep[num_kept:] = False
-    fitted = load_image(image, size=(info.height, info.width), max_pixels=max_pixels)
-    return Given(pixels=fitted.tobytes(), keep=tuple(keep.flatten().tolist()))
+    fitted = load_image(image, size=(info.height, info.width), max_pixels=max_pixels, mode=info.image_mode)
+    return Given(pixels=fitted.tobytes(), mode=info.image_mode, keep=tuple(keep.flatten().tolist()))
 
 
 def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) -> "np.ndarray[tuple[int, int], Any]":
@@ -112,13 +113,14 @@ def prompt_of(image: bytes, *, max_pixels: int) -> str | None:
 def kept_codes(model: DALLE, given: Given) -> Tensor:
     """(N,) int64: the codes of the picture, -1 where one is to be drawn."""
     height, width = model.image_size
-    codes = model.encode(Image.frombytes("RGB", (width, height), given.pixels)).flatten()
+    codes = model.encode(Image.frombytes(given.mode, (width, height), given.pixels)).flatten()
     return codes.masked_fill(~torch.tensor(given.keep), -1)
 
 
 @torch.inference_mode()
 def preview(model: DALLE, codes: Tensor) -> Image.Image:
-    """The picture of the first codes (M,), 0 < M < N; what is to come is grey."""
+    """The picture of the first codes (M,), 0 < M < N, of the model's `image_mode`; what is to come is grey and
+    opaque."""
     layout, factor = model.decoder.layout, model.image_tokenizer.config.picture_factor
     # what is to come repeats the last code, so that nothing foreign shines through at the border; it is covered
     whole = torch.cat([codes, codes[-1:].expand(layout.num_codes - len(codes))])
@@ -126,4 +128,5 @@ def preview(model: DALLE, codes: Tensor) -> Image.Image:
     pixels = model.image_tokenizer.decode(grid)[0]
     to_come = (torch.arange(layout.num_codes) >= len(codes)).view(layout.grid_height, layout.grid_width)
     to_come = to_come.repeat_interleave(factor, 0).repeat_interleave(factor, 1).to(pixels.device)
-    return to_pil(pixels.masked_fill(to_come, NOT_DRAWN_YET / 127.5 - 1))
+    grey = pixels.new_tensor([NOT_DRAWN_YET / 127.5 - 1] * 3 + [1.0])[: len(pixels), None, None]
+    return to_pil(torch.where(to_come, grey, pixels))

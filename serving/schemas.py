@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from dalle.images import Background, DrawnBackground
+
 __all__ = [
     "MAX_PROMPT_LENGTH",
     "UNSUPPORTED",
@@ -81,7 +83,9 @@ class _Common(_Body):
     size: str = "auto"
     """`auto`, or the one size that the model draws, such as `128x128`."""
     quality: Literal["auto", "standard"] = "auto"
-    background: Literal["auto", "opaque"] = "auto"
+    background: Background = "auto"
+    """What lies behind a picture: `transparent` (nothing; needs a model that draws transparency, and png or webp),
+    `opaque` (white), or `auto`, which is transparent where that can be."""
     moderation: Literal["auto", "low"] = "auto"
     """Accepted and without effect: nothing is moderated."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
@@ -194,7 +198,7 @@ class ImagesResponse(BaseModel):
     id: str
     model: str
     data: list[ImageData]
-    background: str = "opaque"
+    background: DrawnBackground
     output_format: str
     size: str
     quality: str = "auto"
@@ -219,6 +223,8 @@ class ModelCard(BaseModel):
     """Rows of codes, the most previews that a picture can have."""
     num_codes: int
     max_prompt_tokens: int
+    transparency: bool
+    """Whether the model draws pictures with a transparent background."""
     sampling: dict[str, Any]
     """The parameters that a request leaves out."""
 

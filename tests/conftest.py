@@ -1,6 +1,7 @@
 """Small models of every shape that the tests share. Everything runs on one thread: the tests are for numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,24 +83,28 @@ def lively_decoder(**changes: object) -> Decoder:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model directory with lively weights, named `lively`: 4 x 4 codes, 16 x 16 pixels."""
+    return write_model(tmp_path_factory.mktemp("models") / "lively")
+
+
+@pytest.fixture(scope="session")
+def clear_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for a model that draws transparency, named `clear`: it has pixels of every alpha from 0 to 255."""
+    return write_model(tmp_path_factory.mktemp("models") / "clear", channels=4)
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    """Write a model directory with lively weights, named as its folder; `changes` are of its image tokenizer."""
     torch.manual_seed(0)
     text = TextTokenizer.train(CAPTIONS, vocab_size=300, text_length=12, lowercase=True)
-    image = ImageTokenizer(
-        ImageTokenizerConfig(
-            image_size=16,
-            patch_size=2,
-            widths=(8, 16),
-            num_res_blocks=1,
-            norm_groups=4,
-            codebook_size=32,
-            codebook_dim=4,
-        )
-    )
+    values: dict[str, Any] = {"image_size": 16, "patch_size": 2, "widths": (8, 16), "num_res_blocks": 1}
+    values |= {"norm_groups": 4, "codebook_size": 32, "codebook_dim": 4}
+    image = ImageTokenizer(ImageTokenizerConfig(**(values | changes)))
     torch.nn.init.normal_(image.quantizer.codebook)
-    folder = tmp_path_factory.mktemp("models") / "lively"
+    if image.config.channels == 4:
+        torch.nn.init.normal_(image.decoder.get_parameter(f"{len(image.decoder) - 2}.weight"), std=0.4)
     save_checkpoint(
         folder,
-        name="lively",
+        name=folder.name,
         image_tokenizer=image,
         text_tokenizer=text,
         decoder=lively_decoder(text_vocab_size=text.vocab_size),
@@ -112,3 +117,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(model_folder: Path) -> DALLE:
     return DALLE.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def clear(clear_folder: Path) -> DALLE:
+    return DALLE.load(clear_folder)

@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 from PIL import Image
-from service import GENERATIONS, PROMPT, Service, error_of, metric, post, service
+from service import GENERATIONS, PROMPT, Service, error_of, events_of, metric, post, service
 
 from dalle import DALLE
 from dalle.images import encode_image
@@ -29,6 +29,13 @@ AS_JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def quick(model: DALLE, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with service(model, store=tmp_path_factory.mktemp("store")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def transparent(clear: DALLE) -> Iterator[Service]:
+    """A service whose model draws transparency."""
+    with service(clear) as one:
         yield one
 
 
@@ -128,6 +135,82 @@ def test_output_formats(quick: Service, kind: str) -> None:
     assert answer["output_format"] == kind
 
 
+@pytest.mark.parametrize(
+    ("asked", "kind", "told", "mode"),
+    [
+        ({}, "png", "transparent", "RGBA"),
+        ({"background": "auto"}, "webp", "transparent", "RGBA"),
+        ({"background": "auto"}, "jpeg", "opaque", "RGB"),
+        ({"background": "transparent"}, "png", "transparent", "RGBA"),
+        ({"background": "opaque"}, "png", "opaque", "RGB"),
+        ({"background": "opaque"}, "webp", "opaque", "RGB"),
+    ],
+)
+def test_a_background_is_drawn_and_told(
+    transparent: Service, clear: DALLE, asked: dict[str, str], kind: str, told: str, mode: str
+) -> None:
+    body: dict[str, Any] = PROMPT | asked | {"output_format": kind, "seed": 7}
+    answer = post(transparent, **body).json()
+    image = picture(answer["data"][0]["b64_json"])
+    assert (answer["background"], answer["output_format"], image.mode) == (told, kind, mode)
+    (drawn,) = clear.generate("a red panda", seed=7, background=told)  # type: ignore[arg-type]
+    if kind == "png":
+        assert image.tobytes() == drawn.image.tobytes()
+        assert Receipt.from_text(image.text) == drawn.receipt  # type: ignore[attr-defined]
+    elif mode == "RGBA":
+        assert image.getchannel("A").tobytes() == drawn.image.getchannel("A").tobytes()
+
+
+@pytest.mark.parametrize("background", ["auto", "opaque"])
+def test_events_tell_the_background_that_previews_have_too(transparent: Service, background: str) -> None:
+    response = post(transparent, **PROMPT, seed=7, stream=True, partial_images=2, background=background)
+    events = [event for _, event in events_of(response.text)]
+    expected = ("transparent", "RGBA") if background == "auto" else ("opaque", "RGB")
+    assert len(events) == 3
+    for event in events:
+        assert (event["background"], picture(event["b64_json"]).mode) == expected
+    grey = picture(events[0]["b64_json"]).getpixel((15, 15))
+    assert grey == (235, 235, 235, 255)[: len(expected[1])], "what is still to come is grey and opaque"
+
+
+def test_a_transparent_jpeg_is_refused_on_every_path(transparent: Service) -> None:
+    fields = PROMPT | {"background": "transparent", "output_format": "jpeg", "keep_rows": "1"}
+    source = encode_image(Image.new("RGBA", (16, 16)), format="png")
+    for path in (EDITS, VARIATIONS, GENERATIONS):
+        if path == GENERATIONS:
+            response = post(transparent, **PROMPT, background="transparent", output_format="jpeg")
+        else:
+            response = httpx.post(transparent.url + path, data=fields, files={"image": source}, timeout=30)
+        assert response.status_code == 400
+        error = error_of(response)
+        assert (error["param"], error["code"]) == ("background", "invalid_value")
+        assert "'transparent', but jpeg has no transparency: choose png or webp" in str(error)
+
+
+def test_an_edit_keeps_the_transparency_of_a_picture(transparent: Service, clear: DALLE) -> None:
+    image = next(clear.generate("a green heart", seed=3)).image
+    source = encode_image(image, format="png")
+    with openai.OpenAI(base_url=f"{transparent.url}/v1", api_key="anything", max_retries=0) as client:
+        fields = {"keep_rows": 2, "return_codes": True, "seed": 1}
+        answer = client.images.edit(image=source, prompt="a fish", background="transparent", extra_body=fields)
+    assert answer.data is not None and answer.background == "transparent"
+    assert (answer.data[0].model_extra or {})["codes"][:2] == clear.encode(image).tolist()[:2]
+    # a picture that is transparent says nothing of what to draw
+    bare = httpx.post(transparent.url + EDITS, data=PROMPT, files={"image": source}, timeout=30)
+    assert error_of(bare)["param"] == "mask"
+    varied = httpx.post(
+        transparent.url + VARIATIONS, data=PROMPT | {"background": "opaque"}, files={"image": source}, timeout=30
+    ).json()
+    assert varied["background"] == "opaque" and picture(varied["data"][0]["b64_json"]).mode == "RGB"
+
+
+def test_a_model_tells_whether_it_draws_transparency(quick: Service, transparent: Service) -> None:
+    cards = [httpx.get(one.url + "/v1/models").json()["data"][0] for one in (quick, transparent)]
+    assert [(card["id"], card["transparency"]) for card in cards] == [("lively", False), ("clear", True)]
+    assert post(quick, **PROMPT, background="opaque").json()["background"] == "opaque"
+    assert post(quick, **PROMPT, seed=1).json()["background"] == "opaque"
+
+
 def test_urls_are_unguessable_and_expire(quick: Service) -> None:
     answer = post(quick, **PROMPT, n=2, response_format="url", seed=1).json()
     inline = post(quick, **PROMPT, n=2, seed=1).json()
@@ -158,7 +241,8 @@ def test_urls_are_unguessable_and_expire(quick: Service) -> None:
         ({**PROMPT, "top_p": 1.5}, "top_p", "invalid_value", "top_p is 1.5"),
         ({**PROMPT, "seed": -1}, "seed", "invalid_value", "seed is -1"),
         ({**PROMPT, "quality": "hd"}, "quality", "invalid_value", "quality is 'hd'"),
-        ({**PROMPT, "background": "transparent"}, "background", "invalid_value", "'transparent'"),
+        ({**PROMPT, "background": "transparent"}, "background", "invalid_value", "lively draws no transparency"),
+        ({**PROMPT, "background": "white"}, "background", "invalid_value", "background is 'white'"),
         ({**PROMPT, "output_format": "gif"}, "output_format", "invalid_value", "output_format is 'gif'"),
         ({**PROMPT, "output_compression": 50}, "output_compression", "invalid_value", "png is lossless"),
         ({**PROMPT, "style": "vivid"}, "style", "unsupported_parameter", "style is not supported"),

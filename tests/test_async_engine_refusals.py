@@ -186,10 +186,10 @@ def test_a_picture_that_cannot_be_made_is_not_everybodys(start: Start, model: DA
     engine = start()
     make = model.picture
 
-    def fail(prompt: str | None, *rest: Any) -> Any:
+    def fail(prompt: str | None, *rest: Any, **options: Any) -> Any:
         if prompt == "a green heart":
             raise ZeroDivisionError("on purpose")
-        return make(prompt, *rest)
+        return make(prompt, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "picture", fail)

@@ -44,6 +44,23 @@ def test_it_opens_from_the_disk_and_shows_some_at_a_time(page: Page) -> None:
     assert first.evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
 
 
+def test_transparent_pictures_lie_on_a_checkerboard_and_no_others(
+    page: Page, clear_folder: Path, tmp_path: Path
+) -> None:
+    behind = "image => getComputedStyle(image).backgroundImage"
+    assert page.get_by_role("img", name="a red panda").first.evaluate(behind) == "none"
+    rows = [{"prompt": "a fish"}, {"prompt": "a fish", "background": "opaque"}]
+    assert run(clear_folder, prompts_file(tmp_path, rows), tmp_path / "out", gallery=True) == 0
+    browser = page.context.browser
+    assert browser is not None
+    other = browser.new_page()
+    other.goto((tmp_path / "out/index.html").as_uri())
+    expect(other.get_by_role("img")).to_have_count(2)
+    shown = [image.evaluate(behind) for image in other.get_by_role("img").all()]
+    other.close()
+    assert "gradient" in shown[0] and shown[1] == "none"
+
+
 def test_prompts_are_text(page: Page) -> None:
     page.get_by_label("Filter").fill("SCRIPT")
     expect(page.get_by_role("listitem")).to_have_count(1)

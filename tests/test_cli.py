@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dalle import DALLE
+from dalle.images import load_image
 from dalle.receipt import read_receipt
 
 
@@ -87,6 +89,35 @@ def test_continue_from_a_picture(dalle, tmp_path: Path) -> None:  # type: ignore
     assert len(pictures(tmp_path / "out")) == 2
 
 
+def test_transparency_is_drawn_or_laid_over_white(dalle, clear_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    command = ["generate", "a fish", "--model", str(clear_folder), "--seed", "7"]
+    modes = {}
+    for background in ("auto", "opaque"):
+        done = dalle(*command, "--n", "2", "--out", background, "--background", background)
+        assert done.returncode == 0, done.stderr
+        for name in pictures(tmp_path / background):
+            with Image.open(tmp_path / background / name) as image:
+                modes[background, name == "contact-sheet.png"] = image.mode
+    assert modes["auto", False] == "RGBA" and modes["opaque", False] == "RGB"
+    names = {background: {*pictures(tmp_path / background)} for background in ("auto", "opaque")}
+    assert names["auto"] & names["opaque"] == {"contact-sheet.png"}, "other pictures have other names"
+    sheets = [Image.open(tmp_path / background / "contact-sheet.png") for background in ("auto", "opaque")]
+    assert sheets[0].mode == "RGB" and sheets[0].tobytes() != sheets[1].tobytes()
+    shown = dalle("show", *(str(tmp_path / "opaque" / name) for name in names["opaque"] if "fish" in name))
+    assert shown.stdout.count("background") == 2 and '"opaque"' in shown.stdout
+
+    # its upper half is kept with its transparency
+    source = next(str(tmp_path / "auto" / name) for name in names["auto"] if name.endswith("-7-0.png"))
+    done = dalle(*command, "--continue-from", source, "--keep-rows", "2", "--out", "more")
+    assert done.returncode == 0, done.stderr
+    (name,) = pictures(tmp_path / "more")
+    kept = DALLE.load(clear_folder).encode(load_image(source, mode="RGBA")).tolist()[:2]
+    assert [list(row) for row in read_receipt(tmp_path / "more" / name).codes[:2]] == kept
+
+    dalle.environment["DALLE_MODELS"] = str(clear_folder.parent)
+    assert "picture: 16 x 16 pixels, with transparency\n" in dalle("models").stdout
+
+
 def test_models_are_listed(dalle) -> None:  # type: ignore[no-untyped-def]
     done = dalle("models")
     assert done.returncode == 0
@@ -146,6 +177,7 @@ def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore
         (["generate", "a", "--out", "file.txt"], "cannot write to file.txt"),
         (["generate", "a", "--device", "cuda:99"], "device is 'cuda:99', which cannot be used here"),
         (["generate", "a", "--device", "toaster"], "device is 'toaster', which cannot be used here"),
+        (["generate", "a", "--background", "transparent"], "the model lively draws no transparency"),
         (["show", "file.txt"], "file.txt"),
     ],
 )

@@ -40,11 +40,14 @@ def _pictures() -> None:
 
 
 @pytest.fixture(scope="module")
-def app(model_folder: Path) -> Iterator[FastAPI]:
-    chosen = ModelSettings(path="lively", num_slots=4, threads=1)
-    engine = AsyncEngine(DALLE.load(model_folder), chosen).start()
-    yield create_app(LocalBackend({"lively": engine}), load_settings({"models": (chosen,), "limits": {"max_n": 2}}))
-    engine.close()
+def app(model_folder: Path, clear_folder: Path) -> Iterator[FastAPI]:
+    """A service of two models, of which the second draws transparency."""
+    chosen = tuple(ModelSettings(path=name, num_slots=4, threads=1) for name in ("lively", "clear"))
+    models = (DALLE.load(model_folder), DALLE.load(clear_folder))
+    engines = {one.path: AsyncEngine(model, one).start() for one, model in zip(chosen, models, strict=True)}
+    yield create_app(LocalBackend(engines), load_settings({"models": chosen, "limits": {"max_n": 2}}))
+    for engine in engines.values():
+        engine.close()
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def bounded(app: FastAPI) -> Iterator[FastAPI]:
         for name, maximum in {"n": 3, "partial_images": 4, "keep_rows": 4, "deadline": 120}.items():
             field = schema["properties"].get(name, {})
             field.get("anyOf", [field])[0]["maximum"] = maximum
-        schema["properties"]["model"] = {"enum": ["lively", "unknown"]}
+        schema["properties"]["model"] = {"enum": ["lively", "clear", "unknown"]}
         schema["properties"]["size"] = {"anyOf": [{"enum": ["16x16", "auto"]}, {"type": "string"}]}
     yield app
     app.openapi_schema = None
@@ -112,5 +115,6 @@ def test_a_form_tells_its_fields_and_files(app: FastAPI, path: str, files: set[s
     fields = schema["properties"]
     assert {name for name, field in fields.items() if field.get("format") == "binary"} == files
     assert {*schema["required"]} == required and schema["additionalProperties"] is False
-    assert {"keep_rows", "seed", "size", "guidance_scale"} <= {*fields}
+    assert {"keep_rows", "seed", "size", "guidance_scale", "background"} <= {*fields}
+    assert fields["background"]["enum"] == ["transparent", "opaque", "auto"]
     assert fields["keep_rows"]["type"] == "integer" and fields["keep_rows"]["description"]

@@ -23,8 +23,10 @@ from browsing import (
     sent,
     set_up,
 )
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
+from service import service
 
+from dalle import DALLE
 from serving.api import WEB
 
 FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
@@ -130,6 +132,74 @@ def test_a_model_is_chosen_if_there_are_several(page: Page, page_url: str) -> No
     page.get_by_label("Model", exact=True).select_option("birds")
     page.get_by_role("button", name="Advanced").click()
     expect(page.get_by_label("Guidance", exact=True)).to_have_attribute("placeholder", "3.5")
+
+
+def test_a_background_is_asked_of_models_that_draw_transparency_alone(page: Page) -> None:
+    page.get_by_role("button", name="Advanced").click()
+    expect(page.get_by_label("Temperature", exact=True)).to_be_visible()
+    expect(page.get_by_label("Background", exact=True)).to_be_hidden()
+    draw(page)
+    assert "background" not in sent(page, "/v1/images/generations")[0]
+    assert checkerboard(cards(page).first.locator("img")) == "none"
+
+
+def test_transparent_pictures_are_shown_over_a_checkerboard(browser: Browser, clear: DALLE) -> None:
+    with service(clear, slow=0.04, engine={"num_slots": 32, "max_queue": 64}) as one:
+        context = new_context(browser)
+        page = context.new_page()
+        complaints = listen(page)
+        page.goto(one.url + "/")
+        set_up(page, seed=7)
+        page.get_by_role("button", name="Draw", exact=True).click()
+        preview = page.locator(".pending img[src]").first
+        expect(preview).to_be_visible()
+        assert "gradient" in checkerboard(preview)
+        expect(cards(page)).to_have_count(1, timeout=30_000)
+        assert "gradient" in checkerboard(cards(page).first.locator("img"))
+        dialog = open_first(page)
+        assert "gradient" in checkerboard(dialog.get_by_role("img"))
+        assert modes_of_pictures(page) == ["transparent"]
+        dialog.get_by_role("button", name="Close").click()
+
+        page.get_by_role("button", name="Advanced").click()
+        page.get_by_label("Background", exact=True).select_option("Opaque")
+        expect(page.get_by_role("button", name="Advanced, 1 set")).to_be_visible()
+        draw(page, seed=7)
+        first, second = sent(page, "/v1/images/generations")
+        assert "background" not in first and second["background"] == "opaque"
+        assert modes_of_pictures(page) == ["opaque", "transparent"]
+        dialog = open_first(page)
+        expect(dialog.get_by_role("definition").filter(has_text="opaque")).to_be_visible()
+        assert checkerboard(dialog.get_by_role("img")) == "none"
+        dialog.get_by_role("button", name="Copy as Python").click()
+        assert 'background="opaque"' in page.evaluate("navigator.clipboard.readText()")
+        dialog.get_by_role("button", name="Variation").click()
+        expect(cards(page)).to_have_count(3, timeout=30_000)
+        (fields,) = sent(page, "/v1/images/variations")
+        assert fields["background"] == "opaque"
+        page.reload()
+        expect(cards(page)).to_have_count(3)
+        shown = [checkerboard(image) != "none" for image in cards(page).locator("img").all()]
+        assert shown == [False, False, True], "it is remembered"
+        context.close()
+        assert not complaints
+
+
+def checkerboard(image: Locator) -> str:
+    """What is painted behind a picture."""
+    return str(image.evaluate("image => getComputedStyle(image).backgroundImage"))
+
+
+def modes_of_pictures(page: Page) -> list[str]:
+    """Whether the pictures of the gallery have a pixel that is not opaque, newest first."""
+    script = """images => images.map((image) => {
+      const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight), context = canvas.getContext("2d");
+      context.drawImage(image, 0, 0);
+      const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+      return data.some((value, i) => i % 4 === 3 && value < 255) ? "transparent" : "opaque";
+    })"""
+    found: list[str] = cards(page).locator("img").evaluate_all(script)
+    return found
 
 
 def test_prompts_are_text(page: Page) -> None:

@@ -1,16 +1,18 @@
 """Given pictures, as files that callers send: which of their codes are kept."""
 
+import dataclasses
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
 
 from dalle import DALLE
 from dalle.errors import ImageError, ParameterError
-from dalle.images import encode_image
+from dalle.images import encode_image, to_rgb, with_background
 from serving.jobs import ModelInfo
-from serving.pictures import MaskError, kept_codes, prepare, prompt_of
+from serving.pictures import MaskError, kept_codes, prepare, preview, prompt_of
 
 ON_ITS_SIDE = 6
 """EXIF orientation of a camera held upright: turned clockwise when it is shown."""
@@ -26,9 +28,15 @@ def info(model: DALLE) -> ModelInfo:
         rows=4,
         num_codes=16,
         max_prompt_tokens=11,
+        image_mode="RGB",
         sampling={},
         created=0,
     )
+
+
+@pytest.fixture(scope="module")
+def clear_info(clear: DALLE, info: ModelInfo) -> ModelInfo:
+    return dataclasses.replace(info, id="clear", digest=clear.digest, image_mode="RGBA")
 
 
 def file_of(image: Image.Image, orientation: int = 1) -> bytes:
@@ -116,6 +124,43 @@ def test_kept_codes_are_those_of_the_picture(model: DALLE, info: ModelInfo) -> N
     given = picture(16, 16)
     codes = kept_codes(model, prepare(file_of(given), None, 2, info, max_pixels=256)).view(4, 4)
     assert codes[:2].equal(model.encode(given)[:2]) and (codes[2:] == -1).all()
+
+
+def test_transparency_is_kept_for_a_model_that_draws_it(
+    model: DALLE, clear: DALLE, info: ModelInfo, clear_info: ModelInfo
+) -> None:
+    image = Image.new("RGBA", (16, 16), (200, 0, 0, 90))
+    image.paste((0, 0, 250, 0), (0, 4, 16, 16))
+    given = prepare(file_of(image), None, 2, clear_info, max_pixels=256)
+    assert (given.mode, given.pixels) == ("RGBA", image.tobytes())
+    assert kept_codes(clear, given).view(4, 4)[:2].equal(clear.encode(image)[:2])
+    over_white = prepare(file_of(image), None, 2, info, max_pixels=256)
+    assert (over_white.mode, over_white.pixels) == ("RGB", to_rgb(image).tobytes())
+    assert kept_codes(model, over_white).view(4, 4)[:2].equal(model.encode(to_rgb(image))[:2])
+    opaque = prepare(file_of(picture(16, 16)), None, 2, clear_info, max_pixels=256)
+    assert opaque.mode == "RGBA" and set(opaque.pixels[3::4]) == {255}
+
+
+def test_the_transparency_of_a_picture_is_no_mask(clear_info: ModelInfo) -> None:
+    clear_picture, holes = Image.new("RGBA", (16, 16)), mask(16, 16, (5, 5))
+    given = prepare(file_of(clear_picture), file_of(holes), None, clear_info, max_pixels=256)
+    assert [place for place, kept in enumerate(given.keep) if not kept] == [5], "the mask alone says what is drawn"
+    assert set(given.pixels) == {0}
+    assert prepare(file_of(clear_picture), None, 3, clear_info, max_pixels=256).keep == (True,) * 12 + (False,) * 4
+
+
+def test_what_is_still_to_come_is_grey_and_opaque(model: DALLE, clear: DALLE) -> None:
+    codes = torch.arange(6)
+    to_come = np.array([[row * 4 + column >= 6 for column in range(4)] for row in range(4)]).repeat(4, 0).repeat(4, 1)
+    for one in (model, clear):
+        image = preview(one, codes)
+        pixels = np.asarray(image)
+        assert image.mode == one.image_mode
+        assert (pixels[to_come] == [235, 235, 235, 255][: pixels.shape[-1]]).all()
+        assert (pixels[~to_come] != 235).any()
+    alpha = np.asarray(preview(clear, codes))[..., 3]
+    assert alpha[~to_come].min() < 128, "what is drawn is as transparent as it is"
+    assert (np.asarray(with_background(preview(clear, codes), "opaque"))[to_come] == 235).all()
 
 
 def test_the_prompt_of_a_receipt_is_read_within_the_limit_of_pixels(model: DALLE) -> None:

@@ -12,7 +12,7 @@ from dalle import DALLE, Picture, Prefix, SamplingParams
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
 from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from dalle.images import to_tensor
+from dalle.images import to_rgb, to_tensor
 
 
 def codes_of(pictures: list[Picture]) -> dict[tuple[str, int], tuple[tuple[int, ...], ...]]:
@@ -36,6 +36,40 @@ def test_a_picture_is_the_decoded_codes(model: DALLE) -> None:
     assert np.array_equal(np.array(model.decode(codes)), np.array(picture.image))
     assert picture.receipt.model_digest == model.digest
     assert picture.receipt.parameters == SamplingParams(guidance_scale=2.0, top_k=16).to_dict()
+
+
+def test_a_model_draws_transparency(clear: DALLE) -> None:
+    assert clear.image_mode == "RGBA"
+    (picture,) = clear.generate("a red panda", seed=7)
+    (opaque,) = clear.generate("a red panda", seed=7, background="opaque")
+    alpha = np.asarray(picture.image.getchannel("A"))
+    assert (alpha == 0).any() and (alpha == 255).any() and ((alpha > 0) & (alpha < 255)).any()
+    assert picture.image.tobytes() == clear.decode(torch.tensor(picture.receipt.codes)).tobytes()
+    assert opaque.image.mode == "RGB" and opaque.image.tobytes() == to_rgb(picture.image).tobytes()
+    assert picture.receipt.codes == opaque.receipt.codes
+    parameters = clear.sampling.to_dict()
+    assert picture.receipt.parameters == parameters | {"background": "transparent"}
+    assert opaque.receipt.parameters == parameters | {"background": "opaque"}
+
+
+def test_a_background_that_cannot_be_is_refused_before_anything_is_drawn(model: DALLE, clear: DALLE) -> None:
+    for background in ("auto", "opaque"):
+        (picture,) = model.generate("a red panda", seed=1, background=background)
+        assert picture.image.mode == "RGB" and "background" not in picture.receipt.parameters
+    with pytest.raises(ParameterError, match="the model lively draws no transparency"):
+        model.generate("a red panda", background="transparent")
+    with pytest.raises(ParameterError, match="background is 'white'; it must be transparent, opaque or auto"):
+        clear.generate("a red panda", background="white")  # type: ignore[arg-type]
+
+
+def test_a_prefix_keeps_its_transparency_where_the_model_draws_it(model: DALLE, clear: DALLE) -> None:
+    source = next(clear.generate("a green heart", seed=8)).image
+    (picture,) = clear.generate("a red panda", seed=1, prefix=Prefix(image=source, num_rows=2))
+    kept = torch.tensor(picture.receipt.codes)[:2]
+    assert torch.equal(kept, clear.encode(source)[:2])
+    assert not torch.equal(kept, clear.encode(to_rgb(source))[:2])
+    (over_white,) = model.generate("a red panda", seed=1, prefix=Prefix(image=source, num_rows=2))
+    assert torch.equal(torch.tensor(over_white.receipt.codes)[:2], model.encode(to_rgb(source))[:2])
 
 
 def test_without_a_seed_one_is_drawn_and_told(model: DALLE) -> None:

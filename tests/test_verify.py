@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from batches import PROMPTS, contents, manifest, prompts_file, run
 from PIL import Image
@@ -115,6 +116,69 @@ def test_kept_codes_are_kept_when_it_is_drawn_again(drawn: Path, model_folder: P
     assert dalle("verify", "--resample", write(drawn, picture.image, picture.receipt)) == (0, "1 good\n")
 
 
+@pytest.fixture(params=["transparent", "opaque"])
+def clear_drawn(
+    request: pytest.FixtureRequest, clear: DALLE, clear_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A PNG of a model that draws transparency, named by its background."""
+    monkeypatch.setenv("DALLE_MODELS", str(clear_folder.parent))
+    (picture,) = clear.generate("a red panda", seed=7, background=request.param)
+    assert read_receipt(write(tmp_path / "x.png", picture.image, picture.receipt)) == picture.receipt
+    return (tmp_path / "x.png").rename(tmp_path / f"{request.param}.png")
+
+
+def test_a_transparent_picture_and_one_over_white_are_good(clear_drawn: Path) -> None:
+    with Image.open(clear_drawn) as image:
+        assert image.mode == {"transparent": "RGBA", "opaque": "RGB"}[clear_drawn.stem]
+    assert dalle("verify", "--resample", clear_drawn) == (0, "1 good\n")
+
+
+def test_an_altered_alpha_is_seen(clear_drawn: Path) -> None:
+    receipt, image = read_receipt(clear_drawn), load_image(clear_drawn, mode="RGBA")
+    alpha = image.getchannel("A")
+    place = next((x, y) for x in range(16) for y in range(16) if alpha.getpixel((x, y)) == 255)
+    alpha.putpixel(place, 250)
+    image.putalpha(alpha)
+    code, said = dalle("verify", write(clear_drawn, image, receipt))
+    assert code == 1 and "altered: 0.4 % of its pixels are not what its codes give" in said
+
+
+def test_a_colour_below_an_alpha_of_0_is_no_alteration(clear: DALLE, clear_folder: Path, tmp_path: Path) -> None:
+    """It is not seen: programs that optimise PNGs change it."""
+    (picture,) = clear.generate("a red panda", seed=7)
+    pixels = np.array(picture.image)
+    assert (pixels[..., 3] == 0).any()
+    pixels[pixels[..., 3] == 0, :3] = 255
+    path = write(tmp_path / "picture.png", Image.fromarray(pixels), picture.receipt)
+    assert dalle("verify", "--model", clear_folder, path) == (0, "1 good\n")
+
+
+def test_a_background_that_is_not_that_of_the_receipt_is_seen(clear_drawn: Path) -> None:
+    receipt, image = read_receipt(clear_drawn), load_image(clear_drawn, mode="RGBA")
+    other = {"transparent": "opaque", "opaque": "transparent"}[str(receipt.parameters["background"])]
+    claims = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"background": other})
+    assert dalle("verify", write(clear_drawn, image, claims))[0] == 1
+    flat = load_image(clear_drawn)
+    code, _ = dalle("verify", write(clear_drawn, flat, receipt))
+    assert code == (0 if clear_drawn.stem == "opaque" else 1), "one laid over white is not the one that was drawn"
+    wrong = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"background": "pink"})
+    code, said = dalle("verify", write(clear_drawn, image, wrong))
+    assert code == 1 and "background is 'pink'; it must be transparent, opaque or auto" in said
+
+
+def test_an_alpha_in_a_picture_of_a_model_without_is_seen(drawn: Path) -> None:
+    receipt, image = read_receipt(drawn), load_image(drawn, mode="RGBA")
+    image.putalpha(254)
+    code, said = dalle("verify", write(drawn, image, receipt))
+    assert code == 0, "one of 255 may be rounding"
+    image.putalpha(250)
+    code, said = dalle("verify", write(drawn, image, receipt))
+    assert code == 1 and "100.0 % of its pixels" in said
+    wrong = dataclasses.replace(receipt, parameters=dict(receipt.parameters) | {"background": "transparent"})
+    code, said = dalle("verify", write(drawn, load_image(drawn), wrong))
+    assert code == 1 and "the model lively draws no transparency" in said
+
+
 def test_another_model_and_no_receipt_are_called_so(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +212,25 @@ def test_codes_are_decoded_to_the_bytes_of_the_batch(model_folder: Path, tmp_pat
     assert contents(tmp_path / "out") == {
         Path(record["file"]).name: expected[record["file"]] for record in manifest(tmp_path / "pictures")
     }
+
+
+def test_codes_are_decoded_with_the_background_that_was_asked_for(clear_folder: Path, tmp_path: Path) -> None:
+    prompts = prompts_file(tmp_path, [{"prompt": "a"}, {"prompt": "a", "background": "opaque"}])
+    assert run(clear_folder, prompts, tmp_path / "pictures") == 0
+    assert run(clear_folder, prompts, tmp_path / "codes", plan={"layout": "codes"}) == 0
+    line = [tmp_path / "codes/manifest.jsonl", "--model", clear_folder]
+    assert dalle("decode", *line, "--out", tmp_path / "out")[0] == 0
+    files = [Path(record["file"]) for record in manifest(tmp_path / "pictures")]
+    expected = {file.name: (tmp_path / "pictures" / file).read_bytes() for file in files}
+    assert contents(tmp_path / "out") == expected
+    assert dalle("decode", *line, "--out", tmp_path / "webp", "--format", "webp")[0] == 0
+    assert dalle("decode", *line, "--out", tmp_path / "jpeg", "--format", "jpeg")[0] == 0
+    modes: dict[str, list[str]] = {}
+    for kind in ("png", "webp", "jpeg"):
+        for file in files:
+            with Image.open(tmp_path / (kind if kind != "png" else "out") / f"{file.stem}.{kind}") as image:
+                modes[kind] = [*modes.get(kind, []), image.mode]
+    assert modes == {"png": ["RGBA", "RGB"], "webp": ["RGBA", "RGB"], "jpeg": ["RGB", "RGB"]}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from dalle.errors import DalleError
+from dalle.images import Background
 from dalle.model_store import DEFAULT_MODEL
 from dalle.pipeline import MAX_PICTURES
 from dalle.receipt import printable
@@ -33,6 +34,13 @@ def batch(
         Literal["png", "jpeg", "webp"], typer.Option("--format", help="Of pictures; a row may say otherwise.")
     ] = "png",
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of JPEG and WebP; 90 if not given.")] = None,
+    background: Annotated[
+        Background,
+        typer.Option(
+            help="transparent, opaque (over white), or auto: transparent for PNG and WebP of a model that draws "
+            "transparency, else opaque. A row may say otherwise."
+        ),
+    ] = "auto",
     webdataset: Annotated[
         bool, typer.Option("--webdataset", help="A tar archive for each shard, no loose files.")
     ] = False,
@@ -109,6 +117,7 @@ def batch(
                     n=n,
                     image_format=output_format,
                     quality=quality,
+                    background=background,
                     layout=layout,
                     shard_size=shard_size,
                     signed=c2pa_certificate is not None,

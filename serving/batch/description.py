@@ -1,7 +1,6 @@
 """What a folder says of itself: `batch.json`, of which model and settings it is, and `log.jsonl`, with the times."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ def write_description(storage: Storage, planner: Planner, settings: WorkerSettin
 
 
 def _identity(planner: Planner) -> dict[str, Any]:
-    return {"model_digest": planner.facts.digest, **dataclasses.asdict(planner.settings)}
+    return {"model_digest": planner.facts.digest, **planner.settings.to_dict()}
 
 
 def read_description(storage: Storage) -> dict[str, Any] | None:
@@ -53,8 +52,9 @@ def check_description(storage: Storage, described: dict[str, Any] | None, planne
     """Raise `StorageError` if the folder has a batch of another model or with other settings."""
     if described is None:
         return
-    for name, value in _identity(planner).items():
-        before = described["of"].get(name)
+    asked, begun = ({"background": "auto"} | of for of in (_identity(planner), described["of"]))
+    for name, value in asked.items():
+        before = begun.get(name)
         if before != value:
             raise StorageError(
                 f"{storage} has a batch with {name} {before}, and this one has {value}: choose another folder"

@@ -16,6 +16,7 @@ import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
 from dalle.errors import DalleError, DataError
+from dalle.images import chosen_background
 from dalle.model_store import find_model
 from dalle.receipt import printable
 from serving.batch import estimate, local, pages
@@ -85,7 +86,10 @@ def run_batch(batch: Batch) -> int:
     """Do it, and return the exit code. Raises `DalleError` for a mistake that is seen before anything is drawn."""
     folder = find_model(batch.model).absolute()
     facts = load_facts(folder)
-    planner = Planner(facts, Path(batch.model).name, batch.plan)
+    plan = batch.plan
+    # an option that no line could follow is one mistake, and not one of every line
+    chosen_background(plan.background, mode=facts.image_mode, model=facts.name, format=plan.image_format)
+    planner = Planner(facts, Path(batch.model).name, plan)
     storage = open_storage(batch.out)
 
     def shards() -> Iterator[Shard]:

@@ -11,7 +11,6 @@ from dalle.checkpoint import ModelFacts
 from dalle.engine import Engine
 from dalle.images import ImageFormat, encode_image
 from dalle.model import NUM_SLOTS
-from dalle.sampling import SamplingParams
 from serving.batch.plan import PlanSettings, Shard
 from serving.batch.worker import WorkerSettings
 
@@ -27,7 +26,8 @@ RECORD_BYTES = 3000
 def picture_bytes(facts: ModelFacts, settings: PlanSettings) -> int:
     """What a picture may need in the folder, on the high side, before any is drawn."""
     height, width = facts.image_size
-    pixels = 0 if settings.layout == "codes" else 3 * height * width * SHARE_OF_PIXELS[settings.image_format]
+    channels = len(facts.image_mode)
+    pixels = 0 if settings.layout == "codes" else channels * height * width * SHARE_OF_PIXELS[settings.image_format]
     return int(pixels) + RECORD_BYTES + 4 * facts.grid[0] * facts.grid[1]
 
 
@@ -59,7 +59,7 @@ def text(
     num_used, requests = 0, []
     pictures = ((one, one.first_index + i) for shard in shards for one in shard.rows for i in range(one.n))
     for row, index in pictures:
-        params = SamplingParams.from_dict(row.parameters)
+        params = row.sampling
         taken = 2 if params.guided else 1
         if num_used + taken > settings.num_slots:
             break
@@ -70,7 +70,7 @@ def text(
     drawn = engine.run([request for _, request in requests])
     num_bytes = 0.0
     for (row, request), codes in zip(requests, drawn, strict=True):
-        picture = model.picture(row.prompt, row.negative_prompt, request, codes)
+        picture = model.picture(row.prompt, row.negative_prompt, request, codes, background=row.background)
         chunks = picture.receipt.to_text() if row.image_format == "png" else None
         size = len(encode_image(picture.image, format=row.image_format, quality=row.quality, text=chunks))
         in_base64 = row.openai is not None and row.openai["response_format"] == "b64_json"

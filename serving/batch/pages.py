@@ -39,7 +39,8 @@ def write_contact_sheet(storage: Storage) -> str | None:
     images = []
     for record in records:
         with open_image(storage.read(record["file"]) or b"") as image:
-            images.append(image.convert("RGB").resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS))
+            picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
+            images.append(picture.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS))
     sheet = contact_sheet(images, labels=[record["prompt"] for record in records])
     storage.write(SHEET, encode_image(sheet, format="png"))
     return SHEET
@@ -63,6 +64,12 @@ def write_gallery(storage: Storage) -> str:
 
 
 def _script(records: Iterable[dict[str, Any]]) -> bytes:
-    entries = [[record[name] for name in ("file", "prompt", "seed", "index", "id")] for record in records]
+    entries = [_entry(record) for record in records]
     # no prompt can end the script
     return f"add({json.dumps(entries, ensure_ascii=False).replace('<', chr(92) + 'u003c')});\n".encode()
+
+
+def _entry(record: dict[str, Any]) -> list[Any]:
+    """What the page knows of a picture; `true` at the end says that it is transparent."""
+    known = [record[name] for name in ("file", "prompt", "seed", "index", "id")]
+    return known + [True] * (record["parameters"].get("background") == "transparent")

@@ -15,12 +15,12 @@ from pydantic import Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
-from dalle.images import ImageFormat
+from dalle.images import Background, DrawnBackground, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
 from dalle.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.sampling import SamplingParams
 from serving.batch.prompts import Line
-from serving.errors import ApiError, check_output, field_error
+from serving.errors import ApiError, background_of, check_output, field_error
 from serving.schemas import GenerationRequest, sampling_of
 
 __all__ = ["FIELDS", "Layout", "PlanSettings", "Planner", "Refusal", "Row", "Shard", "picture_key", "row_seed"]
@@ -46,11 +46,18 @@ class PlanSettings:
     """Pictures of a row that does not say."""
     image_format: ImageFormat = "png"
     quality: int | None = None
+    background: Background = "auto"
+    """Background of pictures of a row that does not say."""
     layout: Layout = "files"
     signed: bool = False
     """Whether PNGs have a signed manifest of C2PA."""
     shard_size: int = 64
     """Pictures, at least, of a shard that is not the last."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name, but for the background `auto`: releases that knew no other wrote folders without it."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if (name, value) != ("background", "auto")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +72,22 @@ class Row:
     first_index: int
     n: int
     parameters: dict[str, Any]
-    """All of `SamplingParams`, those of the model included."""
+    """All of `SamplingParams`, those of the model included; and `background` if the model draws transparency."""
     image_format: ImageFormat
     quality: int | None
     openai: dict[str, Any] | None
     """What its result in OpenAI's form needs to know; None if it is not wanted."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The sampling parameters."""
+        return SamplingParams.from_dict({key: self.parameters[key] for key in self.parameters.keys() - {"background"}})
+
+    @property
+    def background(self) -> DrawnBackground:
+        """The background of the row's pictures: opaque if the model draws no transparency."""
+        background: DrawnBackground = self.parameters.get("background", "opaque")
+        return background
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,7 +183,7 @@ class Planner:
         self.facts = facts
         self.model_id = model_id
         self.settings = settings
-        self._salt = json.dumps([facts.digest, dataclasses.asdict(settings)])
+        self._salt = json.dumps([facts.digest, settings.to_dict()])
 
     def shards(self, lines: Iterable[Line]) -> Iterator[Shard]:
         """All shards, in order. Only the last may have fewer pictures than a shard should have."""
@@ -242,6 +260,10 @@ class Planner:
         quality = self.settings.quality
         if body.output_compression is not None:
             quality = max(1, body.output_compression)  # the lowest of `encode_image` is 1, OpenAI's 0
+        parameters = params.to_dict()
+        background = background_of(body, self.model_id, self.facts.image_mode)
+        if self.facts.image_mode == "RGBA":
+            parameters["background"] = background
         return Row(
             line=line.number,
             id=name,
@@ -250,7 +272,7 @@ class Planner:
             seed=row_seed(self.settings.seed, name) if body.seed is None else body.seed,
             first_index=body.first_index,
             n=body.n,
-            parameters=params.to_dict(),
+            parameters=parameters,
             image_format=body.output_format,
             quality=None if body.output_format == "png" else quality,
             openai=self._openai(body) if line.openai else None,
@@ -258,7 +280,9 @@ class Planner:
 
     def _body(self, line: Line) -> _Body:
         """The line as a body of the service. Raises `ApiError` as the service does."""
-        values = {"n": self.settings.n, "output_format": self.settings.image_format} | line.fields
+        settings = self.settings
+        defaults = {"n": settings.n, "output_format": settings.image_format, "background": settings.background}
+        values = defaults | line.fields
         try:
             body = _Body.model_validate(values)
         except ValidationError as error:

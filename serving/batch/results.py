@@ -164,6 +164,7 @@ def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive)
         id=records[0]["key"],
         model=wanted["model"] or records[0]["model"],
         data=data,
+        background=row.background,
         output_format=row.image_format,
         size=wanted["size"],
         safety_identifier=wanted["safety_identifier"],

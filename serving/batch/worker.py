@@ -21,7 +21,6 @@ from dalle.engine import Engine
 from dalle.errors import DalleError
 from dalle.model_store import find_model
 from dalle.receipt import pack_codes, unpack_codes
-from dalle.sampling import SamplingParams
 from dalle.version import __version__
 from serving.batch.credentials import Credentials
 from serving.batch.manifest import blank_records, codes_digest
@@ -141,7 +140,7 @@ class Worker:
                 continue
             request = self.model.request(
                 row.prompt,
-                SamplingParams.from_dict(row.parameters),
+                row.sampling,
                 seed=row.seed,
                 index=record["index"],
                 negative_prompt=row.negative_prompt,
@@ -163,8 +162,9 @@ class Worker:
         image, text = None, {}
         if self.settings.layout != "codes":
             try:
+                row = picture.row
                 made = self.model.picture(
-                    picture.row.prompt, picture.row.negative_prompt, picture.request, grid.flatten()
+                    row.prompt, row.negative_prompt, picture.request, grid.flatten(), background=row.background
                 )
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:

@@ -24,9 +24,11 @@ async function drawForm() {
 /** Keeps the upper half of a picture, with its own words and settings, and draws the rest with a new seed. */
 async function vary(picture) {
   if (!(await haveModels())) return;
-  const { id: model, rows } = form.card(picture.fields.model);
+  const { id: model, rows, transparency } = form.card(picture.fields.model);
+  const { background, ...fields } = picture.fields;
   drawFrom("variations", picture, {
-    ...picture.fields,
+    ...fields,
+    ...(transparency && background && { background }),
     model,
     keep_rows: Math.max(1, Math.floor(rows / 2)),
     n: 1,

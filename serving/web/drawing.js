@@ -58,8 +58,9 @@ export async function runJob(job, { gallery, onRefused }) {
   }
 }
 
-function showPreview(tile, { b64_json, output_format, codes_done, num_codes }) {
+function showPreview(tile, { b64_json, output_format, background, codes_done, num_codes }) {
   const image = tile.querySelector("img");
+  image.classList.toggle("transparent", background === "transparent");
   image.src = `data:image/${output_format};base64,${b64_json}`;
   image.hidden = false;
   tile.querySelector("progress").value = codes_done / num_codes;
@@ -76,6 +77,7 @@ function pictureOf(job, event, started) {
     seed: event.seed ?? seed,
     index: event.index ?? (first_index ?? 0) + event.image_index,
     size: event.size,
+    background: event.background ?? "opaque",
     seconds: event.timing?.total ?? null,
     source: job.source ?? null,
     blob: new Blob([bytes], { type: `image/${event.output_format}` }),

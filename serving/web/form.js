@@ -3,7 +3,7 @@
 import { byId } from "./dom.js";
 
 const SAMPLING = ["guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p"];
-const ADVANCED = ["negative_prompt", ...SAMPLING, "first_index"];
+const ADVANCED = ["negative_prompt", ...SAMPLING, "first_index", "background"];
 
 export class Form {
   #models = [];
@@ -75,10 +75,10 @@ export class Form {
     };
   }
 
-  /** The model, and what of sampling differs from its defaults. */
+  /** The model, and which of its defaults are not wanted. */
   settings() {
     const settings = { model: this.model.id };
-    for (const name of ["negative_prompt", ...SAMPLING]) {
+    for (const name of ["negative_prompt", ...SAMPLING, "background"]) {
       const field = byId(name);
       if (field.value.trim()) settings[name] = field.type === "number" ? field.valueAsNumber : field.value;
     }
@@ -167,7 +167,9 @@ export class Form {
 
   #showModel() {
     if (!this.model) return;
-    const { id, size, num_codes, sampling } = this.model;
+    const { id, size, num_codes, sampling, transparency } = this.model;
+    byId("background-field").hidden = !transparency;
+    if (!transparency) byId("background").value = ""; // the service would refuse another
     for (const name of SAMPLING) {
       const field = byId(name);
       if (field instanceof HTMLSelectElement) field.options[0].text = `Default (${sampling[name] ?? "constant"})`;

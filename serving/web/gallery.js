@@ -118,6 +118,7 @@ export class Gallery {
       const card = fromTemplate("card-template");
       const [caption, place] = card.querySelectorAll(".caption, .visually-hidden");
       card.querySelector("img").src = this.url(picture);
+      card.querySelector("img").classList.toggle("transparent", picture.background === "transparent");
       caption.textContent = picture.fields.prompt || "No prompt";
       place.textContent = `, seed ${picture.seed}, picture ${picture.index}`;
       card.querySelector("button").addEventListener("click", () => this.#onOpen(picture));

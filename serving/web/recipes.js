@@ -5,8 +5,8 @@ import { address, apiKey } from "./api.js";
 const KEY_VARIABLE = "DALLE_API_KEY";
 /** Parameters that the methods of the `openai` package have; ours go into `extra_body`. */
 const OPENAI = {
-  generations: ["model", "prompt", "n"],
-  edits: ["model", "prompt", "n"],
+  generations: ["model", "prompt", "n", "background"],
+  edits: ["model", "prompt", "n", "background"],
   variations: ["model", "n"],
 };
 const METHODS = { generations: "generate", edits: "edit", variations: "create_variation" };

@@ -11,6 +11,7 @@ const NAMES = {
   top_k: "Top-k",
   top_p: "Top-p",
   min_p: "Min-p",
+  background: "Background",
 };
 
 export class Viewer {
@@ -62,6 +63,7 @@ export class Viewer {
     const place = pictures.indexOf(picture);
     this.#picture = picture;
     byId("viewer-image").src = this.#gallery.url(picture);
+    byId("viewer-image").classList.toggle("transparent", picture.background === "transparent");
     byId("viewer-image").alt = picture.fields.prompt || "Picture without a prompt";
     byId("viewer-prompt").textContent = picture.fields.prompt || "No prompt";
     byId("viewer-place").textContent = `${place + 1} of ${pictures.length}`;
