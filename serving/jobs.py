@@ -123,7 +123,7 @@ class ModelInfo:
     """Of codes."""
     num_codes: int
     max_prompt_tokens: int
-    image_mode: Mode
+    image_mode: Mode = "RGB"
     """RGBA for a model that draws transparency, else RGB."""
     sampling: dict[str, Any]
     created: int
