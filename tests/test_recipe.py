@@ -67,20 +67,23 @@ def small_recipe() -> Recipe:
 def longer_recipe(steps: int) -> Recipe:
     """The small recipe with more steps of both tokenizers' stages."""
     small = small_recipe()
-    changed = {
-        stage: dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
-        for stage, config in (("image_tokenizer", small.image_tokenizer), ("decoder", small.decoder))
-    }
-    return dataclasses.replace(small, **changed)
+    return dataclasses.replace(
+        small,
+        image_tokenizer=dataclasses.replace(
+            small.image_tokenizer, loop=dataclasses.replace(small.image_tokenizer.loop, steps=steps)
+        ),
+        decoder=dataclasses.replace(small.decoder, loop=dataclasses.replace(small.decoder.loop, steps=steps)),
+    )
 
 
 @pytest.fixture(autouse=True)
 def _presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "small", small_recipe)  # type: ignore[arg-type]
+    monkeypatch.setitem(PRESETS, "small", small_recipe)
 
 
 def options(pictures: Path, out: Path, /, **changes: Any) -> RecipeOptions:
-    return RecipeOptions(**({"preset": "small", "pictures": pictures, "out": out, "device": "cpu"} | changes))
+    values: dict[str, Any] = {"preset": "small", "pictures": pictures, "out": out, "device": "cpu"}
+    return RecipeOptions(**(values | changes))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the small recipe makes, unbroken."""
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", small_recipe)  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", small_recipe)
         assert cook(options(pictures, out))
     return out
 
@@ -314,7 +317,7 @@ def test_a_plan_that_cannot_be_read_is_refused(pictures: Path, tmp_path: Path) -
 
 def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))
         assert cook(options(pictures, tmp_path / "out", start_from=made / "image_tokenizer" / "model"))
     loop = LoopConfig.from_dict(json.loads((tmp_path / "out/image_tokenizer/config.json").read_text())["loop"])
     assert (loop.first_step, loop.steps) == (8, 12)
@@ -328,7 +331,7 @@ def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path)
     """Its image tokenizer and text tokenizer stay as they are; its decoder goes on at the step that it says."""
     out, start = tmp_path / "out", made / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))
         assert cook(options(pictures, out, start_from=start))
     plan = plan_of(out)
     assert plan["steps"] == {"decoder": 12, "sharper": 6} and plan["done"] == STAGES
@@ -357,7 +360,7 @@ def test_a_budget_is_for_the_steps_that_are_new(pictures: Path, made: Path, tmp_
         about={"decoder_steps": str(many)},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: longer_recipe(2 * many))  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", lambda: longer_recipe(2 * many))
         within(0.1, options(pictures, out, start_from=tmp_path / "start"))
     steps = plan_of(out)["steps"]["decoder"]
     assert many < steps < 1.5 * many
