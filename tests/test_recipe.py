@@ -22,8 +22,10 @@ from torch import Tensor
 import training.recipe
 from dalle import DALLE
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.errors import DataError
 from training.decoder import DecoderTask
+from training.folder import FolderOptions, build
 from training.loop import LoopConfig, learning_rate_scale
 from training.recipe import PRESETS, SHARES, TITLES, Plan, Recipe, RecipeOptions, cook
 from training.vq import VQTask
@@ -67,20 +69,23 @@ def small_recipe() -> Recipe:
 def longer_recipe(steps: int) -> Recipe:
     """The small recipe with more steps of both tokenizers' stages."""
     small = small_recipe()
-    changed = {
-        stage: dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=steps))
-        for stage, config in (("image_tokenizer", small.image_tokenizer), ("decoder", small.decoder))
-    }
-    return dataclasses.replace(small, **changed)
+    return dataclasses.replace(
+        small,
+        image_tokenizer=dataclasses.replace(
+            small.image_tokenizer, loop=dataclasses.replace(small.image_tokenizer.loop, steps=steps)
+        ),
+        decoder=dataclasses.replace(small.decoder, loop=dataclasses.replace(small.decoder.loop, steps=steps)),
+    )
 
 
 @pytest.fixture(autouse=True)
 def _presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRESETS, "small", small_recipe)  # type: ignore[arg-type]
+    monkeypatch.setitem(PRESETS, "small", small_recipe)
 
 
-def options(pictures: Path, out: Path, /, **changes: Any) -> RecipeOptions:
-    return RecipeOptions(**({"preset": "small", "pictures": pictures, "out": out, "device": "cpu"} | changes))
+def options(pictures: Path | None, out: Path, /, **changes: Any) -> RecipeOptions:
+    values: dict[str, Any] = {"preset": "small", "pictures": pictures, "out": out, "device": "cpu"}
+    return RecipeOptions(**(values | changes))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the small recipe makes, unbroken."""
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", small_recipe)  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", small_recipe)
         assert cook(options(pictures, out))
     return out
 
@@ -314,7 +319,7 @@ def test_a_plan_that_cannot_be_read_is_refused(pictures: Path, tmp_path: Path) -
 
 def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))
         assert cook(options(pictures, tmp_path / "out", start_from=made / "image_tokenizer" / "model"))
     loop = LoopConfig.from_dict(json.loads((tmp_path / "out/image_tokenizer/config.json").read_text())["loop"])
     assert (loop.first_step, loop.steps) == (8, 12)
@@ -328,7 +333,7 @@ def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path)
     """Its image tokenizer and text tokenizer stay as they are; its decoder goes on at the step that it says."""
     out, start = tmp_path / "out", made / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", lambda: longer_recipe(12))
         assert cook(options(pictures, out, start_from=start))
     plan = plan_of(out)
     assert plan["steps"] == {"decoder": 12, "sharper": 6} and plan["done"] == STAGES
@@ -357,12 +362,49 @@ def test_a_budget_is_for_the_steps_that_are_new(pictures: Path, made: Path, tmp_
         about={"decoder_steps": str(many)},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", lambda: longer_recipe(2 * many))  # type: ignore[arg-type]
+        patch.setitem(PRESETS, "small", lambda: longer_recipe(2 * many))
         within(0.1, options(pictures, out, start_from=tmp_path / "start"))
     steps = plan_of(out)["steps"]["decoder"]
     assert many < steps < 1.5 * many
     losses = logged_scalars(out / "decoder")["train/loss"]
     assert (losses[0][0], losses[-1][0]) == (many + 1, steps)
+
+
+@pytest.fixture(scope="module")
+def opaque(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 20 opaque pictures of 32 pixels, of which none is set aside for validation."""
+    folder = tmp_path_factory.mktemp("opaque")
+    for number in range(20):
+        Image.new("RGB", (32, 32), (12 * number, 100, 200)).save(folder / f"{number}.jpg")
+        (folder / f"{number}.txt").write_text("a colour")
+    build(FolderOptions(source=folder, out=folder / "shards", size=32, val_fraction=0))
+    return folder / "shards"
+
+
+def test_shards_of_opaque_pictures_make_a_model_of_three_channels(opaque: Path, tmp_path: Path) -> None:
+    assert cook(options(None, tmp_path / "out", shards=opaque, name="colours"))
+    model = DALLE.load(tmp_path / "out" / "model")
+    (picture,) = model.generate("a colour", seed=0)
+    assert model.name == "colours" and picture.image.mode == "RGB"
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+def test_what_a_late_stage_would_refuse_is_refused_at_once(opaque: Path, made: Path, tmp_path: Path) -> None:
+    def refusal(out: str, **changes: Any) -> str:
+        with pytest.raises(DataError) as caught:
+            cook(options(None, tmp_path / out, shards=opaque, **changes))
+        assert not (tmp_path / out / "plan.json").exists(), "no stage has begun"
+        return str(caught.value)
+
+    assert refusal("1", start_from=made / "model") == (
+        f"no picture of {opaque} is transparent anywhere, and {made}/model has an alpha channel: begin without it"
+    )
+    assert refusal("2", preset="tiny") == (
+        f"the pictures of {opaque} have 32 x 32 pixels; the model's have 128 x 128: build the shards anew"
+    )
+    other = DiscreteVAE(DiscreteVAEConfig(image_size=32, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
+    save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=other)
+    assert "dvae is no VQGAN with encoder and decoder of one resolution" in refusal("3", start_from=tmp_path / "dvae")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

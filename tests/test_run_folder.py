@@ -85,7 +85,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, config(save_minutes=0.0, seed=3))
     assert str(caught.value) == (
-        f"{tmp_path} holds a run with seed = 0, not 3: resume it with its own, or give another --run folder"
+        f"{tmp_path} holds a run with seed = 0, not 3: resume it with its own, or give another folder"
     )
     with pytest.raises(DataError, match=r"holds a run with new = None, not 1"):
         train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1})

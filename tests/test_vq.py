@@ -150,7 +150,7 @@ def test_every_loss_is_in_the_sum(data: Path) -> None:
 
 def test_lpips_looks_at_some_of_the_pictures_only(data: Path) -> None:
     def perceptual_loss(pictures: int | None) -> float:
-        changes = {"perceptual_weight": 1.0, "perceptual_pictures": pictures}
+        changes: dict[str, Any] = {"perceptual_weight": 1.0, "perceptual_pictures": pictures}
         return step(VQTask(vq_training(data, **changes)), 0)["perceptual_loss"]
 
     task = VQTask(vq_training(data, perceptual_weight=1.0))
@@ -311,7 +311,12 @@ def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path)
 
 def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
     """The encoder and the codebook are kept, the pictures to be drawn stay, and a run is a function of its seed."""
-    changes = {"start_from": str(data / "eyes"), "only_decoder": True, "pixel_loss": "l1", "flip": False}
+    changes: dict[str, Any] = {
+        "start_from": str(data / "eyes"),
+        "only_decoder": True,
+        "pixel_loss": "l1",
+        "flip": False,
+    }
     task = VQTask(vq_training(data, **changes, random_codes=0.3))
     images = task.batch(0)["images"]
     generator = torch.Generator().manual_seed(0)
@@ -335,7 +340,11 @@ def test_codes_that_a_decoder_draws_come_with_captions(data: Path, tmp_path: Pat
     decoder = Decoder(decoder_config(text_vocab_size=text.vocab_size, text_length=16))
     eyes = load_image_tokenizer(data / "eyes")
     save_checkpoint(tmp_path / "model", name="model", image_tokenizer=eyes, text_tokenizer=text, decoder=decoder)
-    changes = {"start_from": str(data / "eyes"), "only_decoder": True, "drawn_by": str(tmp_path / "model")}
+    changes: dict[str, Any] = {
+        "start_from": str(data / "eyes"),
+        "only_decoder": True,
+        "drawn_by": str(tmp_path / "model"),
+    }
     task = VQTask(vq_training(data, **changes))
     batch = task.batch(0)
     assert set(batch) == {"images", "text_ids"}

@@ -47,7 +47,7 @@ from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
 from training.release import release
 from training.run_folder import claim_folder, saved_step
 from training.shards import PairShards, find_shards
-from training.vq import VQTask, VQTrainingConfig
+from training.vq import VQTask, VQTrainingConfig, trainable
 
 __all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main", "status"]
 
@@ -258,14 +258,18 @@ class _Cook:
         self.recipe = PRESETS[options.preset]()
         self.device = choose_device(options.device)
         self.out = options.out
-        self.start = None if options.start_from is None else load_checkpoint(options.start_from)
+        self.image_size = self.recipe.image_tokenizer.model.image_size
+        self.start = None
+        if options.start_from is not None:
+            self.start = load_checkpoint(options.start_from)
+            self.image_size = trainable(self.recipe.sharper, str(options.start_from)).config.image_size
         claim_folder(self.out, self._described(), {})
         self.plan = Plan(self.out, options.minutes)
         self.shards = self._find_shards()
         self.train_shards = (str(self.shards / "train*.tar"),)
         val = [pattern for pattern in ("val_combo.tar", "val*.tar") if list(self.shards.glob(pattern))]
         self.val_shards = (str(self.shards / val[0]),) if val else self.train_shards
-        self.channels = 4 if PairShards(find_shards(self.train_shards)).has_transparency() else 3
+        self.channels = self._check_pictures()
 
     def _described(self) -> dict[str, Any]:
         """What decides the artefacts, but for the budget: a folder of another recipe is refused."""
@@ -293,11 +297,29 @@ class _Cook:
             return folder
         folder = self.out / "shards"
         if not list(folder.glob("*.tar")):
-            size = self.recipe.image_tokenizer.model.image_size
-            report = build_folder(FolderOptions(source=options.pictures, out=folder, size=size, val_fraction=0.05))
+            report = build_folder(
+                FolderOptions(source=options.pictures, out=folder, size=self.image_size, val_fraction=0.05)
+            )
             if report.problems:
                 print(f"{len(report.problems)} pictures or captions cannot be used: see {folder / 'problems.jsonl'}")
         return folder
+
+    def _check_pictures(self) -> int:
+        """Channels of the pictures. Raises `DataError` for those that a later stage would refuse, hours from now."""
+        pairs = PairShards(find_shards(self.train_shards))
+        height, width = pairs.picture(0).shape[1:]
+        if (height, width) != (self.image_size, self.image_size):
+            raise DataError(
+                f"the pictures of {self.shards} have {height} x {width} pixels; the model's have {self.image_size} x "
+                f"{self.image_size}: build the shards anew"
+            )
+        channels = 4 if pairs.has_transparency() else 3
+        if self.start is not None and self.start.image_tokenizer.config.channels > channels:
+            raise DataError(
+                f"no picture of {self.shards} is transparent anywhere, and {self.options.start_from} has an alpha "
+                "channel: begin without it"
+            )
+        return channels
 
     def _announce(self, stage: str, steps: str = "") -> None:
         number = list(TITLES).index(stage) + 1

@@ -50,12 +50,12 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
         try:
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read: {error}; give another --run folder") from error
+            raise DataError(f"{path} cannot be read: {error}; give another folder") from error
         for key in sorted({*before, *values}):
             if before.get(key) != values.get(key):
                 raise DataError(
                     f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {values.get(key)!r}: "
-                    "resume it with its own, or give another --run folder"
+                    "resume it with its own, or give another folder"
                 )
     else:
         unfinished = path.with_suffix(".part")
@@ -75,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
             # unlike flock, not shared with forked workers, which outlive a killed process by seconds
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise DataError(f"{folder} is in use: another process trains in it; give another --run folder") from error
+            raise DataError(f"{folder} is in use: another process trains in it; give another folder") from error
         yield
 
 

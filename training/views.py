@@ -35,7 +35,9 @@ def can_be_mirrored(metadata: Mapping[str, Any]) -> bool:
     """Whether a pair's picture means the same in a mirror, as far as its group and its words tell: where there is no
     English name there is no telling, and the answer is no."""
     name = metadata.get("name_en")
-    return bool(name) and metadata.get("group") not in GROUPS_WITH_WRITING and SIDED.search(name) is None
+    if not name or metadata.get("group") in GROUPS_WITH_WRITING:
+        return False
+    return SIDED.search(name) is None
 
 
 def draw_views(images: Tensor, mirror: Sequence[bool], chance: np.random.Generator) -> Tensor:

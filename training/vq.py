@@ -37,7 +37,7 @@ from training.vq_losses import (
     random_crops,
 )
 
-__all__ = ["VQTask", "VQTrainingConfig"]
+__all__ = ["VQTask", "VQTrainingConfig", "trainable"]
 
 NUM_LOOK_PICTURES = 256
 
@@ -110,7 +110,7 @@ class VQTrainingConfig(Config):
         require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")
 
 
-def _trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
+def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
     """The image tokenizer to start from, if this program can train it. Raises `DataError` if not."""
     model = load_image_tokenizer(folder)
     if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
@@ -127,7 +127,7 @@ class VQTask:
         self.config = config
         self.device = choose_device(config.loop.device)
         torch.manual_seed(config.loop.seed)
-        model = ImageTokenizer(config.model) if config.start_from is None else _trainable(config, config.start_from)
+        model = ImageTokenizer(config.model) if config.start_from is None else trainable(config, config.start_from)
         self.model = model.to(self.device).train()
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
