@@ -24,10 +24,11 @@ from dalle import DALLE
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.errors import DataError
+from training.budget import SHARES, TITLES, Plan
 from training.decoder import DecoderTask
 from training.folder import FolderOptions, build
 from training.loop import LoopConfig, learning_rate_scale
-from training.recipe import PRESETS, SHARES, TITLES, Plan, Recipe, RecipeOptions, cook
+from training.recipe import PRESETS, Recipe, RecipeOptions, cook
 from training.vq import VQTask
 
 ROOT = Path(__file__).parent.parent

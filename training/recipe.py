@@ -17,18 +17,14 @@ command goes on wherever it was stopped.
 """
 
 import dataclasses
-import json
 import math
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import torch
 import tyro
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
@@ -36,6 +32,7 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.sampling import SamplingParams
 from training.bpe import train_text_tokenizer
+from training.budget import TITLES, C, Plan, fitted, probe
 from training.codes import encode_pairs
 from training.command import mistakes_in_words
 from training.decoder import DecoderTask, DecoderTrainingConfig
@@ -51,12 +48,8 @@ from training.vq import VQTask, VQTrainingConfig, trainable
 
 __all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main", "status"]
 
-PLAN_FILE = "plan.json"
-PROBE_STEPS = 5
-"""Steps that are timed to find out how many fit, after one that warms up."""
 WORTH_COMPILING = 60
 """Minutes of a budget from which on compiling pays on a CPU, where it takes minutes and saves a fifth."""
-C = TypeVar("C", VQTrainingConfig, DecoderTrainingConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,19 +68,6 @@ class Recipe:
     sampling: SamplingParams
     cuda_batches: Mapping[str, int]
     """Batch sizes of the three runs on CUDA, where small ones leave the device idle."""
-
-
-TITLES = {
-    "text": "text tokenizer",
-    "image_tokenizer": "image tokenizer",
-    "codes": "token shards",
-    "decoder": "decoder",
-    "sharper": "sharper pixels",
-    "model": "model directory",
-    "figures": "figures and sheet",
-}
-SHARES = {"text": 0.01, "image_tokenizer": 0.27, "codes": 0.05, "decoder": 0.45, "sharper": 0.15, "figures": 0.07}
-"""Of the budget. What a stage does not use, or takes too much, is shared by those after it."""
 
 
 def _recipe_emoji() -> Recipe:
@@ -191,59 +171,6 @@ class RecipeOptions:
         for source in (self.pictures, self.shards):
             if source is not None and not source.exists():  # or the output folder would be that of a misspelt source
                 raise DataError(f"{source} does not exist")
-
-
-class Plan:
-    """What was decided and used, stage by stage: kept in a file, so that a resumed run decides nothing anew."""
-
-    def __init__(self, folder: Path, minutes: float | None) -> None:
-        self.path = folder / PLAN_FILE
-        self.budget = None if minutes is None else 60 * minutes
-        self.steps: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
-        """Used so far by each stage that has begun."""
-        self.done: list[str] = []
-        if self.path.exists():
-            try:
-                found = json.loads(self.path.read_text(encoding="utf-8"))
-                self.steps, self.seconds = dict(found["steps"]), dict(found["seconds"])
-                self.done = list(found["done"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.path} cannot be read: {error}; give another --out folder") from error
-
-    def share(self, stage: str) -> float:
-        """Seconds for a stage whose turn it is: its part of what is left of the budget."""
-        assert self.budget is not None
-        return max(0.0, self.budget - self.used) * self.part(stage)
-
-    @property
-    def used(self) -> float:
-        """Seconds of all stages so far."""
-        return sum(self.seconds.values())
-
-    @staticmethod
-    def part(stage: str) -> float:
-        """A stage's share of what is shared by it and those after it."""
-        to_come = list(SHARES)[list(SHARES).index(stage) :]
-        return SHARES[stage] / sum(SHARES[name] for name in to_come)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times the body, and notes that the stage is done unless it raises."""
-        start = time.monotonic()
-        try:
-            yield
-            self.done.append(name)
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 1)
-            self.save()
-
-    def save(self) -> None:
-        """Write the file anew, whole or not at all."""
-        unfinished = self.path.with_suffix(".part")
-        values = {"steps": self.steps, "seconds": self.seconds, "done": self.done}
-        unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.path)
 
 
 class StoppedError(Exception):
@@ -443,7 +370,7 @@ class _Cook:
                 self.plan.save()
             steps = self.plan.steps[stage]
             self._announce(stage, f", {steps} steps of {config.loop.batch_size}")
-            config = _fitted(config, steps, first_step, few_looks=self.options.minutes is not None)
+            config = fitted(config, steps, first_step, few_looks=self.options.minutes is not None)
             if not train(task_class(config), config.loop, Path(config.run), config.to_dict()):
                 raise StoppedError
 
@@ -473,7 +400,7 @@ class _Cook:
         room = self.plan.share(stage)
         task = task_class(config)
         prepared = time.monotonic() - start
-        first, later = _probe(task, config.loop.steps // 2, self.device)
+        first, later = probe(task, config.loop.steps // 2, self.device)
         spent = time.monotonic() - start
         # all of this comes once more, but what was compiled is found in its cache
         steps = int((room - spent - prepared - first / 2) / later)
@@ -486,42 +413,6 @@ class _Cook:
                 f"{enough + 0.1:.1f} goes on"
             )
         return first_step + steps
-
-
-def _probe(task: Task, step: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of a first training step, which may compile, and the median of some later ones, taken in the middle of a
-    run, where all losses are there."""
-    seconds = []
-    for number in range(step, step + 1 + PROBE_STEPS):
-        start = time.monotonic()
-        task.train_step(number, {key: value.to(device) for key, value in task.batch(number).items()})
-        _wait_for(device)
-        seconds.append(time.monotonic() - start)
-    return seconds[0], statistics.median(seconds[1:])
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _fitted(config: C, steps: int, first_step: int, *, few_looks: bool) -> C:
-    """A configuration whose warm-ups and looks fit the number of steps; few looks are four."""
-    loop = dataclasses.replace(
-        config.loop,
-        steps=steps,
-        first_step=first_step,
-        warmup_steps=min(config.loop.warmup_steps, steps // 10),
-        look_steps=max(1, steps // 4) if few_looks else config.loop.look_steps,
-    )
-    config = dataclasses.replace(config, loop=loop)
-    if isinstance(config, VQTrainingConfig):
-        return dataclasses.replace(
-            config,
-            unquantized_steps=min(config.unquantized_steps, steps // 10),
-            adversarial_start=min(config.adversarial_start, steps // 5),
-        )
-    return config
 
 
 def cook(options: RecipeOptions) -> bool:
