@@ -10,15 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from dalle.errors import ParameterError
-from dalle.images import DrawnBackground, Mode, chosen_background
 from serving.jobs import Refused
 from serving.schemas import UNSUPPORTED, ErrorBody, Fields
 
 __all__ = [
     "ERRORS",
     "ApiError",
-    "background_of",
     "check_output",
     "content_type",
     "field_error",
@@ -125,14 +122,6 @@ def check_output(fields: Fields, model: str, image_size: tuple[int, int]) -> Non
     if fields.output_format == "png" and fields.output_compression not in (None, 100):
         message = f"output_compression is {fields.output_compression}, but png is lossless: choose jpeg or webp"
         raise ApiError(400, message, code="invalid_value", param="output_compression")
-
-
-def background_of(fields: Fields, model: str, mode: Mode) -> DrawnBackground:
-    """The background that a request's pictures get of a model whose pictures have this mode. Raises `ApiError`."""
-    try:
-        return chosen_background(fields.background, mode=mode, model=model, format=fields.output_format)
-    except ParameterError as error:
-        raise ApiError(400, str(error), code="invalid_value", param="background") from error
 
 
 def content_type(request: Request) -> str:

@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from dalle.errors import DalleError, PromptError
 from serving.answers import Answer
 from serving.backend import Backend
+from serving.background import background_of
 from serving.callers import Callers
-from serving.errors import ApiError, background_of, check_output, refused
+from serving.errors import ApiError, check_output, refused
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.middleware import CLIENT_GONE, describe_prompt
 from serving.open_jobs import refusal_of

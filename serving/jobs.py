@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any, Literal
 
-from dalle.images import DrawnBackground, Mode
-
 __all__ = [
     "FAILED",
     "Accepted",
@@ -25,7 +23,7 @@ class Given:
 
     pixels: bytes
     """Row by row, of the model's height and width."""
-    mode: Mode = "RGB"
+    mode: Literal["RGB", "RGBA"] = "RGB"
     """RGBA, with straight alpha, for a model that draws transparency."""
     keep: tuple[bool, ...]
     """For each code, row by row, whether it is kept; the others are drawn."""
@@ -54,7 +52,7 @@ class Job:
     """Of each picture."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
     quality: int | None = None
-    background: DrawnBackground = "opaque"
+    background: Literal["transparent", "opaque"] = "opaque"
     """As it was decided for this model and this format."""
 
 
@@ -123,7 +121,7 @@ class ModelInfo:
     """Of codes."""
     num_codes: int
     max_prompt_tokens: int
-    image_mode: Mode = "RGB"
+    image_mode: Literal["RGB", "RGBA"] = "RGB"
     """RGBA for a model that draws transparency, else RGB."""
     sampling: dict[str, Any]
     created: int

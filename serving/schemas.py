@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from dalle.images import Background, DrawnBackground
-
 __all__ = [
     "MAX_PROMPT_LENGTH",
     "UNSUPPORTED",
@@ -83,7 +81,7 @@ class _Common(_Body):
     size: str = "auto"
     """`auto`, or the one size that the model draws, such as `128x128`."""
     quality: Literal["auto", "standard"] = "auto"
-    background: Background = "auto"
+    background: Literal["transparent", "opaque", "auto"] = "auto"
     """What lies behind a picture: `transparent` (nothing; needs a model that draws transparency, and png or webp),
     `opaque` (white), or `auto`, which is transparent where that can be."""
     moderation: Literal["auto", "low"] = "auto"
@@ -198,7 +196,7 @@ class ImagesResponse(BaseModel):
     id: str
     model: str
     data: list[ImageData]
-    background: DrawnBackground
+    background: Literal["transparent", "opaque"]
     output_format: str
     size: str
     quality: str = "auto"

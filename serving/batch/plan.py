@@ -19,8 +19,9 @@ from dalle.images import Background, DrawnBackground, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
 from dalle.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.sampling import SamplingParams
+from serving.background import background_of
 from serving.batch.prompts import Line
-from serving.errors import ApiError, background_of, check_output, field_error
+from serving.errors import ApiError, check_output, field_error
 from serving.schemas import GenerationRequest, sampling_of
 
 __all__ = ["FIELDS", "Layout", "PlanSettings", "Planner", "Refusal", "Row", "Shard", "picture_key", "row_seed"]
