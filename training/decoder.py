@@ -261,7 +261,7 @@ class DecoderTask:
             for i in chosen.tolist()
         ]
         drawn = model.layout.grid(torch.stack(engine.run(requests)))
-        codes = torch.cat([drawn, self.val_rows.codes[chosen, 0].long()]).to(self.device)
+        codes = torch.cat([drawn.cpu(), self.val_rows.codes[chosen, 0].long()]).to(self.device)
         pictures = composite(self.image_tokenizer.decode(codes))
         return rearrange(pictures, "(two b) c h w -> c (two h) (b w)", two=2)
 

@@ -29,7 +29,7 @@ __all__ = ["RECALL_AT", "Drawn", "Numbers", "draw", "judge"]
 
 Numbers = dict[str, float | int | None]
 
-NUM_SLOTS = 16
+NUM_SLOTS = {"cpu": 16, "cuda": 512}
 NUM_EXAMPLES = 24
 RECALL_AT = (1, 5)
 
@@ -84,7 +84,7 @@ def draw(
     requests = [
         Request(text_ids=row, null_ids=text.null_ids, params=params, seed=seed + i) for i, row in enumerate(rows)
     ]
-    engine = Engine(decoder, num_slots=NUM_SLOTS)
+    engine = Engine(decoder, num_slots=NUM_SLOTS.get(embed.device.type, 16))
     with tqdm(total=len(chosen), desc=f"draw {name}", unit="picture", leave=False) as bar:
 
         def advance(step: StepResult) -> None:

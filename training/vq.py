@@ -7,7 +7,7 @@ entries that fall out of use are started again.
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -120,6 +120,13 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
     return model
 
 
+@lru_cache(maxsize=1)
+def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int) -> Tensor:
+    """(M, C, H, W) uint8: every picture, on the device: 20,000 of 128 x 128 pixels with alpha are 1.3 GB. Kept for the
+    next run on the same shards."""
+    return PairShards(shards).pictures(channels=channels).to(device)
+
+
 class VQTask:
     """A `training.loop.Task`: batches of pictures, reconstruction, and the codebook's own learning."""
 
@@ -186,14 +193,10 @@ class VQTask:
         """What the run was started on; it resumes on nothing else."""
         return {"train_pairs": len(self.pairs)}
 
-    @cached_property
-    def _pixels(self) -> Tensor:
-        """(M, C, H, W) uint8: every picture, on the device: 20,000 of 128 x 128 pixels with alpha are 1.3 GB."""
-        return self.pairs.pictures(channels=self.channels).to(self.device)
-
     def _images(self, numbers: np.ndarray) -> Tensor:
         if self.device.type == "cuda":
-            return from_pixels(self._pixels[torch.from_numpy(numbers).to(self.device)])
+            pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels)
+            return from_pixels(pixels[torch.from_numpy(numbers).to(self.device)])
         return self.pairs.images(numbers, channels=self.channels)
 
     def batch(self, step: int) -> dict[str, Tensor]:
