@@ -42,7 +42,7 @@ from training.folder import build as build_folder
 from training.loop import Task, train
 from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
 from training.release import release
-from training.run_folder import claim_folder, saved_step
+from training.run_folder import claimed, saved_step
 from training.shards import PairShards, find_shards
 from training.vq import VQTask, VQTrainingConfig, trainable
 
@@ -190,13 +190,13 @@ class _Cook:
         if options.start_from is not None:
             self.start = load_checkpoint(options.start_from)
             self.image_size = trainable(self.recipe.sharper, str(options.start_from)).config.image_size
-        claim_folder(self.out, self._described(), {})
-        self.plan = Plan(self.out, options.minutes)
-        self.shards = self._find_shards()
-        self.train_shards = (str(self.shards / "train*.tar"),)
-        val = [pattern for pattern in ("val_combo.tar", "val*.tar") if list(self.shards.glob(pattern))]
-        self.val_shards = (str(self.shards / val[0]),) if val else self.train_shards
-        self.channels = self._check_pictures()
+        with claimed(self.out, self._described()):
+            self.plan = Plan(self.out, options.minutes)
+            self.shards = self._find_shards()
+            self.train_shards = (str(self.shards / "train*.tar"),)
+            val = [pattern for pattern in ("val_combo.tar", "val*.tar") if list(self.shards.glob(pattern))]
+            self.val_shards = (str(self.shards / val[0]),) if val else self.train_shards
+            self.channels = self._check_pictures()
 
     def _described(self) -> dict[str, Any]:
         """What decides the artefacts, but for the budget: a folder of another recipe is refused."""
@@ -461,7 +461,12 @@ def main() -> None:
         if options.status:
             print(status(options.out))
             return
-        finished = cook(options)
+        try:
+            finished = cook(options)
+        except KeyboardInterrupt:  # between two runs: they save their state and stop by themselves
+            finished = False
+        if not finished:
+            print(f"stopped; the same command goes on. Done so far:\n{status(options.out)}")
     sys.exit(0 if finished else 3)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dalle.errors import DataError
 
-__all__ = ["Parts", "claim_folder", "locked", "restore_state", "save_state", "saved_step"]
+__all__ = ["Parts", "claim_folder", "claimed", "locked", "restore_state", "save_state", "saved_step"]
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 """Everything that changes from step to step, by name."""
@@ -43,6 +43,20 @@ def claim_folder(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, A
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / CONFIG_FILE, config)
     _claim(folder / INPUTS_FILE, inputs)
+
+
+@contextmanager
+def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Claim a folder for the preparations in the body: a folder that was new is free again if they find a mistake."""
+    is_new = not (folder / CONFIG_FILE).exists()
+    claim_folder(folder, config, {})
+    try:
+        yield
+    except DataError:
+        if is_new:
+            for name in (CONFIG_FILE, INPUTS_FILE):
+                (folder / name).unlink()
+        raise
 
 
 def _claim(path: Path, values: Mapping[str, Any]) -> None:
