@@ -267,6 +267,26 @@ def test_a_batch_with_transparency_goes_on_where_it_was_stopped(
         run(clear_folder, prompts, out, plan=plan | {"background": "opaque"})
 
 
+@pytest.mark.parametrize(("image_format", "told"), [("webp", "transparent"), ("jpeg", "opaque")])
+def test_pictures_without_receipts_are_drawn_again_with_their_backgrounds(
+    image_format: str, told: str, clear_folder: Path, tmp_path: Path
+) -> None:
+    prompts = prompts_file(tmp_path, [{"prompt": "a"}, {"prompt": "b", "background": "opaque"}, {"prompt": "c"}])
+    out, plan = tmp_path / "out", {"image_format": image_format}
+    assert run(clear_folder, prompts, out, plan=plan) == 0
+    assert [record["parameters"]["background"] for record in manifest(out)] == [told, "opaque", told]
+    before = contents(out)
+    shutil.rmtree(out / "shards")
+    (out / "manifest.jsonl").unlink()
+    assert run(clear_folder, prompts, out, plan=plan) == 0
+    assert contents(out) == before
+    modes = []
+    for record in manifest(out):
+        with Image.open(out / record["file"]) as image:
+            modes.append(image.mode)
+    assert modes == [{"opaque": "RGB", "transparent": "RGBA"}[one] for one in (told, "opaque", told)]
+
+
 def test_a_background_that_no_line_could_have_is_a_mistake(
     model_folder: Path, clear_folder: Path, tmp_path: Path
 ) -> None:
