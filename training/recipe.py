@@ -48,8 +48,9 @@ from training.vq import VQTask, VQTrainingConfig, trainable
 
 __all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main", "status"]
 
-WORTH_COMPILING = 60
-"""Minutes of a budget from which on compiling pays on a CPU, where it takes minutes and saves a fifth."""
+MINUTES_WORTH_COMPILING = 60
+STEPS_WORTH_COMPILING = 1000
+"""From which on compiling pays on a CPU, where it takes minutes and saves a fifth."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,8 +259,9 @@ class _Cook:
     def _compiles(self) -> bool:
         if self.device.type == "cuda":
             return True
-        minutes = self.options.minutes
-        return shutil.which("g++") is not None and (minutes is None or minutes >= WORTH_COMPILING)
+        minutes, steps = self.options.minutes, self.recipe.decoder.loop.steps
+        pays = steps >= STEPS_WORTH_COMPILING if minutes is None else minutes >= MINUTES_WORTH_COMPILING
+        return pays and shutil.which("g++") is not None
 
     def text(self) -> None:
         path = self.out / "text" / "tokenizer.json"
