@@ -63,6 +63,7 @@ def decoder_emoji() -> DecoderTrainingConfig:
     """The default model's decoder: 15 million parameters over rows of 256 codes."""
     return DecoderTrainingConfig(
         run="runs/decoder-emoji",
+        embedding_weight=0.5,
         micro_batch_size=16,
         model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
         loop=LoopConfig(

@@ -91,7 +91,7 @@ def _recipe_emoji() -> Recipe:
         ),
         vocab_size=4096,
         num_captions=32,
-        num_views=4,
+        num_views=6,
         mirror=True,
         num_figures=200,
         sampling=SamplingParams(guidance_scale=1.5, temperature=0.5),
