@@ -129,7 +129,9 @@ class DecoderTask:
         if not self.config.embedding_weight:
             return None
         if not isinstance(self.image_tokenizer, ImageTokenizer):
-            raise DataError("embedding_weight needs an image tokenizer with a codebook of vectors")
+            raise DataError(
+                "embedding_weight is above 0 and needs an image tokenizer with a codebook of vectors: set it to 0"
+            )
         return nn.Linear(self.model.config.width, self.image_tokenizer.config.codebook_dim).to(self.device)
 
     def _load_model(self, folder: str) -> Decoder:
