@@ -28,7 +28,7 @@ from training.budget import SHARES, TITLES, Plan
 from training.decoder import DecoderTask
 from training.folder import FolderOptions, build
 from training.loop import LoopConfig, learning_rate_scale
-from training.recipe import PRESETS, Recipe, RecipeOptions, cook
+from training.recipe import PRESETS, Recipe, RecipeOptions, cook, status
 from training.vq import VQTask
 
 ROOT = Path(__file__).parent.parent
@@ -445,3 +445,18 @@ def test_a_caller_s_mistake_is_told_in_words(
     assert said in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists(), "nothing is claimed for it"
+
+
+def test_how_far_a_run_is(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no run of a recipe that has begun"):
+        status(tmp_path)
+    plan = Plan(tmp_path, None)
+    with plan.stage("text"):
+        pass
+    plan.steps["image_tokenizer"] = 40
+    plan.save()
+    lines = status(tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == [title.split()[0] for title in TITLES.values()]
+    assert lines[0].endswith("done, 0.0 minutes")
+    assert lines[1].endswith("step 0 of 40 when it was last saved")
+    assert all(line.endswith("to come") for line in lines[2:])

@@ -442,8 +442,10 @@ def cook(options: RecipeOptions) -> bool:
 
 
 def status(out: Path) -> str:
-    """How far a run is: a line for each stage."""
+    """How far a run is: a line for each stage. Raises `DataError` for a folder without one."""
     plan = Plan(out, None)
+    if not plan.path.exists():
+        raise DataError(f"{out} has no run of a recipe that has begun")
     lines = []
     for stage, title in TITLES.items():
         minutes = f", {plan.seconds[stage] / 60:.1f} minutes" if stage in plan.seconds else ""
