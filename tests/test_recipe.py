@@ -28,7 +28,7 @@ from training.budget import SHARES, TITLES, Plan
 from training.decoder import DecoderTask
 from training.folder import FolderOptions, build
 from training.loop import LoopConfig, learning_rate_scale
-from training.recipe import PRESETS, Recipe, RecipeOptions, cook, status
+from training.recipe import PRESETS, Recipe, RecipeOptions, run_recipe, status
 from training.vq import VQTask
 
 ROOT = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "small", small_recipe)
-        assert cook(options(pictures, out))
+        assert run_recipe(options(pictures, out))
     return out
 
 
@@ -137,7 +137,7 @@ def within(minutes: float, made_of: RecipeOptions) -> float:
     """Cook within a budget; on a busy machine, within as much more as the program says. Returns the budget."""
     for _ in range(12):
         try:
-            assert cook(dataclasses.replace(made_of, minutes=minutes))
+            assert run_recipe(dataclasses.replace(made_of, minutes=minutes))
         except DataError as error:
             minutes = enough(str(error))
         else:
@@ -214,7 +214,7 @@ def test_a_model_in_half_a_minute_stopped_on_the_way(pictures: Path, tmp_path: P
         assert min(sheet.size) > 128
 
     before = files_of(out)
-    assert cook(options(pictures, out, preset="tiny", minutes=minutes))
+    assert run_recipe(options(pictures, out, preset="tiny", minutes=minutes))
     assert files_of(out) == before, "the same command again changes nothing"
 
 
@@ -270,7 +270,7 @@ def test_another_recipe_in_the_same_folder_is_refused(pictures: Path, made: Path
         ({"start_from": made / "model"}, "start_from = None, not "),
     ):
         with pytest.raises(DataError) as caught:
-            cook(options(pictures, made, **changes))
+            run_recipe(options(pictures, made, **changes))
         assert str(caught.value).startswith(f"{made} holds a run with {said}")
     assert files_of(made) == before
 
@@ -307,7 +307,7 @@ def test_shares_by_numbers(tmp_path: Path) -> None:
 def test_a_budget_that_is_used_up_already_counts(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"steps": {}, "seconds": {"text": 600.0}, "done": []}')
     with pytest.raises(DataError) as caught:
-        cook(options(pictures, tmp_path, minutes=5))
+        run_recipe(options(pictures, tmp_path, minutes=5))
     assert 10 < enough(str(caught.value)) < 12
 
 
@@ -315,13 +315,13 @@ def test_a_plan_that_cannot_be_read_is_refused(pictures: Path, tmp_path: Path) -
     for content in ("{", "[]", "{}", '{"steps": 1, "seconds": {}, "done": []}'):
         (tmp_path / "plan.json").write_text(content)
         with pytest.raises(DataError, match=r"plan\.json cannot be read: .*; give another --out folder"):
-            cook(options(pictures, tmp_path))
+            run_recipe(options(pictures, tmp_path))
 
 
 def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "small", lambda: longer_recipe(12))
-        assert cook(options(pictures, tmp_path / "out", start_from=made / "image_tokenizer" / "model"))
+        assert run_recipe(options(pictures, tmp_path / "out", start_from=made / "image_tokenizer" / "model"))
     loop = LoopConfig.from_dict(json.loads((tmp_path / "out/image_tokenizer/config.json").read_text())["loop"])
     assert (loop.first_step, loop.steps) == (8, 12)
     rates = logged_scalars(tmp_path / "out" / "image_tokenizer")["train/rate_scale"]
@@ -335,7 +335,7 @@ def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path)
     out, start = tmp_path / "out", made / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "small", lambda: longer_recipe(12))
-        assert cook(options(pictures, out, start_from=start))
+        assert run_recipe(options(pictures, out, start_from=start))
     plan = plan_of(out)
     assert plan["steps"] == {"decoder": 12, "sharper": 6} and plan["done"] == STAGES
     loop = LoopConfig.from_dict(json.loads((out / "decoder" / "config.json").read_text())["loop"])
@@ -383,7 +383,7 @@ def opaque(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shards_of_opaque_pictures_make_a_model_of_three_channels(opaque: Path, tmp_path: Path) -> None:
-    assert cook(options(None, tmp_path / "out", shards=opaque, name="colours"))
+    assert run_recipe(options(None, tmp_path / "out", shards=opaque, name="colours"))
     model = DALLE.load(tmp_path / "out" / "model")
     (picture,) = model.generate("a colour", seed=0)
     assert model.name == "colours" and picture.image.mode == "RGB"
@@ -393,7 +393,7 @@ def test_shards_of_opaque_pictures_make_a_model_of_three_channels(opaque: Path, 
 def test_what_a_late_stage_would_refuse_is_refused_at_once(opaque: Path, made: Path, tmp_path: Path) -> None:
     def refusal(out: str, **changes: Any) -> str:
         with pytest.raises(DataError) as caught:
-            cook(options(None, tmp_path / out, shards=opaque, **changes))
+            run_recipe(options(None, tmp_path / out, shards=opaque, **changes))
         assert not (tmp_path / out / "plan.json").exists(), "no stage has begun"
         return str(caught.value)
 

@@ -46,7 +46,7 @@ from training.run_folder import claimed, saved_step
 from training.shards import PairShards, find_shards
 from training.vq import VQTask, VQTrainingConfig, trainable
 
-__all__ = ["PRESETS", "Recipe", "RecipeOptions", "cook", "main", "status"]
+__all__ = ["PRESETS", "Recipe", "RecipeOptions", "main", "run_recipe", "status"]
 
 MINUTES_WORTH_COMPILING = 60
 STEPS_WORTH_COMPILING = 1000
@@ -55,7 +55,7 @@ STEPS_WORTH_COMPILING = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is made, as configurations of the stages; paths and steps are filled in by `cook`."""
+    """What is made, as configurations of the stages; paths and steps are filled in by `run_recipe`."""
 
     image_tokenizer: VQTrainingConfig
     decoder: DecoderTrainingConfig
@@ -178,8 +178,8 @@ class StoppedError(Exception):
     """A stage was asked to stop before its end, and has saved its state."""
 
 
-class _Cook:
-    """The stages of a recipe, each a method; `cook` says their order."""
+class _Run:
+    """The stages of a recipe, each a method; `run_recipe` says their order."""
 
     def __init__(self, options: RecipeOptions) -> None:
         self.options = options
@@ -417,13 +417,13 @@ class _Cook:
         return first_step + steps
 
 
-def cook(options: RecipeOptions) -> bool:
+def run_recipe(options: RecipeOptions) -> bool:
     """Make the model, or go on with it. Returns False if a stage was asked to stop: the same options go on from there.
 
     Raises `DataError` for a budget too small for one step of a stage (all artefacts made so far stay), for a folder of
     another recipe, and as the stages do.
     """
-    recipe = _Cook(options)
+    recipe = _Run(options)
     try:
         for stage in (
             recipe.text,
@@ -466,7 +466,7 @@ def main() -> None:
             print(status(options.out))
             return
         try:
-            finished = cook(options)
+            finished = run_recipe(options)
         except KeyboardInterrupt:  # between two runs: they save their state and stop by themselves
             finished = False
         if not finished:
