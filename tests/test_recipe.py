@@ -425,7 +425,8 @@ def test_a_device_that_is_not_there_is_refused(
         (["tiny", "--minutes", "0"], "minutes is 0.0; it must be above 0"),
         (["tiny", "--minutes", "-1"], "minutes is -1.0; it must be above 0"),
         (["tiny", "--minutes", "nan"], "minutes is nan; it must be above 0"),
-        (["tiny", "--minutes", "inf"], "minutes is inf; it must be above 0"),
+        (["tiny", "--minutes", "inf"], "minutes is inf; it must be above 0 and at most 527040"),
+        (["tiny", "--minutes", "1e307"], "minutes is 1e+307; it must be above 0 and at most 527040"),
         (["tiny", "--pictures", "a", "--shards", "b"], "pictures and shards are two sources; give one"),
         (["tiny", "--pictures", "none"], "none does not exist"),
         (["tiny", "--shards", "none"], "none does not exist"),
@@ -460,3 +461,37 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
     assert lines[0].endswith("done, 0.0 minutes")
     assert lines[1].endswith("step 0 of 40 when it was last saved")
     assert all(line.endswith("to come") for line in lines[2:])
+
+
+def test_what_the_first_start_chose_stays_chosen(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, 1.0)
+    assert plan.choice("compile", False) is False
+    plan.save()
+    assert Plan(tmp_path, 600.0).choice("compile", True) is False
+
+
+def test_long_captions_are_cut_and_counted(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for picture in sorted(pictures.glob("*.png"))[:12]:
+        (source / picture.name).write_bytes(picture.read_bytes())
+        (source / picture.with_suffix(".txt").name).write_text("a red square")
+    (source / "00.txt").write_text(" ".join(f"xq{number}zv" for number in range(60)))
+    assert run_recipe(options(source, tmp_path / "out"))
+    assert "1 pairs have no caption of at most 31 tokens; cut: 'xq0zv xq1zv" in capsys.readouterr().out
+
+
+def test_exports_and_paths_may_be_said_otherwise_when_a_run_goes_on(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run_recipe(options(pictures, out))
+    plan = json.loads((out / "plan.json").read_text())
+    plan["done"].remove("decoder")
+    (out / "plan.json").write_text(json.dumps(plan))
+    monkeypatch.chdir(pictures.parent)
+    before = load_checkpoint(out / "model").digest
+    assert run_recipe(options(Path(pictures.name), out, export_minutes=5.0, minutes=100.0))
+    assert load_checkpoint(out / "model").digest == before
+    assert run_recipe(options(pictures, out, name="other"))
+    assert load_checkpoint(out / "model").digest == before, "what is finished keeps its name"

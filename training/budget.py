@@ -18,7 +18,7 @@ from training.decoder import DecoderTrainingConfig
 from training.loop import Task
 from training.vq import VQTrainingConfig
 
-__all__ = ["SHARES", "TITLES", "C", "Plan", "fitted", "probe"]
+__all__ = ["PLAN_FILE", "SHARES", "TITLES", "C", "Plan", "fitted", "probe"]
 
 PLAN_FILE = "plan.json"
 PROBE_STEPS = 5
@@ -48,11 +48,13 @@ class Plan:
         self.seconds: dict[str, float] = {}
         """Used so far by each stage that has begun."""
         self.done: list[str] = []
+        self.choices: dict[str, bool] = {}
+        """What was chosen by the budget of the first start."""
         if self.path.exists():
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
                 self.steps, self.seconds = dict(found["steps"]), dict(found["seconds"])
-                self.done = list(found["done"])
+                self.done, self.choices = list(found["done"]), dict(found.get("choices", {}))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self.path} cannot be read: {error}; give another --out folder") from error
 
@@ -83,10 +85,14 @@ class Plan:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - start, 1)
             self.save()
 
+    def choice(self, name: str, value: bool) -> bool:
+        """The value chosen under this name when it was first asked for: another budget later changes nothing."""
+        return self.choices.setdefault(name, value)
+
     def save(self) -> None:
         """Write the file anew, whole or not at all."""
         unfinished = self.path.with_suffix(".part")
-        values = {"steps": self.steps, "seconds": self.seconds, "done": self.done}
+        values = {"steps": self.steps, "seconds": self.seconds, "done": self.done, "choices": self.choices}
         unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(self.path)
 

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,6 +72,7 @@ def write_token_shards(
     num_captions: int,
     num_views: int = 1,
     mirror: bool = False,
+    truncate: bool = False,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
@@ -80,7 +82,14 @@ def write_token_shards(
     where nothing is written in the picture. It gets `num_captions` captions, drawn at random by `training.captions`; a
     caption that is too long for the row is drawn again. Files get their names when all are complete, and those of an
     earlier call are removed then, so that no set is ever mixed or short.
+
+    Raises `DataError` for numbers below 1, and for a pair none of whose captions fits; with `truncate` such captions
+    are cut, and how many pairs have them is printed.
     """
+    for what, number in (("num_captions", num_captions), ("num_views", num_views)):
+        if number < 1:
+            raise DataError(f"{what} is {number}; it must be at least 1")
+    cut: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
@@ -97,8 +106,21 @@ def write_token_shards(
             for view in range(1, num_views):
                 views.append(draw_views(images, sided, np.random.default_rng([seed, first, view])))
             codes.append(torch.stack([image_tokenizer.encode(view).cpu() for view in views], dim=1))
-            captions = [c for number in batch for c in _captions(pairs, number, text_tokenizer, num_captions, seed)]
-            text_ids.append(text_tokenizer.encode_batch(captions).unflatten(0, (len(batch), num_captions)))
+            captions = []
+            for number in batch:
+                found = _captions(pairs, number, text_tokenizer, num_captions, seed)
+                if not found:
+                    found = [str(pairs.metadata(number)["captions"][0])] * num_captions
+                    cut.append(found[0])
+                    if not truncate:
+                        raise DataError(
+                            f"the captions of pair {number} do not fit into {text_tokenizer.text_length - 1} tokens: "
+                            f"{found[0]!r}; train the text tokenizer with a greater text_length, or set truncate"
+                        )
+                captions += found
+            with warnings.catch_warnings(action="ignore"):  # what is cut is counted, and told at the end
+                ids = text_tokenizer.encode_batch(captions, truncate=truncate)
+            text_ids.append(ids.unflatten(0, (len(batch), num_captions)))
             bar.update(len(batch))
         tensors = {
             "codes": _compact(torch.cat(codes), image_tokenizer.config.codebook_size),
@@ -109,6 +131,8 @@ def write_token_shards(
         save_file(tensors, path.with_suffix(".part"), stamp)
         written.append(path)
     bar.close()
+    if cut:
+        print(f"{len(cut)} pairs have no caption of at most {text_tokenizer.text_length - 1} tokens; cut: {cut[0]!r}")
     for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
         earlier.unlink()
     for path in written:
@@ -117,6 +141,7 @@ def write_token_shards(
 
 
 def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_captions: int, seed: int) -> list[str]:
+    """Captions of a pair that fit into the row; none if hardly any does."""
     metadata, chance = pairs.metadata(number), random.Random(f"{seed}/{number}")
     captions: list[str] = []
     for _ in range(20 * num_captions):
@@ -125,10 +150,7 @@ def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_capt
             captions.append(caption)
         if len(captions) == num_captions:
             return captions
-    raise DataError(
-        f"the captions of pair {number} do not fit into {tokenizer.text_length - 1} tokens: "
-        f"{metadata['captions'][0]!r}; train the text tokenizer with a greater text_length"
-    )
+    return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +206,7 @@ def encode_pairs(
     num_captions: int = 32,
     num_views: int = 1,
     mirror: bool = False,
+    truncate: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -196,7 +219,8 @@ def encode_pairs(
         out: Folder for the token shards.
         num_captions: Captions drawn for each picture; training picks one of them each time.
         num_views: Views of each picture, slightly moved and scaled but for the first; training picks one each time.
-        mirror: Let views be mirrored, too, where the metadata say that nothing is written in the picture.
+        mirror: Let views be mirrored, too, where the English name in the metadata says that nothing is written in it.
+        truncate: Cut captions that are too long, where a pair has no others.
         seed: Of captions and views.
         device: `auto`, `cpu`, `cuda`.
     """
@@ -209,6 +233,7 @@ def encode_pairs(
         num_captions=num_captions,
         num_views=num_views,
         mirror=mirror,
+        truncate=truncate,
         seed=seed,
         device=choose_device(device),
     )

@@ -17,7 +17,6 @@ command goes on wherever it was stopped.
 """
 
 import dataclasses
-import math
 import shutil
 import sys
 import time
@@ -32,7 +31,7 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.sampling import SamplingParams
 from training.bpe import train_text_tokenizer
-from training.budget import TITLES, C, Plan, fitted, probe
+from training.budget import PLAN_FILE, TITLES, C, Plan, fitted, probe
 from training.codes import encode_pairs
 from training.command import mistakes_in_words
 from training.decoder import DecoderTask, DecoderTrainingConfig
@@ -48,6 +47,7 @@ from training.vq import VQTask, VQTrainingConfig, trainable
 
 __all__ = ["PRESETS", "Recipe", "RecipeOptions", "main", "run_recipe", "status"]
 
+MAX_MINUTES = 366 * 24 * 60
 MINUTES_WORTH_COMPILING = 60
 STEPS_WORTH_COMPILING = 1000
 """From which on compiling pays on a CPU, where it takes minutes and saves a fifth."""
@@ -165,8 +165,10 @@ class RecipeOptions:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise DataError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise DataError(f"minutes is {self.minutes}; it must be above 0")
+        if self.minutes is not None and not 0 < self.minutes <= MAX_MINUTES:
+            raise DataError(f"minutes is {self.minutes}; it must be above 0 and at most {MAX_MINUTES}")
+        if self.pictures is not None and self.pictures.resolve() == self.out.resolve():
+            raise DataError(f"{self.out} is the folder of the pictures; give another folder for what is made of them")
         if self.pictures is not None and self.shards is not None:
             raise DataError("pictures and shards are two sources; give one")
         for source in (self.pictures, self.shards):
@@ -202,9 +204,10 @@ class _Run:
     def _described(self) -> dict[str, Any]:
         """What decides the artefacts, but for the budget: a folder of another recipe is refused."""
         options = self.options
+        source = options.pictures or options.shards
         return {
             "preset": options.preset,
-            "pictures": str(options.pictures or options.shards or "emoji"),
+            "pictures": "emoji" if source is None else str(source.resolve()),
             "start_from": None if self.start is None else self.start.digest,
             "seed": options.seed,
             "device": self.device.type,
@@ -255,7 +258,6 @@ class _Run:
         budget = "" if self.options.minutes is None else f"; {used:.1f} of {self.options.minutes:g} minutes used"
         print(f"[{number}/{len(TITLES)}] {TITLES[stage]}{steps}{budget}", flush=True)
 
-    @property
     def _compiles(self) -> bool:
         if self.device.type == "cuda":
             return True
@@ -304,6 +306,7 @@ class _Run:
                     text_tokenizer=self.out / "text" / "tokenizer.json",
                     out=self.out / "codes" / name,
                     num_captions=recipe.num_captions,
+                    truncate=True,
                     num_views=recipe.num_views if name == "train" else 1,
                     mirror=recipe.mirror,
                     seed=options.seed,
@@ -318,7 +321,7 @@ class _Run:
             text_tokenizer=str(self.out / "text" / "tokenizer.json"),
             train_shards=(str(self.out / "codes/train/*.safetensors"),),
             val_shards=(str(self.out / "codes/val/*.safetensors"),),
-            compile=self._compiles,
+            compile=self.plan.choice("compile", self._compiles()),
             micro_batch_size=None if self.device.type == "cuda" else self.recipe.decoder.micro_batch_size,
         )
         first_step = 0
@@ -336,6 +339,9 @@ class _Run:
         self._train("sharper", config, VQTask)
 
     def model(self) -> None:
+        if "figures" in self.plan.done and (self.out / "model").exists():
+            print("finished before; to train longer, give a new --out, and this model as --start-from")
+            return
         self._announce("model")
         release(
             self.out / "decoder" / "model",
@@ -372,7 +378,9 @@ class _Run:
                 self.plan.save()
             steps = self.plan.steps[stage]
             self._announce(stage, f", {steps} steps of {config.loop.batch_size}")
-            config = fitted(config, steps, first_step, few_looks=self.options.minutes is not None)
+            config = fitted(
+                config, steps, first_step, few_looks=self.plan.choice("few_looks", self.options.minutes is not None)
+            )
             if not train(task_class(config), config.loop, Path(config.run), config.to_dict()):
                 raise StoppedError
 
@@ -470,7 +478,9 @@ def main() -> None:
         except KeyboardInterrupt:  # between two runs: they save their state and stop by themselves
             finished = False
         if not finished:
-            print(f"stopped; the same command goes on. Done so far:\n{status(options.out)}")
+            print("stopped; the same command goes on")
+            if (options.out / PLAN_FILE).exists():
+                print(status(options.out))
     sys.exit(0 if finished else 3)
 
 

@@ -33,6 +33,8 @@ STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = ".lock"
+FREE_FIELDS = {"export_minutes"}
+"""Fields of a configuration that may change when a run goes on: they decide nothing that is trained."""
 
 
 def claim_folder(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
@@ -65,16 +67,25 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}; give another folder") from error
-        for key in sorted({*before, *values}):
-            if before.get(key) != values.get(key):
-                raise DataError(
-                    f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {values.get(key)!r}: "
-                    "resume it with its own, or give another folder"
-                )
+        for key, old, new in _differences(before, json.loads(json.dumps(values))):
+            raise DataError(
+                f"{path.parent} holds a run with {key} = {old!r}, not {new!r}: resume it with its own, or give another "
+                "folder"
+            )
     else:
         unfinished = path.with_suffix(".part")
         unfinished.write_text(json.dumps(values, indent=2) + "\n")
         unfinished.replace(path)
+
+
+def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Key, former and present value of what is not the same; keys of nested objects are joined by a dot."""
+    for key in sorted({*before, *values} - FREE_FIELDS):
+        old, new = before.get(key), values.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from ((f"{key}.{inner}", *both) for inner, *both in _differences(old, new))
+        elif old != new:
+            yield key, old, new
 
 
 @contextmanager
