@@ -7,6 +7,7 @@ Qiu et al. 2025, arXiv 2503.08354).
 """
 
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ class Mistakes:
             return {}
         chance = random.Random("/".join(map(str, seed)))
         captions = [draw_caption(dict(one), chance) for one in metadata]
-        return {"text_ids": self.checkpoint.text_tokenizer.encode_batch(captions, truncate=True)}
+        with warnings.catch_warnings(action="ignore"):  # a cut caption still says enough to draw mistakes by
+            return {"text_ids": self.checkpoint.text_tokenizer.encode_batch(captions, truncate=True)}
 
     @torch.no_grad()
     def __call__(self, codes: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
