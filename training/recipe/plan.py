@@ -1,30 +1,16 @@
-"""How a recipe shares out a budget of time: a plan that is kept in a file, and steps that are timed to find out how
-many fit.
-"""
+"""The plan of a recipe: its stages, their shares of the budget, and what was decided and used so far."""
 
-import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
-
-import torch
 
 from dalle.errors import DataError
-from training.decoder import DecoderTrainingConfig
-from training.loop import Task
-from training.vq import VQTrainingConfig
 
-__all__ = ["PLAN_FILE", "SHARES", "TITLES", "C", "Plan", "fitted", "probe"]
+__all__ = ["PLAN_FILE", "SHARES", "TITLES", "Plan"]
 
 PLAN_FILE = "plan.json"
-PROBE_STEPS = 5
-"""Steps that are timed to find out how many fit, after one that warms up."""
-C = TypeVar("C", VQTrainingConfig, DecoderTrainingConfig)
-
 TITLES = {
     "text": "text tokenizer",
     "image_tokenizer": "image tokenizer",
@@ -35,21 +21,21 @@ TITLES = {
     "figures": "figures and sheet",
 }
 SHARES = {"text": 0.01, "image_tokenizer": 0.27, "codes": 0.05, "decoder": 0.45, "sharper": 0.15, "figures": 0.07}
-"""Of the budget. What a stage does not use, or takes too much, is shared by those after it."""
+"""Shares of the budget. What a stage leaves, or takes too much, is shared by the stages after it."""
 
 
 class Plan:
-    """What was decided and used, stage by stage: kept in a file, so that a resumed run decides nothing anew."""
+    """The decisions of a run and the time that its stages took, in a file: a resumed run decides nothing anew."""
 
     def __init__(self, folder: Path, minutes: float | None) -> None:
         self.path = folder / PLAN_FILE
         self.budget = None if minutes is None else 60 * minutes
         self.steps: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        """Used so far by each stage that has begun."""
+        """Time that each stage has taken so far."""
         self.done: list[str] = []
         self.choices: dict[str, bool] = {}
-        """What was chosen by the budget of the first start."""
+        """Choices that the budget of the first start made."""
         if self.path.exists():
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -95,39 +81,3 @@ class Plan:
         values = {"steps": self.steps, "seconds": self.seconds, "done": self.done, "choices": self.choices}
         unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(self.path)
-
-
-def probe(task: Task, step: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of a first training step, which may compile, and the median of some later ones, taken in the middle of a
-    run, where all losses are there."""
-    seconds = []
-    for number in range(step, step + 1 + PROBE_STEPS):
-        start = time.monotonic()
-        task.train_step(number, {key: value.to(device) for key, value in task.batch(number).items()})
-        _wait_for(device)
-        seconds.append(time.monotonic() - start)
-    return seconds[0], statistics.median(seconds[1:])
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def fitted(config: C, steps: int, first_step: int, *, few_looks: bool) -> C:
-    """A configuration whose warm-ups and looks fit the number of steps; few looks are four."""
-    loop = dataclasses.replace(
-        config.loop,
-        steps=steps,
-        first_step=first_step,
-        warmup_steps=min(config.loop.warmup_steps, steps // 10),
-        look_steps=max(1, steps // 4) if few_looks else config.loop.look_steps,
-    )
-    config = dataclasses.replace(config, loop=loop)
-    if isinstance(config, VQTrainingConfig):
-        return dataclasses.replace(
-            config,
-            unquantized_steps=min(config.unquantized_steps, steps // 10),
-            adversarial_start=min(config.adversarial_start, steps // 5),
-        )
-    return config

@@ -1,0 +1,99 @@
+"""Recipes by name: whole configurations of all stages."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dalle.sampling import SamplingParams
+from training.decoder import DecoderTrainingConfig
+from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
+from training.vq import VQTrainingConfig
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The configurations of the stages. Paths, seeds and numbers of steps are filled in when the recipe is run."""
+
+    image_tokenizer: VQTrainingConfig
+    decoder: DecoderTrainingConfig
+    sharper: VQTrainingConfig
+    vocab_size: int
+    """Tokens of the text tokenizer."""
+    num_captions: int
+    """Captions drawn of each pair."""
+    num_views: int
+    """Views of each picture."""
+    mirror: bool
+    """Whether views may be mirrored."""
+    num_figures: int
+    """Pictures of each split that the figures are measured on, at most."""
+    sampling: SamplingParams
+    """Sampling parameters that the model is shipped with."""
+    cuda_batches: Mapping[str, int]
+    """Batch sizes of the three runs on CUDA, where small ones leave the device idle."""
+
+
+def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrainingConfig:
+    """The configuration that trains the decoder half of a stage 1 further, on codes with mistakes in them."""
+    return dataclasses.replace(
+        stage_1,
+        loop=dataclasses.replace(stage_1.loop, steps=steps),
+        start_from="image_tokenizer/model",
+        only_decoder=True,
+        adversarial_weight=0.02,
+        random_codes=0.05,
+        **changes,
+    )
+
+
+def emoji() -> Recipe:
+    """256 codes for a 128 x 128 picture with transparency: the default model, some 20 core-hours on a CPU."""
+    stage_1 = vq_emoji()
+    return Recipe(
+        image_tokenizer=stage_1,
+        decoder=decoder_emoji(),
+        sharper=_sharper(
+            stage_1,
+            steps=3000,
+            learning_rate=3e-4,
+            perceptual_weight=0.2,
+            perceptual_pictures=8,
+            adversarial_start=500,
+        ),
+        vocab_size=4096,
+        num_captions=32,
+        num_views=6,
+        mirror=True,
+        num_figures=200,
+        sampling=SamplingParams(guidance_scale=1.5, temperature=0.5),
+        cuda_batches={"image_tokenizer": 128, "decoder": 256, "sharper": 64},
+    )
+
+
+def tiny() -> Recipe:
+    """A minute on one core: to see that everything runs, not to see pictures."""
+    stage_1 = vq_tiny()
+    return Recipe(
+        image_tokenizer=dataclasses.replace(stage_1, model=dataclasses.replace(stage_1.model, channels=4)),
+        decoder=decoder_tiny(),
+        sharper=_sharper(
+            stage_1,
+            steps=20,
+            perceptual_weight=0.1,
+            perceptual_pictures=2,
+            adversarial_start=10,
+            discriminator_width=16,
+        ),
+        vocab_size=512,
+        num_captions=4,
+        num_views=2,
+        mirror=True,
+        num_figures=8,
+        sampling=SamplingParams(),
+        cuda_batches={},
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"emoji": emoji, "tiny": tiny}

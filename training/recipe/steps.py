@@ -1,0 +1,90 @@
+"""How many steps of a stage fit into its share of the budget: a few are taken, and timed."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from dalle.errors import DataError
+from training.decoder import DecoderTrainingConfig
+from training.loop import Task
+from training.recipe.plan import TITLES, Plan
+from training.vq import VQTrainingConfig
+
+__all__ = ["StageConfig", "choose_steps", "fitted"]
+
+StageConfig = TypeVar("StageConfig", VQTrainingConfig, DecoderTrainingConfig)
+
+PROBE_STEPS = 5
+"""Steps that are timed, after one that warms up."""
+NUM_LOOKS = 2
+"""Looks of a run with a budget: half-way and at the end."""
+
+
+def choose_steps(
+    plan: Plan, stage: str, config: StageConfig, task_class: Callable[[StageConfig], Task], device: torch.device
+) -> int:
+    """The number of steps that the stage's share of the budget has room for, beside its preparations and its looks.
+
+    Raises `DataError` if there is no room for one, with a budget that would have it.
+    """
+    assert plan.budget is not None
+    start, room = time.monotonic(), plan.share(stage)
+    task = task_class(config)
+    prepared = time.monotonic()
+    first, later = _seconds_of_steps(task, config.loop.steps // 2, device)
+    look_start = time.monotonic()
+    task.look()
+    _wait_for(device)
+    end = time.monotonic()
+    # the run does all of this once more, but finds what was compiled in its cache
+    to_come = (prepared - start) + first / 2 + NUM_LOOKS * (end - look_start)
+    steps = int((room - (end - start) - to_come) / later)
+    if steps < 1:
+        needed = (end - start) + to_come + later
+        enough = (plan.used + (end - start) + needed / plan.part(stage)) / 60
+        raise DataError(
+            f"minutes is {plan.budget / 60:g}, which leaves {room:.1f} s for stage {TITLES[stage]!r}; its preparations "
+            f"and one step take {needed:.1f} s. What is done is kept: the same command with --minutes "
+            f"{enough + 0.1:.1f} goes on"
+        )
+    return steps
+
+
+def _seconds_of_steps(task: Task, step: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of a first training step, which may compile, and the median of some later ones, taken in the middle of a
+    run, where all losses are there."""
+    seconds = []
+    for number in range(step, step + 1 + PROBE_STEPS):
+        start = time.monotonic()
+        task.train_step(number, {key: value.to(device) for key, value in task.batch(number).items()})
+        _wait_for(device)
+        seconds.append(time.monotonic() - start)
+    return seconds[0], statistics.median(seconds[1:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fitted(config: StageConfig, steps: int, first_step: int, *, few_looks: bool) -> StageConfig:
+    """A configuration whose warm-ups and looks fit the number of steps; few looks are those of a budget."""
+    loop = dataclasses.replace(
+        config.loop,
+        steps=steps,
+        first_step=first_step,
+        warmup_steps=min(config.loop.warmup_steps, steps // 10),
+        look_steps=-(-steps // NUM_LOOKS) if few_looks else config.loop.look_steps,
+    )
+    config = dataclasses.replace(config, loop=loop)
+    if isinstance(config, VQTrainingConfig):
+        return dataclasses.replace(
+            config,
+            unquantized_steps=min(config.unquantized_steps, steps // 10),
+            adversarial_start=min(config.adversarial_start, steps // 5),
+        )
+    return config
