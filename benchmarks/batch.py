@@ -25,11 +25,11 @@ import typer
 
 from dalle import DALLE
 from dalle.checkpoint import save_checkpoint
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from dalle.checkpoint.store import DEFAULT_MODEL
+from dalle.decoder.decoder import Decoder, DecoderConfig
 from dalle.images import encode_image
-from dalle.model_store import DEFAULT_MODEL
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder, DecoderConfig
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 __all__ = ["main"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.interop.dalle_pytorch import names_of
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 
 __all__: list[str] = []
 

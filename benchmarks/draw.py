@@ -15,8 +15,8 @@ import torch
 import typer
 
 from dalle import DALLE, Engine, Request
+from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.model import NUM_SLOTS
-from dalle.model_store import DEFAULT_MODEL
 
 __all__ = ["main"]
 

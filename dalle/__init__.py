@@ -1,15 +1,15 @@
 """Text to image with a decoder-only Transformer: `load().generate(prompt)`."""
 
-from dalle.conditions import Features
-from dalle.engine import Engine
+from dalle.decoder.conditions import Features
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.engine import Engine
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError
-from dalle.image_tokenizer import ImageTokenizer
 from dalle.pipeline import DALLE, Picture, Prefix
-from dalle.request import Request
-from dalle.sampling import SamplingParams
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder
+from dalle.text.bpe import TextTokenizer
 from dalle.version import __version__
+from dalle.vq.vqgan import ImageTokenizer
 
 __all__ = [
     "DALLE",

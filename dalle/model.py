@@ -20,18 +20,18 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
-from dalle.conditions import Condition, condition_rows
+from dalle.checkpoint.store import DEFAULT_MODEL, find_model
+from dalle.decoder.conditions import Condition, condition_rows
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.engine import Engine
+from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE, Request
+from dalle.decoder.sampling import SamplingParams
 from dalle.device import choose_device
-from dalle.engine import Engine
 from dalle.errors import CheckpointError, ImageError, ParameterError
-from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.images import Mode, to_pil, to_tensor
-from dalle.model_store import DEFAULT_MODEL, find_model
-from dalle.prompt_tokenizer import PromptTokenizer
-from dalle.request import NOT_TRAINED_FOR_GUIDANCE, Request
-from dalle.sampling import SamplingParams
-from dalle.t5 import T5TextEncoder
-from dalle.transformer import Decoder
+from dalle.text.t5 import T5TextEncoder
+from dalle.text.tokenizer import PromptTokenizer
+from dalle.vq.kinds import AnyImageTokenizer
 
 __all__ = ["NUM_SLOTS", "Model"]
 

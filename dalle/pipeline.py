@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.engine import Engine, StepResult
+from dalle.decoder.engine import Engine, StepResult
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
-from dalle.request import Request
-from dalle.sampling import SamplingParams, check_seed
 from dalle.version import __version__
 
 __all__ = ["DALLE", "MAX_PICTURES", "Picture", "Prefix", "check_prompts"]

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from dalle.decoder.sampling import check_seed
 from dalle.errors import ImageError, ParameterError
 from dalle.images import open_image
-from dalle.sampling import check_seed
 
 __all__ = [
     "Receipt",

@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dalle.checkpoint_files import file_digest
-from dalle.engine import Engine
+from dalle.checkpoint.files import file_digest
+from dalle.checkpoint.store import list_models
+from dalle.decoder.engine import Engine
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, ParameterError
 from dalle.images import chosen_background, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
-from dalle.model_store import list_models
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, read_kept_mask
-from dalle.sampling import SamplingParams
 
 __all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 

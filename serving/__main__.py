@@ -20,8 +20,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict
 
+from dalle.checkpoint.store import find_model
 from dalle.errors import ConfigError, DalleError
-from dalle.model_store import find_model
 from serving.cluster import connect
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes

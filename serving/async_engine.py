@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator
 
 import torch
 
-from dalle.engine import Engine, StepResult
+from dalle.decoder.engine import Engine, StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
 from serving.delivery import Delivery

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
 from dalle.pipeline import DALLE
-from dalle.request import Request
-from dalle.sampling import SamplingParams
 from serving.jobs import Event, Job, Refused
 from serving.pictures import MaskError, kept_codes
 from serving.schedule import Scheduled

@@ -7,7 +7,7 @@ import time
 import torch
 
 from dalle import __version__
-from dalle.engine import Engine
+from dalle.decoder.engine import Engine
 from dalle.pipeline import DALLE
 from serving.settings import ModelSettings
 

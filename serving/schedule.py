@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from dalle.engine import finish_steps
+from dalle.decoder.engine import finish_steps
 from serving.fair_queue import FairQueue
 from serving.jobs import Refused
 

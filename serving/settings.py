@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.errors import ConfigError
-from dalle.model_store import DEFAULT_MODEL
 
 __all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
 

@@ -8,10 +8,10 @@ import torch
 
 from dalle import DALLE
 from dalle.checkpoint import save_checkpoint
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from dalle.sampling import SamplingParams
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder, DecoderConfig
+from dalle.decoder.decoder import Decoder, DecoderConfig
+from dalle.decoder.sampling import SamplingParams
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 CAPTIONS = ["a red panda", "a green heart", "two blue fish in the sea", "flag of nowhere", "smiling face, emoji style"]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import dalle
 from dalle import DALLE, SamplingParams
+from dalle.decoder.sampling import FilterParams, filter_logits
 from dalle.errors import PromptError
 from dalle.interop.convert import import_checkpoint
-from dalle.sampling import FilterParams, filter_logits
 
 GUIDED_TOLERANCE = 2e-4
 GREEDY = SamplingParams(temperature=0)

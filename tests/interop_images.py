@@ -10,9 +10,9 @@ from references import VQGAN, PlainDVAE
 from torch import Tensor
 
 from dalle.checkpoint import load_image_tokenizer
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.interop.convert import Imported, import_checkpoint
+from dalle.vq.kinds import AnyImageTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 
 
 def imported(path: Path, out: Path, **options: Any) -> tuple[AnyImageTokenizer, Imported]:

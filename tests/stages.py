@@ -9,8 +9,8 @@ from conftest import decoder_config
 from pairs import write_pairs
 
 from dalle.checkpoint import save_checkpoint
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from dalle.quantize import CodebookAverage
+from dalle.vq.quantize import CodebookAverage
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.bpe import train_text_tokenizer
 from training.codes import encode_pairs
 from training.decoder import DecoderTrainingConfig

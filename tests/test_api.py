@@ -17,9 +17,9 @@ from PIL import Image
 from service import GENERATIONS, PROMPT, Service, error_of, events_of, metric, post, service
 
 from dalle import DALLE
+from dalle.decoder.sampling import SamplingParams
 from dalle.images import encode_image
 from dalle.receipt import Receipt
-from dalle.sampling import SamplingParams
 
 EDITS = "/v1/images/edits"
 VARIATIONS = "/v1/images/variations"

@@ -11,9 +11,9 @@ from engines import Start, engines_of, given_picture, hold, images, job, run
 from PIL import Image
 
 from dalle import DALLE
+from dalle.decoder.sampling import SamplingParams
 from dalle.images import encode_image
 from dalle.receipt import Receipt
-from dalle.sampling import SamplingParams
 from serving.jobs import Accepted, Drawn, Given, Job, Preview
 
 NUM_CODES = 16

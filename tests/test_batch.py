@@ -20,11 +20,11 @@ from pyarrow import parquet
 from dalle import DALLE
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.errors import DalleError, ParameterError
-from dalle.image_tokenizer import ImageTokenizer
 from dalle.images import contact_sheet as sheet_of
 from dalle.images import load_image
 from dalle.receipt import read_receipt
 from dalle.verify import Verifier
+from dalle.vq.vqgan import ImageTokenizer
 from serving.batch.credentials import Credentials
 from serving.batch.plan import PlanSettings
 from serving.batch.storage import LocalStorage, StorageError, open_storage

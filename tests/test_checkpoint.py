@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
-from dalle.checkpoint_files import file_digest
+from dalle.checkpoint.files import file_digest
+from dalle.checkpoint.weights import LazyTensor, write_safetensors
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.sampling import SamplingParams
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder
-from dalle.weights import LazyTensor, write_safetensors
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 
 DECODERS: dict[str, dict[str, object]] = {
     "default": {},
@@ -182,7 +182,7 @@ def test_an_interrupted_save_leaves_what_was_there(
         if path.name.startswith("decoder"):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dalle.checkpoint.write_safetensors", save_until_the_disk_is_full)
+    monkeypatch.setattr("dalle.checkpoint.checkpoint.write_safetensors", save_until_the_disk_is_full)
     for folder in (model, model.parent / "new"):
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(

@@ -13,10 +13,10 @@ from conftest import CAPTIONS
 from safetensors.torch import load_file, save_file
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
-from dalle.checkpoint_files import file_digest
+from dalle.checkpoint.files import file_digest
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 FILES = ("tokenizer.json", "image_tokenizer.safetensors", "decoder.safetensors")
 

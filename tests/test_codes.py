@@ -16,8 +16,8 @@ from stages import NUM_TRAIN, write_stage_2
 
 from dalle.checkpoint import load_image_tokenizer
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 from training import codes as codes_module
 from training.captions import draw_caption
 from training.codes import TokenShards, codes_digest, write_token_shards

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.errors import ConfigError, DataError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 from training.codes import encode_pairs
 from training.decoder import DecoderTask
 from training.run_folder import restore_state, save_state

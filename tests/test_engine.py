@@ -8,11 +8,11 @@ import torch
 from conftest import FAMILIES, lively_decoder
 from torch import Tensor
 
-from dalle.engine import Engine, finish_steps
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.engine import Engine, finish_steps
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import EngineError, ParameterError
-from dalle.request import Request
-from dalle.sampling import SamplingParams
-from dalle.transformer import Decoder
 
 NULL = torch.tensor([0] * 11 + [1])
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dalle.checkpoint import save_checkpoint
 from dalle.errors import DalleError, DataError, ParameterError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 from training import evaluate as program
 from training.evaluate import evaluate, find_splits
 from training.features import Gallery, PictureFeatures, concept_of, evenly, load_gallery, mean_features

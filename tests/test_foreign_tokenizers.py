@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dalle.errors import CheckpointError, ParameterError, PromptError
-from dalle.foreign_tokenizers import ClassTokenizer, PaddedTokenizer, PaddedTokenizerConfig, load_text_tokenizer
-from dalle.yttm import YouTokenToMe
+from dalle.text.padded import ClassTokenizer, PaddedTokenizer, PaddedTokenizerConfig, load_text_tokenizer
+from dalle.text.yttm import YouTokenToMe
 
 # characters ▁ a b c; ab, bc, and abc in two ways, with an id for each; then ▁abc of the first kind
 MODEL = """4 5

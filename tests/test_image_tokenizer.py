@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.errors import ConfigError, ImageError
-from dalle.image_tokenizer import AttentionBlock, Downsample, ImageTokenizer, ImageTokenizerConfig, ResidualBlock
-from dalle.quantize import CodebookAverage
+from dalle.vq.quantize import CodebookAverage
+from dalle.vq.vqgan import AttentionBlock, Downsample, ImageTokenizer, ImageTokenizerConfig, ResidualBlock
 
 
 def config(**changes: object) -> ImageTokenizerConfig:

@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint.weights import LazyTensor
 from dalle.cli import app
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.interop.convert import import_checkpoint
 from dalle.interop.export import export_checkpoint
 from dalle.interop.flax_msgpack import read_flax, write_flax
 from dalle.interop.pickles import module_weights
 from dalle.interop.torch_files import read_torch
-from dalle.weights import LazyTensor
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 FAMILIES = {
     "vqgan-jax/checkpoint": "vqgan-jax",

@@ -21,10 +21,10 @@ from torch import Tensor
 
 import dalle
 from dalle import DALLE, Features, SamplingParams
-from dalle.conditions import condition_rows
+from dalle.checkpoint.store import describe_model
+from dalle.decoder.conditions import condition_rows
 from dalle.errors import CheckpointError, EngineError, ParameterError, PromptError
 from dalle.interop.convert import import_checkpoint
-from dalle.model_store import describe_model
 
 # minDALL-E
 

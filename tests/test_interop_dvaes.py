@@ -13,11 +13,11 @@ from interop_images import compare, ddconfig, discrete_vae, imported
 from references import VQGAN, OpenAIDVAE
 from torch import Tensor, nn
 
-from dalle.discrete_vae import DiscreteVAE
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.interop.convert import import_checkpoint
+from dalle.vq.discrete_vae import DiscreteVAE
+from dalle.vq.kinds import AnyImageTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 
 HPARAMS: dict[str, dict[str, Any]] = {
     "no residual blocks": {"num_resnet_blocks": 0},
@@ -55,9 +55,9 @@ def test_discrete_vaes_of_other_shapes(changes: dict[str, Any], inside: bool, tm
 
 def image_part(path: Path, out: Path) -> AnyImageTokenizer:
     """The image tokenizer alone, whatever else is in the file."""
-    from dalle.image_tokenizers import KINDS, kind_of
     from dalle.interop import dalle_pytorch
     from dalle.interop.family import Source
+    from dalle.vq.kinds import KINDS, kind_of
 
     part = dalle_pytorch._image_tokenizer(path, Source(path).torch(path), image_size=32)
     network = KINDS[kind_of(part.config)][1](part.config)  # type: ignore[arg-type]

@@ -17,14 +17,14 @@ from interop_images import compare, ddconfig, discrete_vae, drawn, imported, squ
 from references import VQGAN
 from torch import Tensor
 
-from dalle.discrete_vae import DiscreteVAE
+from dalle.checkpoint.weights import LazyTensor
 from dalle.errors import CheckpointError, ImageError
-from dalle.image_tokenizer import ImageTokenizer
 from dalle.interop.convert import import_checkpoint
 from dalle.interop.export import export_checkpoint
 from dalle.interop.flax_msgpack import read_flax, write_flax
-from dalle.openai_dvae import OpenAIDiscreteVAE
-from dalle.weights import LazyTensor
+from dalle.vq.discrete_vae import DiscreteVAE
+from dalle.vq.openai_dvae import OpenAIDiscreteVAE
+from dalle.vq.vqgan import ImageTokenizer
 
 # the goldens: each comparison takes the set's path and a folder to import into
 

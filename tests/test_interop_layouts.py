@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dalle
+from dalle.checkpoint.weights import LazyTensor
 from dalle.errors import CheckpointError
 from dalle.interop.convert import Imported, import_checkpoint
 from dalle.interop.flax_msgpack import read_flax, write_flax
-from dalle.weights import LazyTensor
 
 # Flax
 

@@ -9,10 +9,10 @@ from conftest import decoder_config
 from stages import write_stage_1
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
+from dalle.decoder.decoder import Decoder
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 from training.captions import draw_caption
 from training.mistakes import MAX_DRAWN_CODES, Mistakes
 from training.shards import PairShards, find_shards

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dalle.checkpoint.weights import LazyTensor
 from dalle.errors import CheckpointError
 from dalle.interop.pickles import Stub, module_weights
 from dalle.interop.torch_files import read_torch
-from dalle.weights import LazyTensor
 
 LAYOUTS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "stream"])
 

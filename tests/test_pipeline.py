@@ -11,8 +11,8 @@ import torch
 from dalle import DALLE, Picture, Prefix, SamplingParams
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.images import to_rgb, to_tensor
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 
 def codes_of(pictures: list[Picture]) -> dict[tuple[str, int], tuple[tuple[int, ...], ...]]:

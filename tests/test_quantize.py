@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.quantize import CodebookAverage, Quantized, VectorQuantizer, codebook_statistics
+from dalle.vq.quantize import CodebookAverage, Quantized, VectorQuantizer, codebook_statistics
 
 NORMALIZED = pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 

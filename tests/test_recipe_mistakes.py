@@ -20,8 +20,8 @@ from recipes import (
 
 from dalle import DALLE
 from dalle.checkpoint import save_checkpoint
-from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.errors import DataError
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from training.folder import FolderOptions, build
 from training.recipe import RECIPES, run_recipe
 

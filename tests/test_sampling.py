@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from dalle.decoder.sampling import FilterParams, SamplingParams, filter_logits, guide, gumbel_noise, sample
 from dalle.errors import ParameterError
-from dalle.sampling import FilterParams, SamplingParams, filter_logits, guide, gumbel_noise, sample
 
 LOGITS = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0]])
 

@@ -12,8 +12,8 @@ import dalle
 from dalle import DALLE, SamplingParams
 from dalle.errors import CheckpointError, ParameterError, PromptError
 from dalle.interop.convert import import_checkpoint
-from dalle.t5 import T5TextEncoder
-from dalle.t5_captions import clean_caption
+from dalle.text.cleaning import clean_caption
+from dalle.text.t5 import T5TextEncoder
 
 DATA = Path(__file__).parent / "data" / "golden" / "LlamaGen"
 

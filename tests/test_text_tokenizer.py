@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle.errors import CheckpointError, ConfigError, DataError, ParameterError, PromptError
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
 
 CAPTIONS = [
     *["a red panda eating bamboo", "A red panda sleeping", "the blue bird of the red house", "[EOS] [PAD] [EOS]"],

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from conftest import FAMILIES, decoder_config, lively_decoder
 
-from dalle.attention import _attend, attention_mask
-from dalle.decoder_config import DecoderConfig
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder, shift_tokens
 from dalle.errors import ConfigError
-from dalle.transformer import Decoder, shift_tokens
+from dalle.transformer.attention import _attend, attention_mask
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -164,7 +164,7 @@ def test_rows_of_other_projects() -> None:
 @torch.inference_mode()
 def test_rotary_logits_depend_on_relative_places_only() -> None:
     """Attention of rotated vectors is unchanged when both move by the same step, on either axis."""
-    from dalle.attention import apply_rotary, rotary_table
+    from dalle.transformer.attention import apply_rotary, rotary_table
 
     coordinates = torch.tensor([[0, 0], [2, 1], [5, 3], [7, 4]])  # the last two are the first two, moved by (5, 3)
     table = rotary_table(coordinates, 8, 100.0)[None]

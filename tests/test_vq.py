@@ -13,12 +13,12 @@ from stages import MODEL, NUM_TRAIN, NUM_VAL, vq_training, write_stage_1
 from torch import Tensor
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
-from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.decoder.decoder import Decoder
 from dalle.errors import CheckpointError, ConfigError, DataError
-from dalle.image_tokenizer import ImageTokenizer
 from dalle.images import composite
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.vq.vqgan import ImageTokenizer
 from training.codes import codes_digest
 from training.perceptual import LPIPS, find_lpips_heads
 from training.shards import PairShards, find_shards

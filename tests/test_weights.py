@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dalle.weights import LazyTensor, read_safetensors, write_safetensors
+from dalle.checkpoint.weights import LazyTensor, read_safetensors, write_safetensors
 
 TENSORS = {
     "b.weight": torch.randn(3, 4),

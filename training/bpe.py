@@ -5,7 +5,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
 from training.captions import all_captions
 from training.command import mistakes_in_words
 from training.shards import PairShards, find_shards

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.image_tokenizers import AnyImageTokenizer
-from dalle.text_tokenizer import TextTokenizer
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.kinds import AnyImageTokenizer
 from training.captions import draw_caption
 from training.command import mistakes_in_words
 from training.loop import keep_memory

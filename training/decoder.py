@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
+from dalle.decoder.decoder import Decoder, DecoderConfig
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer
 from dalle.images import composite
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import Decoder, DecoderConfig
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.run_folder import Parts
@@ -249,9 +249,9 @@ class DecoderTask:
         return numbers, {"drawn above real": self._draw(model)}
 
     def _draw(self, model: Decoder) -> Tensor:
-        from dalle.engine import Engine
-        from dalle.request import Request
-        from dalle.sampling import SamplingParams
+        from dalle.decoder.engine import Engine
+        from dalle.decoder.request import Request
+        from dalle.decoder.sampling import SamplingParams
 
         chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_LOOK_PICTURES).long()
         engine = Engine(model, num_slots=2 * NUM_LOOK_PICTURES)

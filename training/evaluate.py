@@ -26,12 +26,12 @@ import tyro
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
+from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
-from dalle.image_tokenizers import AnyImageTokenizer
 from dalle.images import composite
-from dalle.quantize import codebook_statistics
-from dalle.sampling import SamplingParams, check_seed
+from dalle.vq.kinds import AnyImageTokenizer
+from dalle.vq.quantize import codebook_statistics
 from training.command import mistakes_in_words
 from training.features import PictureFeatures, batches, evenly, load_gallery
 from training.generation import Drawn, Numbers, draw, judge

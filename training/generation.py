@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.checkpoint import Checkpoint
-from dalle.engine import Engine, StepResult
+from dalle.decoder.engine import Engine, StepResult
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams
 from dalle.images import composite
-from dalle.request import Request
-from dalle.sampling import SamplingParams
 from training.features import Gallery, PictureFeatures, batches, evenly, mean_features
 from training.measures import chance_recall, frechet_distance, nearest, standardised
 from training.phrasing import Phrasing, prompt_for

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer
+from dalle.vq.vqgan import ImageTokenizer
 from training.captions import draw_caption
 from training.codes import codes_digest
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import tyro
 
 from dalle.config import Config
-from dalle.image_tokenizer import ImageTokenizerConfig
-from dalle.transformer import DecoderConfig
+from dalle.decoder.decoder import DecoderConfig
+from dalle.vq.vqgan import ImageTokenizerConfig
 from training.command import mistakes_in_words
 from training.decoder import DecoderTrainingConfig
 from training.loop import LoopConfig

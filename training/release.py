@@ -12,8 +12,8 @@ import torch
 import tyro
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
-from dalle.sampling import SamplingParams
 from training.codes import codes_digest
 from training.command import mistakes_in_words
 

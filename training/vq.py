@@ -21,9 +21,9 @@ from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.images import composite
-from dalle.quantize import CodebookAverage, codebook_statistics
+from dalle.vq.quantize import CodebookAverage, codebook_statistics
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.mistakes import Mistakes
 from training.perceptual import LPIPS

@@ -13,9 +13,9 @@ import torch
 
 from dalle.checkpoint import check_checkpoint, load_image_tokenizer, write_checkpoint
 from dalle.errors import CheckpointError, DalleError
-from dalle.image_tokenizer import ImageTokenizer
 from dalle.interop import dalle_pytorch, llamagen, min_dalle, mindalle, openai_dvae, rudalle, taming, vqgan_jax
 from dalle.interop.family import Converted, Family, Source
+from dalle.vq.vqgan import ImageTokenizer
 
 __all__ = ["FAMILIES", "Imported", "import_checkpoint"]
 

@@ -20,18 +20,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dalle.attention import Pattern, rotary_text_image_table
-from dalle.decoder_config import DecoderConfig
-from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.checkpoint.weights import LazyTensor, Part
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
-from dalle.foreign_tokenizers import PaddedTokenizer
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, fit, state_dict, take
 from dalle.interop.openai_dvae import dvae_part
 from dalle.interop.tokenizer_files import read_tokenizer
 from dalle.interop.vqgan import drawing, vqgan_part
-from dalle.sampling import SamplingParams
-from dalle.weights import LazyTensor, Part
+from dalle.text.padded import PaddedTokenizer
+from dalle.transformer.attention import Pattern, rotary_text_image_table
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 
 __all__ = ["FAMILY", "names_of"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle.decoder_config import DecoderConfig
+from dalle.checkpoint.weights import LazyTensor, Part
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.errors import CheckpointError
-from dalle.transformer import Decoder
-from dalle.weights import LazyTensor, Part
 
 __all__ = ["ForeignWeights", "decoder_part", "grid_side"]
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from einops import rearrange
 
 from dalle.checkpoint import read_parts
-from dalle.discrete_vae import DiscreteVAEConfig
+from dalle.checkpoint.weights import LazyTensor, Part, write_safetensors
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizerConfig
-from dalle.image_tokenizers import KINDS, kind_of
 from dalle.interop import dalle_pytorch, openai_dvae, vqgan
 from dalle.interop.vqgan_jax import write_vqgan_jax
-from dalle.openai_dvae import OpenAIDiscreteVAEConfig
-from dalle.weights import LazyTensor, Part, write_safetensors
+from dalle.vq.discrete_vae import DiscreteVAEConfig
+from dalle.vq.kinds import KINDS, kind_of
+from dalle.vq.openai_dvae import OpenAIDiscreteVAEConfig
+from dalle.vq.vqgan import ImageTokenizerConfig
 
 __all__ = ["LAYOUTS", "export_checkpoint"]
 

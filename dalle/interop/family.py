@@ -17,12 +17,12 @@ import yaml
 from safetensors import SafetensorError
 from torch import nn
 
+from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors
 from dalle.config import Config
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
 from dalle.interop.torch_files import StrangeFileError, looks_saved, read_torch
-from dalle.prompt_tokenizer import PromptTokenizer
-from dalle.sampling import SamplingParams
-from dalle.weights import LazyTensor, Part, read_safetensors
+from dalle.text.tokenizer import PromptTokenizer
 
 __all__ = ["Converted", "Family", "Source", "agree", "fit", "state_dict", "take", "unwrapped"]
 

@@ -14,8 +14,8 @@ from typing import IO, Any, TypeVar
 
 import torch
 
+from dalle.checkpoint.weights import LazyTensor, read_numbers
 from dalle.errors import CheckpointError
-from dalle.weights import LazyTensor, read_numbers
 
 __all__ = ["read_flax", "write_flax"]
 

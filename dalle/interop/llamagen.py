@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle.decoder_config import DecoderConfig
+from dalle.checkpoint.weights import LazyTensor, Part
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
-from dalle.foreign_tokenizers import ClassTokenizer
-from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, agree, state_dict, unwrapped
 from dalle.interop.pickles import Stub
 from dalle.interop.vqgan import drawing, vqgan_part
-from dalle.sampling import SamplingParams
-from dalle.weights import LazyTensor, Part
+from dalle.text.padded import ClassTokenizer
+from dalle.vq.vqgan import ImageTokenizerConfig
 
 __all__ = ["FAMILY"]
 

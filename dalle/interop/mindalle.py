@@ -11,13 +11,13 @@ from typing import Any
 
 from tokenizers.implementations.char_level_bpe import CharBPETokenizer
 
-from dalle.decoder_config import DecoderConfig
+from dalle.checkpoint.weights import LazyTensor, Part
+from dalle.decoder.config import DecoderConfig
 from dalle.errors import CheckpointError
-from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, agree, state_dict
 from dalle.interop.vqgan import described_vqgan, drawing
-from dalle.weights import LazyTensor, Part
+from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
 __all__ = ["FAMILY"]
 

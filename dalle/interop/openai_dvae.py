@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from dalle.checkpoint.weights import LazyTensor, Part
 from dalle.errors import CheckpointError
 from dalle.interop.family import Converted, Family, Source, fit, state_dict, unwrapped
 from dalle.interop.pickles import Stub, module_weights
-from dalle.openai_dvae import NUM_GROUPS, OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
-from dalle.weights import LazyTensor, Part
+from dalle.vq.openai_dvae import NUM_GROUPS, OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
 
 __all__ = ["FAMILY", "dvae_part", "names_of"]
 

@@ -17,7 +17,7 @@ from typing import IO, Any, ClassVar
 import torch
 from torch import Tensor
 
-from dalle.weights import LazyTensor, read_numbers
+from dalle.checkpoint.weights import LazyTensor, read_numbers
 
 __all__ = ["MAX_PICKLE_BYTES", "RefusedError", "Storage", "Stub", "Unpickler", "module_weights"]
 

@@ -12,15 +12,15 @@ one it encodes, and of two `post_quant_conv` the decoder's own is the one that i
 from pathlib import Path
 from typing import Any
 
-from dalle.attention import Pattern, attention_mask
-from dalle.decoder_config import DecoderConfig
+from dalle.checkpoint.weights import LazyTensor, Part
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.row_layout import RowLayout
 from dalle.errors import CheckpointError
-from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.decoders import ForeignWeights, decoder_part
 from dalle.interop.family import Converted, Family, Source, state_dict, take, unwrapped
 from dalle.interop.vqgan import described_vqgan, drawing, vqgan_part
-from dalle.sequence import RowLayout
-from dalle.weights import LazyTensor, Part
+from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
+from dalle.transformer.attention import Pattern, attention_mask
 
 __all__ = ["FAMILY"]
 

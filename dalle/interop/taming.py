@@ -8,9 +8,9 @@ import itertools
 from pathlib import Path
 
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.family import Converted, Family, Source, state_dict
 from dalle.interop.vqgan import described_vqgan, drawing
+from dalle.vq.vqgan import ImageTokenizerConfig
 
 __all__ = ["FAMILY"]
 

@@ -9,8 +9,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from dalle.errors import CheckpointError
-from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.interop.family import Source
+from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
 __all__ = ["read_tokenizer"]
 

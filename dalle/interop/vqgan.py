@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from dalle.checkpoint.weights import LazyTensor, Part
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from dalle.interop.family import agree, fit
-from dalle.weights import LazyTensor, Part
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 __all__ = ["described_vqgan", "drawing", "names_of", "vqgan_part"]
 

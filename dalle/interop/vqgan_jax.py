@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+from dalle.checkpoint.weights import LazyTensor
 from dalle.errors import CheckpointError
-from dalle.image_tokenizer import ImageTokenizerConfig
 from dalle.interop.family import Converted, Family, Source
 from dalle.interop.flax_msgpack import read_flax, write_flax
 from dalle.interop.vqgan import described_vqgan, names_of
-from dalle.weights import LazyTensor
+from dalle.vq.vqgan import ImageTokenizerConfig
 
 __all__ = ["FAMILY", "write_vqgan_jax"]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.errors import DalleError
 from dalle.images import Background
-from dalle.model_store import DEFAULT_MODEL
 from dalle.pipeline import MAX_PICTURES
 from dalle.receipt import printable
 from serving.batch.driver import INTERRUPTED, MISTAKE, Batch, run_batch

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
+from dalle.checkpoint.store import find_model
 from dalle.errors import DalleError, DataError
 from dalle.images import chosen_background
-from dalle.model_store import find_model
 from dalle.receipt import printable
 from serving.batch import estimate, local, pages
 from serving.batch.description import (

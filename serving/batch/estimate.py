@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dalle import DALLE
 from dalle.checkpoint import ModelFacts
-from dalle.engine import Engine
+from dalle.decoder.engine import Engine
 from dalle.images import ImageFormat, encode_image
 from dalle.model import NUM_SLOTS
 from serving.batch.plan import PlanSettings, Shard

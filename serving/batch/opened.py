@@ -3,10 +3,10 @@
 import dataclasses
 
 from dalle.checkpoint import ModelFacts
+from dalle.decoder.request import Request
 from dalle.errors import DalleError
 from dalle.images import open_image
 from dalle.receipt import Receipt, pack_codes
-from dalle.request import Request
 from serving.batch.manifest import Record, codes_digest, known_codes, objects, picture_file, read_manifest
 from serving.batch.plan import Layout, Row, Shard
 from serving.batch.storage import WORK, Storage

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
+from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, DrawnBackground, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
-from dalle.request import NOT_TRAINED_FOR_GUIDANCE
-from dalle.sampling import SamplingParams
 from serving.background import background_of
 from serving.batch.prompts import Line
 from serving.errors import ApiError, check_output, field_error

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dalle import DALLE
 from dalle.checkpoint import load_facts
-from dalle.engine import Engine
+from dalle.checkpoint.store import find_model
+from dalle.decoder.engine import Engine
 from dalle.errors import DalleError
-from dalle.model_store import find_model
 from dalle.receipt import pack_codes, unpack_codes
 from dalle.version import __version__
 from serving.batch.credentials import Credentials

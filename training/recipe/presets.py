@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dalle.sampling import SamplingParams
+from dalle.decoder.sampling import SamplingParams
 from training.decoder import DecoderTrainingConfig
 from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
 from training.vq import VQTrainingConfig

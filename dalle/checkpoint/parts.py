@@ -13,16 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dalle.checkpoint_files import CONFIG_FILE, TOKENIZER_FILE, listed
+from dalle.checkpoint.files import CONFIG_FILE, TOKENIZER_FILE, listed
+from dalle.checkpoint.weights import read_safetensors
 from dalle.config import Config
+from dalle.decoder.decoder import DecoderConfig
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError, ConfigError, ParameterError
-from dalle.foreign_tokenizers import load_text_tokenizer
-from dalle.image_tokenizers import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig
-from dalle.prompt_tokenizer import PromptTokenizer
-from dalle.sampling import SamplingParams
-from dalle.text_tokenizer import TextTokenizer
-from dalle.transformer import DecoderConfig
-from dalle.weights import read_safetensors
+from dalle.text.bpe import TextTokenizer
+from dalle.text.padded import load_text_tokenizer
+from dalle.text.tokenizer import PromptTokenizer
+from dalle.vq.kinds import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig
 
 __all__ = [
     "check_fit",

@@ -22,11 +22,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.prefill import Prefill
+from dalle.decoder.request import Request, check_request
+from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, sample
 from dalle.errors import EngineError
-from dalle.prefill import Prefill
-from dalle.request import Request, check_request
-from dalle.sampling import FilterParams, guide, gumbel_noise, sample
-from dalle.transformer import Decoder
 
 __all__ = ["Engine", "StepResult", "finish_steps"]
 

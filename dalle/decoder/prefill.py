@@ -8,8 +8,8 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-from dalle.cache import KVCache
-from dalle.transformer import Decoder
+from dalle.decoder.cache import KVCache
+from dalle.decoder.decoder import Decoder
 
 __all__ = ["Prefill"]
 

@@ -6,9 +6,9 @@ import itertools
 import torch
 from torch import Tensor
 
-from dalle.decoder_config import DecoderConfig
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import EngineError
-from dalle.sampling import SamplingParams, check_seed
 
 __all__ = ["NOT_TRAINED_FOR_GUIDANCE", "Request", "check_request"]
 

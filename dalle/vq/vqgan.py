@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.errors import ImageError
-from dalle.image_tokenizer_config import ImageTokenizerConfig
-from dalle.quantize import GumbelQuantizer, Quantized, VectorQuantizer
+from dalle.vq.quantize import GumbelQuantizer, Quantized, VectorQuantizer
+from dalle.vq.vqgan_config import ImageTokenizerConfig
 
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_images"]
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from dalle.console import mistakes_in_words
-from dalle.model_store import describe_model, find_model
+from dalle.checkpoint.store import describe_model, find_model
+from dalle.cli.console import mistakes_in_words
 from dalle.receipt import printable
 
 __all__ = ["export_model", "import_model"]

@@ -6,9 +6,9 @@ W) in [-1, 1] and codes int64 (B, h, w), and a `config` with `image_size`, `chan
 """
 
 from dalle.config import Config
-from dalle.discrete_vae import DiscreteVAE, DiscreteVAEConfig
-from dalle.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from dalle.openai_dvae import OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.vq.openai_dvae import OpenAIDiscreteVAE, OpenAIDiscreteVAEConfig
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 __all__ = ["DEFAULT_KIND", "KINDS", "AnyImageTokenizer", "AnyImageTokenizerConfig", "kind_of"]
 

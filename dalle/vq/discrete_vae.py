@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.config import Config, require, require_at_least, require_multiple
-from dalle.image_tokenizer import check_codes, check_images
+from dalle.vq.vqgan import check_codes, check_images
 
 __all__ = ["DiscreteVAE", "DiscreteVAEConfig"]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dalle.decoder_config import DecoderConfig
+from dalle.decoder.config import DecoderConfig
 from dalle.errors import ParameterError
 
 __all__ = ["Condition", "Features", "condition_rows"]

@@ -9,9 +9,9 @@ sinusoidal or rotary positions, token shift, and DALL-E's sparse attention.
 import dataclasses
 from typing import Literal
 
-from dalle.attention import Pattern
 from dalle.config import Config, require, require_at_least
-from dalle.sequence import RowLayout
+from dalle.decoder.row_layout import RowLayout
+from dalle.transformer.attention import Pattern
 
 __all__ = ["DecoderConfig"]
 

@@ -23,7 +23,7 @@ import torch
 
 from dalle.config import require
 from dalle.errors import CheckpointError, DataError, ParameterError
-from dalle.prompt_tokenizer import PromptTokenizer, check_prompt, text_fault
+from dalle.text.tokenizer import PromptTokenizer, check_prompt, text_fault
 
 __all__ = ["TextTokenizer"]
 

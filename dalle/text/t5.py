@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle.conditions import Features
+from dalle.decoder.conditions import Features
 from dalle.errors import CheckpointError, ParameterError
-from dalle.foreign_tokenizers import PaddedTokenizer, PaddedTokenizerConfig
+from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
 __all__ = ["T5TextEncoder"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dalle.checkpoint_files import (
+from dalle.checkpoint.files import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     check_digests,
@@ -23,7 +23,7 @@ from dalle.checkpoint_files import (
     read_config,
     write_config,
 )
-from dalle.checkpoint_parts import (
+from dalle.checkpoint.parts import (
     check_fit,
     empty_network,
     image_tokenizer_kind,
@@ -32,14 +32,14 @@ from dalle.checkpoint_parts import (
     read_text_tokenizer,
     stored_names,
 )
+from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors, write_safetensors
 from dalle.config import Config
+from dalle.decoder.decoder import Decoder, DecoderConfig
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError, ConfigError
-from dalle.image_tokenizers import DEFAULT_KIND, AnyImageTokenizer, kind_of
 from dalle.images import Mode
-from dalle.prompt_tokenizer import PromptTokenizer
-from dalle.sampling import SamplingParams
-from dalle.transformer import Decoder, DecoderConfig
-from dalle.weights import LazyTensor, Part, read_safetensors, write_safetensors
+from dalle.text.tokenizer import PromptTokenizer
+from dalle.vq.kinds import DEFAULT_KIND, AnyImageTokenizer, kind_of
 
 __all__ = [
     "Checkpoint",

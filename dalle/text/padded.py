@@ -22,10 +22,10 @@ import torch
 
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError, ParameterError, PromptError
-from dalle.prompt_tokenizer import PromptTokenizer, check_prompt
-from dalle.t5_captions import clean_caption
-from dalle.text_tokenizer import TextTokenizer
-from dalle.yttm import YouTokenToMe
+from dalle.text.bpe import TextTokenizer
+from dalle.text.cleaning import clean_caption
+from dalle.text.tokenizer import PromptTokenizer, check_prompt
+from dalle.text.yttm import YouTokenToMe
 
 __all__ = ["ClassTokenizer", "PaddedTokenizer", "PaddedTokenizerConfig", "load_text_tokenizer"]
 

@@ -13,7 +13,7 @@ from dalle.errors import CheckpointError
 __all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models"]
 
 DEFAULT_MODEL = "emoji"
-PACKAGED = Path(__file__).parent / "models"
+PACKAGED = Path(__file__).parents[1] / "models"
 
 
 def list_models() -> dict[str, Path]:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.attention import Attention, attention_mask, rotary_table, rotary_text_image_table
-from dalle.cache import CacheView, KVCache, LayerCache
-from dalle.decoder_config import DecoderConfig
+from dalle.decoder.cache import CacheView, KVCache, LayerCache
+from dalle.decoder.config import DecoderConfig
+from dalle.transformer.attention import Attention, attention_mask, rotary_table, rotary_text_image_table
 
 __all__ = ["Decoder", "DecoderConfig"]
 

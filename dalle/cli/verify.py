@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 from tqdm import tqdm
 
-from dalle.console import mistakes_in_words, prepare_folder, write_file
+from dalle.checkpoint.store import DEFAULT_MODEL
+from dalle.cli.console import mistakes_in_words, prepare_folder, write_file
 from dalle.errors import DataError, ImageError, ParameterError
 from dalle.images import encode_image
-from dalle.model_store import DEFAULT_MODEL
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, printable
 from dalle.verify import Verifier, fault_of_codes, picture_of_receipt

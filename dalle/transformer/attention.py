@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from dalle.cache import LayerCache
-from dalle.sequence import RowLayout
+from dalle.decoder.cache import LayerCache
+from dalle.decoder.row_layout import RowLayout
 
 __all__ = ["Attention", "Pattern", "apply_rotary", "attention_mask", "rotary_table", "rotary_text_image_table"]
 

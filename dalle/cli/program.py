@@ -1,5 +1,5 @@
-"""The `dalle` command: `generate`, `show`, `models`; with `import` and `export` from `dalle.exchange`, and `verify` and
-`decode` from `dalle.replay`.
+"""The `dalle` command: `generate`, `show`, `models`; `import` and `export` are in `dalle.cli.convert`, `verify` and
+`decode` in `dalle.cli.verify`.
 
 Exit codes: 0 done, 1 a picture that is not what it says (`verify`), 2 a caller's mistake (one line on stderr), 130
 interrupted. Pictures are written one by one as they are finished, whole or not at all, so whatever stops the command,
@@ -18,16 +18,16 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from dalle.console import CannotWriteError, mistakes_in_words, prepare_folder, print_error, write_file
-from dalle.engine import StepResult
+from dalle.checkpoint.store import DEFAULT_MODEL, describe_model, list_models
+from dalle.cli.console import CannotWriteError, mistakes_in_words, prepare_folder, print_error, write_file
+from dalle.cli.convert import export_model, import_model
+from dalle.cli.verify import decode, verify
+from dalle.decoder.engine import StepResult
+from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError, DalleError
-from dalle.exchange import export_model, import_model
 from dalle.images import Background, contact_sheet, encode_image, load_image
-from dalle.model_store import DEFAULT_MODEL, describe_model, list_models
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import describe, printable, read_kept_mask, read_receipt
-from dalle.replay import decode, verify
-from dalle.sampling import SamplingParams
 from dalle.version import __version__
 
 __all__ = ["app", "main"]
@@ -269,7 +269,3 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""The `dalle` command."""
+
+from dalle.cli.program import app, main
+
+__all__ = ["app", "main"]
