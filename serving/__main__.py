@@ -22,7 +22,7 @@ from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint.store import find_model
 from dalle.errors import ConfigError, DalleError
-from serving.cluster import connect
+from serving.cluster.connect import connect
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes
 

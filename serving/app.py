@@ -11,11 +11,11 @@ from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serving.api import create_app
-from serving.autoscaling import SlotsPolicy
-from serving.generator import Generator
-from serving.loopback import stay_on_loopback
-from serving.ray_backend import RayBackend
+from serving.cluster.autoscaling import SlotsPolicy
+from serving.cluster.loopback import stay_on_loopback
+from serving.cluster.ray_backend import RayBackend
+from serving.cluster.replica import Replica
+from serving.ingress.api import create_app
 from serving.settings import INGRESS, LimitSettings, ModelSettings, Settings, load_settings, mistakes
 
 __all__ = ["Ingress", "application", "build"]
@@ -105,5 +105,5 @@ def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
         graceful_shutdown_timeout_s=limits.deadline + 10,
         max_surge_percent=100,
         **({"autoscaling_config": autoscaling} if scaled else {"num_replicas": model.min_replicas}),
-    )(Generator)
+    )(Replica)
     return deployment.bind(model.model_dump())

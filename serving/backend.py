@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol
 
-from serving.async_engine import AsyncEngine
+from serving.engine.async_engine import AsyncEngine
 from serving.jobs import FAILED, EngineFailedError, Event, Job, ModelInfo
 
 __all__ = ["Backend", "LocalBackend"]

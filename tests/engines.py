@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dalle import DALLE
-from serving.async_engine import AsyncEngine
+from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Drawn, Event, Job
 from serving.settings import ModelSettings
 

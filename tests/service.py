@@ -14,9 +14,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dalle import DALLE
-from serving.api import create_app
-from serving.async_engine import AsyncEngine
 from serving.backend import LocalBackend
+from serving.engine.async_engine import AsyncEngine
+from serving.ingress.api import create_app
 from serving.settings import ModelSettings, Settings, load_settings
 
 __all__ = ["GENERATIONS", "PROMPT", "Service", "error_of", "events_of", "metric", "post", "running", "service"]

@@ -10,7 +10,7 @@ import pytest
 from engines import Start, collect, engines_of, given_picture, hold, images, job, run
 
 from dalle import DALLE
-from serving.async_engine import AsyncEngine
+from serving.engine.async_engine import AsyncEngine
 from serving.jobs import EngineFailedError, Event, Given, Preview, Refused
 from serving.settings import ModelSettings
 
@@ -169,7 +169,7 @@ def test_a_failed_step_is_told_to_everybody(model: DALLE) -> None:
 
 def test_a_stuck_step_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = start()
-    monkeypatch.setattr("serving.async_engine.STUCK_SECONDS", 2.0)
+    monkeypatch.setattr("serving.engine.async_engine.STUCK_SECONDS", 2.0)
     time.sleep(2.5)
     engine.check()  # at rest it turns once a second
     stands, go = hold(engine)
@@ -205,7 +205,7 @@ def test_a_mistake_of_ours_in_one_job_is_not_everybodys(start: Start, monkeypatc
     def fail(*_: object) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr("serving.open_jobs.kept_codes", fail)
+    monkeypatch.setattr("serving.engine.open_jobs.kept_codes", fail)
     given = Given(pixels=given_picture().tobytes(), keep=(True,) * 12 + (False,) * 4)
     broken, fine = run(engine, job("broken", given=given), job("fine"))
     (refused,) = broken

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from ray.serve.config import AutoscalingContext
 
-from serving.autoscaling import ROWS, SlotsPolicy
+from serving.cluster.autoscaling import ROWS, SlotsPolicy
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_the_command_refuses_a_pool_that_would_hang(model_folder: Path, prompts:
 HELD = """
 import logging, os
 from serving.batch.ray_data import _room_now
-from serving.cluster import connect
+from serving.cluster.connect import connect
 connect(log_to_driver=False, logging_level=logging.ERROR)
 import ray
 assert _room_now(1, workers=None, cpus=1, gpus=0) == 1

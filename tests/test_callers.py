@@ -16,8 +16,8 @@ from service import GENERATIONS, PROMPT, Service, error_of, running, service
 from starlette.types import Receive, Scope, Send
 
 from dalle import DALLE
-from serving.api import create_app
 from serving.backend import LocalBackend
+from serving.ingress.api import create_app
 
 ALICE, BOB = ({"Authorization": f"Bearer {letter * 20}"} for letter in "ab")
 

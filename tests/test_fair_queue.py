@@ -2,7 +2,7 @@
 
 import random
 
-from serving.fair_queue import FairQueue
+from serving.engine.fair_queue import FairQueue
 
 
 def filled(items: str) -> FairQueue[str]:

@@ -133,7 +133,7 @@ def test_the_engine_sees_ids_only() -> None:
 def test_only_the_wiring_knows_ray() -> None:
     """The service's engine, its queue and its HTTP side are tested without, and could run without."""
     knowing = {Path(file).stem for file in files_of("serving") if "ray" in roots(imports_of_file(file))}
-    assert knowing == {"__main__", "app", "autoscaling", "cluster", "generator", "loopback", "ray_backend", "ray_data"}
+    assert knowing == {"__main__", "app", "autoscaling", "connect", "replica", "loopback", "ray_backend", "ray_data"}
 
 
 @pytest.mark.parametrize("file", [file for file in files_of("dalle") if not file.startswith("dalle/interop/")])

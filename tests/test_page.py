@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect
 from service import service
 
 from dalle import DALLE
-from serving.api import WEB
+from serving.ingress.api import WEB
 
 FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
 """That pytest finds here."""

@@ -10,9 +10,9 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from serving import ray_backend
+from serving.cluster import ray_backend
+from serving.cluster.ray_backend import RayBackend
 from serving.jobs import Accepted, Drawn, Event, Job, Preview, Refused
-from serving.ray_backend import RayBackend
 
 Script = list[Event | Exception | None]
 """What a replica does with a job: events, an end by an exception; None is silence for ever."""

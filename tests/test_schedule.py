@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from serving.engine.schedule import Schedule, Scheduled
 from serving.jobs import Refused
-from serving.schedule import Schedule, Scheduled
 
 NOW = 1000.0
 STEPS = 10

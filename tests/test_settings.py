@@ -7,7 +7,7 @@ import pytest
 
 from dalle.errors import ConfigError, DalleError
 from serving.__main__ import _all_cores, _settings
-from serving.callers import Callers, read_keys
+from serving.ingress.callers import Callers, read_keys
 from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
 
 

@@ -11,8 +11,8 @@ from service import PROMPT, post, service
 
 from dalle import DALLE
 from dalle.errors import ConfigError
-from serving import store as module
-from serving.store import ImageStore
+from serving.ingress import store as module
+from serving.ingress.store import ImageStore
 
 LARGE = 10_000
 

@@ -23,7 +23,7 @@ from serving.batch.progress import Progress
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
-from serving.cluster import connect
+from serving.cluster.connect import connect
 
 __all__ = ["check_folder", "draw", "pool_size"]
 

@@ -19,9 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.callers import Callers
 from serving.errors import ApiError, internal_error
 from serving.headers import SECURITY_HEADERS
+from serving.ingress.callers import Callers
 from serving.metrics import HTTPMetrics
 
 __all__ = ["AccessLog", "Authentication", "Failures", "RequestBounds", "describe_prompt"]

@@ -18,19 +18,19 @@ from starlette.types import Scope
 
 from dalle import __version__
 from serving.backend import Backend
-from serving.callers import Callers, read_keys
 from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_type
-from serving.images import find_model, router
+from serving.ingress.callers import Callers, read_keys
+from serving.ingress.images import find_model, router
+from serving.ingress.middleware import AccessLog, Authentication, Failures, RequestBounds
+from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
-from serving.middleware import AccessLog, Authentication, Failures, RequestBounds
 from serving.schemas import GenerationRequest, ModelCard, ModelList
 from serving.settings import Settings
-from serving.store import ImageStore
 
 __all__ = ["create_app"]
 
-WEB = Path(__file__).parent / "web"
+WEB = Path(__file__).parents[1] / "web"
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 EXPOSED = (
     *("X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After", "X-Should-Retry"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from dalle.decoder.engine import finish_steps
-from serving.fair_queue import FairQueue
+from serving.engine.fair_queue import FairQueue
 from serving.jobs import Refused
 
 __all__ = ["Schedule", "Scheduled"]

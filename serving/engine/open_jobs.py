@@ -7,9 +7,9 @@ from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
 from dalle.pipeline import DALLE
+from serving.engine.pictures import MaskError, kept_codes
+from serving.engine.schedule import Scheduled
 from serving.jobs import Event, Job, Refused
-from serving.pictures import MaskError, kept_codes
-from serving.schedule import Scheduled
 
 __all__ = ["OpenJob", "OpenPicture", "pictures_of", "refusal_of", "request_of"]
 

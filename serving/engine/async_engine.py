@@ -21,12 +21,12 @@ import torch
 from dalle.decoder.engine import Engine, StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
-from serving.delivery import Delivery
+from serving.engine.delivery import Delivery
+from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, refusal_of, request_of
+from serving.engine.reproducibility import fingerprint, self_test
+from serving.engine.schedule import Schedule
 from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
-from serving.open_jobs import OpenJob, OpenPicture, pictures_of, refusal_of, request_of
-from serving.reproducibility import fingerprint, self_test
-from serving.schedule import Schedule
 from serving.settings import ModelSettings
 
 __all__ = ["AsyncEngine"]

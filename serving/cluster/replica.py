@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from ray import serve
 
 from dalle import DALLE
-from serving.async_engine import AsyncEngine
-from serving.autoscaling import ROWS
+from serving.cluster.autoscaling import ROWS
+from serving.cluster.loopback import stay_on_loopback
+from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
-from serving.loopback import stay_on_loopback
 from serving.settings import ModelSettings, QueueSettings, mistakes
 
-__all__ = ["Generator"]
+__all__ = ["Replica"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def _leave_the_cores_to_the_engine() -> None:
         ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
 
 
-class Generator:
+class Replica:
     """Loads its model and draws its self-test before it counts as ready."""
 
     def __init__(self, settings: dict[str, Any]) -> None:

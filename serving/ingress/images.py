@@ -12,15 +12,17 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from dalle.errors import DalleError, PromptError
-from serving.answers import Answer
 from serving.backend import Backend
 from serving.background import background_of
-from serving.callers import Callers
+from serving.engine.open_jobs import refusal_of
+from serving.engine.pictures import prepare, prompt_of
 from serving.errors import ApiError, check_output, refused
+from serving.ingress.answers import Answer
+from serving.ingress.callers import Callers
+from serving.ingress.middleware import CLIENT_GONE, describe_prompt
+from serving.ingress.store import ImageStore
+from serving.ingress.uploads import Upload, form_of, read_form
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
-from serving.middleware import CLIENT_GONE, describe_prompt
-from serving.open_jobs import refusal_of
-from serving.pictures import prepare, prompt_of
 from serving.schemas import (
     MAX_PROMPT_LENGTH,
     EditFields,
@@ -31,8 +33,6 @@ from serving.schemas import (
     sampling_of,
 )
 from serving.settings import LimitSettings
-from serving.store import ImageStore
-from serving.uploads import Upload, form_of, read_form
 
 __all__ = ["find_model", "router"]
 

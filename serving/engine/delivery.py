@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dalle.images import encode_image, with_background
 from dalle.pipeline import DALLE
+from serving.engine.open_jobs import OpenJob, OpenPicture
+from serving.engine.pictures import preview
+from serving.engine.schedule import Schedule
 from serving.jobs import FAILED, Drawn, Event, Preview
 from serving.metrics import EngineMetrics
-from serving.open_jobs import OpenJob, OpenPicture
-from serving.pictures import preview
-from serving.schedule import Schedule
 
 __all__ = ["Delivery"]
 
