@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from training.shard_writer import ShardWriter, encode_webp
+from training.pairs.shard_writer import ShardWriter, encode_webp
 
 __all__ = ["COLOURS", "pair", "write_pairs"]
 

@@ -15,7 +15,7 @@ from training.bpe import train_text_tokenizer
 from training.codes import encode_pairs
 from training.decoder import DecoderTrainingConfig
 from training.loop import LoopConfig
-from training.shards import PairShards, find_shards
+from training.pairs.shards import PairShards, find_shards
 from training.vq import VQTrainingConfig
 
 __all__ = ["NUM_TRAIN", "NUM_VAL", "decoder_training", "vq_training", "write_stage_1", "write_stage_2"]

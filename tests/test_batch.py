@@ -28,7 +28,7 @@ from dalle.vq.vqgan import ImageTokenizer
 from serving.batch.credentials import Credentials
 from serving.batch.plan import PlanSettings
 from serving.batch.storage import LocalStorage, StorageError, open_storage
-from training.shards import PairShards
+from training.pairs.shards import PairShards
 
 
 @pytest.fixture(scope="module")

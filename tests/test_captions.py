@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from pairs import pair
 
-from training import captions as training_side
-from training import phrasing as evaluation_side
-from training.captions import all_captions, draw_caption
+from training.captions import draw as training_side
+from training.captions import phrasing as evaluation_side
+from training.captions.draw import all_captions, draw_caption
+from training.captions.naming import SYNONYMS, countable, plural, said, synonyms, telling_keywords, with_article
+from training.captions.phrasing import prompt_for
+from training.captions.wording import STYLES
 from training.emoji.sets import SETS, captions
-from training.naming import SYNONYMS, countable, plural, said, synonyms, telling_keywords, with_article
-from training.phrasing import prompt_for
-from training.wording import STYLES
 
 
 def metadata_of(name: str, style: str, keywords: tuple[str, ...] = ()) -> dict[str, Any]:

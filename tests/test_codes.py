@@ -19,11 +19,11 @@ from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from training import codes as codes_module
-from training.captions import draw_caption
+from training.captions.draw import draw_caption
 from training.codes import TokenShards, codes_digest, write_token_shards
-from training.shard_writer import ShardWriter, encode_webp
-from training.shards import PairShards, find_shards
-from training.views import draw_views
+from training.pairs.shard_writer import ShardWriter, encode_webp
+from training.pairs.shards import PairShards, find_shards
+from training.pairs.views import draw_views
 
 
 @pytest.fixture(scope="module")

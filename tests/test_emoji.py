@@ -29,7 +29,7 @@ from training.emoji.sets import (
     load_manifest,
     weight,
 )
-from training.shard_writer import ShardWriter, encode_webp
+from training.pairs.shard_writer import ShardWriter, encode_webp
 
 DATA = Path(__file__).parent / "data"
 NUM_REFERENCE = 75

@@ -20,12 +20,12 @@ from dalle.errors import DalleError, DataError, ParameterError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from training import evaluate as program
+from training.captions.phrasing import Phrasing
 from training.evaluate import evaluate, find_splits
-from training.features import Gallery, PictureFeatures, concept_of, evenly, load_gallery, mean_features
-from training.generation import Drawn, draw, judge
-from training.measures import chance_recall, frechet_distance, nearest, psnr, ssim, standardised
-from training.phrasing import Phrasing
-from training.shard_writer import ShardWriter, encode_webp
+from training.evaluation.features import Gallery, PictureFeatures, concept_of, evenly, load_gallery, mean_features
+from training.evaluation.generation import Drawn, draw, judge
+from training.evaluation.measures import chance_recall, frechet_distance, nearest, psnr, ssim, standardised
+from training.pairs.shard_writer import ShardWriter, encode_webp
 
 # -- measures
 

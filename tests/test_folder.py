@@ -15,8 +15,8 @@ from PIL import Image
 
 from dalle.errors import DataError
 from training.folder import FolderOptions, Report, build, main, position
-from training.shard_writer import ShardWriter, encode_webp
-from training.shards import PairShards, find_shards
+from training.pairs.shard_writer import ShardWriter, encode_webp
+from training.pairs.shards import PairShards, find_shards
 
 
 def _save(path: Path, size: tuple[int, int] = (20, 20), colour: str = "red", **options: Any) -> Path:

@@ -13,9 +13,9 @@ from dalle.decoder.decoder import Decoder
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from training.captions import draw_caption
+from training.captions.draw import draw_caption
 from training.mistakes import MAX_DRAWN_CODES, Mistakes
-from training.shards import PairShards, find_shards
+from training.pairs.shards import PairShards, find_shards
 
 CPU = torch.device("cpu")
 

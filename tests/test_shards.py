@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dalle.errors import DataError
 from dalle.images import to_tensor
-from training.shard_writer import encode_webp
-from training.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.pairs.shard_writer import encode_webp
+from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 
 
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import views
-from training.views import can_be_mirrored, draw_views
+from training.pairs import views
+from training.pairs.views import can_be_mirrored, draw_views
 
 NUM = 240
 

@@ -20,17 +20,17 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
 from training.codes import codes_digest
-from training.perceptual import LPIPS, find_lpips_heads
-from training.shards import PairShards, find_shards
-from training.vgg import VGG16Features
-from training.vq import VQTask
-from training.vq_losses import (
+from training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
     over_backgrounds,
     random_crops,
 )
+from training.losses.perceptual import LPIPS, find_lpips_heads
+from training.losses.vgg import VGG16Features
+from training.pairs.shards import PairShards, find_shards
+from training.vq import VQTask
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import tyro
 from tqdm import tqdm
 
 from dalle.text.bpe import TextTokenizer
-from training.captions import all_captions
+from training.captions.draw import all_captions
 from training.command import mistakes_in_words
-from training.shards import PairShards, find_shards
+from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["train_text_tokenizer"]
 

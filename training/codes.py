@@ -2,7 +2,7 @@
 
 A token shard is a safetensors file with, for M pairs, K views and V captions of each:
 
-    codes     (M, K, H, W)   uint16 or int32; the first view is the picture as it is (see `training.views`)
+    codes     (M, K, H, W)   uint16 or int32; the first view is the picture as it is (see `training.pairs.views`)
     text_ids  (M, V, T)      uint16 or int32
     weights   (M,)           float32, how often a pair is drawn in an epoch
 
@@ -30,11 +30,11 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
-from training.captions import draw_caption
+from training.captions.draw import draw_caption
 from training.command import mistakes_in_words
 from training.loop import keep_memory
-from training.shards import PairShards, find_shards
-from training.views import can_be_mirrored, draw_views
+from training.pairs.shards import PairShards, find_shards
+from training.pairs.views import can_be_mirrored, draw_views
 
 __all__ = ["TokenShards", "codes_digest", "write_token_shards"]
 
@@ -79,9 +79,9 @@ def write_token_shards(
     """Encode all pairs into `out/00000.safetensors` and so on. Returns the files.
 
     Each pair gets `num_views` views: the first is the picture as it is, and with `mirror` the others may be mirrored
-    where nothing is written in the picture. It gets `num_captions` captions, drawn at random by `training.captions`; a
-    caption that is too long for the row is drawn again. Files get their names when all are complete, and those of an
-    earlier call are removed then, so that no set is ever mixed or short.
+    where nothing is written in the picture. It gets `num_captions` captions, drawn at random by
+    `training.captions.draw`; a caption that is too long for the row is drawn again. Files get their names when all are
+    complete, and those of an earlier call are removed then, so that no set is ever mixed or short.
 
     Raises `DataError` for numbers below 1, and for a pair none of whose captions fits; with `truncate` such captions
     are cut, and how many pairs have them is printed.

@@ -25,8 +25,8 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
-from training.shards import WeightedEpochs, find_shards
 
 __all__ = ["DecoderTask", "DecoderTrainingConfig"]
 

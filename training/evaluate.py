@@ -32,15 +32,15 @@ from dalle.errors import DataError, ParameterError
 from dalle.images import composite
 from dalle.vq.kinds import AnyImageTokenizer
 from dalle.vq.quantize import codebook_statistics
+from training.captions.phrasing import Phrasing
 from training.command import mistakes_in_words
-from training.features import PictureFeatures, batches, evenly, load_gallery
-from training.generation import Drawn, Numbers, draw, judge
+from training.evaluation.features import PictureFeatures, batches, evenly, load_gallery
+from training.evaluation.generation import Drawn, Numbers, draw, judge
+from training.evaluation.measures import psnr, ssim
+from training.evaluation.report import report, sheet
 from training.loop import autocast, keep_memory
-from training.measures import psnr, ssim
-from training.perceptual import LPIPS
-from training.phrasing import Phrasing
-from training.report import report, sheet
-from training.shards import PairShards, find_shards
+from training.losses.perceptual import LPIPS
+from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["Reconstructed", "evaluate", "find_splits", "reconstruct"]
 

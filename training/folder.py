@@ -1,4 +1,4 @@
-"""Your own pictures with captions, as shards for `training.shards`: `python -m training.folder SOURCE --out SHARDS`.
+"""Make shards of your own pictures with captions: `python -m training.folder SOURCE --out SHARDS`.
 
 SOURCE is one of
 - a folder: every picture in it, at any depth, with its captions in a text file of the same name (`cat.jpg`, `cat.txt`)
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dalle.errors import DataError, ImageError
 from dalle.images import load_image
 from training.command import mistakes_in_words
-from training.shard_writer import ShardWriter, encode_webp
+from training.pairs.shard_writer import ShardWriter, encode_webp
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from dalle.checkpoint import load_checkpoint
 from dalle.errors import DataError
 from dalle.vq.vqgan import ImageTokenizer
-from training.captions import draw_caption
+from training.captions.draw import draw_caption
 from training.codes import codes_digest
 
 __all__ = ["Mistakes"]

@@ -25,17 +25,17 @@ from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
-from training.mistakes import Mistakes
-from training.perceptual import LPIPS
-from training.run_folder import Parts
-from training.shards import PairShards, WeightedEpochs, find_shards, from_pixels
-from training.vq_losses import (
+from training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
     discriminator_loss,
     over_backgrounds,
     random_crops,
 )
+from training.losses.perceptual import LPIPS
+from training.mistakes import Mistakes
+from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.run_folder import Parts
 
 __all__ = ["VQTask", "VQTrainingConfig", "trainable"]
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dalle.errors import DataError
 from dalle.images import contact_sheet
-from training.shards import PairShards, find_shards
+from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["StyleComparison", "compare", "comparison_table", "write_contact_sheet"]
 

@@ -1,5 +1,5 @@
 """Real data: 20,868 captioned pictures of 128 x 128 pixels, transparent around what is drawn, made from openly licensed
-packages of emoji, icons and clip art. `python -m training.emoji --out FOLDER` writes, as shards for `training.shards`:
+packages of emoji, icons and clip art. `python -m training.emoji --out FOLDER` writes shards (`training.pairs.shards`):
 
     train-000.tar .. train-003.tar   19,526 pairs
     val_combo.tar                    404: the concept is in train in at least three other styles, not in this one
@@ -36,7 +36,7 @@ from training.emoji.notice import notice
 from training.emoji.packages import IconSet, Packages, fetch_packages
 from training.emoji.render import SIZE, RenderJob, render
 from training.emoji.sets import CLDR_PACKAGES, SETS, Entry, load_manifest, manifest_digest
-from training.shard_writer import ShardWriter
+from training.pairs.shard_writer import ShardWriter
 
 __all__ = ["EmojiOptions", "build", "main"]
 

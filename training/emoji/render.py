@@ -13,7 +13,7 @@ import resvg_py
 from PIL import Image, ImageOps
 
 from dalle.errors import DataError
-from training.shard_writer import encode_webp
+from training.pairs.shard_writer import encode_webp
 
 __all__ = ["SIZE", "RenderJob", "render"]
 

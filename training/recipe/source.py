@@ -6,8 +6,8 @@ from pathlib import Path
 from dalle.errors import DataError
 from training.folder import FolderOptions
 from training.folder import build as build_folder
+from training.pairs.shards import PairShards, find_shards
 from training.recipe.options import RecipeOptions
-from training.shards import PairShards, find_shards
 
 __all__ = ["Source", "open_source"]
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from dalle.errors import DataError
 from training.loop import autocast
-from training.shards import PairShards
-from training.vgg import VGG16Features
+from training.losses.vgg import VGG16Features
+from training.pairs.shards import PairShards
 
 __all__ = [
     "Gallery",

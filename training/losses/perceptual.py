@@ -3,7 +3,7 @@
 The distance follows Zhang et al. 2018 (arXiv 1801.03924): features of VGG16, normalised over channels, are compared
 place by place; a linear head, fitted to human judgements, weighs the channels of each block. The heads are version 0.1
 in the package `lpips` (BSD). Only its data file is read: its code needs torchvision and is never imported, so `pip
-install --no-deps lpips` is enough. Two things differ from the original: the VGG16 is the one of `training.vgg`, and
+install --no-deps lpips` is enough. Two things differ from the original: the VGG16 is that of `training.losses.vgg`, and
 block 5 is left out, which tells pictures apart worst in it. Figures compare with each other, not with the literature.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.errors import DataError
-from training.vgg import VGG16Features
+from training.losses.vgg import VGG16Features
 
 __all__ = ["LPIPS", "find_lpips_heads"]
 

@@ -20,10 +20,10 @@ from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.images import composite
-from training.features import Gallery, PictureFeatures, batches, evenly, mean_features
-from training.measures import chance_recall, frechet_distance, nearest, standardised
-from training.phrasing import Phrasing, prompt_for
-from training.shards import PairShards
+from training.captions.phrasing import Phrasing, prompt_for
+from training.evaluation.features import Gallery, PictureFeatures, batches, evenly, mean_features
+from training.evaluation.measures import chance_recall, frechet_distance, nearest, standardised
+from training.pairs.shards import PairShards
 
 __all__ = ["RECALL_AT", "Drawn", "Numbers", "draw", "judge"]
 
@@ -73,8 +73,8 @@ def draw(
 ) -> Drawn:
     """Draw a picture for each of `num` pairs of a split, evenly spaced, whose first pair is `start` in the gallery.
 
-    The prompt is that of `training.phrasing`, cut with a warning if it is too long for the model; the n-th picture has
-    the seed `seed` + n.
+    The prompt is that of `training.captions.phrasing`, cut with a warning if it is too long for the model; the
+    n-th picture has the seed `seed` + n.
     """
     decoder, text, tokenizer = checkpoint.decoder, checkpoint.text_tokenizer, checkpoint.image_tokenizer
     assert decoder is not None and text is not None

@@ -1,4 +1,4 @@
-"""Writing picture-caption pairs as WebDataset shards: the other half of `training.shards`, which reads them.
+"""Writing picture-caption pairs as WebDataset shards: the other half of `training.pairs.shards`, which reads them.
 
 A shard is an uncompressed tar of `KEY.json` and `KEY.webp` (lossless). The same pairs give the same bytes on every
 machine: members have neither owner nor time. A shard gets its name only when all shards of its writer are complete.

@@ -1,23 +1,23 @@
 """How the evaluation asks: as training does, or in natural words that training never used.
 
 A model that is asked in its own training captions shows what it has learned, and not whether it understands. So the
-natural phrasing has frames and words for styles of its own. They stand here, apart from `training.captions`, because
-the measure is worth something only as long as nobody trains on them: a frame that is added to one side must not exist
-on the other, and a test compares the two. Both share only the words for what is to be seen: names, synonyms, skin
+natural phrasing has frames and words for styles of its own. They stand here, apart from `training.captions.draw`,
+because the measure is worth something only as long as nobody trains on them: a frame that is added to one side must not
+exist on the other, and a test compares the two. Both share only the words for what is to be seen: names, synonyms, skin
 tones.
 """
 
 import random
 from typing import Any, Literal
 
-from training.naming import countable, country_of, said, straight, synonyms, with_article, with_the
-from training.wording import Style, style_of
+from training.captions.naming import countable, country_of, said, straight, synonyms, with_article, with_the
+from training.captions.wording import Style, style_of
 
 __all__ = ["Phrasing", "prompt_for"]
 
 Phrasing = Literal["training", "natural"]
 
-# The fields are those of the frames in training.captions.
+# The fields are those of the frames in training.captions.draw.
 OF_EMOJI = (
     "{a_style} version of {thing}",
     "{thing} rendered in {style}",

@@ -8,8 +8,8 @@ from PIL import Image
 
 from dalle.checkpoint import Checkpoint
 from dalle.images import contact_sheet, to_pil
-from training.generation import RECALL_AT, Drawn, Numbers
-from training.shards import PairShards
+from training.evaluation.generation import RECALL_AT, Drawn, Numbers
+from training.pairs.shards import PairShards
 
 __all__ = ["report", "sheet"]
 

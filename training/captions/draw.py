@@ -4,7 +4,7 @@ People do not ask for pictures the way a data set describes them. So a picture i
 the time its own first caption, which stays the manner that the model knows best; else a phrase of four choices: what
 the picture is called, whether and how its style is named, the frame around both, and how it is typed.
 
-The evaluation asks in other frames, which `training.phrasing` holds; none of them may be added here.
+The evaluation asks in other frames, which `training.captions.phrasing` holds; none of them may be added here.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from training.naming import (
+from training.captions.naming import (
     countable,
     country_of,
     is_plural,
@@ -25,7 +25,7 @@ from training.naming import (
     with_article,
     with_the,
 )
-from training.wording import Style, style_of
+from training.captions.wording import Style, style_of
 
 __all__ = ["all_captions", "draw_caption"]
 
