@@ -1,0 +1,169 @@
+"""Lines of files of prompts: how they are read, what they mean, and why they are refused."""
+
+import base64
+import csv
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from dalle import DALLE
+from dalle.checkpoint import load_facts
+from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Row, row_seed
+from serving.batch.prompts import Line, read_prompts
+from tests.support.batches import manifest, prompts_file, run
+from tests.support.service import service
+
+
+@pytest.fixture(scope="module")
+def planner(model_folder: Path) -> Planner:
+    return Planner(load_facts(model_folder), "lively", PlanSettings())
+
+
+def refused(planner: Planner, fields: dict[str, Any]) -> Refusal:
+    entry = planner.entry(Line(number=7, fields=fields))
+    assert isinstance(entry, Refusal), entry
+    return entry
+
+
+def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": 'a "red", panda', "id": "x", "n": 2, "temperature": 0.5},
+        {"prompt": "판다 🐼", "seed": 3},
+    ]
+    columns = ["prompt", "id", "n", "temperature", "seed"]
+    with open(tmp_path / "p.csv", "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    parquet.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), tmp_path / "p.parquet")
+    prompts_file(tmp_path, rows, "p.jsonl")
+    read = {
+        kind: [line.fields for line in read_prompts(f"{tmp_path}/p.{kind}", FIELDS)]
+        for kind in ("jsonl", "csv", "parquet")
+    }
+    assert read["jsonl"] == rows == read["parquet"]
+    assert read["csv"] == [{name: str(value) for name, value in row.items()} for row in rows]
+
+
+def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
+    prompts_file(tmp_path, ["", "one", "  ", "two"], "p.txt")
+    assert [(line.number, line.fields["prompt"]) for line in read_prompts(f"{tmp_path}/p.txt", FIELDS)] == [
+        (2, "one"),
+        (4, "two"),
+    ]
+    (tmp_path / "p.csv").write_text('prompt,id\n"two\nlines",1\n\nthree,3,more\nfour,4\n')
+    lines = list(read_prompts(f"{tmp_path}/p.csv", FIELDS))
+    assert [line.number for line in lines] == [2, 5, 6]
+    assert lines[1].fault == "the line has 3 cells, and the header 2"
+    assert lines[2].fields == {"prompt": "four", "id": "4"}
+
+
+def test_a_bad_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    bad = [
+        b"{",
+        b"[1]",
+        b'"x"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"prompt": "' + b"x" * 2**21 + b'"}',
+        b"1" * 5000,
+        b"nul\0l",
+    ]
+    good = b'{"prompt": "a fish"}'
+    (tmp_path / "p.jsonl").write_bytes(b"\n".join([line for one in bad for line in (one, good)]))
+    lines = list(read_prompts(f"{tmp_path}/p.jsonl", FIELDS))
+    assert [line.number for line in lines] == list(range(1, 2 * len(bad) + 1))
+    assert all(line.fields == {"prompt": "a fish"} and line.fault is None for line in lines[1::2])
+    assert all(line.fault and len(line.fault) < 200 for line in lines[::2])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.doc", b"", "is of no known kind"),
+        ("none.txt", None, "none.txt cannot be read"),
+        ("p.csv", b"text\na fish\n", "there is no column 'prompt'"),
+        ("p.csv", b"prompt,prompt\n", "a column is there twice"),
+        ("p.csv", b"prompt,tempature\na,1\n", "unknown column 'tempature'; did you mean temperature?"),
+        ("p.parquet", b"no parquet", "p.parquet cannot be read"),
+        ("p.txt", b"\n", "there are no prompts in"),
+    ],
+)
+def test_a_file_of_no_use_is_a_mistake(
+    name: str, content: bytes | None, message: str, model_folder: Path, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        run(model_folder, tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "message"),
+    [
+        ({}, "missing_required_parameter", "prompt is missing"),
+        ({"prompt": ""}, "invalid_prompt", "the prompt is empty"),
+        ({"prompt": "word " * 50}, "invalid_prompt", "the limit is 11"),
+        ({"prompt": "a", "n": 0}, "invalid_value", "n is 0: it should be greater than or equal to 1"),
+        ({"prompt": "a", "n": 1001}, "invalid_value", "n is 1001; the limit is 1000"),
+        ({"prompt": "a", "sed": 1}, "unknown_parameter", "unknown parameter 'sed'; did you mean seed?"),
+        ({"prompt": "a", "num_inference_steps": 9}, "unsupported_parameter", "steps belong to diffusion"),
+        ({"prompt": "a", "stream": True}, "unsupported_parameter", "a batch does not stream"),
+        ({"prompt": "a", "size": "9x9"}, "invalid_value", "the model lively draws 16x16"),
+        ({"prompt": "a", "model": "other"}, "model_not_found", "there is no model 'other' here"),
+        ({"prompt": "a", "temperature": 1e-9}, "invalid_value", "temperature is 1e-09"),
+        ({"prompt": "a", "output_compression": 5}, "invalid_value", "png is lossless"),
+        (
+            {"prompt": "a", "guidance_scale": 1, "negative_prompt": "b"},
+            "invalid_value",
+            "guidance_scale must be above 1",
+        ),
+        ({"prompt": "a\0b"}, "invalid_value", "NUL"),
+        ({"prompt": "a", "id": [1]}, "invalid_value", "id"),
+        ({"prompt": 5}, "invalid_value", "prompt is 5"),
+    ],
+)
+def test_a_line_is_refused_in_words(planner: Planner, fields: dict[str, Any], code: str, message: str) -> None:
+    refusal = refused(planner, fields)
+    assert (refusal.code, refusal.line) == (code, 7)
+    assert message in refusal.message
+
+
+def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
+    """What the one refuses the other does, with the same words; and both draw the same bytes."""
+    bodies: list[dict[str, Any]] = [
+        {"prompt": "a", "sed": 1},
+        {"prompt": ""},
+        {"prompt": "a", "n": 0},
+        {"prompt": "a", "size": "9x9"},
+        {"prompt": "a", "top_p": 2},
+        {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1},
+        {"prompt": "a", "style": "vivid"},
+    ]
+    with service(DALLE.load(model_folder)) as one, httpx.Client() as client:
+        for body in bodies:
+            error = client.post(one.url + "/v1/images/generations", json=body).json()["error"]
+            refusal = refused(planner, body)
+            assert (error["code"], error["message"]) == (refusal.code, refusal.message.replace("id, ", ""))
+        good = {"prompt": "a red panda", "seed": 5, "n": 2, "first_index": 3, "top_k": 9, "negative_prompt": "a fish"}
+        answer = client.post(one.url + "/v1/images/generations", json=good).json()
+    prompts = prompts_file(tmp_path, [good])
+    assert run(model_folder, prompts, tmp_path / "out") == 0
+    files = [(tmp_path / "out" / record["file"]).read_bytes() for record in manifest(tmp_path / "out")]
+    assert files == [base64.b64decode(one["b64_json"]) for one in answer["data"]]
+
+
+def test_a_seed_that_is_not_given_is_a_function_of_the_id(planner: Planner) -> None:
+    def row(number: int, **fields: Any) -> Row:
+        entry = planner.entry(Line(number=number, fields={"prompt": "a", **fields}))
+        assert isinstance(entry, Row)
+        return entry
+
+    assert row(1).seed == row_seed(0, "line-1") == 756455318 != row(2).seed
+    assert row(1, id="x").seed == row(2, id="x").seed == row_seed(0, "x")
+    assert row(1, seed=0).seed == 0

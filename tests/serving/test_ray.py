@@ -1,0 +1,221 @@
+"""The service as people start it, on a real Ray, with the default model: what it draws, and what it survives.
+
+One start serves all tests here: it takes some 20 seconds.
+"""
+
+import base64
+import concurrent.futures
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+from PIL import Image
+
+from dalle import DALLE
+from dalle.receipt import Receipt
+
+ROOT = Path(__file__).parents[2]
+GENERATIONS = "/v1/images/generations"
+PROMPT = {"prompt": "a red panda, fluent 3d style emoji"}
+START_SECONDS = 240
+
+
+class Served:
+    """A started service: its address, and its processes."""
+
+    def __init__(self, url: str, process: subprocess.Popen[str], lines: list[str]) -> None:
+        self.url = url
+        self.process = process
+        self.lines = lines
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self, title: str) -> None:
+        """Kill -9 the one child whose title begins so."""
+        (found,) = (child for child in self.children() if _title(child).startswith(title))
+        found.send_signal(signal.SIGKILL)
+
+    def metrics(self) -> str:
+        return httpx.get(self.url + "/metrics", timeout=30).text
+
+    def total(self, name: str) -> float:
+        """Of a metric, over all replicas."""
+        return sum(float(value) for value in re.findall(rf"^dalle_{name}{{.*}} (.+)$", self.metrics(), re.M))
+
+    def wait_until_ready(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(self.url + "/ready", timeout=10).status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise AssertionError("not ready:\n" + "\n".join(self.lines[-40:]))
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving", "--port", str(port)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines: list[str] = []
+
+    def read() -> None:
+        assert process.stdout is not None
+        lines.extend(line.rstrip() for line in process.stdout)
+
+    threading.Thread(target=read, daemon=True).start()
+    one = Served(f"http://127.0.0.1:{port}", process, lines)
+    try:
+        one.wait_until_ready()
+        yield one
+    finally:
+        children = one.children() if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        for child in alive:
+            child.kill()
+        assert process.returncode == 0, "\n".join(lines[-20:])
+
+
+def draw(one: Served, seed: int, stream: bool) -> str | dict[str, Any]:
+    """The picture in base64, or the error."""
+    body = PROMPT | {"seed": seed} | ({"stream": True, "partial_images": 2} if stream else {})
+    try:
+        response = httpx.post(one.url + GENERATIONS, json=body, timeout=90)
+    except httpx.HTTPError as error:
+        return {"error": {"code": "connection", "message": repr(error)}}
+    if not stream:
+        return response.json()["data"][0]["b64_json"] if response.status_code == 200 else response.json()
+    events = re.findall(r"^event: (.+)\ndata: (.+)$", response.text, re.M)
+    kind, data = events[-1] if events else ("error", response.text)
+    return json.loads(data)["b64_json"] if kind.endswith("completed") else json.loads(data)
+
+
+@pytest.fixture(scope="module")
+def expected(served: Served) -> dict[int, str]:
+    """The pictures of 20 seeds, drawn while nothing goes wrong."""
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        drawn = dict(zip(range(20), pool.map(lambda seed: draw(served, seed, False), range(20)), strict=True))
+    assert not [picture for picture in drawn.values() if not isinstance(picture, str)]
+    return drawn  # type: ignore[return-value]
+
+
+def test_it_draws_what_the_library_draws(served: Served) -> None:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="anything") as client:
+        answer = client.images.generate(model="emoji", n=2, extra_body={"seed": 3}, prompt=PROMPT["prompt"])
+        events = list(
+            client.images.generate(
+                model="emoji", stream=True, partial_images=3, extra_body={"seed": 3}, prompt=PROMPT["prompt"]
+            )
+        )
+    assert answer.data is not None
+    expected = sorted(DALLE.load().generate(PROMPT["prompt"], n=2, seed=3), key=lambda picture: picture.index)
+    for one, picture in zip(answer.data, expected, strict=True):
+        assert one.b64_json is not None
+        with Image.open(io.BytesIO(base64.b64decode(one.b64_json))) as image:
+            drawn = Receipt.from_text(image.text)  # type: ignore[attr-defined]
+        # codes and not bytes: another number of threads may round a pixel differently
+        assert drawn == picture.receipt
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image"] * 3 + ["completed"]
+    assert events[-1].b64_json == answer.data[0].b64_json
+
+
+def test_nothing_of_it_listens_beyond_this_machine(served: Served) -> None:
+    for process in [psutil.Process(served.process.pid), *served.children()]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    host = connection.laddr.ip.removeprefix("::ffff:")
+                    assert host in ("127.0.0.1", "::1"), (process.name(), connection.laddr)
+
+
+def test_a_request_is_cancelled_wherever_it_runs(served: Served) -> None:
+    body = PROMPT | {"stream": True, "partial_images": 8, "n": 8}
+    with httpx.stream("POST", served.url + GENERATIONS, json=body, timeout=60) as response:
+        answer = httpx.delete(f"{served.url}/v1/requests/{response.headers['x-job-id']}", timeout=30)
+        assert answer.status_code == 200, answer.text
+        text = response.read().decode()
+    assert '"code": "request_cancelled"' in text
+    assert re.search(r'^dalle_cancellations_total{model="emoji",replica="\w+"} [1-9]', served.metrics(), re.M)
+    assert re.search(r'^dalle_http_requests_total{path="/v1/images/generations"', served.metrics(), re.M)
+
+
+def test_errors_keep_their_form_behind_the_proxy(served: Served) -> None:
+    assert (
+        httpx.post(served.url + GENERATIONS, json={"prompt": ""}, timeout=30).json()["error"]["code"]
+        == "invalid_prompt"
+    )
+    assert httpx.get(served.url + "/nothing", timeout=30).json()["error"]["code"] == "not_found"
+    large = httpx.post(served.url + GENERATIONS, json=PROMPT | {"user": "x" * 100_000}, timeout=30)
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    "victim", ["ray::ServeReplica:dalle:emoji", "ray::ServeReplica:dalle:Ingress", "ray::ProxyActor"]
+)
+def test_every_request_ends_when_a_part_is_killed(served: Served, expected: dict[int, str], victim: str) -> None:
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        running = [pool.submit(draw, served, seed, seed % 2 == 1) for seed in range(20)]
+        time.sleep(1.0)
+        served.kill(victim)
+        results = [future.result(120) for future in running]
+    for seed, result in enumerate(results):
+        if isinstance(result, str):
+            assert result == expected[seed], "the same seed, the same bytes, whoever drew it"
+        else:
+            assert result["error"]["message"], "or one clear error"
+    if victim.endswith("emoji"):
+        assert all(isinstance(result, str) for result in results), results
+    served.wait_until_ready()
+    assert draw(served, 0, False) == expected[0]
+    until = time.monotonic() + 30
+    while served.total("slots_used") or served.total("queue_length"):
+        assert time.monotonic() < until, "somebody draws for nobody"
+        time.sleep(0.2)
+
+
+def test_what_was_begun_is_ended_before_the_service(served: Served) -> None:
+    children = served.children()
+    body = PROMPT | {"n": 6, "stream": True}
+    with httpx.stream("POST", served.url + GENERATIONS, json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        served.process.send_signal(signal.SIGTERM)
+        text = "\n".join([first, *lines])
+    assert text.count("event: image_generation.completed") == 6
+    assert served.process.wait(60) == 0, "\n".join(served.lines[-30:])
+    assert not psutil.wait_procs(children, timeout=20)[1]

@@ -1,0 +1,51 @@
+"""Checkpoints of other projects with what their own code computed from them: where they are, and one import of each.
+
+`tests/data/golden` has some of the sets; DALLE_GOLDEN may name a folder with more. Every set that is there is tested.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+FOLDERS = [Path(__file__).parents[1] / "data" / "golden"]
+if os.environ.get("DALLE_GOLDEN"):
+    FOLDERS.append(Path(os.environ["DALLE_GOLDEN"]))
+
+TOLERANCE = 1e-4
+"""Of floats, absolute; codes are exact."""
+
+
+def find(path: str) -> Path | None:
+    """A file or folder of a set, if it is there."""
+    return next((folder / path for folder in FOLDERS if (folder / path).exists()), None)
+
+
+def vectors(project: str, prefix: str = "") -> dict[str, Tensor]:
+    """What a project's code computed: tensors whose names start with the prefix, without it."""
+    folder = find(f"{project}/golden.safetensors")
+    assert folder is not None
+    tensors = load_file(folder)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference; shapes are the same."""
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+def decoder_of(folder: Path, num_ids: int) -> Path:
+    """A decoder's file of DALLE-pytorch's with that many text ids, 24 of them in a row."""
+    content = torch.load(FOLDERS[0] / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
+    weights, width, num_codes = content["weights"], 24, 20
+    content["hparams"] |= {"num_text_tokens": num_ids, "text_seq_len": 24}
+    weights["text_emb.weight"] = torch.randn(num_ids + 24, width)
+    weights["text_pos_emb.weight"] = torch.randn(25, width)
+    weights["to_logits.1.weight"] = torch.randn(num_ids + 24 + num_codes, width)
+    weights["to_logits.1.bias"] = torch.randn(num_ids + 24 + num_codes)
+    folder.mkdir()
+    torch.save(content, folder / "dalle.pt")
+    return folder
