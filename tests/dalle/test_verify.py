@@ -82,7 +82,7 @@ def altered(path: Path, change: str) -> None:
         ("a pixel", "0.4 % of its pixels are not what its codes give"),
         ("an impossible code", "ids up to 99; those of lively are 4 x 4 below 32"),
         ("another size", "it has 8 x 8 pixels, and its codes give 16 x 16"),
-        ("model", "its model is called 'greater', and the one of its digest 'lively'"),
+        ("model", "its receipt names the model 'greater', but its digest is that of 'lively'"),
     ],
 )
 def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path) -> None:
@@ -94,13 +94,13 @@ def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("prompt", "codes are others"),
-        ("seed", "codes are others"),
-        ("index", "codes are others"),
-        ("negative prompt", "codes are others"),
-        ("another temperature", "codes are others"),
-        ("another parameter", "it cannot have been drawn from what its receipt says"),
-        ("parameters", "it cannot have been drawn from what its receipt says: temperature is -1"),
+        ("prompt", "codes differ"),
+        ("seed", "codes differ"),
+        ("index", "codes differ"),
+        ("negative prompt", "codes differ"),
+        ("another temperature", "codes differ"),
+        ("another parameter", "it cannot be drawn from its receipt"),
+        ("parameters", "it cannot be drawn from its receipt: temperature is -1"),
     ],
 )
 def test_an_altered_receipt_is_seen_when_it_is_drawn_again(change: str, reason: str, drawn: Path) -> None:
@@ -268,4 +268,4 @@ def test_a_picture_that_moves_is_altered(drawn: Path) -> None:
         text.add_itxt(name, value)
     image.save(drawn, pnginfo=text, save_all=True, append_images=[Image.new("RGB", image.size)])
     code, said = dalle("verify", drawn)
-    assert code == 1 and "altered: it has 2 pictures in it" in said
+    assert code == 1 and "altered: it is an animation of 2 frames" in said
