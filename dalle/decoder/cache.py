@@ -103,7 +103,7 @@ class LayerCache:
         stored_values[slots, :, positions] = values.transpose(1, 2).to(stored_values.dtype)
         return stored_keys[self.view.read], stored_values[self.view.read]
 
-    def hand_on(self, branch: int, inputs: Tensor) -> Tensor:
+    def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
         """Store (B, L, shift_width), inputs of a branch, and return all of the slots, (B, length, shift_width)."""
         stored = self.view.cache.shifted[self.index, branch]
         stored[self.view.slots[:, None], self.view.positions] = inputs.to(stored.dtype)

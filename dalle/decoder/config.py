@@ -11,7 +11,7 @@ from typing import Literal
 
 from dalle.config import Config, require, require_at_least
 from dalle.decoder.row_layout import RowLayout
-from dalle.transformer.attention import Pattern
+from dalle.transformer.masks import Pattern
 
 __all__ = ["DecoderConfig"]
 

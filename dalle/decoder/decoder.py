@@ -1,119 +1,25 @@
-"""Transformer blocks and the decoder: one causal Transformer over the row [text | image].
+"""The decoder: one causal Transformer over the row [text | image].
 
 `Decoder.forward` has one meaning: ids and their positions in, hidden states out, with or without a cache. Logits are a
-separate, cheap step, because a row has two vocabularies and sampling wants only one of them at one position.
+separate, cheap step, because a row has two vocabularies, and sampling needs one of them at one position.
 
-One class, driven by `DecoderConfig`, for every model of the family.
+One class, driven by `DecoderConfig`, for every model of the DALL-E family.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.decoder.cache import CacheView, KVCache, LayerCache
+from dalle.decoder.cache import CacheView, KVCache
 from dalle.decoder.config import DecoderConfig
-from dalle.transformer.attention import Attention, attention_mask, rotary_table, rotary_text_image_table
+from dalle.transformer.block import Block, make_norm
+from dalle.transformer.masks import attention_mask
+from dalle.transformer.positions import PositionEmbedding, rotary_table, rotary_text_image_table
 
-__all__ = ["Decoder", "DecoderConfig"]
-
-
-class MLP(nn.Module):
-    """Two layers with an activation between them; in the gated kinds, the activation of one half scales the other."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        activations: dict[str, Callable[[Tensor], Tensor]] = {
-            "gelu": F.gelu,
-            "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-            "gelu_sigmoid": lambda x: x * torch.sigmoid(1.702 * x),
-            "geglu": F.gelu,
-            "swiglu": F.silu,
-        }
-        self.activation = activations[config.mlp]
-        self.gated = config.mlp in ("geglu", "swiglu")
-        self.input = nn.Linear(config.width, config.mlp_width * (1 + self.gated), bias=config.mlp_bias)
-        self.output = nn.Linear(config.mlp_width, config.width, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.input(x)
-        if self.gated:
-            gate, value = hidden.chunk(2, dim=-1)
-            return self.output(self.activation(gate) * value)
-        return self.output(self.activation(hidden))
-
-
-class LayerScale(nn.Module):
-    def __init__(self, width: int, start: float) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((width,), start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-def _norm(config: DecoderConfig) -> nn.Module:
-    kinds = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-    return kinds[config.norm](config.width, eps=config.norm_epsilon)
-
-
-def _after_branch(config: DecoderConfig) -> nn.Sequential:
-    layers: list[nn.Module] = [_norm(config)] if config.sandwich_norm else []
-    layers += [LayerScale(config.width, config.layer_scale)] if config.layer_scale is not None else []
-    return nn.Sequential(*layers)
-
-
-def shift_tokens(x: Tensor, earlier: Tensor, sources: Tensor) -> Tensor:
-    """Token shift: the first two quarters of the channels of x (B, L, D) come from other tokens.
-
-    earlier: (B, S, D / 2), the first half of the channels of all tokens there are; sources: (B or 1, L, 2), whose
-    quarters they are, as indices into S; -1 for zeros.
-    """
-    quarters = rearrange(earlier, "b s (two q) -> b s two q", two=2)
-    index = rearrange(sources.clamp_min(0), "b l two -> b l two 1").expand(len(x), -1, -1, quarters.shape[-1])
-    moved = quarters.gather(1, index).masked_fill(rearrange(sources < 0, "b l two -> b l two 1"), 0.0)
-    return torch.cat([rearrange(moved, "b l two q -> b l (two q)"), x[..., earlier.shape[-1] :]], dim=-1)
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); with token shift, after each norm."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.shift_width = config.shift_width
-        self.attention_norm = _norm(config)
-        self.attention = Attention(
-            config.width,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            qkv_bias=config.qkv_bias,
-            output_bias=config.output_bias,
-            qk_norm_epsilon=config.norm_epsilon if config.qk_norm else None,
-            rotary_values=config.rotary_values,
-        )
-        self.after_attention = _after_branch(config)
-        self.mlp_norm = _norm(config)
-        self.mlp = MLP(config)
-        self.after_mlp = _after_branch(config)
-
-    def forward(
-        self, x: Tensor, mask: Tensor, rotary: Tensor | None, sources: Tensor | None, cache: LayerCache | None
-    ) -> Tensor:
-        """(B, L, D) -> (B, L, D). `sources` (B or 1, L, 2) is where token shift takes from, if there is any."""
-        inputs = self._shifted(self.attention_norm(x), 0, sources, cache)
-        x = x + self.after_attention(self.attention(inputs, mask, rotary, cache))
-        inputs = self._shifted(self.mlp_norm(x), 1, sources, cache)
-        return x + self.after_mlp(self.mlp(inputs))
-
-    def _shifted(self, inputs: Tensor, branch: int, sources: Tensor | None, cache: LayerCache | None) -> Tensor:
-        if sources is None:
-            return inputs
-        earlier = inputs[..., : self.shift_width]
-        return shift_tokens(inputs, earlier if cache is None else cache.hand_on(branch, earlier), sources)
+__all__ = ["Decoder"]
 
 
 class FeatureProjection(nn.Module):
@@ -130,36 +36,6 @@ class FeatureProjection(nn.Module):
         return self.output(F.gelu(self.input(features), approximate="tanh"))
 
 
-class PositionEmbedding(nn.Module):
-    """The vector added at each position: () -> (P, D)."""
-
-    sinusoids: Tensor
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        layout, width = config.layout, config.width
-        self.kind = config.positions
-        if self.kind == "learned":
-            self.table = nn.Parameter(torch.randn(layout.length, width) * 0.02)
-        elif self.kind == "axial":
-            self.text = nn.Parameter(torch.randn(layout.first_code, width) * 0.02)
-            self.rows = nn.Parameter(torch.randn(layout.grid_height, width) * 0.02)
-            self.columns = nn.Parameter(torch.randn(layout.grid_width, width) * 0.02)
-        elif self.kind == "sinusoidal":
-            with torch.device("cpu"):  # never stored, so it must be real even where the weights are still to come
-                angles = torch.arange(layout.length)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
-                waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
-            self.register_buffer("sinusoids", waves, persistent=False)
-
-    def forward(self) -> Tensor | None:
-        if self.kind == "learned":
-            return self.table
-        if self.kind == "axial":
-            grid = rearrange(self.rows, "h d -> h 1 d") + self.columns
-            return torch.cat([self.text, rearrange(grid, "h w d -> (h w) d")])
-        return self.sinusoids if self.kind == "sinusoidal" else None
-
-
 class Decoder(nn.Module):
     """The causal Transformer over rows. Ids are those of the joint vocabulary that `RowLayout` defines."""
 
@@ -174,14 +50,14 @@ class Decoder(nn.Module):
         vocab_size = config.text_vocab_size + config.codebook_size
         self.embedding = nn.Embedding(vocab_size, config.width)
         self.features = FeatureProjection(config, config.feature_width) if config.feature_width is not None else None
-        self.position_embedding = PositionEmbedding(config)
+        self.position_embedding = PositionEmbedding(config.positions, config.width, config.layout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         for part, numbers in (("attention", config.shared_attention), ("mlp", config.shared_mlp)):
             owners: dict[int, nn.Module] = {}
             for i, block in enumerate(self.blocks if numbers else []):
                 setattr(block, part, owners.setdefault(numbers[i % len(numbers)], getattr(block, part)))
-        self.final_norm = _norm(config)
-        self.head_norm = _norm(config) if config.head_norm else None
+        self.final_norm = make_norm(config)
+        self.head_norm = make_norm(config) if config.head_norm else None
         self.head = None
         if not config.tie_embeddings:
             num_outputs = vocab_size if config.text_head else config.codebook_size
