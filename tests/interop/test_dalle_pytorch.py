@@ -146,7 +146,7 @@ def test_a_text_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     shutil.copy(DATA / "DALLE-pytorch/vae.pt", theirs)  # which the decoder has in it
     shutil.copy(DATA / "DALLE-pytorch/tokenizers/yttm.model", theirs)
     with pytest.raises(
-        CheckpointError, match=r"trained with 299 text ids; no text tokenizer has as many: .*yttm.model 300"
+        CheckpointError, match=r"trained with 299 text ids, and no text tokenizer has that number: .*yttm.model 300"
     ):
         import_checkpoint(theirs, tmp_path / "ours")
 

@@ -104,7 +104,7 @@ def test_mindalle_of_another_shape(tmp_path: Path) -> None:
 def test_a_missing_part_is_named(file: str, tmp_path: Path) -> None:
     shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs")
     (tmp_path / "theirs" / file).unlink()
-    with pytest.raises(CheckpointError, match=f"has no {Path(file).name}, which would be"):
+    with pytest.raises(CheckpointError, match=rf"has no {Path(file).name} \("):
         import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 

@@ -148,5 +148,5 @@ def test_a_damaged_module_is_an_error_in_words(
     else:
         module.__dict__["_modules"]["own"] = module
     torch.save(module, tmp_path / "encoder.pkl")
-    with pytest.raises(CheckpointError, match="is no whole checkpoint of openai-dvae"):
+    with pytest.raises(CheckpointError, match="is no complete checkpoint of openai-dvae"):
         import_checkpoint(tmp_path, tmp_path / "ours")

@@ -329,10 +329,10 @@ def test_a_family_that_is_given_need_not_be_recognised_by_a_name(tmp_path: Path)
     path = golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt")
     assert path is not None
     shutil.copy(path, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="is of no family that is known here"):
+    with pytest.raises(CheckpointError, match="is no checkpoint of a known family"):
         import_checkpoint(tmp_path / "last.ckpt", tmp_path / "model")
     tokenizer, done = imported(tmp_path / "last.ckpt", tmp_path / "model", family="rudalle")
-    assert done.reason == "it was given" and isinstance(tokenizer, ImageTokenizer)
+    assert done.reason == "the family was given" and isinstance(tokenizer, ImageTokenizer)
     expected = golden.vectors("ru-dalle", "vae.")
     assert torch.equal(tokenizer.encode(2 * expected["image"] - 1).flatten(1), expected["codes"].long())
 

@@ -48,10 +48,10 @@ def test_a_file_that_is_given_may_have_any_name(name: str, legacy: bool, tmp_pat
 
 def test_a_file_of_something_else_is_of_no_family(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("dear")
-    with pytest.raises(CheckpointError, match="notes is of no family that"):
+    with pytest.raises(CheckpointError, match="notes is no checkpoint of a known family"):
         import_checkpoint(tmp_path / "notes", tmp_path / "ours")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "notes")
-    with pytest.raises(CheckpointError, match="notes is of no family that"):
+    with pytest.raises(CheckpointError, match="notes is no checkpoint of a known family"):
         import_checkpoint(tmp_path / "notes", tmp_path / "ours")
 
 
@@ -93,7 +93,7 @@ def test_pictures_of_other_channels_are_refused(tmp_path: Path) -> None:
         content = yaml.safe_load(config.read_text())
         content["model"]["params"]["ddconfig"] |= changes
         config.write_text(yaml.safe_dump(content))
-        with pytest.raises(CheckpointError, match=f"has {said}; expected 3, of colours"):
+        with pytest.raises(CheckpointError, match=f"has {said}; expected 3 for colours"):
             import_checkpoint(tmp_path / "run", tmp_path / "ours")
 
 

@@ -108,7 +108,7 @@ def test_llamagen_as_its_scripts_push_it_to_the_hub(tmp_path: Path) -> None:
     assert "codes are compared at unit length, as config.json says" in done.converted.derived
     content = (tmp_path / "theirs/gpt/model.safetensors").read_bytes()
     (tmp_path / "theirs/gpt/model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file, or not a whole one"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file, or an incomplete one"):
         import_checkpoint(tmp_path / "theirs", tmp_path / "cut")
 
 

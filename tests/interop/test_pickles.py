@@ -222,7 +222,7 @@ def test_sizes_are_compared_with_the_file(tmp_path: Path) -> None:
     assert "reaches beyond its 20000 numbers" in refusal(content)
     numel = b"M" + struct.pack("<H", 20000)
     assert "its storage 0 is missing, compressed or of another size" in refusal(rewritten(fresh(), numel, huge))
-    assert "a tensor that is none" in refusal(rewritten(fresh(), strides, b"J\xff\xff\xff\xffK\x01\x86"))
+    assert "an invalid tensor" in refusal(rewritten(fresh(), strides, b"J\xff\xff\xff\xffK\x01\x86"))
 
     assert "its storage 0 is missing, compressed or of another size" in refusal(deflated(fresh(), "/data/0"))
 
