@@ -30,7 +30,7 @@ class SamplingParams(Config):
     """Sampling parameters of a picture. Raises `ParameterError` for a value outside its range."""
 
     temperature: float = 1.0
-    """Temperature that divides the logits: 0 for greedy sampling, or at least 1e-6, below which logits would overflow."""
+    """Divisor of the logits: 0 for greedy sampling, or at least 1e-6, below which logits would overflow."""
     top_k: int = 0
     """Number k of likeliest codes that are kept, with any others as likely as the last of them; 0 keeps all."""
     top_p: float = 1.0
