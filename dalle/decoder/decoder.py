@@ -17,7 +17,7 @@ from dalle.decoder.cache import CacheView, KVCache
 from dalle.decoder.config import DecoderConfig
 from dalle.transformer.block import Block, make_norm
 from dalle.transformer.masks import attention_mask
-from dalle.transformer.positions import PositionEmbedding, rotary_table, rotary_text_image_table
+from dalle.transformer.positions import ADDED_POSITIONS, PositionEmbedding, rotary_table, rotary_text_image_table
 
 __all__ = ["Decoder"]
 
@@ -47,10 +47,13 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.layout = config.layout
+        self.shift_width = config.shift_width
         vocab_size = config.text_vocab_size + config.codebook_size
         self.embedding = nn.Embedding(vocab_size, config.width)
         self.features = FeatureProjection(config, config.feature_width) if config.feature_width is not None else None
-        self.position_embedding = PositionEmbedding(config.positions, config.width, config.layout)
+        self.position_embedding = None
+        if config.positions in ADDED_POSITIONS:
+            self.position_embedding = PositionEmbedding(config.positions, config.width, config.layout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         for part, numbers in (("attention", config.shared_attention), ("mlp", config.shared_mlp)):
             owners: dict[int, nn.Module] = {}
@@ -110,7 +113,7 @@ class Decoder(nn.Module):
             num_kv_heads=config.num_kv_heads,
             length=self.layout.length,
             head_dim=config.head_dim,
-            shift_width=config.shift_width,
+            shift_width=self.shift_width,
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -130,9 +133,8 @@ class Decoder(nn.Module):
             first = features.shape[1]
             is_text = (positions < self.layout.first_code)[..., :first, None]
             x = torch.cat([torch.where(is_text, self.features(features), x[:, :first]), x[:, first:]], dim=1)
-        added = self.position_embedding()
-        if added is not None:
-            x = x + added[positions]
+        if self.position_embedding is not None:
+            x = x + self.position_embedding()[positions]
         batched = positions if cache is not None else positions[None]
         rotary = self.rotary[batched] if self.config.positions.startswith("rotary") else None
         sources = self.shift_sources[batched] if self.config.token_shift else None

@@ -119,7 +119,7 @@ class Engine:
         leave nothing to draw, an index outside [0, 2^31), guidance without `null_ids` or of a model that was not
         trained for it; `ParameterError` for a bad seed.
         """
-        check_request(request, self.decoder.config)
+        check_request(request, self.decoder)
         request_id = next(self._ids)
         self._waiting.append((request_id, request))
         return request_id

@@ -6,7 +6,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import EngineError
 
@@ -54,11 +54,11 @@ class Request:
         return [] if self.kept is None else list(itertools.takewhile(lambda code: code >= 0, self.kept.tolist()))
 
 
-def check_request(request: Request, config: DecoderConfig) -> None:
-    """Validate a request. Raises `EngineError` for ids or features of another shape or dtype, ids outside the
-    vocabulary, kept codes that leave nothing to draw, an index outside [0, 2^31), guidance without `null_ids` or of a
-    model that was not trained for it; `ParameterError` for a bad seed."""
-    layout = config.layout
+def check_request(request: Request, decoder: Decoder) -> None:
+    """Validate a request against a decoder. Raises `EngineError` for ids or features of another shape or dtype, ids
+    outside the vocabulary, kept codes that leave nothing to draw, an index outside [0, 2^31), guidance without
+    `null_ids` or of a model that was not trained for it; `ParameterError` for a bad seed."""
+    config, layout = decoder.config, decoder.layout
     if request.params.guided and not config.guidance:
         raise EngineError(f"guidance_scale is {request.params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
     if request.params.guided and request.null_ids is None:
