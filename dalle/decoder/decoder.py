@@ -17,14 +17,14 @@ from dalle.decoder.cache import CacheView, KVCache
 from dalle.decoder.config import DecoderConfig
 from dalle.transformer.block import Block, make_norm
 from dalle.transformer.masks import attention_mask
-from dalle.transformer.positions import PositionEmbedding, rotary_table, rotary_text_image_table
+from dalle.transformer.positions import ADDED_POSITIONS, PositionEmbedding, rotary_table, rotary_text_image_table
 
 __all__ = ["Decoder"]
 
 
 class FeatureProjection(nn.Module):
-    """Features (..., F), of a text encoder, -> (..., D), in the place of text embeddings: LlamaGen's two layers. Also
-    keeps the features that stand for no caption."""
+    """Projection of a text encoder's features, (..., F) -> (..., D), which replaces text embeddings: LlamaGen's two
+    layers. `null` (T, F) are the features of the null caption."""
 
     def __init__(self, config: DecoderConfig, feature_width: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FeatureProjection(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The causal Transformer over rows. Ids are those of the joint vocabulary that `RowLayout` defines."""
+    """The causal Transformer over rows of ids from the joint vocabulary, which `RowLayout` defines."""
 
     masks: Tensor
     rotary: Tensor
@@ -47,10 +47,13 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.layout = config.layout
+        self.shift_width = config.shift_width
         vocab_size = config.text_vocab_size + config.codebook_size
         self.embedding = nn.Embedding(vocab_size, config.width)
         self.features = FeatureProjection(config, config.feature_width) if config.feature_width is not None else None
-        self.position_embedding = PositionEmbedding(config.positions, config.width, config.layout)
+        self.position_embedding = None
+        if config.positions in ADDED_POSITIONS:
+            self.position_embedding = PositionEmbedding(config.positions, config.width, config.layout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         for part, numbers in (("attention", config.shared_attention), ("mlp", config.shared_mlp)):
             owners: dict[int, nn.Module] = {}
@@ -66,7 +69,7 @@ class Decoder(nn.Module):
         self._derive_tables()
 
     def _start_weights(self) -> None:
-        """Normal with deviation 0.02, and less in the layers that write to the residual stream (GPT-2)."""
+        """Initialise weights: normal with deviation 0.02, less in layers that write to the residual stream (GPT-2)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -75,8 +78,8 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / depth_scale)
 
     def _derive_tables(self) -> None:
-        """Masks (kinds, P, P), rotary table (P, head_dim / 2, 2) and sources of token shift (P, 2) follow from the
-        configuration: never stored."""
+        """Compute what follows from the configuration and is never stored: masks (kinds, P, P), rotary table (P,
+        head_dim / 2, 2), sources of token shift (P, 2)."""
         config, layout = self.config, self.layout
         with torch.device("cpu"):
             self.pattern_kinds = sorted(set(config.patterns))
@@ -102,7 +105,7 @@ class Decoder(nn.Module):
         return table
 
     def new_cache(self, num_slots: int) -> KVCache:
-        """A cache for this decoder, on its device and in its dtype."""
+        """Allocate a cache for this decoder, on its device and in its dtype."""
         config, weight = self.config, self.embedding.weight
         return KVCache(
             depth=config.depth,
@@ -110,7 +113,7 @@ class Decoder(nn.Module):
             num_kv_heads=config.num_kv_heads,
             length=self.layout.length,
             head_dim=config.head_dim,
-            shift_width=config.shift_width,
+            shift_width=self.shift_width,
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -120,19 +123,18 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L) at positions.
 
-        Without a cache, positions are (L,), ascending, the same for all rows, and what is attended to is these L
-        tokens. With one, positions are (B, L) and all that the slots hold up to each position is attended to. In a
-        model of features, `features` (B, M, feature_width) stand in the place of the first M tokens, M <= L, but of
-        those that are codes; there may be none if all are.
+        Without a cache, positions are (L,), ascending, the same for all rows, and tokens attend to these L tokens. With
+        a cache, positions are (B, L), and tokens attend to everything that their slots hold up to their positions. In a
+        model that follows features, `features` (B, M, feature_width) replace the embeddings of the text among the first
+        M tokens, M <= L; they may be None if all tokens are codes.
         """
         x = self.embedding(ids)
         if self.features is not None and features is not None:
             first = features.shape[1]
             is_text = (positions < self.layout.first_code)[..., :first, None]
             x = torch.cat([torch.where(is_text, self.features(features), x[:, :first]), x[:, first:]], dim=1)
-        added = self.position_embedding()
-        if added is not None:
-            x = x + added[positions]
+        if self.position_embedding is not None:
+            x = x + self.position_embedding()[positions]
         batched = positions if cache is not None else positions[None]
         rotary = self.rotary[batched] if self.config.positions.startswith("rotary") else None
         sources = self.shift_sources[batched] if self.config.token_shift else None
@@ -147,8 +149,8 @@ class Decoder(nn.Module):
         return x if self.head_norm is None else self.head_norm(x)
 
     def _masks(self, ids: Tensor, positions: Tensor, cache: CacheView | None) -> Tensor:
-        """(kinds, B or 1, 1, L, S): the patterns at these positions, without padding. A position may always look at
-        itself, so that no row of a mask is empty."""
+        """The patterns' masks at these positions, without padding: (kinds, B or 1, 1, L, S). A position always attends
+        to itself, so that no row of a mask is empty."""
         is_padding = self.layout.is_padding(ids) & (positions < self.layout.first_code)
         if cache is None:
             masks = rearrange(self.masks[:, positions][:, :, positions], "k l s -> k 1 1 l s")
@@ -168,11 +170,11 @@ class Decoder(nn.Module):
         return self.head.weight[part], self.head.bias[part] if self.head.bias is not None else None
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., text_vocab_size): what the next text id may be; (..., 0) without a text head."""
+        """Logits of the next text id: (..., D) -> (..., text_vocab_size), or (..., 0) without a text head."""
         return F.linear(hidden, *self._head(slice(None, self._num_text_outputs)))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., codebook_size): what the next code may be."""
+        """Logits of the next code: (..., D) -> (..., codebook_size)."""
         return F.linear(hidden, *self._head(slice(self._num_text_outputs, None)))
 
     @property
@@ -183,9 +185,9 @@ class Decoder(nn.Module):
         """Hidden states over whole rows: text (B, T' - 1, D), of which position i predicts text id i + 1, and image (B,
         N, D), of which position i predicts code i.
 
-        text_ids are (B, T), codes (B, H, W) or (B, N), features (B, T, feature_width) where the model has them. Padding
-        on the left that all rows share is left out of the computation but for its last place, which predicts the first
-        text id: this changes no result. T' is what remains.
+        text_ids are (B, T), codes (B, H, W) or (B, N), features (B, T, feature_width) if the model follows them.
+        Padding on the left that all rows share is left out of the computation, except for its last position, which
+        predicts the first text id: this changes no result. T' is the text length that remains.
         """
         skipped = 0 if self.config.attend_padding else max(0, self.layout.num_common_padding(text_ids) - 1)
         ids = self.layout.row(text_ids, codes)[:, skipped:-1]

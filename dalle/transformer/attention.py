@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from dalle.transformer.positions import apply_rotary
-
-__all__ = ["Attention", "LayerState"]
+__all__ = ["Attention", "LayerState", "apply_rotary"]
 
 
 class LayerState(Protocol):
@@ -28,6 +26,13 @@ class LayerState(Protocol):
 
     def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
         """Store the inputs of a branch, (B, L, C); return all S that are stored, (B, S, C)."""
+
+
+def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of channels of x (B, heads, L, head_dim) by a table (B or 1, L, head_dim / 2, 2)."""
+    even, odd = rearrange(x, "b h l (n two) -> two b h l n", two=2)
+    cosine, sine = rearrange(table, "b l n two -> two b 1 l n").to(x.dtype)
+    return rearrange([even * cosine - odd * sine, odd * cosine + even * sine], "two b h l n -> b h l (n two)")
 
 
 class _HeadNorm(nn.RMSNorm):

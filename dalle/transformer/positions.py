@@ -1,4 +1,4 @@
-"""Positions: rotary tables and their application, and vectors that are added to embeddings.
+"""Positions: tables of rotary angles, and vectors that are added to embeddings.
 
 Rotary positions are those of Su et al. 2021 (arXiv 2104.09864), in two dimensions as LlamaGen has them, and with three
 axes as DALLE-pytorch has them. Sinusoids follow Vaswani et al. 2017 (1706.03762).
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from dalle.transformer.masks import GridSequence
 
-__all__ = ["PositionEmbedding", "apply_rotary", "rotary_table", "rotary_text_image_table"]
+__all__ = ["ADDED_POSITIONS", "PositionEmbedding", "rotary_table", "rotary_text_image_table"]
+
+ADDED_POSITIONS = ("learned", "axial", "sinusoidal")
+"""Kinds of positions that are added to embeddings."""
 
 
 def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
@@ -56,24 +59,18 @@ def rotary_text_image_table(
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate neighbouring pairs of channels of x (B, heads, L, head_dim) by a table (B or 1, L, head_dim / 2, 2)."""
-    even, odd = rearrange(x, "b h l (n two) -> two b h l n", two=2)
-    cosine, sine = rearrange(table, "b l n two -> two b 1 l n").to(x.dtype)
-    return rearrange([even * cosine - odd * sine, odd * cosine + even * sine], "two b h l n -> b h l (n two)")
-
-
 class PositionEmbedding(nn.Module):
-    """The vectors added to the embeddings of P positions: () -> (P, D), or None for a kind that adds nothing.
+    """The vectors that are added to the embeddings of P positions: () -> (P, D).
 
-    kind: `learned` (one vector a position), `axial` (one a text position, one a row and one a column of the grid),
-        `sinusoidal`, or another, which adds nothing.
+    kind: `learned` (a vector for each position), `axial` (a vector for each text position, for each row and for each
+        column of the grid) or `sinusoidal`.
     """
 
     sinusoids: Tensor
 
     def __init__(self, kind: str, width: int, layout: GridSequence) -> None:
         super().__init__()
+        assert kind in ADDED_POSITIONS, kind
         self.kind = kind
         if self.kind == "learned":
             self.table = nn.Parameter(torch.randn(layout.length, width) * 0.02)
@@ -81,16 +78,16 @@ class PositionEmbedding(nn.Module):
             self.text = nn.Parameter(torch.randn(layout.first_code, width) * 0.02)
             self.rows = nn.Parameter(torch.randn(layout.grid_height, width) * 0.02)
             self.columns = nn.Parameter(torch.randn(layout.grid_width, width) * 0.02)
-        elif self.kind == "sinusoidal":
+        else:
             with torch.device("cpu"):  # never stored, so it must be real even where the weights are still to come
                 angles = torch.arange(layout.length)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
                 waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
             self.register_buffer("sinusoids", waves, persistent=False)
 
-    def forward(self) -> Tensor | None:
+    def forward(self) -> Tensor:
         if self.kind == "learned":
             return self.table
         if self.kind == "axial":
             grid = rearrange(self.rows, "h d -> h 1 d") + self.columns
             return torch.cat([self.text, rearrange(grid, "h w d -> (h w) d")])
-        return self.sinusoids if self.kind == "sinusoidal" else None
+        return self.sinusoids
