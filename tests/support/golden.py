@@ -23,6 +23,13 @@ def find(path: str) -> Path | None:
     return next((folder / path for folder in FOLDERS if (folder / path).exists()), None)
 
 
+def found(path: str) -> Path:
+    """A file or folder of a set that is always there."""
+    path_found = find(path)
+    assert path_found is not None
+    return path_found
+
+
 def vectors(project: str, prefix: str = "") -> dict[str, Tensor]:
     """What a project's code computed: tensors whose names start with the prefix, without it."""
     folder = find(f"{project}/golden.safetensors")
