@@ -94,7 +94,7 @@ def _choose(source: Source, name: str | None) -> tuple[Family, str]:
         found = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
         raise CheckpointError(f"{source.path} is of several families: {found}. Give the path of one, or its family")
     expected = "; ".join(f"{family.name}: {family.expects}" for family in FAMILIES.values())
-    raise CheckpointError(f"{source.path} is no checkpoint of a known family. Expected one of: {expected}")
+    raise CheckpointError(f"{source.path} is not a checkpoint of a known family. Expected one of: {expected}")
 
 
 def _guarded(source: Source, family: Family, read: Callable[[Source], Result]) -> Result:
@@ -108,7 +108,7 @@ def _guarded(source: Source, family: Family, read: Callable[[Source], Result]) -
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CheckpointError(
-            f"{source.path} is no complete checkpoint of {family.name} ({reason}); expected {family.expects}"
+            f"{source.path} is not a complete checkpoint of {family.name} ({reason}); expected {family.expects}"
         ) from error
 
 

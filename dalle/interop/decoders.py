@@ -36,7 +36,9 @@ class ForeignWeights:
         """The shape of a weight, without taking it."""
         found = self._weights.get(name)
         if found is None or len(found.shape) != num_axes:
-            raise CheckpointError(f"{self.path} has no {name} with {num_axes} axes: it is no checkpoint of this family")
+            raise CheckpointError(
+                f"{self.path} has no {name} with {num_axes} axes: it is not a checkpoint of this family"
+            )
         return found.shape
 
     def take(self, *names: str, then: Callable[[Tensor], Tensor] | None = None) -> LazyTensor:

@@ -54,7 +54,7 @@ def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
 def _to_vqgan_jax(folder: Path, parts: Mapping[str, Part], out: Path) -> None:
     part = parts["image_tokenizer"]
     if not isinstance(part.config, ImageTokenizerConfig):
-        raise CheckpointError(f"{folder} has an image tokenizer of the kind {kind_of(part.config)}, which is no VQGAN")
+        raise CheckpointError(f"{folder} has an image tokenizer of the kind {kind_of(part.config)}, not a VQGAN")
     write_vqgan_jax(out, part.config, part.weights)
 
 

@@ -138,7 +138,7 @@ class Source:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{path} cannot be read: {reason}") from error
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is no mapping of names to values")
+            raise CheckpointError(f"{path} is not a mapping of names to values")
         return content
 
 
@@ -261,7 +261,7 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     except KeyError as error:
         raise UnknownFileError(f"{path} has tensors of type {error}, which no known family uses") from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or an incomplete one: {error}") from error
+        raise CheckpointError(f"{path} is not a safetensors file, or an incomplete one: {error}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -270,6 +270,6 @@ def _read_text(path: Path) -> str:
             raise CheckpointError(f"{path} has more than {MAX_TEXT_BYTES >> 20} MB, too much for a configuration")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is no text: {error}") from error
+        raise CheckpointError(f"{path} is not a text file: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error

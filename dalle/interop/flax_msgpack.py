@@ -176,7 +176,7 @@ def read_flax(path: Path) -> dict[str, LazyTensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is no msgpack file of Flax's, or an incomplete one: {error}") from error
+        raise CheckpointError(f"{path} is not a msgpack file of Flax, or an incomplete one: {error}") from error
     return weights
 
 

@@ -227,7 +227,7 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
     heads = () if "n_head" in described else (f"heads: {num_heads}, as in the project's models with {width} channels",)
     if type(num_heads) is not int or num_heads < 1 or width % num_heads:
         raise CheckpointError(
-            f"{path} does not say how many heads its {width} channels have, and it is no published size: put a JSON "
+            f"{path} does not say how many heads its {width} channels have, which is not a published size: put a JSON "
             'file with the arguments of its ModelArgs beside it, {"n_head": ..., "block_size": ...}'
         )
     head_dim = width // num_heads

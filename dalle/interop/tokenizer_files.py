@@ -46,7 +46,7 @@ def _hugging_face(path: Path, text: str) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer.json of the tokenizers package: {error}") from error
+        raise CheckpointError(f"{path} is not a tokenizer.json of the tokenizers package: {error}") from error
     # no [CLS] or [SEP], even if the file adds them, as in DALLE-pytorch
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return tokenizer

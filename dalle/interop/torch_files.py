@@ -54,8 +54,8 @@ def read_torch(path: Path) -> Any:
         ) from error
     except (zipfile.BadZipFile, EOFError) as error:
         if not looks_saved(path):
-            raise UnknownFileError(f"{path} is no file of torch.save's") from error
-        raise CheckpointError(f"{path} is cut short or damaged: is it a whole download?") from error
+            raise UnknownFileError(f"{path} is not a file of torch.save") from error
+        raise CheckpointError(f"{path} is truncated or damaged: is the download complete?") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except CheckpointError:
@@ -63,7 +63,7 @@ def read_torch(path: Path) -> Any:
     except Exception as error:  # a damaged pickle may raise anything in the unpickler
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         kind = CheckpointError if looks_saved(path) else UnknownFileError
-        raise kind(f"{path} is no file of torch.save's, or a damaged one ({reason})") from error
+        raise kind(f"{path} is not a file of torch.save, or a damaged one ({reason})") from error
 
 
 def _read_zip(path: Path) -> Any:
@@ -71,7 +71,7 @@ def _read_zip(path: Path) -> Any:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise UnknownFileError(f"{path} is a zip file, but none of torch.save's: it has no single data.pkl")
+            raise UnknownFileError(f"{path} is a zip file, but not one of torch.save: it must have one data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         for name in ("data.pkl", "byteorder"):
             info = entries.get(f"{root}{name}")
@@ -108,7 +108,7 @@ def _read_stream(path: Path) -> Any:
     def storage(key: str, dtype: torch.dtype, numel: int) -> Storage:
         if numel * dtype.itemsize > size:
             raise CheckpointError(
-                f"{path} is cut short: its storage {key} has {numel} numbers; is it a whole download?"
+                f"{path} is truncated: its storage {key} has {numel} numbers; is the download complete?"
             )
         return storages.setdefault(key, Storage(path, dtype, numel))
 
@@ -116,7 +116,7 @@ def _read_stream(path: Path) -> Any:
         size = os.fstat(file.fileno()).st_size
         magic, protocol, _system, content, keys = (Unpickler(file, storage).load() for _ in range(5))
         if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
-            raise CheckpointError(f"{path} is no file of torch.save's")
+            raise CheckpointError(f"{path} is not a file of torch.save")
         for key in keys:
             if not isinstance(key, str | int):
                 raise CheckpointError(f"{path} is damaged: it has a storage without a name")
@@ -125,7 +125,7 @@ def _read_stream(path: Path) -> Any:
             found.offset = file.tell()
             stop = found.offset + found.numel * found.dtype.itemsize
             if numel != found.numel or stop > size:
-                raise CheckpointError(f"{path} is cut short in its storage {key}: is it a whole download?")
+                raise CheckpointError(f"{path} is truncated in its storage {key}: is the download complete?")
             file.seek(stop)
     if missing := [key for key, found in storages.items() if found.offset < 0]:
         raise CheckpointError(f"{path} is damaged: it lacks the storage {missing[0]}")

@@ -25,7 +25,7 @@ from tests.support.pictures import random_picture, saved
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, and has no pixels."""
+    """A PNG with a header that declares a size, and without pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     pixels = b"IDAT" + zlib.compress(b"")
     chunks = [

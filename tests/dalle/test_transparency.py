@@ -1,4 +1,4 @@
-"""Pictures with transparency, and the background that they get."""
+"""Transparency of pictures: conversion, files, backgrounds and contact sheets."""
 
 import io
 
@@ -30,7 +30,7 @@ from tests.support.pictures import random_picture, saved
 
 
 def _every_colour_and_alpha() -> Image.Image:
-    """A red of every value in each column, an alpha of every value in each row; green and blue are other ramps."""
+    """Every pair of a red (columns) and an alpha (rows); green and blue are other ramps."""
     value, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     return Image.fromarray(np.stack([value, 255 - value, value // 2, alpha], axis=-1))
 
@@ -103,7 +103,7 @@ def test_load_keeps_transparency_if_it_is_asked_to() -> None:
     assert load_image(saved(image), mode="RGBA").tobytes() == image.tobytes()
     assert load_image(saved(image)).tobytes() == to_rgb(image).tobytes()
     assert load_image(saved(random_picture()), mode="RGBA").getchannel("A").getextrema() == (255, 255)
-    # green that is transparent does not shine through where a resize mixes it with red
+    # transparent green must not appear where resizing mixes it with red
     sides = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
     sides.paste((255, 0, 0, 255), (32, 0, 64, 64))
     small = np.asarray(load_image(saved(sides), size=(8, 8), mode="RGBA"))

@@ -39,7 +39,7 @@ def test_vqgan_jax_gets_its_own_bytes_back(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_taming_goes_to_vqgan_jax(tmp_path: Path) -> None:
-    """Its pixels are in [-1, 1], which the folder tells a reader of ours."""
+    """Pixels in [-1, 1] are noted in the exported configuration, and survive another import."""
     write_mindalle(tmp_path / "1.3B", VQGAN(DDCONFIG, embed_dim=6, n_embed=20))
     import_checkpoint(tmp_path / "1.3B", tmp_path / "mine")
     export_checkpoint(tmp_path / "mine", "vqgan-jax", tmp_path / "theirs")
@@ -98,14 +98,14 @@ def test_what_cannot_be_exported(tmp_path: Path, model_folder: Path) -> None:
     assert code == 2 and "there is no layout 'gguf'; there are vqgan-jax, hf" in text
     import_checkpoint(found("openai-dVAE"), tmp_path / "mine")
     code, text = run("export", tmp_path / "mine", "--to", "vqgan-jax", "--out", tmp_path / "x")
-    assert code == 2 and "of the kind openai_dvae, which is no VQGAN" in text
+    assert code == 2 and "of the kind openai_dvae, not a VQGAN" in text
     code, text = run("export", tmp_path / "mine", "--out", tmp_path)
     assert code == 2 and "exists already" in text
     assert not (tmp_path / "x").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 
 def test_flax_files(tmp_path: Path) -> None:
-    """Sizes on either side of each form's limit, in both directions; damage is one line."""
+    """Sizes on both sides of each encoding's limit are written and read; damage is reported in one line."""
     arrays = {f"a/b{i}/c": torch.randn(n) for i, n in enumerate([0, 1, 7, 60, 63, 64, 16383, 16384, 20000])}
     arrays |= {"a/half": torch.randn(2, 300, 3).half(), "brain": torch.randn(4).bfloat16(), "n" * 40: torch.ones(1)}
     arrays |= {f"many/{i}": torch.tensor(float(i)) for i in range(20)}
@@ -122,10 +122,10 @@ def test_flax_files(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-if find_spec("vqgan_jax"):  # of the dependency group `peers`: it is on no package registry
+if find_spec("vqgan_jax"):  # in the dependency group `peers`; not on a package registry
 
     def test_vqgan_jax_itself(tmp_path: Path) -> None:
-        """The project reads what is exported, and computes from it what is computed here."""
+        """vqgan-jax reads the exported folder and computes the same codes and pictures."""
         import numpy as np
         from vqgan_jax.modeling_flax_vqgan import VQModel
 

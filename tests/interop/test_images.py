@@ -94,7 +94,7 @@ def test_mindalle_of_another_shape(tmp_path: Path) -> None:
 
 
 def llamagen_names(reference: VQGAN, *, last: int) -> dict[str, Tensor]:
-    """The weights under LlamaGen's names: the decoder's levels are counted the other way; `last` is the coarsest."""
+    """The weights under LlamaGen's names, which number the decoder's levels in reverse; `last` is the coarsest."""
 
     def rename(name: str) -> str:
         name = re.sub(r"(down|up)\.(\d)\.block\.", r"\1.\2.res.", name)
@@ -109,7 +109,7 @@ def llamagen_names(reference: VQGAN, *, last: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("key", ["model", "ema", "state_dict"])
 def test_llamagen_of_another_shape(key: str, tmp_path: Path) -> None:
-    """Its levels of attention are the coarsest alone, its codes of unit length, its names its own."""
+    """LlamaGen has attention at the coarsest level only, codes of unit length, and its own names."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4], num_res_blocks=2), embed_dim=8, n_embed=50)
 
     weights = llamagen_names(reference, last=2)
@@ -121,7 +121,7 @@ def test_llamagen_of_another_shape(key: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit_length", [True, False])
 def test_llamagen_says_how_codes_are_compared(unit_length: bool, tmp_path: Path) -> None:
-    """In a JSON file of its ModelArgs beside the weights; one of another codebook says nothing."""
+    """A JSON file of ModelArgs beside the weights decides; one for another codebook is ignored."""
     reference = VQGAN(ddconfig(ch_mult=[1, 2], attn_resolutions=[8], num_res_blocks=2), embed_dim=8, n_embed=50)
     torch.save({"model": llamagen_names(reference, last=1)}, tmp_path / "vq_ds2.pt")
     described = {"codebook_size": 50, "codebook_embed_dim": 8, "codebook_l2_norm": unit_length, "image_size": 48}
@@ -138,7 +138,7 @@ def test_llamagen_says_how_codes_are_compared(unit_length: bool, tmp_path: Path)
 
 @pytest.mark.parametrize("family", ["mindalle", "rudalle", "llamagen"])
 def test_what_only_training_needs_is_ignored_and_said(family: str, tmp_path: Path) -> None:
-    """Whoever saves a run's whole state_dict has the loss's networks in it, and counters."""
+    """The state_dict of a whole training run contains the networks of the loss, and counters."""
     changes = {"ch_mult": [1, 2], "attn_resolutions": [8], "num_res_blocks": 2}
     reference = VQGAN(ddconfig(z_channels=8, **changes), embed_dim=8, n_embed=50, gumbel=family == "rudalle")
     weights = {**reference.w, "loss.discriminator.main.0.weight": torch.zeros(3), "loss.logvar": torch.zeros(1)}
@@ -167,7 +167,7 @@ def test_what_only_training_needs_is_ignored_and_said(family: str, tmp_path: Pat
 
 
 def test_mindalle_with_what_its_configuration_leaves_out(tmp_path: Path) -> None:
-    """The project merges a configuration with its defaults, a picture of 256 pixels among them."""
+    """The project merges a configuration with its defaults, such as pictures of 256 pixels."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[]), embed_dim=6, n_embed=50)
     hparams = {name: value for name, value in reference.d.items() if name not in ("resolution", "attn_resolutions")}
     stage = {"embed_dim": 6, "n_embed": 50, "hparams": hparams}
@@ -196,7 +196,7 @@ def test_min_dalle_of_another_shape(num_res_blocks: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("with_config", [True, False])
 def test_rudalle_with_wavelets(with_config: bool, tmp_path: Path) -> None:
-    """Twelve channels are a picture twice as large: for each 2 x 2 of it, the mean and what is left of it."""
+    """Twelve channels become a picture of twice the size: the sum and the details of each 2 x 2 pixels."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 1], z_channels=8, out_ch=12), embed_dim=8, n_embed=30, gumbel=True)
     weights = {"model.decoder.idwt.g0_col": torch.ones(2), "model.post_quant_conv.weight": torch.ones(8, 8, 1, 1)}
     weights["model.post_quant_conv.bias"] = torch.ones(8)
@@ -228,7 +228,7 @@ def test_a_family_that_is_given_need_not_be_recognised_by_a_name(tmp_path: Path)
     path = golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt")
     assert path is not None
     shutil.copy(path, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="is no checkpoint of a known family"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a known family"):
         import_checkpoint(tmp_path / "last.ckpt", tmp_path / "model")
     tokenizer, done = imported(tmp_path / "last.ckpt", tmp_path / "model", family="rudalle")
     assert done.reason == "the family was given" and isinstance(tokenizer, ImageTokenizer)

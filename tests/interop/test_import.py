@@ -1,4 +1,4 @@
-"""`dalle import`: recognition, the report, damaged files, and folders that are whole or not there."""
+"""`dalle import`: recognition, the report, damaged files, and atomic writing."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ FAMILIES = {
 
 
 def refusal(path: Path, out: Path, *options: object) -> str:
-    """What `dalle import` says against it: one line, no folder, and nothing left beside it."""
+    """The error of `dalle import`: one line; no folder is written, and nothing is left beside it."""
     before = sorted(out.parent.iterdir())
     code, text = run("import", path, "--out", out, *options)
     assert code == 2 and text.startswith("error: ") and text.count("\n") == 1, text
@@ -74,7 +74,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     assert f"{tmp_path / 'nowhere'} does not exist" in refusal(tmp_path / "nowhere", out)
     (tmp_path / "empty").mkdir()
     text = refusal(tmp_path / "empty", out)
-    assert "is no checkpoint of a known family" in text and "vqgan-jax: a folder with config.json and" in text
+    assert "is not a checkpoint of a known family" in text and "vqgan-jax: a folder with config.json and" in text
     assert "there is no family 'dalle3'; there are vqgan-jax, taming" in refusal(tmp_path, out, "--family", "dalle3")
     for family, said in (
         ("vqgan-jax", "has no flax_model.msgpack (the weights"),
@@ -90,7 +90,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     torch.save({"embeddings.weight": torch.zeros(3, 4)}, tmp_path / "bert" / "pytorch_model.bin")
-    assert "is no checkpoint of a known family" in refusal(tmp_path / "bert", out)
+    assert "is not a checkpoint of a known family" in refusal(tmp_path / "bert", out)
     both = tmp_path / "both"
     shutil.copytree(found("vqgan-jax/checkpoint"), both / "a")
     shutil.copytree(found("openai-dVAE"), both / "b")
@@ -166,7 +166,7 @@ HPARAMS |= {"num_resnet_blocks": 0}
 
 
 def test_contents_of_another_kind(tmp_path: Path) -> None:
-    """Whatever lies where weights should be, it is one line."""
+    """Any wrong content in place of weights is reported in one line."""
     out = tmp_path / "mine"
     weights = dict(PlainDVAE(HPARAMS).w)
     for content, said in (
@@ -181,7 +181,10 @@ def test_contents_of_another_kind(tmp_path: Path) -> None:
         ),
         ({"hparams": HPARAMS | {"experts": 13}, "weights": weights}, "a DiscreteVAE with experts"),
         ({"hparams": HPARAMS, "weights": weights | {"more": torch.zeros(1)}}, "vae.pt has more, which no"),
-        ({"hparams": HPARAMS | {"normalization": 3}, "weights": weights}, "is no complete checkpoint of dalle-pytorch"),
+        (
+            {"hparams": HPARAMS | {"normalization": 3}, "weights": weights},
+            "is not a complete checkpoint of dalle-pytorch",
+        ),
         ({"hparams": {}, "vae_params": HPARAMS, "weights": weights}, "lacks codebook.weight"),
         ({"hparams": {}, "vae_params": None, "vae_class_name": "X", "weights": weights}, "of class 'X'"),
     ):

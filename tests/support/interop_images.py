@@ -1,4 +1,4 @@
-"""How an image tokenizer from another project is imported and compared."""
+"""Image tokenizers of other projects: written, imported and compared."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def vqgan(path: Path, out: Path) -> ImageTokenizer:
 
 
 def drawn(tokenizer: ImageTokenizer, codes: Tensor) -> Tensor:
-    """In [-1, 1], before they are clamped."""
+    """Decoded pixels before they are clamped to [-1, 1]."""
     with torch.no_grad():
         return tokenizer.pixels(tokenizer.quantizer.decode(codes))
 
@@ -44,7 +44,7 @@ def ddconfig(**changes: Any) -> dict[str, Any]:
 
 
 def compare(tokenizer: ImageTokenizer, reference: VQGAN, **options: Any) -> None:
-    """Of square pictures and others."""
+    """Compare an imported tokenizer with a reference on square and other pictures."""
     unit, factor = tokenizer.config.pixel_range == "unit", tokenizer.config.factor
     for height, width in ((16, 16), (2 * factor, 3 * factor)):
         images = 2 * torch.rand(2, 3, height, width) - 1
