@@ -1,4 +1,4 @@
-"""DALLE-pytorch (lucidrains/DALLE-pytorch).
+"""Family `dalle-pytorch`: checkpoints of lucidrains/DALLE-pytorch.
 
 Files: `vae.pt`, or `dalle.pt`, which contains its image tokenizer under the prefix `vae.`; for text, a tokenizer's file
 in the same folder with as many ids as the decoder.

@@ -1,4 +1,4 @@
-"""LlamaGen (FoundationVision/LlamaGen).
+"""Family `llamagen`: checkpoints of FoundationVision/LlamaGen.
 
 Files: `c2i_*.pt` or `t2i_*.pt` with `vq_ds*.pt` beside it, or `vq_ds*.pt` alone; safetensors too. A JSON file with the
 arguments of the project's `ModelArgs` beside the weights gives the values that the weights do not have.

@@ -1,4 +1,4 @@
-"""min-dalle (kuprel/min-dalle), the PyTorch port of DALL-E mini.
+"""Family `min-dalle`: checkpoints of kuprel/min-dalle, the PyTorch port of DALL-E mini.
 
 Files: `detoker.pt`, or the folder with `vqgan/detoker.pt`.
 Networks: the decoder of the VQGAN, which turns codes into pictures; the file has no encoder.

@@ -1,4 +1,4 @@
-"""minDALL-E (kakaobrain/minDALL-E).
+"""Family `mindalle`: checkpoints of kakaobrain/minDALL-E.
 
 Files: the folder that its `from_pretrained` reads: `config.yaml`, `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/`.
 Networks: stage 1, a VQGAN (taming-transformers' VQModel with `hparams` for `ddconfig`); stage 2, a decoder of captions;

@@ -1,4 +1,4 @@
-"""OpenAI's dVAE (openai/DALL-E).
+"""Family `openai-dvae`: the dVAE of openai/DALL-E.
 
 Files: the folder with `encoder.pkl` and `decoder.pkl`, each a pickled module or its state_dict.
 Networks: the dVAE, an image tokenizer.

@@ -1,4 +1,4 @@
-"""ruDALL-E (ai-forever/ru-dalle).
+"""Family `rudalle`: checkpoints of ai-forever/ru-dalle.
 
 Files: `pytorch_model_v2.bin` or `pytorch_model_v3.bin` with `bpe.model` and the VQGAN beside it; or the VQGAN alone,
 `vqgan.gumbelf8-sber.model.ckpt` or its variant `vqgan.gumbelf8-sber-dwt.model.ckpt`.
@@ -82,7 +82,7 @@ def convert(source: Source) -> Converted:
             "project": "https://github.com/ai-forever/ru-dalle",
         },
         ignored=(*ignored, *others),
-        derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the likeliest, without noise"),
+        derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the most likely, without noise"),
     )
 
 

@@ -1,4 +1,4 @@
-"""taming-transformers (CompVis/taming-transformers).
+"""Family `taming`: checkpoints of CompVis/taming-transformers.
 
 Files: a run's folder with `configs/*.yaml` and `checkpoints/last.ckpt`, or a `.ckpt` with its configuration beside it.
 Networks: the image tokenizers VQModel and GumbelVQ.
@@ -103,7 +103,7 @@ def convert(source: Source) -> Converted:
         ignored.append(f"state of training: {', '.join(rest)}")
     derived = [f"configuration: {config_path.name}", "pixels: [-1, 1], as the project trains"]
     if isinstance(part.config, ImageTokenizerConfig) and part.config.quantizer == "gumbel":
-        derived.append("codes: the likeliest; the project's own encode adds Gumbel noise")
+        derived.append("codes: the most likely; the project's own encode adds Gumbel noise")
     return Converted(
         image_tokenizer=part,
         about={"licence": LICENCE, "project": "https://github.com/CompVis/taming-transformers"},

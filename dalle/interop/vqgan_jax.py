@@ -1,4 +1,4 @@
-"""vqgan-jax (patil-suraj/vqgan-jax), the image tokenizer of DALL-E mini; imported and exported.
+"""Family `vqgan-jax`: checkpoints of patil-suraj/vqgan-jax, DALL-E mini's image tokenizer; also exported.
 
 Files: the folder with `config.json` and `flax_model.msgpack`.
 Networks: the VQGAN.

@@ -54,7 +54,7 @@ def test_a_family_is_recognised_and_said(path: str, family: str, tmp_path: Path)
 def test_what_is_ignored_and_derived_is_said(tmp_path: Path) -> None:
     _, text = run("import", found("taming/gumbel_f4_144"), "--out", tmp_path / "mine")
     assert "ignored  state of training: callbacks, epoch, global_step" in text
-    assert "derived  codes: the likeliest; the project's own encode adds Gumbel noise" in text
+    assert "derived  codes: the most likely; the project's own encode adds Gumbel noise" in text
     _, text = run("import", found("vqgan-jax/checkpoint"), "--out", tmp_path / "other")
     assert "derived  pixels: [0, 1] in the network, as DALL-E mini uses it" in text
 
