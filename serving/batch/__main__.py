@@ -28,17 +28,17 @@ def batch(
         int, typer.Option("--n", "-n", min=1, max=MAX_PICTURES, help="Pictures of each prompt that does not say.")
     ] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, help="A row without a seed gets one computed from this and its id, or line number.")
+        int, typer.Option(min=0, help="An item without a seed gets one computed from this and its id, or line number.")
     ] = 0,
     output_format: Annotated[
-        Literal["png", "jpeg", "webp"], typer.Option("--format", help="Of pictures; a row may say otherwise.")
+        Literal["png", "jpeg", "webp"], typer.Option("--format", help="Of pictures; an item may say otherwise.")
     ] = "png",
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of JPEG and WebP; 90 if not given.")] = None,
     background: Annotated[
         Background,
         typer.Option(
             help="transparent, opaque (over white), or auto: transparent for PNG and WebP of a model that draws "
-            "transparency, else opaque. A row may say otherwise."
+            "transparency, else opaque. An item may say otherwise."
         ),
     ] = "auto",
     webdataset: Annotated[

@@ -28,17 +28,17 @@ from serving.batch.description import (
     write_description,
 )
 from serving.batch.manifest import is_done, shares_none
-from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Shard
+from serving.batch.plan import FIELDS, InvalidLine, Planner, PlanSettings, Shard
 from serving.batch.progress import Progress, follow
 from serving.batch.prompts import read_prompts
-from serving.batch.results import REFUSED, Counts, merge
+from serving.batch.results import REFUSED_FILE, Counts, merge
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
 from serving.batch.worker import WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INTERRUPTED", "MISTAKE", "REFUSED_SOME", "STOPPED", "Batch", "run_batch"]
+__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "MISTAKE", "STOPPED", "Batch", "run_batch"]
 
-DONE, MISTAKE, REFUSED_SOME, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
+DONE, MISTAKE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
 """Exit codes."""
 SHOWN = 5
 """Refused lines that are printed."""
@@ -72,13 +72,13 @@ class _Count:
     """Of the first reading."""
 
     num_lines: int = 0
-    num_refused: int = 0
+    num_invalid: int = 0
     num_pictures: int = 0
     num_left: int = 0
     """Pictures in shards that are pending."""
     num_rows_left: int = 0
     pending: set[int] = dataclasses.field(default_factory=set)
-    refused: list[Refusal] = dataclasses.field(default_factory=list)
+    refused: list[InvalidLine] = dataclasses.field(default_factory=list)
     """The first few."""
 
 
@@ -106,24 +106,24 @@ def run_batch(batch: Batch) -> int:
         raise DalleError(f"there are no prompts in {batch.prompts}")
     if described is not None and shares_none(storage, shards(), facts):
         raise DalleError(
-            f"none of the pictures in {storage} is of these prompts: choose another folder (a row without an id is "
+            f"none of the pictures in {storage} is of these prompts: choose another folder (an item without an id is "
             "known by its number, which a line that is inserted changes)"
         )
     _print_refused(count)
-    if batch.strict and count.num_refused:
-        raise DalleError(f"{count.num_refused} of {count.num_lines} lines are refused; nothing was drawn (--strict)")
+    if batch.strict and count.num_invalid:
+        raise DalleError(f"{count.num_invalid} of {count.num_lines} lines are refused; nothing was drawn (--strict)")
     if batch.dry_run:
         print(
             estimate.text(
                 settings,
                 shards(),
-                num_prompts=count.num_lines - count.num_refused,
+                num_prompts=count.num_lines - count.num_invalid,
                 num_pictures=count.num_pictures,
                 num_left=count.num_left,
                 num_rows=count.num_rows_left,
             )
         )
-        return REFUSED_SOME if count.num_refused else DONE
+        return INCOMPLETE if count.num_invalid else DONE
     storage.prepare()
     num_drawn = 0
     with storage.lock(), Log(storage) as log:
@@ -133,7 +133,7 @@ def run_batch(batch: Batch) -> int:
                 _warn_of_space(storage, planner, count)
                 log.write(event="start", num_pictures=count.num_left, backend=batch.backend, **circumstances(settings))
                 pending = (shard for shard in shards() if shard.number in count.pending)
-                for done in _draw(batch, settings, pending, count, facts):
+                for done in _draw_shards(batch, settings, pending, count, facts):
                     num_drawn += done.num_drawn
                     log.write(event="shard", **dataclasses.asdict(done))
                 log.write(event="end", num_drawn=num_drawn)
@@ -148,7 +148,7 @@ def run_batch(batch: Batch) -> int:
             _stopped("interrupted", count, num_drawn)
             return INTERRUPTED
     _print_summary(storage, counts, num_drawn, shown)
-    return REFUSED_SOME if counts.num_refused + counts.num_failed else DONE
+    return INCOMPLETE if counts.num_invalid + counts.num_failed else DONE
 
 
 def _worker_settings(batch: Batch, folder: str, facts: ModelFacts, described: dict[str, Any] | None) -> WorkerSettings:
@@ -190,9 +190,9 @@ def _count(shards: Iterator[Shard], done: Callable[[Shard], bool]) -> _Count:
     count = _Count()
     for shard in shards:
         count.num_lines += len(shard.entries)
-        count.num_refused += shard.num_refused
+        count.num_invalid += shard.num_invalid
         count.num_pictures += shard.num_pictures
-        refused = (entry for entry in shard.entries if isinstance(entry, Refusal))
+        refused = (entry for entry in shard.entries if isinstance(entry, InvalidLine))
         count.refused += [*refused][: SHOWN - len(count.refused)]
         if not done(shard):
             count.pending.add(shard.number)
@@ -201,18 +201,20 @@ def _count(shards: Iterator[Shard], done: Callable[[Shard], bool]) -> _Count:
     return count
 
 
-def _draw(
+def _draw_shards(
     batch: Batch, settings: WorkerSettings, shards: Iterator[Shard], count: _Count, facts: ModelFacts
 ) -> Iterator[ShardDone]:
     num_codes = facts.grid[0] * facts.grid[1]
     progress = Progress(num_pictures=count.num_left, num_rows=count.num_rows_left, num_codes=num_codes)
     drawing: Generator[ShardDone]
     if batch.backend == "local":
-        drawing = local.draw(settings, shards, progress)
+        drawing = local.draw_shards(settings, shards, progress)
     else:
         from serving.batch import ray_data
 
-        drawing = ray_data.draw(settings, shards, progress, len(count.pending), workers=batch.workers, gpus=batch.gpus)
+        drawing = ray_data.draw_shards(
+            settings, shards, progress, len(count.pending), workers=batch.workers, gpus=batch.gpus
+        )
     with progress, contextlib.closing(drawing):
         yield from drawing
 
@@ -241,8 +243,8 @@ def _warn_of_space(storage: Storage, planner: Planner, count: _Count) -> None:
 def _print_refused(count: _Count) -> None:
     for refusal in count.refused:
         print(printable(f"line {refusal.line} is refused: {refusal.message}").replace("\n", " "), file=sys.stderr)
-    if count.num_refused > len(count.refused):
-        print(f"... and {count.num_refused - len(count.refused)} more lines", file=sys.stderr)
+    if count.num_invalid > len(count.refused):
+        print(f"... and {count.num_invalid - len(count.refused)} more lines", file=sys.stderr)
 
 
 def _stopped(reason: str, count: _Count, num_drawn: int) -> int:
@@ -256,9 +258,9 @@ def _stopped(reason: str, count: _Count, num_drawn: int) -> int:
 
 def _print_summary(storage: Storage, counts: Counts, num_drawn: int, shown: list[str]) -> None:
     print(f"{counts.num_drawn} pictures are in {storage}, {num_drawn} of them drawn now; manifest.jsonl lists them")
-    if counts.num_refused + counts.num_failed:
+    if counts.num_invalid + counts.num_failed:
         print(
-            f"refused lines: {counts.num_refused}, failed pictures: {counts.num_failed}; see {storage}/{REFUSED}"
+            f"refused lines: {counts.num_invalid}, failed pictures: {counts.num_failed}; see {storage}/{REFUSED_FILE}"
             + ("; --retry-failed tries those that failed again" if counts.num_failed else "")
         )
     for name in [*shown, *counts.openai_files]:

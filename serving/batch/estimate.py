@@ -57,23 +57,23 @@ def text(
     model = DALLE.load(settings.model, device=settings.device)
     engine = Engine(model.decoder, num_slots=settings.num_slots)
     num_used, requests = 0, []
-    pictures = ((one, one.first_index + i) for shard in shards for one in shard.rows for i in range(one.n))
-    for row, index in pictures:
-        params = row.sampling
+    pictures = ((one, one.first_index + i) for shard in shards for one in shard.items for i in range(one.n))
+    for item, index in pictures:
+        params = item.sampling
         taken = 2 if params.guided else 1
         if num_used + taken > settings.num_slots:
             break
-        request = model.request(row.prompt, params, seed=row.seed, index=index, negative_prompt=row.negative_prompt)
-        requests.append((row, request))
+        request = model.request(item.prompt, params, seed=item.seed, index=index, negative_prompt=item.negative_prompt)
+        requests.append((item, request))
         num_used += taken
     start = time.perf_counter()
     drawn = engine.run([request for _, request in requests])
     num_bytes = 0.0
-    for (row, request), codes in zip(requests, drawn, strict=True):
-        picture = model.picture(request, codes, background=row.background)
-        chunks = picture.receipt.to_text() if row.image_format == "png" else None
-        size = len(encode_image(picture.image, format=row.image_format, quality=row.quality, text=chunks))
-        in_base64 = row.openai is not None and row.openai["response_format"] == "b64_json"
+    for (item, request), codes in zip(requests, drawn, strict=True):
+        picture = model.picture(request, codes, background=item.background)
+        chunks = picture.receipt.to_text() if item.image_format == "png" else None
+        size = len(encode_image(picture.image, format=item.image_format, quality=item.quality, text=chunks))
+        in_base64 = item.openai is not None and item.openai["response_format"] == "b64_json"
         num_bytes += 0 if settings.layout == "codes" else size * (1 + 4 / 3 * in_base64)
     seconds = (time.perf_counter() - start) * num_rows / num_used
     measured = f"{len(requests)} pictures were drawn to measure"

@@ -7,10 +7,10 @@ from serving.batch.progress import Progress
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["draw"]
+__all__ = ["draw_shards"]
 
 
-def draw(settings: WorkerSettings, shards: Iterator[Shard], progress: Progress) -> Generator[ShardDone]:
+def draw_shards(settings: WorkerSettings, shards: Iterator[Shard], progress: Progress) -> Generator[ShardDone]:
     """Draw shards, one after the other but for the slots they share. Raises as `Worker` does."""
     worker = Worker(settings)
     for done in worker.run(shards, progress.step):

@@ -19,7 +19,7 @@ import numpy as np
 from dalle.checkpoint import ModelFacts
 from dalle.errors import ParameterError
 from dalle.receipt import unpack_codes
-from serving.batch.plan import Refusal, Row, Shard, picture_key
+from serving.batch.plan import InvalidLine, Item, Shard, picture_key
 from serving.batch.storage import Storage, StorageError
 
 __all__ = [
@@ -52,25 +52,25 @@ def manifest_name(shard: Shard) -> str:
     return f"shards/{shard.name}.jsonl"
 
 
-def picture_file(shard: Shard, row: Row, key: str, layout: str) -> str | None:
+def picture_file(shard: Shard, item: Item, key: str, layout: str) -> str | None:
     """Where a picture is, relative to the folder; for `tar` the shard's archive, in which it is KEY.FORMAT."""
     match layout:
         case "files":
-            return f"pictures/{key[:2]}/{key}.{row.image_format}"
+            return f"pictures/{key[:2]}/{key}.{item.image_format}"
         case "tar":
             return f"pictures/{shard.name}.tar"
     return None
 
 
-def blank_records(shard: Shard, model: str, model_digest: str) -> list[tuple[Row | None, Record]]:
+def blank_records(shard: Shard, model: str, model_digest: str) -> list[tuple[Item | None, Record]]:
     """A record for each picture of a shard, and for each refused line, with all that is known before anything is
-    drawn; and the picture's row, None for a refusal."""
-    records: list[tuple[Row | None, Record]] = []
+    drawn; and the picture's item, None for an invalid line."""
+    records: list[tuple[Item | None, Record]] = []
     for entry in shard.entries:
         common = {"line": entry.line, "id": entry.id, "prompt": entry.prompt}
         nothing = dict.fromkeys(NOT_OF_REFUSED)
         undrawn = dict.fromkeys(DRAWN_FIELDS)
-        if isinstance(entry, Refusal):
+        if isinstance(entry, InvalidLine):
             error = {"error_code": entry.code, "error": entry.message}
             records.append((None, {**common, **nothing, **undrawn, **error}))
             continue
@@ -133,9 +133,9 @@ def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, r
         return False
     packed = storage.read(f"pictures/{shard.name}.tar") if layout == "tar" else None
     parts = members(packed)
-    seen: dict[str, tuple[Row, Record, bytes]] = {}
-    for record, (row, blank) in zip(records, blanks, strict=True):
-        if row is None:
+    seen: dict[str, tuple[Item, Record, bytes]] = {}
+    for record, (item, blank) in zip(records, blanks, strict=True):
+        if item is None:
             if record != blank:
                 return False
             continue
@@ -147,15 +147,15 @@ def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, r
             if retry_failed:
                 return False
             continue
-        if known_codes(record, facts) is None or record["file"] != picture_file(shard, row, blank["key"], layout):
+        if known_codes(record, facts) is None or record["file"] != picture_file(shard, item, blank["key"], layout):
             return False
         if layout == "codes" or record["key"] in seen:
             continue
-        name = f"{record['key']}.{row.image_format}"
+        name = f"{record['key']}.{item.image_format}"
         content = (parts.get(name) if layout == "tar" else storage.read(record["file"])) or b""
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
             return False
-        seen[record["key"]] = (row, record, content if layout == "tar" else b"")
+        seen[record["key"]] = (item, record, content if layout == "tar" else b"")
     return layout != "tar" or packed == archive(seen.values())
 
 
@@ -181,14 +181,14 @@ def members(content: bytes | None) -> dict[str, bytes]:
         return {}
 
 
-def archive(pictures: Iterable[tuple[Row, Record, bytes]]) -> bytes:
+def archive(pictures: Iterable[tuple[Item, Record, bytes]]) -> bytes:
     """Pictures as WebDataset has them: KEY.FORMAT and KEY.json of each. The same pictures give the same bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, record, content in pictures:
+        for item, record, content in pictures:
             names = ("id", "seed", "index", "parameters", "model", "model_digest", "codes")
-            metadata = {"captions": [row.prompt]} | {name: record[name] for name in names}
-            files = {row.image_format: content, "json": json.dumps(metadata, ensure_ascii=False).encode()}
+            metadata = {"captions": [item.prompt]} | {name: record[name] for name in names}
+            files = {item.image_format: content, "json": json.dumps(metadata, ensure_ascii=False).encode()}
             for suffix, part in files.items():
                 info = tarfile.TarInfo(f"{record['key']}.{suffix}")
                 info.size, info.mode = len(part), 0o644
@@ -202,7 +202,7 @@ def shares_none(storage: Storage, shards: Iterable[Shard], facts: ModelFacts) ->
     for shard in shards:
         drawn = {record.get("key") for record in read_manifest(storage, shard)[1] if record.get("codes") is not None}
         committed = committed or bool(drawn)
-        if any(blank["key"] in drawn for row, blank in blank_records(shard, facts.name, facts.digest) if row):
+        if any(blank["key"] in drawn for item, blank in blank_records(shard, facts.name, facts.digest) if item):
             return False
     return committed
 

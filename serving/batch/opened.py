@@ -8,7 +8,7 @@ from dalle.images import open_image
 from dalle.pipeline import PromptRequest
 from dalle.receipt import Receipt, pack_codes
 from serving.batch.manifest import Record, codes_digest, known_codes, objects, picture_file, read_manifest
-from serving.batch.plan import Layout, Row, Shard
+from serving.batch.plan import Item, Layout, Shard
 from serving.batch.storage import WORK, Storage
 
 __all__ = ["OpenShard", "Picture", "codes_in_file", "codes_of_before", "journal_name"]
@@ -19,10 +19,10 @@ class Picture:
     """A picture on its way through a worker."""
 
     shard: "OpenShard"
-    row: Row
+    item: Item
     record: Record
     request: PromptRequest
-    same: list[Record] = dataclasses.field(default_factory=list)
+    duplicates: list[Record] = dataclasses.field(default_factory=list)
     """Records of other lines of the shard that ask for the very same picture."""
     content: bytes = b""
 
@@ -68,9 +68,9 @@ def codes_of_before(storage: Storage, opened: OpenShard, facts: ModelFacts, layo
 
 def codes_in_file(storage: Storage, picture: Picture, facts: ModelFacts, layout: Layout) -> str | None:
     """The codes in the receipt of a PNG that is there, if it is the picture that is wanted."""
-    row, record = picture.row, picture.record
-    name = picture_file(picture.shard.shard, row, record["key"], layout)
-    if layout != "files" or row.image_format != "png" or name is None:
+    item, record = picture.item, picture.record
+    name = picture_file(picture.shard.shard, item, record["key"], layout)
+    if layout != "files" or item.image_format != "png" or name is None:
         return None
     content = storage.read(name)
     if content is None:
@@ -82,11 +82,11 @@ def codes_in_file(storage: Storage, picture: Picture, facts: ModelFacts, layout:
     except DalleError:
         return None
     expected = {
-        "prompt": row.prompt,
-        "negative_prompt": row.negative_prompt,
-        "seed": row.seed,
+        "prompt": item.prompt,
+        "negative_prompt": item.negative_prompt,
+        "seed": item.seed,
         "index": record["index"],
-        "parameters": row.parameters,
+        "parameters": item.parameters,
         "model_digest": facts.digest,
     }
     if any(getattr(receipt, field) != value for field, value in expected.items()):

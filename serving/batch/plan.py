@@ -1,8 +1,8 @@
 """Lines -> what they ask for, in shards: a pure function of the prompts, the model and the settings.
 
-A line becomes a `Row`, or a `Refusal` with the reason. Rows are checked as bodies of `POST /v1/images/generations` are,
-by the same code, so that a line here and a request there mean the same. Consecutive lines make a shard, the unit of
-work and of commitment. A picture's name is a digest of all that it is drawn from.
+A line becomes an `Item`, or an `InvalidLine` with the reason. Items are validated as bodies of `POST
+/v1/images/generations` are, by the same code, so that a line here and a request there mean the same. Consecutive lines
+make a shard, the unit of work and of commitment. A picture's name is a digest of all that it is drawn from.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from serving.batch.prompts import Line
 from serving.errors import ApiError, check_output, field_error
 from serving.schemas import GenerationRequest, sampling_of
 
-__all__ = ["FIELDS", "Layout", "PlanSettings", "Planner", "Refusal", "Row", "Shard", "picture_key", "row_seed"]
+__all__ = ["FIELDS", "InvalidLine", "Item", "Layout", "PlanSettings", "Planner", "Shard", "item_seed", "picture_key"]
 
 Layout = Literal["files", "tar", "codes"]
 
@@ -44,11 +44,11 @@ class PlanSettings:
     seed: int = 0
     """Rows that have no seed get one of this and their id."""
     n: int = 1
-    """Pictures of a row that does not say."""
+    """Pictures of an item that does not say."""
     image_format: ImageFormat = "png"
     quality: int | None = None
     background: Background = "auto"
-    """Background of pictures of a row that does not say."""
+    """Background of pictures of an item that does not say."""
     layout: Layout = "files"
     signed: bool = False
     """Whether PNGs have a signed manifest of C2PA."""
@@ -62,7 +62,7 @@ class PlanSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class Item:
     """A line that will be drawn."""
 
     line: int
@@ -86,13 +86,13 @@ class Row:
 
     @property
     def background(self) -> DrawnBackground:
-        """The background of the row's pictures: opaque if the model draws no transparency."""
+        """The background of the item's pictures: opaque if the model draws no transparency."""
         background: DrawnBackground = self.parameters.get("background", "opaque")
         return background
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refusal:
+class InvalidLine:
     """A line that cannot be drawn, and why."""
 
     line: int
@@ -109,7 +109,7 @@ class Shard:
     """Consecutive lines."""
 
     number: int
-    entries: tuple[Row | Refusal, ...]
+    entries: tuple[Item | InvalidLine, ...]
     digest: str
     """Of the entries, the model and the settings."""
 
@@ -118,21 +118,21 @@ class Shard:
         return f"{self.number:06d}"
 
     @property
-    def rows(self) -> Iterator[Row]:
-        return (entry for entry in self.entries if isinstance(entry, Row))
+    def items(self) -> Iterator[Item]:
+        return (entry for entry in self.entries if isinstance(entry, Item))
 
     @property
     def num_pictures(self) -> int:
-        return sum(row.n for row in self.rows)
+        return sum(item.n for item in self.items)
 
     @property
-    def num_refused(self) -> int:
-        return sum(isinstance(entry, Refusal) for entry in self.entries)
+    def num_invalid(self) -> int:
+        return sum(isinstance(entry, InvalidLine) for entry in self.entries)
 
     @property
     def num_rows(self) -> int:
         """Rows of the engine that all pictures take: guided ones two each."""
-        return sum(row.n * (2 if row.parameters["guidance_scale"] != 1 else 1) for row in self.rows)
+        return sum(item.n * (2 if item.parameters["guidance_scale"] != 1 else 1) for item in self.items)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -141,20 +141,20 @@ class Shard:
     def from_json(cls, text: str) -> "Shard":
         """The inverse of `to_json`."""
         values = json.loads(text)
-        entries = tuple(Refusal(**one) if "code" in one else Row(**one) for one in values["entries"])
+        entries = tuple(InvalidLine(**one) if "code" in one else Item(**one) for one in values["entries"])
         return cls(number=values["number"], entries=entries, digest=values["digest"])
 
 
-def row_seed(seed: int, row_id: str) -> int:
-    """The seed of a row that has none: 31 bits of a digest of the batch's seed and the row's id."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{row_id}".encode()).digest()[:4]) >> 1
+def item_seed(seed: int, item_id: str) -> int:
+    """The seed of an item that has none: 31 bits of a digest of the batch's seed and the item's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{item_id}".encode()).digest()[:4]) >> 1
 
 
-def picture_key(model_digest: str, row: Row, index: int) -> str:
+def picture_key(model_digest: str, item: Item, index: int) -> str:
     """32 hexadecimal digits of SHA-256 over all that decides a picture's bytes: its name."""
-    parameters = sorted(row.parameters.items())
-    drawn_from = [model_digest, row.prompt, row.negative_prompt, parameters, row.seed, index]
-    text = json.dumps([*drawn_from, row.image_format, row.quality], ensure_ascii=False)
+    parameters = sorted(item.parameters.items())
+    drawn_from = [model_digest, item.prompt, item.negative_prompt, parameters, item.seed, index]
+    text = json.dumps([*drawn_from, item.image_format, item.quality], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -188,7 +188,7 @@ class Planner:
 
     def shards(self, lines: Iterable[Line]) -> Iterator[Shard]:
         """All shards, in order. Only the last may have fewer pictures than a shard should have."""
-        entries: list[Row | Refusal] = []
+        entries: list[Item | InvalidLine] = []
         number = size = 0
         for line in lines:
             entry = self.entry(line)
@@ -200,26 +200,26 @@ class Planner:
         if entries:
             yield self._shard(number, entries)
 
-    def _size(self, line: Line, entry: Row | Refusal) -> int:
+    def _size(self, line: Line, entry: Item | InvalidLine) -> int:
         """Its pictures; of a refused line those that it asks for: mending it moves no other to the next shard."""
-        if isinstance(entry, Row):
+        if isinstance(entry, Item):
             return entry.n
         try:
             return min(max(1, int(line.fields.get("n", self.settings.n))), MAX_PICTURES)
         except (TypeError, ValueError, OverflowError):
             return self.settings.n
 
-    def _shard(self, number: int, entries: list[Row | Refusal]) -> Shard:
+    def _shard(self, number: int, entries: list[Item | InvalidLine]) -> Shard:
         content = json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False)
         digest = hashlib.sha256((self._salt + content).encode()).hexdigest()
         return Shard(number=number, entries=tuple(entries), digest=digest)
 
-    def entry(self, line: Line) -> Row | Refusal:
+    def entry(self, line: Line) -> Item | InvalidLine:
         """What a line asks for, or why it is refused."""
         try:
             if line.fault is not None:
                 raise ApiError(400, line.fault, code="invalid_line")
-            return self._row(line)
+            return self._item(line)
         except ApiError as error:
             code, message, param = error.code, error.message, error.param
         except PromptError as error:
@@ -232,7 +232,7 @@ class Planner:
         except RecursionError:
             code, message, param = "invalid_value", "a value is nested too deep", None
         prompt, name = line.fields.get("prompt"), line.fields.get("id")
-        return Refusal(
+        return InvalidLine(
             line=line.number,
             id=(_shown(str(name)) if isinstance(name, str | int) else "") or f"line-{line.number}",
             prompt=_shown(prompt) if isinstance(prompt, str) else "",
@@ -242,7 +242,7 @@ class Planner:
             openai={} if line.openai else None,
         )
 
-    def _row(self, line: Line) -> Row:
+    def _item(self, line: Line) -> Item:
         body = self._body(line)
         params = SamplingParams.from_dict(self.facts.sampling.to_dict() | sampling_of(body))
         check_prompts(body.prompt, body.negative_prompt, params)
@@ -265,12 +265,12 @@ class Planner:
         background = background_of(body, self.model_id, self.facts.image_mode)
         if self.facts.image_mode == "RGBA":
             parameters["background"] = background
-        return Row(
+        return Item(
             line=line.number,
             id=name,
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
-            seed=row_seed(self.settings.seed, name) if body.seed is None else body.seed,
+            seed=item_seed(self.settings.seed, name) if body.seed is None else body.seed,
             first_index=body.first_index,
             n=body.n,
             parameters=parameters,

@@ -32,7 +32,7 @@ class Line:
     """A line of the file: its fields, or what is wrong with it."""
 
     number: int
-    """From 1, in the file as an editor shows it; in Parquet that of the row."""
+    """From 1, in the file as an editor shows it; in Parquet that of the item."""
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """As of a body of `POST /v1/images/generations`, and `id`."""
     fault: str | None = None

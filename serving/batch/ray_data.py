@@ -25,7 +25,7 @@ from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 from serving.cluster.connect import connect
 
-__all__ = ["check_folder", "draw", "pool_size"]
+__all__ = ["check_folder", "draw_shards", "pool_size"]
 
 WINDOW = 4096
 """Shards that are handed to Ray at once: what the driver holds in memory, over 100 MB of prompts at most times."""
@@ -38,7 +38,7 @@ FREE_SECONDS = 10.0
 """In which what a program that has just ended held is free again."""
 
 
-class _Drawer:
+class _WorkerActor:
     """The worker as an actor of Ray Data."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class _Drawer:
             yield {"result": [json.dumps({"stopped": str(error)})]}
 
 
-def draw(
+def draw_shards(
     settings: WorkerSettings,
     shards: Iterator[Shard],
     progress: Progress,
@@ -96,7 +96,7 @@ def draw(
         while window := [{"shard": shard.to_json()} for shard in islice(shards, WINDOW)]:
             data = ray.data.from_items(window, override_num_blocks=-(-len(window) // per_call))
             drawn = data.map_batches(
-                _Drawer,
+                _WorkerActor,
                 batch_size=None,
                 compute=ActorPoolStrategy(size=size),
                 fn_constructor_kwargs={"settings": dataclasses.asdict(settings)},

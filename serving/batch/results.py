@@ -20,14 +20,14 @@ from pyarrow import parquet
 
 from dalle.receipt import unpack_codes
 from serving.batch.manifest import Record, members, merged_records, to_line
-from serving.batch.plan import Refusal, Row, Shard
+from serving.batch.plan import InvalidLine, Item, Shard
 from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
 from serving.schemas import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
-__all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED", "Counts", "merge"]
+__all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED_FILE", "Counts", "merge"]
 
-REFUSED = "refused.jsonl"
+REFUSED_FILE = "refused.jsonl"
 OPENAI_OUTPUT, OPENAI_ERRORS = "openai_output.jsonl", "openai_errors.jsonl"
 Archive = Callable[[str], dict[str, bytes]]
 """The files of an archive, by its name."""
@@ -60,7 +60,7 @@ class Counts:
     """Of a merged manifest."""
 
     num_drawn: int = 0
-    num_refused: int = 0
+    num_invalid: int = 0
     """Lines."""
     num_failed: int = 0
     """Pictures that could not be drawn."""
@@ -73,7 +73,7 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
     counts = Counts()
     openai_lines = {OPENAI_OUTPUT: 0, OPENAI_ERRORS: 0}
     with ExitStack() as files:
-        names = ("manifest.jsonl", "manifest.parquet", REFUSED, OPENAI_OUTPUT, OPENAI_ERRORS)
+        names = ("manifest.jsonl", "manifest.parquet", REFUSED_FILE, OPENAI_OUTPUT, OPENAI_ERRORS)
         streams = {name: files.enter_context(storage.replace(name)) for name in names}
         writer = files.enter_context(parquet.ParquetWriter(streams["manifest.parquet"], SCHEMA))
         group: list[Record] = []
@@ -84,8 +84,8 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 line = to_line(record)
                 streams["manifest.jsonl"].write(line)
                 if record["error"] is not None:
-                    streams[REFUSED].write(line)
-                counts.num_refused += record["key"] is None
+                    streams[REFUSED_FILE].write(line)
+                counts.num_invalid += record["key"] is None
                 counts.num_failed += record["key"] is not None and record["error"] is not None
                 counts.num_drawn += record["error"] is None
                 parameters = json.dumps(record["parameters"]) if record["parameters"] is not None else None
@@ -97,8 +97,8 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 streams[name].write(to_line(result))
                 openai_lines[name] += 1
         writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    if not counts.num_refused + counts.num_failed:
-        storage.remove(REFUSED)
+    if not counts.num_invalid + counts.num_failed:
+        storage.remove(REFUSED_FILE)
     for name, num_lines in openai_lines.items():
         if num_lines:
             counts.openai_files.append(name)
@@ -127,7 +127,7 @@ def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> It
             continue
         drawn = by_line[entry.line]
         failed = next((record for record in drawn if record["error"] is not None), None)
-        if isinstance(entry, Refusal):
+        if isinstance(entry, InvalidLine):
             error = ApiError(400, entry.message, code=entry.code, param=entry.param)
             yield OPENAI_ERRORS, _openai_line(shard, entry, 400, error.body)
         elif failed is not None:
@@ -136,7 +136,7 @@ def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> It
             yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _answer(storage, entry, drawn, archive))
 
 
-def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str, Any]) -> dict[str, Any]:
+def _openai_line(shard: Shard, entry: Item | InvalidLine, status: int, body: dict[str, Any]) -> dict[str, Any]:
     name = f"batch_req_{shard.name}_{entry.line}"
     return {
         "id": name,
@@ -146,17 +146,17 @@ def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str
     }
 
 
-def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive) -> dict[str, Any]:
+def _answer(storage: Storage, item: Item, records: list[Record], archive: Archive) -> dict[str, Any]:
     """The body that the service would have answered with, but for times, and with paths for URLs."""
-    wanted = row.openai or {}
+    wanted = item.openai or {}
     data: list[ImageData] = []
     for record in records:
         codes = [list(ids) for ids in unpack_codes(record["codes"])]
-        one = ImageData(seed=row.seed, index=record["index"], codes=codes if wanted["return_codes"] else None)
+        one = ImageData(seed=item.seed, index=record["index"], codes=codes if wanted["return_codes"] else None)
         if record["file"] is not None and wanted["response_format"] == "url":
             one.url = record["file"]
         elif record["file"] is not None:
-            one.b64_json = base64.b64encode(_content(storage, row, record, archive)).decode()
+            one.b64_json = base64.b64encode(_content(storage, item, record, archive)).decode()
         data.append(one)
     num_codes, text = sum(map(len, codes)) * len(records), wanted["num_text_tokens"]
     body = ImagesResponse(
@@ -164,11 +164,11 @@ def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive)
         id=records[0]["key"],
         model=wanted["model"] or records[0]["model"],
         data=data,
-        background=row.background,
-        output_format=row.image_format,
+        background=item.background,
+        output_format=item.image_format,
         size=wanted["size"],
         safety_identifier=wanted["safety_identifier"],
-        seed=row.seed,
+        seed=item.seed,
         system_fingerprint=f"fp_{records[0]['model_digest'][:12]}",
         usage=Usage(
             input_tokens=text,
@@ -182,10 +182,10 @@ def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive)
     return body.model_dump(mode="json", exclude_none=True, exclude={"timing", "quality"})
 
 
-def _content(storage: Storage, row: Row, record: Record, archive: Archive) -> bytes:
+def _content(storage: Storage, item: Item, record: Record, archive: Archive) -> bytes:
     """A picture's file. Raises `StorageError` if it is not what was committed."""
     name = record["file"]
-    content = archive(name).get(f"{record['key']}.{row.image_format}") if name.endswith(".tar") else storage.read(name)
+    content = archive(name).get(f"{record['key']}.{item.image_format}") if name.endswith(".tar") else storage.read(name)
     if content is None or hashlib.sha256(content).hexdigest() != record["sha256"]:
         raise StorageError(f"{name} in {storage} is gone or damaged since it was written")
     return content

@@ -131,21 +131,21 @@ class Worker:
 
     def _open(self, shard: Shard) -> OpenShard:
         opened = OpenShard(shard, [], {}, 0)
-        for row, record in blank_records(shard, self.model.name, self.model.digest):
+        for item, record in blank_records(shard, self.model.name, self.model.digest):
             opened.records.append(record)
-            if row is None:
+            if item is None:
                 continue
             if record["key"] in opened.pictures:
-                opened.pictures[record["key"]].same.append(record)
+                opened.pictures[record["key"]].duplicates.append(record)
                 continue
             request = self.model.request(
-                row.prompt,
-                row.sampling,
-                seed=row.seed,
+                item.prompt,
+                item.sampling,
+                seed=item.seed,
                 index=record["index"],
-                negative_prompt=row.negative_prompt,
+                negative_prompt=item.negative_prompt,
             )
-            opened.pictures[record["key"]] = Picture(opened, row, record, request)
+            opened.pictures[record["key"]] = Picture(opened, item, record, request)
         opened.num_left = len(opened.pictures)
         return opened
 
@@ -162,7 +162,7 @@ class Worker:
         image, text = None, {}
         if self.settings.layout != "codes":
             try:
-                made = self.model.picture(picture.request, grid.flatten(), background=picture.row.background)
+                made = self.model.picture(picture.request, grid.flatten(), background=picture.item.background)
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)

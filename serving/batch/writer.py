@@ -99,7 +99,7 @@ class Writer:
             self._unwritten.release()
 
     def _write(self, picture: Picture, noted: Record | None, image: Image.Image | None, text: dict[str, str]) -> None:
-        row, record, shard = picture.row, picture.record, picture.shard.shard
+        item, record, shard = picture.item, picture.record, picture.shard.shard
         if noted is not None:
             # a line feed in front: the line before may have been cut by a kill
             self.storage.append(journal_name(shard), b"\n" + json.dumps(noted).encode() + b"\n")
@@ -107,16 +107,16 @@ class Writer:
             return
         try:
             picture.content = encode_image(
-                image, format=row.image_format, quality=row.quality, text=text if row.image_format == "png" else None
+                image, format=item.image_format, quality=item.quality, text=text if item.image_format == "png" else None
             )
-            if self.credentials is not None and row.image_format == "png":
+            if self.credentials is not None and item.image_format == "png":
                 picture.content = self._signed(self.credentials, picture)
         except StorageError:
             raise
         except DalleError as error:
             picture.fail(error)
             return
-        record["file"] = picture_file(shard, row, record["key"], self.layout)
+        record["file"] = picture_file(shard, item, record["key"], self.layout)
         record["sha256"] = hashlib.sha256(picture.content).hexdigest()
         if self.layout == "files":
             self.storage.write(record["file"], picture.content)
@@ -124,7 +124,7 @@ class Writer:
 
     def _signed(self, credentials: Credentials, picture: Picture) -> bytes:
         """The picture's file with a signature; the one that is there, if it is good: a new one would be another."""
-        name = picture_file(picture.shard.shard, picture.row, picture.record["key"], self.layout)
+        name = picture_file(picture.shard.shard, picture.item, picture.record["key"], self.layout)
         there = self.storage.read(name) if name is not None and self.layout == "files" else None
         if (
             there is not None
@@ -139,11 +139,11 @@ class Writer:
         if self._failure is not None:
             raise self._failure
         for picture in opened.pictures.values():
-            for record in picture.same:
+            for record in picture.duplicates:
                 record.update({name: value for name, value in picture.record.items() if record[name] is None})
         if self.layout == "tar":
             good = [one for one in opened.pictures.values() if one.record["error"] is None]
-            packed = archive((one.row, one.record, one.content) for one in good)
+            packed = archive((one.item, one.record, one.content) for one in good)
             self.storage.write(f"pictures/{opened.shard.name}.tar", packed)
         self.storage.flush()
         write_manifest(self.storage, opened.shard, opened.records)

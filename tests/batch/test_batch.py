@@ -115,12 +115,12 @@ def test_a_changed_line_leaves_the_others_alone(model_folder: Path, six: tuple[P
 
 
 def test_the_same_picture_twice_is_one_file(model_folder: Path, tmp_path: Path) -> None:
-    rows = [
+    items = [
         {"prompt": "a", "seed": 1},
         {"prompt": "a", "seed": 1, "n": 3},
         {"prompt": "a", "seed": 1, "first_index": 2},
     ]
-    prompts = prompts_file(tmp_path, [*rows, "{", rows[0]])
+    prompts = prompts_file(tmp_path, [*items, "{", items[0]])
     for size in (1, 100):
         out = tmp_path / f"out{size}"
         assert run(model_folder, prompts, out, plan={"shard_size": size}) == 3
@@ -137,9 +137,9 @@ def test_refused_lines_are_told_and_the_rest_is_drawn(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad: list[dict[str, Any] | str] = ["{", {"prompt": ""}, {"prompt": "a", "n": 0}, {"prompt": "b", "sed": 1}]
-    rows: list[dict[str, Any] | str] = [{"prompt": "x " * 40, "id": "long"}]
-    rows += [row for one in bad for row in (one, {"prompt": "a", "id": str(len(str(one)))})]
-    prompts = prompts_file(tmp_path, rows)
+    items: list[dict[str, Any] | str] = [{"prompt": "x " * 40, "id": "long"}]
+    items += [item for one in bad for item in (one, {"prompt": "a", "id": str(len(str(one)))})]
+    prompts = prompts_file(tmp_path, items)
     with pytest.raises(ValueError, match=r"5 of 9 lines are refused; nothing was drawn \(--strict\)"):
         run(model_folder, prompts, tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
@@ -153,7 +153,7 @@ def test_refused_lines_are_told_and_the_rest_is_drawn(
     assert listed[0]["id"] == "long" and listed[0]["error_code"] == "invalid_prompt"
     assert len([record for record in manifest(tmp_path / "out") if record["error"] is None]) == 4
     # a line that was mended is drawn, and the list is gone when there is nothing to tell
-    good = prompts_file(tmp_path, [row if row not in bad else {"prompt": "c"} for row in rows[1:]])
+    good = prompts_file(tmp_path, [item if item not in bad else {"prompt": "c"} for item in items[1:]])
     assert run(model_folder, good, tmp_path / "out") == 0
     assert not (tmp_path / "out/refused.jsonl").exists()
 
@@ -197,14 +197,14 @@ def test_openai_lines_are_answered_in_kind(model_folder: Path, tmp_path: Path) -
     def line(name: str, **body: Any) -> dict[str, Any]:
         return {"custom_id": name, "method": "POST", "url": "/v1/images/generations", "body": body}
 
-    rows = [
+    items = [
         line("one", prompt="a red panda", n=2, seed=5, model="lively"),
         line("two", prompt="a", response_format="url", return_codes=True),
         line("bad", prompt="a", sed=1),
         line("edit", prompt="a") | {"url": "/v1/images/edits"},
     ]
     out = tmp_path / "out"
-    assert run(model_folder, prompts_file(tmp_path, rows), out) == 3
+    assert run(model_folder, prompts_file(tmp_path, items), out) == 3
     answers = [json.loads(text) for text in (out / "openai_output.jsonl").read_text().splitlines()]
     assert [answer["custom_id"] for answer in answers] == ["one", "two"]
     assert all(answer["response"]["status_code"] == 200 and answer["error"] is None for answer in answers)
@@ -220,7 +220,7 @@ def test_openai_lines_are_answered_in_kind(model_folder: Path, tmp_path: Path) -
 
 
 def test_backgrounds_of_rows_and_of_the_batch(clear_folder: Path, clear: DALLE, tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
+    items: list[dict[str, Any]] = [
         {"prompt": "a"},
         {"prompt": "a", "background": "transparent", "seed": 3},
         {"prompt": "a", "background": "auto", "seed": 3},
@@ -229,7 +229,7 @@ def test_backgrounds_of_rows_and_of_the_batch(clear_folder: Path, clear: DALLE, 
         {"prompt": "a", "output_format": "jpeg"},
         {"prompt": "a", "output_format": "jpeg", "background": "transparent"},
     ]
-    prompts, out = prompts_file(tmp_path, rows), tmp_path / "out"
+    prompts, out = prompts_file(tmp_path, items), tmp_path / "out"
     assert run(clear_folder, prompts, out, plan={"background": "opaque"}) == 3
     *drawn, refused = manifest(out)
     told, modes = [], []
@@ -317,8 +317,8 @@ def test_folders_of_models_without_transparency_say_nothing_of_it(six: tuple[Pat
 
 
 def test_pictures_are_shown_over_a_checkerboard(model_folder: Path, clear_folder: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": "a"}, {"prompt": "a", "background": "opaque"}]
-    prompts, out = prompts_file(tmp_path, rows), tmp_path / "out"
+    items = [{"prompt": "a"}, {"prompt": "a", "background": "opaque"}]
+    prompts, out = prompts_file(tmp_path, items), tmp_path / "out"
     assert run(clear_folder, prompts, out, contact_sheet=True, gallery=True) == 0
     records = manifest(out)
     sheet = np.asarray(load_image(out / "contact-sheet.png"))

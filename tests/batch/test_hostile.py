@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from dalle.checkpoint import load_facts
 from dalle.errors import DalleError
 from serving.batch.__main__ import batch
-from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Row
+from serving.batch.plan import FIELDS, InvalidLine, Item, Planner, PlanSettings
 from serving.batch.prompts import Line, read_prompts
 from serving.batch.results import merge
 from serving.batch.storage import LocalStorage, StorageError
@@ -31,7 +31,7 @@ def planner(model_folder: Path) -> Planner:
     return Planner(load_facts(model_folder), "lively", PlanSettings())
 
 
-def entry(planner: Planner, **fields: Any) -> Row | Refusal:
+def entry(planner: Planner, **fields: Any) -> Item | InvalidLine:
     return planner.entry(Line(number=7, fields=fields))
 
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_written_is_refused_and_told(model_folder: Path, tmp_path
         *('{"prompt": ' + "[" * depth + "]" * depth + "}" for depth in depths),
         *('{"prompt": "a", "n": ' + '{"x":' * depth + "1" + "}" * depth + "}" for depth in depths),
     ]
-    prompts = prompts_file(tmp_path, [row for one in bad for row in (one, {"prompt": "a", "seed": 1})])
+    prompts = prompts_file(tmp_path, [item for one in bad for item in (one, {"prompt": "a", "seed": 1})])
     assert run(model_folder, prompts, tmp_path / "out") == 3
     records = manifest(tmp_path / "out")
     assert all(record["error"] is None for record in records[1::2])
@@ -82,9 +82,9 @@ def test_what_cannot_be_written_is_refused_and_told(model_folder: Path, tmp_path
 
 
 def test_a_quote_that_is_not_closed_takes_no_line_with_it(tmp_path: Path) -> None:
-    rows = ["prompt,id", '"open,1', "good,2", '"two', 'lines",4', 'a 5" pizza,5', '"q"x,6', '"never,7', "last,8"]
+    items = ["prompt,id", '"open,1', "good,2", '"two', 'lines",4', 'a 5" pizza,5', '"q"x,6', '"never,7', "last,8"]
     for end in ("\n", "\r\n", "\r"):
-        (tmp_path / "p.csv").write_bytes(end.join(rows).encode())
+        (tmp_path / "p.csv").write_bytes(end.join(items).encode())
         lines = list(read_prompts(f"{tmp_path}/p.csv", FIELDS))
         assert [(line.number, line.fields.get("id")) for line in lines] == [
             (2, None),
@@ -114,18 +114,18 @@ def test_ids_of_tables_are_kept(planner: Planner, tmp_path: Path) -> None:
     named = entry(planner, prompt="a", id="x" * 1000)
     assert named.id == "x" * 1000
     refusal = entry(planner, prompt="a", id="x" * 1001)
-    assert isinstance(refusal, Refusal) and "at most 1000 characters" in refusal.message
+    assert isinstance(refusal, InvalidLine) and "at most 1000 characters" in refusal.message
 
 
 def test_a_negative_prompt_at_fault_is_named(planner: Planner) -> None:
     refusal = entry(planner, prompt="a", negative_prompt="word " * 50)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, InvalidLine)
     assert refusal.param == "negative_prompt" and "the negative prompt" in refusal.message
 
 
 def test_the_lowest_quality_is_drawn(model_folder: Path, tmp_path: Path) -> None:
-    row = {"prompt": "a", "output_format": "jpeg", "output_compression": 0}
-    assert run(model_folder, prompts_file(tmp_path, [row]), tmp_path / "out") == 0
+    item = {"prompt": "a", "output_format": "jpeg", "output_compression": 0}
+    assert run(model_folder, prompts_file(tmp_path, [item]), tmp_path / "out") == 0
 
 
 # -- files of prompts
@@ -133,14 +133,14 @@ def test_the_lowest_quality_is_drawn(model_folder: Path, tmp_path: Path) -> None
 
 def test_a_line_that_is_mended_is_drawn_alone(model_folder: Path, tmp_path: Path) -> None:
     """Though no receipt tells the codes of the others, and the line has several pictures."""
-    rows: list[dict[str, Any] | str] = [{"prompt": prompt} for prompt in PROMPTS]
+    items: list[dict[str, Any] | str] = [{"prompt": prompt} for prompt in PROMPTS]
     bad: list[dict[str, Any] | str] = ["{", {"prompt": "", "n": 2}]
     options: dict[str, Any] = {"plan": {"n": 3, "shard_size": 6, "layout": "codes"}}
-    assert run(model_folder, prompts_file(tmp_path, [*bad, *rows]), tmp_path / "out", **options) == 3
+    assert run(model_folder, prompts_file(tmp_path, [*bad, *items]), tmp_path / "out", **options) == 3
     good: list[dict[str, Any] | str] = [{"prompt": "a"}, {"prompt": "b", "n": 2}]
     before = num_drawn(tmp_path / "out")
-    assert before == 3 * len(rows)
-    assert run(model_folder, prompts_file(tmp_path, [*good, *rows]), tmp_path / "out", **options) == 0
+    assert before == 3 * len(items)
+    assert run(model_folder, prompts_file(tmp_path, [*good, *items]), tmp_path / "out", **options) == 0
     assert num_drawn(tmp_path / "out") == before + 5
 
 
@@ -186,15 +186,15 @@ def test_more_pictures_than_a_prompt_may_have_are_a_mistake() -> None:
 
 
 def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
-    rows = [{name: value for name, value in openai("x", prompt="a").items() if name != "custom_id"}]
-    rows += [openai("", prompt="a"), openai("x", prompt="a") | {"custom_id": 5}]
-    for line in read_prompts(str(prompts_file(tmp_path, rows)), FIELDS):
+    items = [{name: value for name, value in openai("x", prompt="a").items() if name != "custom_id"}]
+    items += [openai("", prompt="a"), openai("x", prompt="a") | {"custom_id": 5}]
+    for line in read_prompts(str(prompts_file(tmp_path, items)), FIELDS):
         assert line.openai and line.fault == "the request has no custom_id, or one that is no text"
 
 
 def test_a_custom_id_names_one_request(tmp_path: Path) -> None:
-    rows = [openai("x", prompt="a"), openai("y", prompt="a"), openai("x", prompt="b"), openai("x", prompt="c")]
-    lines = [*read_prompts(str(prompts_file(tmp_path, rows)), FIELDS)]
+    items = [openai("x", prompt="a"), openai("y", prompt="a"), openai("x", prompt="b"), openai("x", prompt="c")]
+    lines = [*read_prompts(str(prompts_file(tmp_path, items)), FIELDS)]
     assert [line.fault for line in lines[:2]] == [None, None]
     assert [line.fault for line in lines[2:]] == ["the custom_id is that of line 1 already"] * 2
     assert all(line.openai and line.fields["id"] == "x" for line in lines[2:])

@@ -83,10 +83,10 @@ def runs(model_folder: Path) -> Runs:
 
 def all_kinds(folder: Path) -> Path:
     """Prompts with and without seeds, guidance and twins, and lines to be refused."""
-    rows: list[dict[str, Any] | str] = [{"prompt": PROMPTS[i % 6], "n": 1 + i % 3} for i in range(24)]
-    rows[5:5] = ["{", {"prompt": ""}, {"prompt": "a", "seed": 1}, {"prompt": "a", "guidance_scale": 1, "n": 5}]
-    rows[20:20] = [{"prompt": "a", "seed": 1}, {"prompt": "b", "output_format": "webp"}, {"prompt": "c", "n": 0}]
-    return prompts_file(folder, rows)
+    items: list[dict[str, Any] | str] = [{"prompt": PROMPTS[i % 6], "n": 1 + i % 3} for i in range(24)]
+    items[5:5] = ["{", {"prompt": ""}, {"prompt": "a", "seed": 1}, {"prompt": "a", "guidance_scale": 1, "n": 5}]
+    items[20:20] = [{"prompt": "a", "seed": 1}, {"prompt": "b", "output_format": "webp"}, {"prompt": "c", "n": 0}]
+    return prompts_file(folder, items)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from dalle import DALLE
 from dalle.checkpoint import load_facts
-from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Row, row_seed
+from serving.batch.plan import FIELDS, InvalidLine, Item, Planner, PlanSettings, item_seed
 from serving.batch.prompts import Line, read_prompts
 from tests.support.batches import manifest, prompts_file, run
 from tests.support.service import service
@@ -23,14 +23,14 @@ def planner(model_folder: Path) -> Planner:
     return Planner(load_facts(model_folder), "lively", PlanSettings())
 
 
-def refused(planner: Planner, fields: dict[str, Any]) -> Refusal:
+def refused(planner: Planner, fields: dict[str, Any]) -> InvalidLine:
     entry = planner.entry(Line(number=7, fields=fields))
-    assert isinstance(entry, Refusal), entry
+    assert isinstance(entry, InvalidLine), entry
     return entry
 
 
 def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
+    items: list[dict[str, Any]] = [
         {"prompt": 'a "red", panda', "id": "x", "n": 2, "temperature": 0.5},
         {"prompt": "판다 🐼", "seed": 3},
     ]
@@ -38,15 +38,17 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
     with open(tmp_path / "p.csv", "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
-    parquet.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), tmp_path / "p.parquet")
-    prompts_file(tmp_path, rows, "p.jsonl")
+        writer.writerows(items)
+    parquet.write_table(
+        pa.table({name: [item.get(name) for item in items] for name in columns}), tmp_path / "p.parquet"
+    )
+    prompts_file(tmp_path, items, "p.jsonl")
     read = {
         kind: [line.fields for line in read_prompts(f"{tmp_path}/p.{kind}", FIELDS)]
         for kind in ("jsonl", "csv", "parquet")
     }
-    assert read["jsonl"] == rows == read["parquet"]
-    assert read["csv"] == [{name: str(value) for name, value in row.items()} for row in rows]
+    assert read["jsonl"] == items == read["parquet"]
+    assert read["csv"] == [{name: str(value) for name, value in item.items()} for item in items]
 
 
 def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
@@ -159,11 +161,11 @@ def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner
 
 
 def test_a_seed_that_is_not_given_is_a_function_of_the_id(planner: Planner) -> None:
-    def row(number: int, **fields: Any) -> Row:
+    def item(number: int, **fields: Any) -> Item:
         entry = planner.entry(Line(number=number, fields={"prompt": "a", **fields}))
-        assert isinstance(entry, Row)
+        assert isinstance(entry, Item)
         return entry
 
-    assert row(1).seed == row_seed(0, "line-1") == 756455318 != row(2).seed
-    assert row(1, id="x").seed == row(2, id="x").seed == row_seed(0, "x")
-    assert row(1, seed=0).seed == 0
+    assert item(1).seed == item_seed(0, "line-1") == 756455318 != item(2).seed
+    assert item(1, id="x").seed == item(2, id="x").seed == item_seed(0, "x")
+    assert item(1, seed=0).seed == 0

@@ -22,8 +22,8 @@ PLAN = {"shard_size": 10}
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [{"prompt": PROMPTS[i % 6], "n": 5} for i in range(NUM_PICTURES // 5)]
-    return prompts_file(tmp_path_factory.mktemp("prompts"), [*rows, {"prompt": ""}])
+    items = [{"prompt": PROMPTS[i % 6], "n": 5} for i in range(NUM_PICTURES // 5)]
+    return prompts_file(tmp_path_factory.mktemp("prompts"), [*items, {"prompt": ""}])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_an_actor_is_killed_and_the_run_goes_on(
         for connection in one.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip.removeprefix("::ffff:") in ("127.0.0.1", "::1"), (one.name(), connection)
-    child(process, lambda one: one.cmdline()[:1] == ["ray::MapWorker(MapBatches(_Drawer)).submit"]).kill()
+    child(process, lambda one: one.cmdline()[:1] == ["ray::MapWorker(MapBatches(_WorkerActor)).submit"]).kill()
     said = finish(process)
     assert process.returncode == 3, said
     assert contents(tmp_path / "out") == whole

@@ -22,10 +22,10 @@ def run(
     return run_batch(Batch(prompts=str(prompts), out=str(out), model=str(model), plan=settings, **values))
 
 
-def prompts_file(folder: Path, rows: Sequence[Mapping[str, Any] | str], name: str = "prompts.jsonl") -> Path:
-    """A file of rows, each as JSON or as it is."""
+def prompts_file(folder: Path, items: Sequence[Mapping[str, Any] | str], name: str = "prompts.jsonl") -> Path:
+    """A file of items, each as JSON or as it is."""
     path = folder / name
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in items]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
