@@ -140,14 +140,14 @@ def test_refused_lines_are_told_and_the_rest_is_drawn(
     items: list[dict[str, Any] | str] = [{"prompt": "x " * 40, "id": "long"}]
     items += [item for one in bad for item in (one, {"prompt": "a", "id": str(len(str(one)))})]
     prompts = prompts_file(tmp_path, items)
-    with pytest.raises(ValueError, match=r"5 of 9 lines are refused; nothing was drawn \(--strict\)"):
+    with pytest.raises(ValueError, match=r"5 of 9 lines are invalid; nothing was drawn \(--strict\)"):
         run(model_folder, prompts, tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
     capsys.readouterr()
     assert run(model_folder, prompts, tmp_path / "out") == 3
     said = capsys.readouterr()
-    assert "line 8 is refused: unknown parameter 'sed'; did you mean seed?" in said.err
-    assert f"refused lines: 5, failed pictures: 0; see {tmp_path}/out/refused.jsonl" in said.out
+    assert "line 8 is invalid: unknown parameter 'sed'; did you mean seed?" in said.err
+    assert f"invalid lines: 5, failed pictures: 0; see {tmp_path}/out/refused.jsonl" in said.out
     listed = [json.loads(line) for line in (tmp_path / "out/refused.jsonl").read_text().splitlines()]
     assert [one["line"] for one in listed] == [1, 2, 4, 6, 8]
     assert listed[0]["id"] == "long" and listed[0]["error_code"] == "invalid_prompt"
@@ -371,7 +371,7 @@ def test_a_folder_belongs_to_one_batch(model_folder: Path, six: tuple[Path, Path
 def test_two_runs_do_not_share_a_folder(model_folder: Path, six: tuple[Path, Path], tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     storage.prepare()
-    with storage.lock(), pytest.raises(StorageError, match="another batch is at work"), LocalStorage(tmp_path).lock():
+    with storage.lock(), pytest.raises(StorageError, match="another run is writing"), LocalStorage(tmp_path).lock():
         pass
 
 

@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from dalle.checkpoint import load_facts
 from dalle.errors import DalleError
 from serving.batch.__main__ import batch
-from serving.batch.plan import FIELDS, InvalidLine, Item, Planner, PlanSettings
+from serving.batch.items import InvalidLine, Item
+from serving.batch.merge import merge
+from serving.batch.plan import FIELDS, Planner, PlanSettings
 from serving.batch.prompts import Line, read_prompts
-from serving.batch.results import merge
 from serving.batch.storage import LocalStorage, StorageError
 from tests.support.batches import PROMPTS, contents, log_of, manifest, prompts_file, run
 
@@ -148,7 +149,7 @@ def test_another_batch_is_not_written_over(model_folder: Path, tmp_path: Path) -
     options: dict[str, Any] = {"plan": {"layout": "tar"}}
     assert run(model_folder, prompts_file(tmp_path, PROMPTS, "p.txt"), tmp_path / "out", **options) == 0
     before = contents(tmp_path / "out")
-    with pytest.raises(DalleError, match=r"none of the pictures in .* is of these prompts: choose another folder"):
+    with pytest.raises(DalleError, match=r"none of the pictures in .* belongs to these prompts: choose another folder"):
         run(model_folder, prompts_file(tmp_path, ["other"], "q.txt"), tmp_path / "out", **options)
     assert contents(tmp_path / "out") == before
 
@@ -175,7 +176,7 @@ def test_prompts_that_vanish_stop_the_run_in_words(
 def test_dry_run_measures_full_slots(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = prompts_file(tmp_path, [openai("x", prompt="a", n=50)])
     assert run(model_folder, prompts, tmp_path / "out", dry_run=True, num_slots=8) == 0
-    assert "4 pictures were drawn to measure" in capsys.readouterr().out
+    assert "measured by drawing 4 pictures" in capsys.readouterr().out
 
 
 def test_more_pictures_than_a_prompt_may_have_are_a_mistake() -> None:
@@ -189,14 +190,14 @@ def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
     items = [{name: value for name, value in openai("x", prompt="a").items() if name != "custom_id"}]
     items += [openai("", prompt="a"), openai("x", prompt="a") | {"custom_id": 5}]
     for line in read_prompts(str(prompts_file(tmp_path, items)), FIELDS):
-        assert line.openai and line.fault == "the request has no custom_id, or one that is no text"
+        assert line.openai and line.fault == "the request has no custom_id, or one that is not a text"
 
 
 def test_a_custom_id_names_one_request(tmp_path: Path) -> None:
     items = [openai("x", prompt="a"), openai("y", prompt="a"), openai("x", prompt="b"), openai("x", prompt="c")]
     lines = [*read_prompts(str(prompts_file(tmp_path, items)), FIELDS)]
     assert [line.fault for line in lines[:2]] == [None, None]
-    assert [line.fault for line in lines[2:]] == ["the custom_id is that of line 1 already"] * 2
+    assert [line.fault for line in lines[2:]] == ["the custom_id is already used in line 1"] * 2
     assert all(line.openai and line.fields["id"] == "x" for line in lines[2:])
 
 
@@ -205,7 +206,7 @@ def test_reading_a_long_file_is_followed(
 ) -> None:
     monkeypatch.setattr("serving.batch.progress.LINE_SECONDS", 0)
     prompts, out = prompts_file(tmp_path, [{"prompt": "a"}] * 3), tmp_path / "out"
-    for first in ("reading the prompts", "checking what is there"):
+    for first in ("reading the prompts", "checking existing pictures"):
         assert run(model_folder, prompts, out, plan={"shard_size": 1}) == 0
         told = capsys.readouterr().err
         assert [f"{first}: {number} lines" in told for number in (1, 2, 3)] == [True] * 3
@@ -216,7 +217,7 @@ def test_options_of_ray_alone_are_not_passed_over(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(batch)
     done = CliRunner(env={"RAY_ADDRESS": ""}).invoke(app, ["p.txt", "--out", str(tmp_path), "--workers", "2"])
-    assert done.exit_code == 2 and "--workers and --gpus are of Ray" in done.output
+    assert done.exit_code == 2 and "--workers and --gpus need Ray" in done.output
 
 
 # -- the folder
@@ -266,7 +267,7 @@ def test_no_answer_has_a_picture_that_is_gone(model_folder: Path, planner: Plann
     (out / manifest(out)[0]["file"]).unlink()
     storage = LocalStorage(out)
     storage.prepare()
-    with pytest.raises(StorageError, match="is gone or damaged since it was written"):
+    with pytest.raises(StorageError, match="is missing or damaged: it has changed since it was written"):
         merge(storage, planner.shards(read_prompts(str(prompts), FIELDS)))
     shutil.rmtree(out / ".work")
     assert run(model_folder, prompts, out, plan={"shard_size": 64}) == 0

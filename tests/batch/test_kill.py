@@ -43,7 +43,7 @@ class Runs:
     def __init__(self, model: Path) -> None:
         self.model = model
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["tests.support.batches", "serving.batch.local", "torch._refs"])
+        self.context.set_forkserver_preload(["tests.support.batches", "serving.batch.driver", "torch._refs"])
 
     def start(self, prompts: Path, out: Path, **options: Any) -> tuple[BaseProcess, Any]:
         code = self.context.Value("i", -1)
@@ -145,8 +145,8 @@ def test_the_command_is_killed_and_given_again(model_folder: Path, tmp_path: Pat
     assert not (out / "manifest.jsonl").exists()
     second = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert second.returncode == 3, second.stderr
-    assert "line 6 is refused: the line is not valid JSON" in second.stderr
-    assert f"refused lines: 3, failed pictures: 0; see {out}/refused.jsonl" in second.stdout
+    assert "line 6 is invalid: the line is not valid JSON" in second.stderr
+    assert f"invalid lines: 3, failed pictures: 0; see {out}/refused.jsonl" in second.stdout
     drawn = int(second.stdout.partition(" pictures are in ")[0])
     assert drawn == len([record for record in manifest(out) if record["error"] is None])
     whole = tmp_path / "whole"
@@ -180,9 +180,9 @@ def test_a_full_disk_stops_in_words_and_goes_on(model_folder: Path, tmp_path: Pa
         command += ["--model", str(model_folder), "--slots", "4"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
         assert done.returncode == 4
-        assert "warning: some" in done.stderr and "will be written, and" in done.stderr
+        assert "warning: about" in done.stderr and "will be written, and" in done.stderr
         assert "No space left on device" in done.stderr
-        assert "the same command goes on from here" in done.stderr
+        assert "the same command resumes the batch" in done.stderr
         assert not list((disk / "out").rglob("*.part")), "nothing half-written stays"
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         assert run(model_folder, prompts, disk / "out", plan={"shard_size": 64}) == 0

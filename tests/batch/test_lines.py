@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from dalle import DALLE
 from dalle.checkpoint import load_facts
-from serving.batch.plan import FIELDS, InvalidLine, Item, Planner, PlanSettings, item_seed
+from serving.batch.items import InvalidLine, Item
+from serving.batch.plan import FIELDS, Planner, PlanSettings, item_seed
 from serving.batch.prompts import Line, read_prompts
 from tests.support.batches import manifest, prompts_file, run
 from tests.support.service import service
@@ -60,7 +61,7 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('prompt,id\n"two\nlines",1\n\nthree,3,more\nfour,4\n')
     lines = list(read_prompts(f"{tmp_path}/p.csv", FIELDS))
     assert [line.number for line in lines] == [2, 5, 6]
-    assert lines[1].fault == "the line has 3 cells, and the header 2"
+    assert lines[1].fault == "the line has 3 cells, but the header has 2"
     assert lines[2].fields == {"prompt": "four", "id": "4"}
 
 
@@ -86,10 +87,10 @@ def test_a_bad_line_takes_no_other_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.doc", b"", "is of no known kind"),
+        ("p.doc", b"", "has an unknown extension"),
         ("none.txt", None, "none.txt cannot be read"),
         ("p.csv", b"text\na fish\n", "there is no column 'prompt'"),
-        ("p.csv", b"prompt,prompt\n", "a column is there twice"),
+        ("p.csv", b"prompt,prompt\n", "column names must be unique"),
         ("p.csv", b"prompt,tempature\na,1\n", "unknown column 'tempature'; did you mean temperature?"),
         ("p.parquet", b"no parquet", "p.parquet cannot be read"),
         ("p.txt", b"\n", "there are no prompts in"),

@@ -108,7 +108,7 @@ def test_what_is_killed_is_finished_by_another_run(
         ([{"CPU": 8.0, "GPU": 3.0}], {"gpus": 0.7}, 3),
         ([{"CPU": 8.0}, {"CPU": 0.0, "GPU": 1.0}], {"gpus": 1}, "on 2 nodes, of which .* there is room for 0"),
         ([{"CPU": 2.0}] * 4, {"cpus": 4}, "1 workers of 4 CPUs do not fit in a cluster of 8 CPUs on 4 nodes"),
-        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus": 1.5}, "gpus is 1.5; Ray gives a worker whole GPUs"),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus": 1.5}, "gpus is 1.5; a worker reserves whole GPUs"),
         (
             [{"CPU": 2.0}],
             {"workers": 2},

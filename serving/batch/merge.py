@@ -1,7 +1,7 @@
-"""What stands in the folder at the end: all records as Parquet and JSONL, the lines that were refused, OpenAI's files.
+"""Merges the manifests of all shards into the results: Parquet and JSONL, invalid lines, and OpenAI's result files.
 
-Everything is written anew from the shards' manifests at the end of every run, as a stream, and depends on them and on
-the prompts alone.
+All results are written anew at the end of every run, as a stream. They depend only on the shards' manifests and on the
+prompts.
 """
 
 import base64
@@ -19,8 +19,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from dalle.receipt import unpack_codes
+from serving.batch.items import InvalidLine, Item, Shard
 from serving.batch.manifest import Record, members, merged_records, to_line
-from serving.batch.plan import InvalidLine, Item, Shard
 from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
 from serving.schemas import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
@@ -30,7 +30,7 @@ __all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED_FILE", "Counts", "merge"]
 REFUSED_FILE = "refused.jsonl"
 OPENAI_OUTPUT, OPENAI_ERRORS = "openai_output.jsonl", "openai_errors.jsonl"
 Archive = Callable[[str], dict[str, bytes]]
-"""The files of an archive, by its name."""
+"""A function from an archive's name to the files in it, by name."""
 ROW_GROUP = 8192
 SCHEMA = pa.schema(
     [
@@ -57,19 +57,19 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(kw_only=True)
 class Counts:
-    """Of a merged manifest."""
+    """Counts over all records."""
 
     num_drawn: int = 0
     num_invalid: int = 0
-    """Lines."""
+    """Number of invalid lines."""
     num_failed: int = 0
-    """Pictures that could not be drawn."""
+    """Number of pictures that could not be drawn."""
     openai_files: list[str] = dataclasses.field(default_factory=list)
-    """Names of the results that are there in the form of OpenAI."""
+    """Names of the result files in OpenAI's format; empty if no item has that format."""
 
 
 def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
-    """Write all results. Every shard has to be committed. Raises `StorageError`."""
+    """Write all result files. Every shard must be committed. Raises `StorageError`."""
     counts = Counts()
     openai_lines = {OPENAI_OUTPUT: 0, OPENAI_ERRORS: 0}
     with ExitStack() as files:
@@ -109,17 +109,17 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
 
 
 def _remove_beyond(storage: Storage, last: int) -> None:
-    """Manifests and archives of an earlier run that had more shards."""
+    """Remove manifests and archives of shards after the last one, left by an earlier run with more shards."""
     for folder, suffix in (("shards", ".jsonl"), ("pictures", ".tar")):
         for name in storage.list(folder):
             number = name.removesuffix(suffix)
-            # others are not ours
+            # files with any other name were not written by a batch
             if name.endswith(suffix) and re.fullmatch("[0-9]{6,18}", number) and int(number) > last:
                 storage.remove(f"{folder}/{name}")
 
 
 def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines of OpenAI's result files, each with the file that it belongs to."""
+    """Yield the lines of OpenAI's result files, each after the name of its file."""
     by_line = {line: list(group) for line, group in groupby(records, lambda record: record["line"])}
     archive = functools.cache(lambda name: members(storage.read(name)))
     for entry in shard.entries:
@@ -133,7 +133,7 @@ def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> It
         elif failed is not None:
             yield OPENAI_ERRORS, _openai_line(shard, entry, 500, ApiError(500, failed["error"], code="not_drawn").body)
         else:
-            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _answer(storage, entry, drawn, archive))
+            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _response_body(storage, entry, drawn, archive))
 
 
 def _openai_line(shard: Shard, entry: Item | InvalidLine, status: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -146,28 +146,28 @@ def _openai_line(shard: Shard, entry: Item | InvalidLine, status: int, body: dic
     }
 
 
-def _answer(storage: Storage, item: Item, records: list[Record], archive: Archive) -> dict[str, Any]:
-    """The body that the service would have answered with, but for times, and with paths for URLs."""
-    wanted = item.openai or {}
+def _response_body(storage: Storage, item: Item, records: list[Record], archive: Archive) -> dict[str, Any]:
+    """The body of the service's response to the same request, without times, and with paths in place of URLs."""
+    options = item.openai or {}
     data: list[ImageData] = []
     for record in records:
         codes = [list(ids) for ids in unpack_codes(record["codes"])]
-        one = ImageData(seed=item.seed, index=record["index"], codes=codes if wanted["return_codes"] else None)
-        if record["file"] is not None and wanted["response_format"] == "url":
+        one = ImageData(seed=item.seed, index=record["index"], codes=codes if options["return_codes"] else None)
+        if record["file"] is not None and options["response_format"] == "url":
             one.url = record["file"]
         elif record["file"] is not None:
             one.b64_json = base64.b64encode(_content(storage, item, record, archive)).decode()
         data.append(one)
-    num_codes, text = sum(map(len, codes)) * len(records), wanted["num_text_tokens"]
+    num_codes, text = sum(map(len, codes)) * len(records), options["num_text_tokens"]
     body = ImagesResponse(
         created=0,
         id=records[0]["key"],
-        model=wanted["model"] or records[0]["model"],
+        model=options["model"] or records[0]["model"],
         data=data,
         background=item.background,
         output_format=item.image_format,
-        size=wanted["size"],
-        safety_identifier=wanted["safety_identifier"],
+        size=options["size"],
+        safety_identifier=options["safety_identifier"],
         seed=item.seed,
         system_fingerprint=f"fp_{records[0]['model_digest'][:12]}",
         usage=Usage(
@@ -183,9 +183,9 @@ def _answer(storage: Storage, item: Item, records: list[Record], archive: Archiv
 
 
 def _content(storage: Storage, item: Item, record: Record, archive: Archive) -> bytes:
-    """A picture's file. Raises `StorageError` if it is not what was committed."""
+    """The content of a picture's file. Raises `StorageError` if it has changed since it was committed."""
     name = record["file"]
     content = archive(name).get(f"{record['key']}.{item.image_format}") if name.endswith(".tar") else storage.read(name)
     if content is None or hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise StorageError(f"{name} in {storage} is gone or damaged since it was written")
+        raise StorageError(f"{name} in {storage} is missing or damaged: it has changed since it was written")
     return content
