@@ -43,7 +43,7 @@ class Latencies:
     """Latencies of requests for one picture each."""
 
     seconds: Sequence[float]
-    refused: int
+    rejected: int
     """Number of requests rejected with status 429."""
     span: float
     """Seconds from the first request to the last answer."""
@@ -145,7 +145,7 @@ async def request_seconds(client: httpx.AsyncClient, url: str, seed: int) -> flo
 
 def _latencies(answers: Sequence[float | None], span: float) -> Latencies:
     seconds = [one for one in answers if one is not None]
-    return Latencies(seconds=seconds, refused=len(answers) - len(seconds), span=span)
+    return Latencies(seconds=seconds, rejected=len(answers) - len(seconds), span=span)
 
 
 async def closed_loop(url: str, num_clients: int, num_each: int) -> Latencies:
@@ -245,7 +245,7 @@ def main(
                     _median(one.engine_rate for one in taken),
                     _median(one.server_rate for one in taken),
                     _spread(one.rate_ratio for one in taken),
-                    f"{crowd.percentile(50):.1f} / {crowd.percentile(99):.1f}, {crowd.refused}",
+                    f"{crowd.percentile(50):.1f} / {crowd.percentile(99):.1f}, {crowd.rejected}",
                 )
             )
             previews = asyncio.run(first_previews(url, 15)) if name == "this service" else None
@@ -266,7 +266,7 @@ def main(
         (
             f"{rate:.2f}",
             *(
-                " / ".join(f"{points[rate].percentile(p):.2f}" for p in (50, 95, 99)) + f", {points[rate].refused}"
+                " / ".join(f"{points[rate].percentile(p):.2f}" for p in (50, 95, 99)) + f", {points[rate].rejected}"
                 for points in plots.values()
             ),
         )

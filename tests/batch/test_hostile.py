@@ -1,4 +1,4 @@
-"""Batches of lines, files and folders that would harm their neighbours, or what is there already."""
+"""Batches with lines, files and folders that could damage others, or the files that already exist."""
 
 import base64
 import json
@@ -61,7 +61,7 @@ def test_what_ends_a_line_elsewhere_ends_none_here(model_folder: Path, tmp_path:
     assert contents(tmp_path / "out") == before and num_drawn(tmp_path / "out") == 4
 
 
-def test_what_cannot_be_written_is_refused_and_told(model_folder: Path, tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_written_is_invalid(model_folder: Path, tmp_path: Path) -> None:
     depths = [100, 500, 800, 900, 950, 970, 980, 985, 990, 995, 2000]
     bad = [
         r'{"prompt": "a", "id": "\ud800"}',
@@ -114,14 +114,14 @@ def test_ids_of_tables_are_kept(planner: Planner, tmp_path: Path) -> None:
     assert [one.prompt for one in entries] == ["a", "b", "c"]
     named = entry(planner, prompt="a", id="x" * 1000)
     assert named.id == "x" * 1000
-    refusal = entry(planner, prompt="a", id="x" * 1001)
-    assert isinstance(refusal, InvalidLine) and "at most 1000 characters" in refusal.message
+    invalid = entry(planner, prompt="a", id="x" * 1001)
+    assert isinstance(invalid, InvalidLine) and "at most 1000 characters" in invalid.message
 
 
 def test_a_negative_prompt_at_fault_is_named(planner: Planner) -> None:
-    refusal = entry(planner, prompt="a", negative_prompt="word " * 50)
-    assert isinstance(refusal, InvalidLine)
-    assert refusal.param == "negative_prompt" and "the negative prompt" in refusal.message
+    invalid = entry(planner, prompt="a", negative_prompt="word " * 50)
+    assert isinstance(invalid, InvalidLine)
+    assert invalid.param == "negative_prompt" and "the negative prompt" in invalid.message
 
 
 def test_the_lowest_quality_is_drawn(model_folder: Path, tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_the_lowest_quality_is_drawn(model_folder: Path, tmp_path: Path) -> None
 # -- files of prompts
 
 
-def test_a_line_that_is_mended_is_drawn_alone(model_folder: Path, tmp_path: Path) -> None:
-    """Though no receipt tells the codes of the others, and the line has several pictures."""
+def test_only_a_corrected_line_is_drawn(model_folder: Path, tmp_path: Path) -> None:
+    """Also if there are no receipts with the codes of the other lines, and the line has several pictures."""
     items: list[dict[str, Any] | str] = [{"prompt": prompt} for prompt in PROMPTS]
     bad: list[dict[str, Any] | str] = ["{", {"prompt": "", "n": 2}]
     options: dict[str, Any] = {"plan": {"n": 3, "shard_size": 6, "layout": "codes"}}
@@ -154,7 +154,7 @@ def test_another_batch_is_not_written_over(model_folder: Path, tmp_path: Path) -
     assert contents(tmp_path / "out") == before
 
 
-def test_prompts_that_vanish_stop_the_run_in_words(
+def test_prompts_that_vanish_stop_the_run_with_a_reason(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, out = prompts_file(tmp_path, [{"prompt": "a", "n": 100}]), tmp_path / "out"
@@ -186,7 +186,7 @@ def test_more_pictures_than_a_prompt_may_have_are_a_mistake() -> None:
     assert done.exit_code == 2 and "be less than or equal to 1000" in done.output
 
 
-def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
+def test_a_request_without_a_custom_id_is_invalid(tmp_path: Path) -> None:
     items = [{name: value for name, value in openai("x", prompt="a").items() if name != "custom_id"}]
     items += [openai("", prompt="a"), openai("x", prompt="a") | {"custom_id": 5}]
     for line in read_prompts(str(prompts_file(tmp_path, items)), FIELDS):
@@ -201,7 +201,7 @@ def test_a_custom_id_names_one_request(tmp_path: Path) -> None:
     assert all(line.openai and line.fields["id"] == "x" for line in lines[2:])
 
 
-def test_reading_a_long_file_is_followed(
+def test_progress_of_reading_a_long_file_is_printed(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.batch.progress.LINE_SECONDS", 0)
@@ -213,7 +213,7 @@ def test_reading_a_long_file_is_followed(
         assert "merging the manifests: 3 of 3 lines" in told
 
 
-def test_options_of_ray_alone_are_not_passed_over(tmp_path: Path) -> None:
+def test_options_that_need_ray_are_not_ignored(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(batch)
     done = CliRunner(env={"RAY_ADDRESS": ""}).invoke(app, ["p.txt", "--out", str(tmp_path), "--workers", "2"])
@@ -223,7 +223,7 @@ def test_options_of_ray_alone_are_not_passed_over(tmp_path: Path) -> None:
 # -- the folder
 
 
-def test_a_sheet_of_no_picture_is_none(model_folder: Path, tmp_path: Path) -> None:
+def test_without_pictures_there_is_no_contact_sheet(model_folder: Path, tmp_path: Path) -> None:
     prompts = prompts_file(tmp_path, [{"prompt": ""}])
     assert run(model_folder, prompts, tmp_path / "out", contact_sheet=True, gallery=True) == 3
     assert not (tmp_path / "out/contact-sheet.png").exists() and not (tmp_path / "out/.work").exists()
@@ -261,7 +261,7 @@ def test_every_byte_of_an_archive_is_compared(part: str, model_folder: Path, tmp
         assert len(archive.getnames()) == 8
 
 
-def test_no_answer_has_a_picture_that_is_gone(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
+def test_no_result_is_written_for_a_missing_picture(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
     prompts, out = prompts_file(tmp_path, [openai("x", prompt="a")]), tmp_path / "out"
     assert run(model_folder, prompts, out, plan={"shard_size": 64}) == 0
     (out / manifest(out)[0]["file"]).unlink()

@@ -1,4 +1,4 @@
-"""Lines of files of prompts: how they are read, what they mean, and why they are refused."""
+"""Lines of files of prompts: how they are read and validated."""
 
 import base64
 import csv
@@ -24,7 +24,7 @@ def planner(model_folder: Path) -> Planner:
     return Planner(load_facts(model_folder), "lively", PlanSettings())
 
 
-def refused(planner: Planner, fields: dict[str, Any]) -> InvalidLine:
+def invalid_line(planner: Planner, fields: dict[str, Any]) -> InvalidLine:
     entry = planner.entry(Line(number=7, fields=fields))
     assert isinstance(entry, InvalidLine), entry
     return entry
@@ -131,14 +131,16 @@ def test_a_file_of_no_use_is_a_mistake(
         ({"prompt": 5}, "invalid_value", "prompt is 5"),
     ],
 )
-def test_a_line_is_refused_in_words(planner: Planner, fields: dict[str, Any], code: str, message: str) -> None:
-    refusal = refused(planner, fields)
-    assert (refusal.code, refusal.line) == (code, 7)
-    assert message in refusal.message
+def test_an_invalid_line_has_a_code_and_a_reason(
+    planner: Planner, fields: dict[str, Any], code: str, message: str
+) -> None:
+    invalid = invalid_line(planner, fields)
+    assert (invalid.code, invalid.line) == (code, 7)
+    assert message in invalid.message
 
 
 def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
-    """What the one refuses the other does, with the same words; and both draw the same bytes."""
+    """Both reject the same fields with the same messages, and draw the same bytes."""
     bodies: list[dict[str, Any]] = [
         {"prompt": "a", "sed": 1},
         {"prompt": ""},
@@ -151,8 +153,8 @@ def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner
     with service(DALLE.load(model_folder)) as one, httpx.Client() as client:
         for body in bodies:
             error = client.post(one.url + "/v1/images/generations", json=body).json()["error"]
-            refusal = refused(planner, body)
-            assert (error["code"], error["message"]) == (refusal.code, refusal.message.replace("id, ", ""))
+            invalid = invalid_line(planner, body)
+            assert (error["code"], error["message"]) == (invalid.code, invalid.message.replace("id, ", ""))
         good = {"prompt": "a red panda", "seed": 5, "n": 2, "first_index": 3, "top_k": 9, "negative_prompt": "a fish"}
         answer = client.post(one.url + "/v1/images/generations", json=good).json()
     prompts = prompts_file(tmp_path, [good])

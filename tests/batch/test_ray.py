@@ -28,7 +28,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(model_folder: Path, prompts: Path) -> dict[str, bytes]:
-    """What an unbroken run in one process leaves."""
+    """The files of an unbroken run in one process."""
     assert run(model_folder, prompts, prompts.parent / "whole", plan=PLAN) == 3
     return contents(prompts.parent / "whole")
 
@@ -55,7 +55,7 @@ def child(process: subprocess.Popen[str], wanted: Callable[[psutil.Process], boo
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What it has said, when it is gone and so are its children."""
+    """Wait for the process to end. Returns its output."""
     said, _ = process.communicate(timeout=240)
     return said
 
@@ -79,7 +79,7 @@ def test_an_actor_is_killed_and_the_run_goes_on(
 def test_what_is_killed_is_finished_by_another_run(
     victim: str, model_folder: Path, prompts: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """In one process: the backends go on where the other was stopped."""
+    """In one process: each backend resumes a batch that the other has started."""
     process = start(model_folder, prompts, tmp_path / "out")
     wait_for(tmp_path / "out", 8, process)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -156,7 +156,7 @@ _room_now(1, workers=None, cpus=1, gpus=0)
 
 
 def test_a_pool_that_would_wait_for_a_service_is_refused() -> None:
-    """A service on the cluster holds its CPUs for ever."""
+    """A service on the cluster never frees its CPUs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
     command = [sys.executable, "-c", HELD]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)

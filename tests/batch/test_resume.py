@@ -1,4 +1,4 @@
-"""Resumed batches: what is drawn again, and whom a folder belongs to."""
+"""Resumed batches: which pictures are drawn again, and which folders are rejected."""
 
 import shutil
 import threading
