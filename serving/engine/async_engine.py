@@ -22,11 +22,12 @@ from dalle.decoder.engine import Engine, StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
 from serving.engine.delivery import Delivery
-from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, refusal_of, request_of
+from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
 from serving.engine.reproducibility import fingerprint, self_test
 from serving.engine.schedule import Schedule
 from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
+from serving.refusals import refusal_from
 from serving.settings import ModelSettings
 
 __all__ = ["AsyncEngine"]
@@ -105,7 +106,7 @@ class AsyncEngine:
         try:
             one.request = await asyncio.to_thread(request_of, self.model, job)
         except DalleError as error:
-            yield self._refused(refusal_of(error))
+            yield self._refused(refusal_from(error))
             return
         num_open = len(job.indices)
         self._known.add(one)

@@ -5,13 +5,12 @@ from collections.abc import Callable
 
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
-from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
 from dalle.pipeline import DALLE
-from serving.engine.pictures import MaskError, kept_codes
+from serving.engine.pictures import kept_codes
 from serving.engine.schedule import Scheduled
-from serving.jobs import Event, Job, Refused
+from serving.jobs import Event, Job
 
-__all__ = ["OpenJob", "OpenPicture", "pictures_of", "refusal_of", "request_of"]
+__all__ = ["OpenJob", "OpenPicture", "pictures_of", "request_of"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,7 +45,7 @@ class OpenPicture(Scheduled):
 def request_of(model: DALLE, job: Job) -> Request:
     """What the engine needs to draw a job's pictures, but for their indices and what is kept of a given one.
 
-    Raises `DalleError` for a caller's mistake: see `refusal_of`.
+    Raises `DalleError` for a caller's mistake: see `serving.refusals`.
     """
     params = SamplingParams.from_dict(model.sampling.to_dict() | job.params)
     return model.request(job.prompt, params, seed=job.seed, negative_prompt=job.negative_prompt)
@@ -76,15 +75,3 @@ def pictures_of(model: DALLE, one: OpenJob) -> list[OpenPicture]:
         )
         for index in job.indices
     ]
-
-
-def refusal_of(error: DalleError) -> Refused:
-    """What a caller's mistake is to the caller."""
-    code, param = {
-        PromptError: ("invalid_prompt", "prompt"),
-        NegativePromptError: ("invalid_prompt", "negative_prompt"),
-        MaskError: ("invalid_image", "mask"),
-        ParameterError: ("invalid_value", None),
-        ImageError: ("invalid_image", "image"),
-    }.get(type(error), ("invalid_request", None))
-    return Refused(status=400, code=code, message=str(error), param=param)

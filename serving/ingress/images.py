@@ -14,15 +14,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from dalle.errors import DalleError, PromptError
 from serving.backend import Backend
 from serving.background import background_of
-from serving.engine.open_jobs import refusal_of
-from serving.engine.pictures import prepare, prompt_of
 from serving.errors import ApiError, check_output, refused
 from serving.ingress.answers import Answer
 from serving.ingress.callers import Callers
+from serving.ingress.given import prepare, prompt_of
 from serving.ingress.middleware import CLIENT_GONE, describe_prompt
 from serving.ingress.store import ImageStore
 from serving.ingress.uploads import Upload, form_of, read_form
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
+from serving.refusals import refusal_from
 from serving.schemas import (
     MAX_PROMPT_LENGTH,
     EditFields,
@@ -209,7 +209,7 @@ def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> t
         keep_rows = getattr(fields, "keep_rows", None)
         return prompt, prepare(upload.image, upload.mask, keep_rows, info, max_pixels=max_pixels)
     except DalleError as error:
-        raise refused(refusal_of(error)) from error
+        raise refused(refusal_from(error)) from error
 
 
 async def _until_gone(request: Request, backend: Backend, info: ModelInfo, job: Job) -> AsyncGenerator[Event]:

@@ -15,7 +15,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from dalle import DALLE
-from serving.backend import LocalBackend
+from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from tests.support.service import GENERATIONS, PROMPT, Service, error_of, running, service
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from dalle import DALLE
-from serving.backend import LocalBackend
+from serving.engine.local import LocalBackend
 from serving.errors import ApiError, refused
 from serving.headers import SECURITY_HEADERS
 from serving.jobs import Refused

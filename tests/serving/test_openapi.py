@@ -16,8 +16,8 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from dalle import DALLE
-from serving.backend import LocalBackend
 from serving.engine.async_engine import AsyncEngine
+from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from serving.settings import ModelSettings, load_settings
 

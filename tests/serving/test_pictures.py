@@ -11,8 +11,10 @@ from PIL import ExifTags, Image
 from dalle import DALLE
 from dalle.errors import ImageError, ParameterError
 from dalle.images import encode_image, to_rgb, with_background
-from serving.engine.pictures import MaskError, kept_codes, prepare, preview, prompt_of
+from serving.engine.pictures import kept_codes, preview
+from serving.ingress.given import prepare, prompt_of
 from serving.jobs import ModelInfo
+from serving.refusals import MaskError
 
 ON_ITS_SIDE = 6
 """EXIF orientation of a camera held upright: turned clockwise when it is shown."""

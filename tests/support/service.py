@@ -14,8 +14,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dalle import DALLE
-from serving.backend import LocalBackend
 from serving.engine.async_engine import AsyncEngine
+from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from serving.settings import ModelSettings, Settings, load_settings
 
