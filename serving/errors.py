@@ -20,7 +20,7 @@ __all__ = [
     "content_type",
     "field_error",
     "internal_error",
-    "refused",
+    "to_http",
     "wrong_type",
 ]
 
@@ -73,8 +73,8 @@ def internal_error() -> ApiError:
     return ApiError(500, "the service has failed; the error is in its log", code="internal_error")
 
 
-def refused(event: Refused) -> ApiError:
-    """What a model's refusal is over HTTP."""
+def to_http(event: Refused) -> ApiError:
+    """The HTTP error for a refusal by a model."""
     headers = {}
     if event.retry_after is not None:
         headers["Retry-After"] = str(max(1, ceil(event.retry_after)))

@@ -117,8 +117,8 @@ class ModelInfo:
     digest: str
     height: int
     width: int
-    rows: int
-    """Of codes."""
+    grid_rows: int
+    """Number of grid rows: rows of codes in a picture."""
     num_codes: int
     max_prompt_tokens: int
     image_mode: Literal["RGB", "RGBA"] = "RGB"

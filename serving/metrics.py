@@ -51,7 +51,7 @@ class EngineMetrics:
         )
         self._model = model
 
-    def refused(self, reason: str) -> None:
+    def count_refusal(self, reason: str) -> None:
         self._refusals.labels(self._model, reason).inc()
 
     def text(self) -> str:

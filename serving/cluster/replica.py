@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from dalle import DALLE
-from serving.cluster.autoscaling import ROWS
+from serving.cluster.autoscaling import SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
@@ -76,8 +76,8 @@ class Replica:
         return serve.get_replica_context().replica_id.unique_id, self.engine.metrics.text()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `SlotsPolicy` goes by."""
-        return {ROWS: self.engine.num_rows}
+        """The figure by which `SlotsPolicy` scales; Ray Serve calls this."""
+        return {SLOTS_WANTED: self.engine.num_slots_wanted}
 
     async def check_health(self) -> None:
         """Raises if the engine's thread is gone or stuck: Serve then replaces the replica."""

@@ -57,8 +57,8 @@ class AsyncEngine:
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
         self.fingerprint = fingerprint(model, settings, self.threads)
-        self.num_rows = 0
-        """Rows that have slots or wait for them."""
+        self.num_slots_wanted = 0
+        """Slots that are held by pictures, or that queued pictures need."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
         self._engine = Engine(model.decoder, num_slots=settings.num_slots, buckets=buckets)
         self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
@@ -102,15 +102,17 @@ class AsyncEngine:
             with contextlib.suppress(RuntimeError):  # the loop is gone, and so is whoever asked
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        one = OpenJob(job, post, time.monotonic(), num_open=len(job.indices))
+        open_job = OpenJob(job, post, time.monotonic(), num_open=len(job.indices))
         try:
-            one.request = await asyncio.to_thread(request_of, self.model, job)
+            open_job.request = await asyncio.to_thread(request_of, self.model, job)
         except DalleError as error:
-            yield self._refused(refusal_from(error))
+            refusal = refusal_from(error)
+            self.metrics.count_refusal(refusal.code)
+            yield refusal
             return
         num_open = len(job.indices)
-        self._known.add(one)
-        self._arrivals.put(one)
+        self._known.add(open_job)
+        self._arrivals.put(open_job)
         try:
             while num_open:
                 try:
@@ -125,19 +127,19 @@ class AsyncEngine:
                 if isinstance(event, Refused):
                     return
         finally:
-            self._known.discard(one)
+            self._known.discard(open_job)
             if num_open:
-                self._cancel(one)
+                self._cancel(open_job)
 
     def cancel(self, job_id: str, owner: str) -> bool:
         """Stop somebody's job; its slots are free before the next step. False if it is done or unknown."""
-        found = [one for one in list(self._known) if (one.job.id, one.job.owner) == (job_id, owner)]
-        for one in found:
-            self._cancel(one)
+        found = [open_job for open_job in list(self._known) if (open_job.job.id, open_job.job.owner) == (job_id, owner)]
+        for open_job in found:
+            self._cancel(open_job)
         return bool(found)
 
-    def _cancel(self, one: OpenJob) -> None:
-        one.cancelled_at = self._engine.num_steps
+    def _cancel(self, open_job: OpenJob) -> None:
+        open_job.cancelled_at = self._engine.num_steps
         self._arrivals.put(None)
 
     @property
@@ -174,7 +176,7 @@ class AsyncEngine:
             digest=model.digest,
             height=height,
             width=width,
-            rows=model.decoder.layout.grid_height,
+            grid_rows=model.decoder.layout.grid_height,
             num_codes=model.num_codes,
             max_prompt_tokens=text.max_tokens if text is not None else 0,
             image_mode=model.image_mode,
@@ -202,8 +204,8 @@ class AsyncEngine:
         except BaseException as error:
             self._failure = error
             logger.exception("the engine's thread has failed")
-            for one in list(self._known):
-                one.post(None)
+            for open_job in list(self._known):
+                open_job.post(None)
             self._ready.set()
 
     def _take_arrivals(self) -> None:
@@ -212,40 +214,38 @@ class AsyncEngine:
         num_taken = 0
         with contextlib.suppress(queue.Empty):
             while num_taken < ARRIVALS_PER_STEP:
-                one = self._arrivals.get(timeout=1.0) if idle else self._arrivals.get_nowait()
+                open_job = self._arrivals.get(timeout=1.0) if idle else self._arrivals.get_nowait()
                 idle = False
-                if one is not None:
+                if open_job is not None:
                     num_taken += 1
-                    self._accept(one)
+                    self._accept(open_job)
 
-    def _accept(self, one: OpenJob) -> None:
+    def _accept(self, open_job: OpenJob) -> None:
         """Put a job's pictures into the queue, or refuse it."""
         try:
-            outcome = self._consider(one)
+            outcome = self._consider(open_job)
         except Exception:  # a mistake of ours, which must not take the pictures of others with it
-            logger.exception("the job %s could not be prepared", one.job.id)
+            logger.exception("the job %s could not be prepared", open_job.job.id)
             outcome = FAILED
-        one.post(self._refused(outcome) if isinstance(outcome, Refused) else outcome)
+        if isinstance(outcome, Refused):
+            self.metrics.count_refusal(outcome.code)
+        open_job.post(outcome)
         self._count()
 
-    def _refused(self, refusal: Refused) -> Refused:
-        self.metrics.refused(refusal.code)
-        return refusal
-
-    def _consider(self, one: OpenJob) -> Accepted | Refused:
+    def _consider(self, open_job: OpenJob) -> Accepted | Refused:
         if self._closing:
             return CLOSING
-        if one.cancelled_at is not None:
+        if open_job.cancelled_at is not None:
             return CANCELLED
-        pictures = pictures_of(self.model, one)
+        pictures = pictures_of(self.model, open_job)
         outcome = self._schedule.consider(pictures, time.time())
         if isinstance(outcome, Refused):
             return outcome
-        self._jobs.add(one)
+        self._jobs.add(open_job)
         for picture in pictures:
-            self._schedule.queue.push(one.job.caller, picture)
+            self._schedule.queue.push(open_job.job.caller, picture)
         position, estimate = outcome
-        prompt, kept, text = one.job.prompt, pictures[0].request.kept, self.model.text_tokenizer
+        prompt, kept, text = open_job.job.prompt, pictures[0].request.kept, self.model.text_tokenizer
         return Accepted(
             position=position,
             estimate=estimate,
@@ -257,40 +257,40 @@ class AsyncEngine:
     def _stop_unwanted(self) -> None:
         """Stop the jobs that were cancelled, and those whose deadline has passed."""
         now = time.time()
-        for one in list(self._jobs):
-            if one.cancelled_at is not None:
-                self._stop(one, CANCELLED)
-            elif one.job.deadline < now:
-                self._stop(one, LATE)
+        for open_job in list(self._jobs):
+            if open_job.cancelled_at is not None:
+                self._stop(open_job, CANCELLED)
+            elif open_job.job.deadline < now:
+                self._stop(open_job, LATE)
 
-    def _stop(self, one: OpenJob, refusal: Refused) -> None:
+    def _stop(self, open_job: OpenJob, refusal: Refused) -> None:
         """Take a job out of queue and slots."""
-        self._jobs.discard(one)
-        self._schedule.queue.remove(lambda picture: picture.owner is one)
-        mine = {key: picture for key, picture in self._schedule.active.items() if picture.owner is one}
+        self._jobs.discard(open_job)
+        self._schedule.queue.remove(lambda picture: picture.open_job is open_job)
+        mine = {key: picture for key, picture in self._schedule.active.items() if picture.open_job is open_job}
         for key, picture in mine.items():
             self._engine.cancel(key)
             del self._schedule.active[key]
             self.metrics.discarded_steps.inc(picture.num_codes - picture.num_kept)
-        if mine and one.cancelled_at is not None:
-            self.metrics.wasted_steps.inc(self._engine.num_steps - one.cancelled_at)
+        if mine and open_job.cancelled_at is not None:
+            self.metrics.wasted_steps.inc(self._engine.num_steps - open_job.cancelled_at)
         self.metrics.cancellations.inc()
         self._count()
-        one.post(refusal)
+        open_job.post(refusal)
 
     def _count(self) -> None:
         self.metrics.queue_length.set(len(self._schedule.queue))
         self.metrics.slots_used.set(self._schedule.num_slots - self._schedule.num_free_slots)
-        self.num_rows = self._schedule.num_rows
+        self.num_slots_wanted = self._schedule.num_slots_wanted
 
     def _admit(self) -> None:
         waiting = self._schedule.queue
         for _ in range(ADMISSIONS_PER_STEP):
-            if not len(waiting) or waiting.peek().rows > self._schedule.num_free_slots:
+            if not len(waiting) or waiting.peek().num_slots > self._schedule.num_free_slots:
                 break
             picture = waiting.pop()
             picture.started = time.monotonic()
-            self.metrics.queue_seconds.observe(picture.started - picture.owner.arrived)
+            self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
             self._schedule.active[self._engine.add(picture.request)] = picture
 
     def _step(self) -> None:
@@ -313,13 +313,14 @@ class AsyncEngine:
             try:
                 if key in result.finished:
                     del self._schedule.active[key]
-                    self._delivery.drawn(picture, result.finished[key])
-                    picture.owner.num_open -= 1
-                    if not picture.owner.num_open:
-                        self._jobs.discard(picture.owner)
+                    self._delivery.post_picture(picture, result.finished[key])
+                    picture.open_job.num_open -= 1
+                    if not picture.open_job.num_open:
+                        self._jobs.discard(picture.open_job)
                 elif picture.previews and num_codes >= picture.previews[0]:
                     picture.previews.pop(0)
-                    self._delivery.preview(picture, self._engine.codes_so_far(key))
+                    self._delivery.post_preview(picture, self._engine.codes_so_far(key))
             except Exception:  # one picture's fault is not everybody's
-                logger.exception("a picture of the job %s could not be made", picture.owner.job.id)
-                self._stop(picture.owner, self._refused(FAILED))
+                logger.exception("a picture of the job %s could not be made", picture.open_job.job.id)
+                self.metrics.count_refusal(FAILED.code)
+                self._stop(picture.open_job, FAILED)

@@ -34,7 +34,7 @@ class OpenJob:
 class OpenPicture(Scheduled):
     """One picture of a job."""
 
-    owner: OpenJob
+    open_job: OpenJob
     request: Request
     num_kept: int
     """Codes given in front, which cost no step."""
@@ -51,9 +51,9 @@ def request_of(model: DALLE, job: Job) -> Request:
     return model.request(job.prompt, params, seed=job.seed, negative_prompt=job.negative_prompt)
 
 
-def pictures_of(model: DALLE, one: OpenJob) -> list[OpenPicture]:
+def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
     """The pictures of a job, on the engine's thread: codes of a given picture are made here."""
-    job, request = one.job, one.request
+    job, request = open_job.job, open_job.request
     assert request is not None
     kept = None if job.given is None else kept_codes(model, job.given)
     num_codes = model.num_codes
@@ -65,11 +65,11 @@ def pictures_of(model: DALLE, one: OpenJob) -> list[OpenPicture]:
         OpenPicture(
             caller=job.caller,
             deadline=job.deadline,
-            rows=2 if request.params.guided else 1,
+            num_slots=2 if request.params.guided else 1,
             num_codes=num_kept,
             total_codes=num_codes,
             previews=sorted(due),
-            owner=one,
+            open_job=open_job,
             request=dataclasses.replace(request, index=index, kept=kept),
             num_kept=num_kept,
         )

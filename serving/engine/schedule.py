@@ -27,8 +27,8 @@ class Scheduled:
     caller: str
     deadline: float
     """In seconds since the epoch."""
-    rows: int
-    """Slots that it takes."""
+    num_slots: int
+    """Slots that it takes: 2 with guidance, else 1."""
     num_codes: int
     """That it has, those given in front included."""
     total_codes: int
@@ -63,12 +63,12 @@ class Schedule(Generic[S]):
 
     @property
     def num_free_slots(self) -> int:
-        return self.num_slots - sum(picture.rows for picture in self.active.values())
+        return self.num_slots - sum(picture.num_slots for picture in self.active.values())
 
     @property
-    def num_rows(self) -> int:
-        """Rows that have slots or wait for them."""
-        return sum(picture.rows for picture in [*self.active.values(), *self.queue])
+    def num_slots_wanted(self) -> int:
+        """Slots that are held by pictures, or that queued pictures need."""
+        return sum(picture.num_slots for picture in [*self.active.values(), *self.queue])
 
     def consider(self, new: Sequence[S], now: float) -> Refused | tuple[int, float]:
         """What would become of a job with these pictures, which are not in the queue yet: why it is refused, or
@@ -90,9 +90,9 @@ class Schedule(Generic[S]):
     def _times(self, order: Sequence[S], *, alone: bool = False) -> list[tuple[float, float]]:
         """(start, end) of each in seconds from now, if they get slots in this order; `alone`, with nothing active."""
         active = [] if alone else list(self.active.values())
-        waiting = [(picture.steps_left, picture.rows) for picture in order]
+        waiting = [(picture.steps_left, picture.num_slots) for picture in order]
         free = self.num_slots if alone else self.num_free_slots
-        ends = finish_steps([(picture.steps_left, picture.rows) for picture in active], waiting, free)
+        ends = finish_steps([(picture.steps_left, picture.num_slots) for picture in active], waiting, free)
         starts = [end - picture.steps_left for picture, end in zip(order, ends, strict=True)]
         # codes become pixels between two steps, and everybody waits for it
         decodes = [step for picture in active for step in picture.decodes_left]
@@ -106,7 +106,7 @@ class Schedule(Generic[S]):
 
     def _impossible(self, new: Sequence[S], now: float) -> Refused | None:
         """What would not even be done with nothing else to do."""
-        most = self.num_slots // new[0].rows + self._share(0)
+        most = self.num_slots // new[0].num_slots + self._share(0)
         if len(new) > most:
             message = f"n is {len(new)}; the limit here is {most}, the pictures of one caller that are drawn or wait"
             return Refused(status=400, code="invalid_value", message=message, param="n")

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
-from serving.errors import internal_error, refused
+from serving.errors import internal_error, to_http
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
@@ -98,7 +98,7 @@ class Answer:
                     if event is None:
                         yield b": keepalive\n\n"
                     elif isinstance(event, Refused):
-                        yield _sse("error", refused(event).body)
+                        yield _sse("error", to_http(event).body)
                         return
                     else:
                         yield self._event(event)

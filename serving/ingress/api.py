@@ -136,7 +136,7 @@ def _card(info: ModelInfo) -> ModelCard:
         created=info.created,
         digest=info.digest,
         size=f"{info.width}x{info.height}",
-        rows=info.rows,
+        rows=info.grid_rows,
         num_codes=info.num_codes,
         max_prompt_tokens=info.max_prompt_tokens,
         transparency=info.image_mode == "RGBA",

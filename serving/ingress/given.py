@@ -29,7 +29,7 @@ def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: Model
     Raises `ImageError` for a picture that cannot be used, `MaskError` for a mask, `ParameterError` for rows that are
     not there.
     """
-    rows, columns = info.rows, info.num_codes // info.rows
+    rows, columns = info.grid_rows, info.num_codes // info.grid_rows
     keep = np.ones((rows, columns), dtype=bool)
     if mask is not None:
         keep &= ~_transparent(image, mask, info, max_pixels)
@@ -61,8 +61,8 @@ def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) ->
         holes = np.asarray(upright.convert("RGBA").getchannel("A")) == 0
     # the largest centred rectangle of the model's proportions, as `load_image` takes it
     scale = min(width / info.width, height / info.height)
-    above = _overlaps(info.rows, height, scale * info.height)
-    beside = _overlaps(info.num_codes // info.rows, width, scale * info.width)
+    above = _overlaps(info.grid_rows, height, scale * info.height)
+    beside = _overlaps(info.num_codes // info.grid_rows, width, scale * info.width)
     return (above @ holes.astype(np.float32) @ beside.T) > 0
 
 

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from dalle.errors import DalleError, PromptError
 from serving.backend import Backend
 from serving.background import background_of
-from serving.errors import ApiError, check_output, refused
+from serving.errors import ApiError, check_output, to_http
 from serving.ingress.answers import Answer
 from serving.ingress.callers import Callers
 from serving.ingress.given import prepare, prompt_of
@@ -45,7 +45,7 @@ router = APIRouter(tags=["images"])
 @router.post("/v1/images/generations", response_model=ImagesResponse, responses=STREAM)
 async def generations(request: Request, body: Annotated[GenerationRequest, Body()]) -> Response:
     """Draw pictures of a prompt."""
-    return await _draw(request, body, None, "image_generation")
+    return await _answer_with_pictures(request, body, None, "image_generation")
 
 
 @router.post("/v1/images/edits", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(EditFields))
@@ -62,7 +62,7 @@ async def edits(request: Request) -> Response:
             code="missing_required_parameter",
             param="mask",
         )
-    return await _draw(request, fields, upload, "image_edit")
+    return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
 @router.post(
@@ -71,7 +71,7 @@ async def edits(request: Request) -> Response:
 async def variations(request: Request) -> Response:
     """Keep the upper rows of a picture, and draw the rest with another seed."""
     fields, upload = await read_form(request, VariationFields)
-    return await _draw(request, fields, upload, "image_edit")
+    return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
 @router.delete("/v1/requests/{request_id}")
@@ -116,11 +116,13 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         message = f"deadline is {fields.deadline} s; the limit is {limits.deadline:g} s"
         raise ApiError(400, message, code="invalid_value", param="deadline")
     check_output(fields, info.id, (info.height, info.width))
-    if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.rows:
-        message = f"keep_rows is {rows}; the model {info.id} has {info.rows} rows of codes, of which one must be left"
+    if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.grid_rows:
+        message = (
+            f"keep_rows is {rows}; the model {info.id} has {info.grid_rows} rows of codes, of which one must be left"
+        )
         raise ApiError(400, message, code="invalid_value", param="keep_rows")
-    if fields.partial_images > info.rows:
-        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.rows} rows of codes"
+    if fields.partial_images > info.grid_rows:
+        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.grid_rows} rows of codes"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
     if fields.negative_prompt is not None and (fields.guidance_scale or info.sampling["guidance_scale"]) == 1:
         message = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
@@ -140,8 +142,9 @@ def _quality(fields: Fields) -> int | None:
     return max(1, fields.output_compression)
 
 
-async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
-    """Draw, and answer with pictures or a stream of events."""
+async def _answer_with_pictures(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
+    """Send a job to its model, and answer with its pictures or a stream of events. `kind` prefixes the names of
+    events."""
     app, state = request.app, request.state
     callers: Callers = app.state.callers
     info = await find_model(app.state.backend, fields.model)
@@ -178,7 +181,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         if first is None:
             return Response(status_code=CLIENT_GONE)
         if isinstance(first, Refused):
-            raise refused(first)
+            raise to_http(first)
         assert isinstance(first, Accepted)
         answer.accepted = first
         if fields.stream:
@@ -188,7 +191,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         drawn = []
         async for event in events:
             if isinstance(event, Refused):
-                raise refused(event)
+                raise to_http(event)
             if isinstance(event, Drawn):
                 drawn.append(event)
         if len(drawn) < len(job.indices):
@@ -209,7 +212,7 @@ def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> t
         keep_rows = getattr(fields, "keep_rows", None)
         return prompt, prepare(upload.image, upload.mask, keep_rows, info, max_pixels=max_pixels)
     except DalleError as error:
-        raise refused(refusal_from(error)) from error
+        raise to_http(refusal_from(error)) from error
 
 
 async def _until_gone(request: Request, backend: Backend, info: ModelInfo, job: Job) -> AsyncGenerator[Event]:

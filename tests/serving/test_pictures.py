@@ -27,7 +27,7 @@ def info(model: DALLE) -> ModelInfo:
         digest=model.digest,
         height=16,
         width=16,
-        rows=4,
+        grid_rows=4,
         num_codes=16,
         max_prompt_tokens=11,
         image_mode="RGB",
@@ -62,7 +62,7 @@ def mask(width: int, height: int, hole: tuple[int, int]) -> Image.Image:
 def drawn(info: ModelInfo, image: bytes, mask: bytes) -> list[list[int]]:
     """Rows and columns of the codes that are drawn."""
     keep = torch.tensor(prepare(image, mask, None, info, max_pixels=10**7).keep)
-    return (~keep).view(info.rows, -1).nonzero().tolist()
+    return (~keep).view(info.grid_rows, -1).nonzero().tolist()
 
 
 def test_a_mask_is_held_against_the_picture_as_it_is_seen(info: ModelInfo) -> None:

@@ -14,7 +14,7 @@ STEPS = 10
 
 def picture(caller: str = "a", *, deadline: float = 1000.0, **changes: Any) -> Scheduled:
     """Of 10 codes, in two slots; `deadline` in seconds from now."""
-    values: dict[str, Any] = {"rows": 2, "num_codes": 0, "total_codes": STEPS, "previews": []} | changes
+    values: dict[str, Any] = {"num_slots": 2, "num_codes": 0, "total_codes": STEPS, "previews": []} | changes
     return Scheduled(caller=caller, deadline=NOW + deadline, **values)
 
 
@@ -43,10 +43,10 @@ def test_times_by_hand() -> None:
     one = schedule()
     assert accept(one, picture()) == (0, 10.0)
     assert accept(one, picture(), picture()) == (1, 20.0)
-    assert one.num_rows == 6
+    assert one.num_slots_wanted == 6
     one.active[1] = one.queue.pop()
     one.active[1].num_codes = 7
-    assert one.num_rows == 6
+    assert one.num_slots_wanted == 6
     assert accept(one, picture(num_codes=6)) == (2, 14.0), "the others from 0 to 10 and from 3 to 13"
 
 
@@ -107,14 +107,17 @@ def test_all_that_is_accepted_is_done_in_time(seed: int) -> None:
     for _ in range(600):
         if chance.random() < 0.25:
             caller, deadline = chance.choice("abc"), now - NOW + chance.choice([12, 25, 40, 80])
-            rows, kept = chance.choice([1, 2]), chance.choice([0, 0, 5])
-            new = [picture(caller, deadline=deadline, rows=rows, num_codes=kept) for _ in range(chance.randrange(1, 5))]
+            slots, kept = chance.choice([1, 2]), chance.choice([0, 0, 5])
+            new = [
+                picture(caller, deadline=deadline, num_slots=slots, num_codes=kept)
+                for _ in range(chance.randrange(1, 5))
+            ]
             outcome = one.consider(new, now)
             refused += isinstance(outcome, Refused)
             if not isinstance(outcome, Refused):
                 for each in new:
                     one.queue.push(caller, each)
-        while len(one.queue) and one.queue.peek().rows <= one.num_free_slots:
+        while len(one.queue) and one.queue.peek().num_slots <= one.num_free_slots:
             key += 1
             one.active[key] = one.queue.pop()
         now += 1.0
