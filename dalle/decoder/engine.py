@@ -17,7 +17,8 @@ import dataclasses
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, sample
 from dalle.errors import EngineError
 
 __all__ = ["Engine", "StepResult", "finish_steps"]
+
+R = TypeVar("R", bound=Request)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,16 +171,33 @@ class Engine:
         places = [waiting_id for waiting_id, _ in self._waiting]
         return finish_steps(active, waiting, len(self._free))[places.index(request_id)]
 
+    def stream(
+        self, requests: Iterable[R], on_step: Callable[[StepResult], None] | None = None
+    ) -> Generator[tuple[R, Tensor]]:
+        """Draw these requests to the end, and yield each with its codes (N,) as soon as it is finished.
+
+        Requests that are in the engine besides advance too. Closing the iterator cancels what is not finished. Raises,
+        before the first step, as `add` does.
+        """
+        running: dict[int, R] = {}
+        try:
+            for request in requests:
+                running[self.add(request)] = request
+            while running:
+                result = self.step()
+                if on_step is not None:
+                    on_step(result)
+                for request_id, codes in result.finished.items():
+                    if request_id in running:
+                        yield running.pop(request_id), codes
+        finally:
+            for request_id in running:
+                self.cancel(request_id)
+
     def run(self, requests: Sequence[Request], on_step: Callable[[StepResult], None] | None = None) -> list[Tensor]:
-        """Draw these requests to the end and return their codes (N,), in order. Others in the engine advance too."""
-        ids = [self.add(request) for request in requests]
-        results: dict[int, Tensor] = {}
-        while not all(request_id in results for request_id in ids):
-            result = self.step()
-            results |= result.finished
-            if on_step is not None:
-                on_step(result)
-        return [results[request_id] for request_id in ids]
+        """Draw these requests to the end, as `stream` does, and return their codes (N,) in the order of requests."""
+        codes = {id(request): drawn for request, drawn in self.stream(requests, on_step)}
+        return [codes[id(request)] for request in requests]
 
     def _release(self, slots: list[int]) -> None:
         for slot in slots:

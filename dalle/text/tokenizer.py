@@ -57,18 +57,22 @@ class PromptTokenizer(abc.ABC):
         """Read what `save` wrote. Raises `CheckpointError` for a file that is missing, damaged or not ours."""
 
     def encode(self, prompt: str, *, truncate: bool = False) -> torch.Tensor:
-        """One row: int64 of shape (T,).
+        """The row of a prompt: int64 of shape (T,). Raises and warns as `tokenize` and `fit` do."""
+        return self.fit(self.tokenize(prompt), truncate=truncate)
 
-        truncate: keep the first tokens of a prompt that is too long, and warn (`UserWarning`) of what was cut. Raises
-        `PromptError` for one of more than `max_tokens` tokens without `truncate`, and as `tokenize` does.
+    def fit(self, tokens: list[int], *, truncate: bool = False) -> torch.Tensor:
+        """The row of a prompt's tokens, from `tokenize`: int64 of shape (T,).
+
+        truncate: keep the first `max_tokens` tokens and warn (`UserWarning`) of what was cut. Raises `PromptError` for
+        more than `max_tokens` tokens without `truncate`.
         """
-        tokens, limit = self.tokenize(prompt), self.max_tokens
+        limit = self.max_tokens
         if len(tokens) > limit:
             count = f"the prompt has {len(tokens)} tokens; the limit is {limit}"
             if not truncate:
                 raise PromptError(count)
             cut = textwrap.shorten(self.decode(tokens[limit:]), width=80, placeholder="...")
-            warnings.warn(f"{count}: the last {len(tokens) - limit} were cut: {cut!r}", UserWarning, stacklevel=2)
+            warnings.warn(f"{count}: the last {len(tokens) - limit} were cut: {cut!r}", UserWarning, stacklevel=3)
         return torch.tensor(self.row(tokens), dtype=torch.long)
 
     def encode_batch(self, prompts: Sequence[str], *, truncate: bool = False) -> torch.Tensor:

@@ -102,15 +102,16 @@ class AsyncEngine:
             with contextlib.suppress(RuntimeError):  # the loop is gone, and so is whoever asked
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        open_job = OpenJob(job, post, time.monotonic(), num_open=len(job.indices))
+        arrived = time.monotonic()
         try:
-            open_job.request = await asyncio.to_thread(request_of, self.model, job)
+            request = await asyncio.to_thread(request_of, self.model, job)
         except DalleError as error:
             refusal = refusal_from(error)
             self.metrics.count_refusal(refusal.code)
             yield refusal
             return
         num_open = len(job.indices)
+        open_job = OpenJob(job=job, request=request, post=post, arrived=arrived, num_open=num_open)
         self._known.add(open_job)
         self._arrivals.put(open_job)
         try:
@@ -245,12 +246,12 @@ class AsyncEngine:
         for picture in pictures:
             self._schedule.queue.push(open_job.job.caller, picture)
         position, estimate = outcome
-        prompt, kept, text = open_job.job.prompt, pictures[0].request.kept, self.model.text_tokenizer
+        request = pictures[0].request
         return Accepted(
             position=position,
             estimate=estimate,
-            num_text_tokens=len(text.tokenize(prompt)) if text is not None and prompt is not None else 0,
-            num_kept_codes=0 if kept is None else int((kept >= 0).sum()),
+            num_text_tokens=request.num_text_tokens,
+            num_kept_codes=0 if request.kept is None else int((request.kept >= 0).sum()),
             fingerprint=self.fingerprint,
         )
 

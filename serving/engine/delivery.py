@@ -44,9 +44,7 @@ class Delivery:
         """Deliver a picture that is finished, of codes (N,). Raises whatever making its pixels does."""
         open_job, job = picture.open_job, picture.open_job.job
         with self._decoding():
-            drawn = self._model.picture(
-                job.prompt, job.negative_prompt, picture.request, codes, background=job.background
-            )
+            drawn = self._model.picture(picture.request, codes, background=job.background)
         text = drawn.receipt.to_text() if job.output_format == "png" else None
         queue_seconds = picture.started - open_job.arrived
         grid = [list(row) for row in drawn.receipt.codes]
