@@ -1,7 +1,6 @@
-"""A caller's mistake that the library finds, as a refusal: for the ingress and the engine alike.
+"""Refusals of callers' mistakes that the library finds, for the ingress and the engine.
 
-It stands apart from `errors` and `jobs`, which do without the library: Ray Serve's proxy imports them, and its process
-stays light.
+It stands apart from `errors` and `jobs`, which Ray Serve's proxy imports: its process loads no torch.
 """
 
 from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
@@ -15,7 +14,7 @@ class MaskError(ImageError):
 
 
 def refusal_from(error: DalleError) -> Refused:
-    """The refusal, with status 400, that tells a caller about a mistake."""
+    """The refusal of a caller's mistake: status 400, with the error's message."""
     code, param = {
         PromptError: ("invalid_prompt", "prompt"),
         NegativePromptError: ("invalid_prompt", "negative_prompt"),

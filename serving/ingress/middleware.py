@@ -78,7 +78,7 @@ class AccessLog:
         finally:
             seconds = time.monotonic() - start
             route = scope.get("route")
-            self.metrics.answered(getattr(route, "path", "other"), status, seconds)
+            self.metrics.count_response(getattr(route, "path", "other"), status, seconds)
             line = {
                 "id": request_id,
                 "method": scope["method"],

@@ -65,7 +65,7 @@ async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
         pictures = {_name(name): one for name, one in form.items() if isinstance(one, UploadFile)}
         # an empty value is what a form has for null
         values = {
-            name: None if one == "" and kind.may_be_left_out(name) else one
+            name: None if one == "" and kind.is_optional(name) else one
             for name, one in form.items()
             if not isinstance(one, UploadFile)
         }
