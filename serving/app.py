@@ -37,7 +37,7 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._settings = Settings(**settings)
-        self._app = create_app(RayBackend(models, own), self._settings, tell_request_id=False)
+        self._app = create_app(RayBackend(models, own), self._settings, send_request_id=False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

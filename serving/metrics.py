@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. Every replica has a registry of its own; the endpoint `/metrics` of the ingress joins them."""
+"""Metrics for Prometheus. Every replica has a registry of its own; the ingress joins them at `/metrics`."""
 
 from collections.abc import Iterable, Mapping
 

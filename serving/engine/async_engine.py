@@ -1,11 +1,10 @@
-"""An engine with its thread: jobs in, events out, and between them the schedule.
+"""`AsyncEngine`: an engine on a thread of its own, which takes jobs and sends events.
 
-One thread touches the engine, the schedule and every tensor; the event loop only passes jobs in and events out, and
-never waits for a step. Before each step the thread looks at what was asked of it since the last one, so that a
-cancelled job leaves its slots within one step. Codes become pixels on the same thread, right after the step that drew
-the last of them: on a CPU a second pool of threads would fight the first one for the cores, and on a GPU the work is
-queued in order anyway. Prompts become text ids before the thread sees them, and pixels become PNGs after (`delivery`),
-on others.
+One thread touches the engine, the schedule and every tensor. The event loop only passes jobs in and events out, and
+never waits for a step. The thread reads arrivals and cancellations before each step, so a cancelled job leaves its
+slots within one step. It also decodes codes to pixels, right after the step that drew the last of them: on a CPU a
+second pool of threads would compete for the same cores, and on a GPU the work is queued in order anyway. Prompts are
+tokenized before a job reaches the thread, and pixels are encoded as files after it (`delivery`), on other threads.
 """
 
 import asyncio
@@ -35,20 +34,20 @@ __all__ = ["AsyncEngine"]
 logger = logging.getLogger(__name__)
 
 ARRIVALS_PER_STEP = 4
-"""Jobs that are looked at between two steps, and"""
+"""Most jobs that are considered between two steps."""
 ADMISSIONS_PER_STEP = 2
-"""pictures that get slots, and run their prompts first: more of them would hold up those that are being drawn."""
+"""Most pictures that get slots between two steps. Each runs its prefill first, which delays the others."""
 CHECK_SECONDS = 5.0
-"""How often somebody who waits for events looks whether the engine is still there."""
+"""Interval at which a caller that waits for events checks that the engine is alive."""
 STUCK_SECONDS = 60.0
-"""A step that takes longer is a fault."""
+"""Duration of a step after which the engine counts as stuck."""
 CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
 CANCELLED = Refused(status=409, code="request_cancelled", message="the request was cancelled")
 LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has passed before all pictures were drawn")
 
 
 class AsyncEngine:
-    """Draws jobs of one model. Start it with `start`; the first call of everything else waits for nothing."""
+    """Draws the jobs of one model. Call `start` first; it returns when the engine is ready."""
 
     def __init__(self, model: DALLE, settings: ModelSettings) -> None:
         self.model = model
@@ -58,16 +57,16 @@ class AsyncEngine:
         self.created = int(time.time())
         self.fingerprint = fingerprint(model, settings, self.threads)
         self.num_slots_wanted = 0
-        """Slots that are held by pictures, or that queued pictures need."""
+        """Slots that pictures hold or are queued for."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
         self._engine = Engine(model.decoder, num_slots=settings.num_slots, buckets=buckets)
         self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
         self._known: set[OpenJob] = set()
-        """Jobs whose events somebody waits for."""
+        """Jobs whose callers are waiting for events; changed by the event loop alone."""
         self._jobs: set[OpenJob] = set()
-        """Jobs that were accepted; of the engine's thread alone."""
+        """Jobs that were accepted; used by the engine's thread alone."""
         self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
-        """None wakes the thread."""
+        """New jobs; None only wakes the thread."""
         self._delivery = Delivery(model, self._schedule, self.metrics)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
@@ -78,17 +77,17 @@ class AsyncEngine:
     # -- called from anywhere
 
     def start(self) -> "AsyncEngine":
-        """Start the thread and wait until it has drawn its self-test. Raises `EngineFailedError` if it could not."""
+        """Start the thread and wait until its self-test has passed. Raises `EngineFailedError` if it fails."""
         self._thread.start()
         self._ready.wait()
         self.check()
         return self
 
     async def draw(self, job: Job) -> AsyncGenerator[Event]:
-        """Draw a job. The first event is `Accepted` or `Refused`; then previews and pictures as they come, until all
-        are drawn or the job is `Refused` on the way. Leaving the iterator early cancels the job.
+        """Draw a job. The first event is `Accepted` or `Refused`; then previews and pictures follow, until all are
+        drawn or the job is `Refused`. Leaving the iterator early cancels the job.
 
-        Raises `EngineFailedError` as `check` does, also if the engine fails meanwhile.
+        Raises `EngineFailedError` as `check` does, also if the engine fails while it draws.
         """
         assert job.indices, "a job without pictures"
         if self._closing:
@@ -99,7 +98,7 @@ class AsyncEngine:
         events: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def post(event: Event | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and so is whoever asked
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the caller is gone
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         arrived = time.monotonic()
@@ -133,7 +132,7 @@ class AsyncEngine:
                 self._cancel(open_job)
 
     def cancel(self, job_id: str, owner: str) -> bool:
-        """Stop somebody's job; its slots are free before the next step. False if it is done or unknown."""
+        """Stop a job of this owner. Its slots are free before the next step. False if it is finished or unknown."""
         found = [open_job for open_job in list(self._known) if (open_job.job.id, open_job.job.owner) == (job_id, owner)]
         for open_job in found:
             self._cancel(open_job)
@@ -145,7 +144,7 @@ class AsyncEngine:
 
     @property
     def max_queue(self) -> int:
-        """Pictures that may wait. May be set while the engine runs."""
+        """Largest number of queued pictures. It can be set while the engine runs."""
         return self._schedule.max_queue
 
     @max_queue.setter
@@ -153,7 +152,7 @@ class AsyncEngine:
         self._schedule.max_queue = number
 
     def check(self) -> None:
-        """Raise `EngineFailedError` if the thread is gone, or a step takes longer than a step can."""
+        """Raise `EngineFailedError` if the thread has ended, or has been in one step for `STUCK_SECONDS`."""
         if self._failure is not None:
             raise EngineFailedError(f"the engine's thread has failed: {self._failure!r}")
         if self._ready.is_set() and not self._thread.is_alive():
@@ -162,14 +161,14 @@ class AsyncEngine:
             raise EngineFailedError(f"the engine has not finished a step for {STUCK_SECONDS:.0f} seconds")
 
     def close(self) -> None:
-        """Finish what was accepted, take nothing more, and end the threads."""
+        """Refuse new jobs, finish those that were accepted, and end the threads."""
         self._closing = True
         self._arrivals.put(None)
         self._thread.join()
         self._delivery.close()
 
     def info(self) -> ModelInfo:
-        """What others must know of the model. Raises `EngineFailedError` as `check` does."""
+        """Facts about the model. Raises `EngineFailedError` as `check` does."""
         self.check()
         model, text, (height, width) = self.model, self.model.text_tokenizer, self.model.image_size
         return ModelInfo(
@@ -198,7 +197,7 @@ class AsyncEngine:
             while not (self._closing and not self._jobs and self._arrivals.empty()):
                 self._last_sign = time.monotonic()
                 self._take_arrivals()
-                self._stop_unwanted()
+                self._stop_cancelled_and_late()
                 self._admit()
                 if self._schedule.active:
                     self._step()
@@ -210,7 +209,7 @@ class AsyncEngine:
             self._ready.set()
 
     def _take_arrivals(self) -> None:
-        """Look at a few jobs that have come; with nothing to draw, wait for one."""
+        """Consider a few of the jobs that have arrived. With nothing to draw, wait for one for up to a second."""
         idle = not self._schedule.active and not len(self._schedule.queue) and not self._closing
         num_taken = 0
         with contextlib.suppress(queue.Empty):
@@ -222,10 +221,10 @@ class AsyncEngine:
                     self._accept(open_job)
 
     def _accept(self, open_job: OpenJob) -> None:
-        """Put a job's pictures into the queue, or refuse it."""
+        """Queue a job's pictures, or refuse it, and post the outcome."""
         try:
             outcome = self._consider(open_job)
-        except Exception:  # a mistake of ours, which must not take the pictures of others with it
+        except Exception:  # a bug in one job must not stop the others
             logger.exception("the job %s could not be prepared", open_job.job.id)
             outcome = FAILED
         if isinstance(outcome, Refused):
@@ -255,8 +254,8 @@ class AsyncEngine:
             fingerprint=self.fingerprint,
         )
 
-    def _stop_unwanted(self) -> None:
-        """Stop the jobs that were cancelled, and those whose deadline has passed."""
+    def _stop_cancelled_and_late(self) -> None:
+        """Stop the jobs that were cancelled or whose deadline has passed."""
         now = time.time()
         for open_job in list(self._jobs):
             if open_job.cancelled_at is not None:
@@ -265,7 +264,7 @@ class AsyncEngine:
                 self._stop(open_job, LATE)
 
     def _stop(self, open_job: OpenJob, refusal: Refused) -> None:
-        """Take a job out of queue and slots."""
+        """Remove a job from the queue and its slots, and post why."""
         self._jobs.discard(open_job)
         self._schedule.queue.remove(lambda picture: picture.open_job is open_job)
         mine = {key: picture for key, picture in self._schedule.active.items() if picture.open_job is open_job}
@@ -309,7 +308,7 @@ class AsyncEngine:
         for key, num_codes in result.drawn.items():
             picture = self._schedule.active.get(key)
             if picture is None:
-                continue  # stopped, because another picture of its job could not be made
+                continue  # stopped in this loop, because another picture of its job failed
             picture.num_codes = num_codes
             try:
                 if key in result.finished:
@@ -321,7 +320,7 @@ class AsyncEngine:
                 elif picture.previews and num_codes >= picture.previews[0]:
                     picture.previews.pop(0)
                     self._delivery.post_preview(picture, self._engine.codes_so_far(key))
-            except Exception:  # one picture's fault is not everybody's
+            except Exception:  # a bug in one job must not stop the others
                 logger.exception("a picture of the job %s could not be made", picture.open_job.job.id)
                 self.metrics.count_refusal(FAILED.code)
                 self._stop(picture.open_job, FAILED)

@@ -1,7 +1,7 @@
-"""From an engine's codes to its callers' events: codes become pixels, pixels become files, files become events.
+"""`Delivery`: decodes an engine's codes to pixels, encodes the pixels as files, and posts them as events.
 
-The first happens on the thread that calls, which is the engine's (`async_engine` says why); the rest on a thread of
-this module's own, so that no step waits for a file.
+Decoding runs on the calling thread, which is the engine's (`async_engine` says why). Encoding runs on a thread of this
+module, so that no step waits for a file.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ logger = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Posts previews and pictures of one model to the jobs that they are of, in the order in which they are given."""
+    """Posts the previews and pictures of one model to their jobs, in the order of the calls."""
 
     def __init__(self, model: DALLE, schedule: Schedule[OpenPicture], metrics: EngineMetrics) -> None:
         self._model = model
         self._schedule = schedule
-        """Is told how long codes take to become pixels."""
+        """Receives the measured duration of decoding."""
         self._metrics = metrics
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def close(self) -> None:
-        """Finish the files that were begun, and end the thread."""
+        """Finish the files that were started, and end the thread."""
         self._encoder.shutdown()
 
     def post_picture(self, picture: OpenPicture, codes: Tensor) -> None:
-        """Deliver a picture that is finished, of codes (N,). Raises whatever making its pixels does."""
+        """Decode and post a finished picture of codes (N,). Raises what decoding raises."""
         open_job, job = picture.open_job, picture.open_job.job
         with self._decoding():
             drawn = self._model.picture(picture.request, codes, background=job.background)
@@ -57,7 +57,7 @@ class Delivery:
         self._metrics.pictures.inc()
 
     def post_preview(self, picture: OpenPicture, codes: Tensor) -> None:
-        """Deliver a picture of the first codes (M,). Raises whatever making its pixels does."""
+        """Decode and post a preview of the first codes (M,). Raises what decoding raises."""
         open_job, number, index, num_codes = picture.open_job, picture.num_previews, picture.request.index, len(codes)
         picture.num_previews += 1
         if not open_job.previewed:
@@ -71,7 +71,7 @@ class Delivery:
 
     @contextlib.contextmanager
     def _decoding(self) -> Iterator[None]:
-        """Measures how long codes take to become pixels."""
+        """Measure the duration of decoding."""
         start = time.monotonic()
         yield
         seconds = time.monotonic() - start
@@ -81,7 +81,7 @@ class Delivery:
     def _encode(
         self, open_job: OpenJob, image: Image.Image, text: dict[str, str] | None, event: Callable[[bytes], Event]
     ) -> None:
-        """Make the file of a picture beside the engine's thread, and post its event."""
+        """Encode a picture's file on the other thread, and post its event."""
 
         def encode() -> None:
             try:

@@ -1,4 +1,4 @@
-"""The codes of a given picture, and the picture of codes that are not all drawn yet.
+"""Encoding given pictures to kept codes, and decoding previews of pictures that are not finished.
 
 A given picture arrives as pixels of the model's size: `serving.ingress.given` has read and cropped the caller's file.
 """
@@ -19,7 +19,7 @@ NOT_DRAWN_YET = 235
 
 @torch.inference_mode()
 def kept_codes(model: DALLE, given: Given) -> Tensor:
-    """(N,) int64: the codes of the picture, -1 where one is to be drawn."""
+    """(N,) int64: the codes of the picture, -1 for every code to be drawn."""
     height, width = model.image_size
     codes = model.encode(Image.frombytes(given.mode, (width, height), given.pixels)).flatten()
     return codes.masked_fill(~torch.tensor(given.keep), -1)
@@ -27,10 +27,10 @@ def kept_codes(model: DALLE, given: Given) -> Tensor:
 
 @torch.inference_mode()
 def preview(model: DALLE, codes: Tensor) -> Image.Image:
-    """The picture of the first codes (M,), 0 < M < N, of the model's `image_mode`; what is to come is grey and
-    opaque."""
+    """Decode the first codes (M,), 0 < M < N, to a picture of the model's `image_mode`. The part that is not drawn yet
+    is grey and opaque."""
     layout, factor = model.decoder.layout, model.image_tokenizer.config.picture_factor
-    # what is to come repeats the last code, so that nothing foreign shines through at the border; it is covered
+    # the missing codes repeat the last one, so that the decoder shows nothing else at the border; grey covers them
     whole = torch.cat([codes, codes[-1:].expand(layout.num_codes - len(codes))])
     grid = layout.grid(whole[None]).to(model.decoder.embedding.weight.device)
     pixels = model.image_tokenizer.decode(grid)[0]

@@ -21,13 +21,15 @@ __all__ = ["prepare", "prompt_of"]
 
 
 def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: ModelInfo, *, max_pixels: int) -> Given:
-    """A picture for a model, and which of its codes are kept: all that the mask does not leave transparent, or the
-    upper `keep_rows` rows, by default half of them. The picture's own transparency is kept if the model draws
-    transparency, and lies over white if not; it is never a mask.
+    """Crop and resize a picture for a model, and choose the codes to keep.
+
+    With a mask, codes with a transparent pixel in it are drawn and all others are kept; without, the upper `keep_rows`
+    grid rows are kept, by default half of them. The picture's own transparency is kept if the model draws transparency,
+    and lies over white if not; it is never a mask.
 
     max_pixels: height times width beyond which a file is refused before it is decoded.
-    Raises `ImageError` for a picture that cannot be used, `MaskError` for a mask, `ParameterError` for rows that are
-    not there.
+    Raises `ImageError` for a picture that cannot be used, `MaskError` for such a mask, `ParameterError` for a value of
+    `keep_rows` outside the picture.
     """
     rows, columns = info.grid_rows, info.num_codes // info.grid_rows
     keep = np.ones((rows, columns), dtype=bool)
@@ -45,11 +47,11 @@ def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: Model
 
 
 def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) -> "np.ndarray[tuple[int, int], Any]":
-    """(rows, columns) bool: which codes have a pixel that the mask leaves transparent, after the picture's own crop."""
+    """(rows, columns) bool: which codes have a transparent pixel in the mask, cropped like the picture."""
     with open_image(image, max_pixels=max_pixels) as opened:
         width, height = _upright_size(opened)
     with _open_mask(mask, max_pixels) as opened_mask:
-        # both as they are seen: a mask is painted over a picture that a viewer has turned upright
+        # both upright: a mask is painted over the picture as a viewer shows it
         upright = ImageOps.exif_transpose(opened_mask)
         if upright.size != (width, height):
             raise MaskError(
@@ -57,9 +59,9 @@ def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) ->
                 "they must be of one size"
             )
         if not upright.has_transparency_data:
-            raise MaskError("the mask has no transparency: what is transparent in it is drawn anew")
+            raise MaskError("the mask has no transparency: its transparent pixels are the ones to draw")
         holes = np.asarray(upright.convert("RGBA").getchannel("A")) == 0
-    # the largest centred rectangle of the model's proportions, as `load_image` takes it
+    # the largest centred rectangle of the model's aspect ratio, which `load_image` crops
     scale = min(width / info.width, height / info.height)
     above = _overlaps(info.grid_rows, height, scale * info.height)
     beside = _overlaps(info.num_codes // info.grid_rows, width, scale * info.width)
@@ -78,7 +80,8 @@ def _open_mask(mask: bytes, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _overlaps(num_codes: int, num_pixels: int, length: float) -> "np.ndarray[tuple[int, int], Any]":
-    """(num_codes, num_pixels) float32, 1 where a pixel reaches into a code's share of `length` pixels in the middle."""
+    """(num_codes, num_pixels) float32 along one axis: 1 where a pixel overlaps a code, of the codes that divide the
+    `length` pixels in the middle."""
     edges = (num_pixels - length) / 2 + length * np.arange(num_codes + 1) / num_codes
     pixels, tolerance = np.arange(num_pixels), 1e-6
     reaches = (pixels < edges[1:, None] - tolerance) & (pixels + 1 > edges[:-1, None] + tolerance)
@@ -86,13 +89,13 @@ def _overlaps(num_codes: int, num_pixels: int, length: float) -> "np.ndarray[tup
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once EXIF orientation is honoured, without a look at the pixels."""
+    """Width and height after the EXIF orientation is applied, read from the header alone."""
     on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size[::-1] if on_its_side else image.size
 
 
 def prompt_of(image: bytes, *, max_pixels: int) -> str | None:
-    """The prompt in the receipt of a picture, if it has one."""
+    """The prompt in the receipt of a PNG; None if it has no receipt, or cannot be read."""
     try:
         with open_image(image, formats=("PNG",), max_pixels=max_pixels) as opened:
             return Receipt.from_text(opened.text).prompt or None  # type: ignore[attr-defined]

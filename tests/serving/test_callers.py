@@ -149,4 +149,4 @@ def test_a_body_that_does_not_come_is_not_waited_for(model: DALLE) -> None:
             with upload_that_does_not_come(one, path) as connection:
                 connection.settimeout(10)
                 answer = connection.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 408 ") and b"has not come within 0.3 s" in answer, path
+            assert answer.startswith(b"HTTP/1.1 408 ") and b"has not arrived within 0.3 s" in answer, path

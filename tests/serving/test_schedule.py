@@ -66,19 +66,19 @@ def test_nobody_fills_the_queue_alone() -> None:
             one.active[number] = one.queue.pop()
     full = refusal(one, picture("greedy"))
     assert (full.status, full.code, full.retry_after) == (429, "queue_full", 10.0)
-    assert "5 of your pictures would wait; the limit for you is 4 of 8 now" in full.message
+    assert "5 of your pictures would be queued; your limit is 4 of 8 now" in full.message
     for caller, share in (("b", 2), ("c", 1), ("d", 1)):
         for _ in range(share):
             accept(one, picture(caller))
         assert refusal(one, picture(caller)).code == "queue_full"
-    assert "and 8 of others; the limit for you is 0" in refusal(one, picture("e")).message
+    assert "and 8 of others; your limit is 0" in refusal(one, picture("e")).message
 
 
 def test_what_can_never_be_done_is_no_matter_of_time() -> None:
     one = schedule(max_queue=4)
     never = refusal(one, *(picture() for _ in range(5)))
     assert (never.status, never.param, never.retry_after) == (400, "n", None)
-    assert "n is 5; the limit here is 4" in never.message
+    assert "n is 5; the limit is 4" in never.message
     late = refusal(one, picture(deadline=9))
     assert (late.status, late.code, late.param) == (400, "deadline_unreachable", "deadline")
     accept(one, picture(), picture())
@@ -95,7 +95,7 @@ def test_a_promise_is_kept_whoever_comes() -> None:
     # b's turn comes before a's third picture, which would then be done after 30 seconds
     refused = refusal(one, picture("b"), picture("b"))
     assert (refused.status, refused.code) == (429, "queue_full")
-    assert "promised to others would be late" in refused.message and refused.retry_after == 5.0
+    assert "accepted pictures of others would miss their deadlines" in refused.message and refused.retry_after == 5.0
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -69,14 +69,14 @@ def images(events: list[Event]) -> dict[int, bytes]:
 def hold(engine: AsyncEngine) -> tuple[threading.Event, threading.Event]:
     """Stop the engine's thread between two steps: (it stands, let it go)."""
     stands, go = threading.Event(), threading.Event()
-    stop_unwanted = engine._stop_unwanted
+    stop = engine._stop_cancelled_and_late
 
     def wait() -> None:
-        engine._stop_unwanted = stop_unwanted  # type: ignore[method-assign]
+        engine._stop_cancelled_and_late = stop  # type: ignore[method-assign]
         stands.set()
         assert go.wait(30)
 
-    engine._stop_unwanted = wait  # type: ignore[method-assign]
+    engine._stop_cancelled_and_late = wait  # type: ignore[method-assign]
     engine._arrivals.put(None)
     return stands, go
 
