@@ -191,7 +191,7 @@ def test_the_head_waits_longer_for_the_models_than_it_may() -> None:
 
 def test_environment_names_are_known_to_those_who_read_them() -> None:
     entrypoint = read("deploy/entrypoint.sh")
-    library = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dalle").glob("*.py"))
+    library = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dalle").rglob("*.py"))
     ray = "".join(path.read_text(encoding="utf-8") for path in (RAY / "_private").rglob("*.py"))
     binary = (RAY / "_raylet.so").read_bytes()
     for where, name, _ in environments():
