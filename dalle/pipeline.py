@@ -193,7 +193,7 @@ class DALLE(Model):
         """
         chosen = chosen_background(background, mode=self.image_mode, model=self.name)
         grid = self.decoder.layout.grid(codes[None])[0]
-        parameters = request.params.to_dict()
+        parameters = dataclasses.asdict(request.params)
         if request.kept is not None:
             parameters["kept"] = kept_mask(request.kept.tolist())
         if request.truncated:
