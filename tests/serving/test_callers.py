@@ -1,4 +1,4 @@
-"""Who calls and how much they may: keys, rates, requests at once, and what belongs to whom."""
+"""Callers: API keys, rates, concurrent requests, and requests of others."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What stands around every request: what is said of a failure of ours, and what other web pages may do."""
+"""Middleware: responses to unexpected exceptions, and requests by pages of other origins."""
 
 import logging
 from typing import Any

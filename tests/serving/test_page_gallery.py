@@ -1,4 +1,4 @@
-"""The service's web page in a real browser: pictures are kept, used again and gone on from."""
+"""The service's web page in a real browser: the gallery, and continuing from a picture."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ from tests.support.browsing import (
 )
 
 FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""That pytest finds here."""
+"""Fixtures, imported for pytest."""
 
 
 # The gallery
@@ -90,7 +90,7 @@ def test_settings_are_used_again(page: Page) -> None:
     assert {**second, "n": 2, "first_index": 3} == first
 
 
-# Going on from a picture
+# Continuing from a picture
 
 
 def test_a_variation_keeps_the_upper_half(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Given pictures, as files that callers send: which of their codes are kept."""
+"""Given pictures: reading callers' files, masks, kept codes, and previews."""
 
 import dataclasses
 import io

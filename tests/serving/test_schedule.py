@@ -1,4 +1,4 @@
-"""The schedule: times by hand, who is refused and why, and promises that hold whoever comes."""
+"""Schedule: finish times computed by hand, reasons of refusals, and deadlines that hold for every later job."""
 
 import random
 from typing import Any
@@ -13,13 +13,13 @@ STEPS = 10
 
 
 def picture(caller: str = "a", *, deadline: float = 1000.0, **changes: Any) -> Scheduled:
-    """Of 10 codes, in two slots; `deadline` in seconds from now."""
+    """A picture of 10 codes in two slots; `deadline` in seconds from now."""
     values: dict[str, Any] = {"num_slots": 2, "num_codes": 0, "total_codes": STEPS, "previews": []} | changes
     return Scheduled(caller=caller, deadline=NOW + deadline, **values)
 
 
 def schedule(*, num_slots: int = 4, max_queue: int = 8) -> Schedule[Scheduled]:
-    """Two pictures at once, a second for a step, nothing for a decode."""
+    """A schedule for two pictures at once; a step takes a second, decoding no time."""
     one: Schedule[Scheduled] = Schedule(num_slots=num_slots, max_queue=max_queue)
     one.step_seconds = 1.0
     return one
@@ -54,7 +54,7 @@ def test_decoding_takes_its_time() -> None:
     one = schedule()
     one.decode_seconds = 0.5
     assert accept(one, picture()) == (0, 10.5)
-    # decodes by then: its own four, and the other's one
+    # 5 decodes by then: its own four, and the other's one
     assert accept(one, picture(previews=[2, 5, 8])) == (1, 12.5)
 
 
@@ -100,7 +100,7 @@ def test_a_promise_is_kept_whoever_comes() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_that_is_accepted_is_done_in_time(seed: int) -> None:
-    """Callers come at random while pictures are drawn; every step takes what it is thought to take."""
+    """Jobs arrive at random while pictures are drawn; every step takes as long as predicted."""
     chance = random.Random(seed)
     one = schedule(num_slots=6, max_queue=12)
     now, key, finished, refused = NOW, 0, 0, 0
