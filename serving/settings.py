@@ -97,9 +97,9 @@ class LimitSettings(_Strict):
     """Longest time for a request, in seconds, and the default of its field `deadline`. A request that cannot finish in
     time is refused on arrival; one that does not is stopped."""
     rate: str | None = None
-    """Largest rate of requests per caller, such as `60/minute` (default: no limit)."""
+    """Largest rate of requests per caller, such as `60/minute`; without it there is no limit."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Largest number of requests per caller that are running or queued at once (default: no limit)."""
+    """Largest number of requests per caller that are running or queued at once; without it there is no limit."""
     max_body_bytes: int = Field(default=64 * 1024, ge=1024)
     """Largest body of a request without pictures, in bytes."""
     max_upload_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     """File of API keys with a line `NAME KEY` for each caller; a key has at least 16 characters. Without a file no key
     is needed."""
     cors_origins: tuple[str, ...] = ()
-    """Origins, such as `https://example.org`, whose web pages may call the service (default: none besides its own)."""
+    """Origins, such as `https://example.org`, whose pages may call the service; without any, only its own page may."""
     store: Path | None = None
     """Folder that stores the pictures of requests with `response_format: url`; without a folder they are refused.
     Ingress replicas on several nodes need a shared folder."""
@@ -151,9 +151,9 @@ class Settings(BaseSettings):
     store_bytes: int = Field(default=2**30, ge=2**20)
     """Largest total size of the store, in bytes; the oldest pictures are removed first."""
     public_url: str | None = None
-    """Base URL of the stored pictures, as callers reach the service (default: the base URL of the request)."""
+    """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
     log_prompts: bool = False
-    """Write prompts into the access log (default: only their length and a short hash)."""
+    """Write prompts into the access log; otherwise it has only their length and a short hash."""
     ingress_replicas: int = Field(default=1, ge=1)
     """Number of replicas that answer HTTP requests. Each counts `limits.rate` and `limits.concurrency` by itself."""
 
