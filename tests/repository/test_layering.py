@@ -52,6 +52,8 @@ THREADS_AND_CLOCKS = {
     *("_thread", "asyncio", "concurrent", "multiprocessing", "queue", "sched", "signal", "subprocess", "threading"),
     *("datetime", "random", "time"),
 }
+KNOWING_RAY = ("serving/cluster/", "serving/app.py", "serving/__main__.py", "serving/batch/ray_data.py")
+HTTP_FRAMEWORKS = {"aiohttp", "fastapi", "httpx", "starlette", "uvicorn"}
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
@@ -96,6 +98,20 @@ def imports_of(tree: ast.Module, package: str) -> set[str]:
 def imports_of_file(file: str) -> set[str]:
     package = str(Path(file).parent).replace("/", ".")
     return imports_of(tree_of(file), package)
+
+
+def imports_reached(files: list[str]) -> set[str]:
+    """Full names of all that files of the service import, directly or through other files of the service."""
+    waiting, names = [*files], set[str]()
+    reached: set[str] = set()
+    while waiting:
+        file = waiting.pop()
+        reached.add(file)
+        found = imports_of_file(file)
+        names |= found
+        paths = {f"{name.replace('.', '/')}.py" for name in found if name.startswith("serving.")}
+        waiting += [path for path in paths - reached - {*waiting} if (ROOT / path).exists()]
+    return names
 
 
 def roots(names: set[str]) -> set[str]:
@@ -181,10 +197,23 @@ def test_only_the_command_knows_the_terminal(file: str) -> None:
     assert not roots(imports_of_file(file)) & {"typer", "click", "rich", "tqdm"}
 
 
-def test_only_the_wiring_knows_ray() -> None:
-    """The service's engine, its queue and its HTTP side are tested without, and could run without."""
-    knowing = {Path(file).stem for file in files_of("serving") if "ray" in roots(imports_of_file(file))}
-    assert knowing == {"__main__", "app", "autoscaling", "connect", "replica", "loopback", "ray_backend", "ray_data"}
+@pytest.mark.parametrize("file", files_of("serving"))
+def test_only_the_wiring_knows_ray(file: str) -> None:
+    """The service's engine, its queue and its HTTP side are tested without Ray, and could run without it."""
+    assert file.startswith(KNOWING_RAY) or "ray" not in roots(imports_of_file(file))
+
+
+@pytest.mark.parametrize(
+    ("folder", "foreign"),
+    [
+        ("serving/ingress", {"ray", "serving.engine", "serving.cluster", "serving.batch"}),
+        ("serving/engine", {"ray", *HTTP_FRAMEWORKS, "serving.ingress", "serving.cluster", "serving.batch"}),
+    ],
+)
+def test_http_and_the_engine_know_only_what_passes_between_them(folder: str, foreign: set[str]) -> None:
+    """Jobs and events do: neither side reaches the other one, nor Ray, through any module of the service."""
+    names = imports_reached(files_of(folder))
+    assert not {name for name in names for other in foreign if name == other or name.startswith(f"{other}.")}
 
 
 @pytest.mark.parametrize("file", [file for file in files_of("dalle") if not file.startswith("dalle/interop/")])
