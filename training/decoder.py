@@ -8,6 +8,7 @@ that the model also learns pictures without a caption, which is what classifier-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
-from dalle.config import Config, require
 from dalle.decoder.decoder import Decoder, DecoderConfig
 from dalle.device import choose_device
 from dalle.errors import DataError
@@ -24,64 +24,16 @@ from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest
+from training.command import run_preset
+from training.decoder_config import DecoderTrainingConfig
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
 
-__all__ = ["DecoderTask", "DecoderTrainingConfig"]
+__all__ = ["PRESETS", "DecoderTask", "emoji", "tiny"]
 
 NUM_LOOK_ROWS = 256
 NUM_LOOK_PICTURES = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderTrainingConfig(Config):
-    """Everything that decides a stage 2 run. Vocabularies, text length and grid come from the tokenizers."""
-
-    model: DecoderConfig
-    loop: LoopConfig
-    run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
-    name: str = "emoji"
-    """Of the model, as the receipts of its pictures say it."""
-    image_tokenizer: str = "runs/vq-emoji/model"
-    text_tokenizer: str = "runs/bpe/tokenizer.json"
-    train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
-    val_shards: tuple[str, ...] = ("runs/codes/val/*.safetensors",)
-    matrix_rate: float = 0.02
-    """Peak learning rate of Muon, for the matrices of the blocks."""
-    learning_rate: float = 3e-3
-    """Peak learning rate of AdamW, for embeddings, heads, norms and biases."""
-    weight_decay: float = 0.1
-    text_loss_weight: float = 0.1
-    image_loss_weight: float = 1.0
-    caption_dropout: float = 0.1
-    """Share of rows that see the null caption."""
-    code_noise: float = 1.0
-    """Input codes are replaced at random while the targets stay: each row has its own share, from none to this. A small
-    set of pictures is soon known by heart from its first codes; noise makes the caption worth reading to the end."""
-    embedding_weight: float = 0.0
-    """Weight of a second task: a linear layer on the hidden states predicts the codebook row of each next code, by
-    cosine. It tells the model which codes look alike (reAR, arXiv 2510.04450). The layer is not exported."""
-    micro_batch_size: int | None = None
-    """Rows of a batch that go through the model at once, their gradients added up: less memory for the same step.
-    None: all of them."""
-    compile: bool = False
-    """Let `torch.compile` fuse the model: a quarter quicker on a CPU. Needs a C++ compiler, and takes a minute."""
-    start_from: str | None = None
-    """Model directory whose decoder training starts from; its shape replaces `model`."""
-
-    def __post_init__(self) -> None:
-        for name in ("text_loss_weight", "image_loss_weight", "weight_decay", "embedding_weight"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("matrix_rate", "learning_rate"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
-        require(0 <= self.caption_dropout < 1, f"caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size is {self.micro_batch_size}; it must be at least 1",
-        )
-        require(0 <= self.code_noise <= 1, f"code_noise is {self.code_noise}; it must be in [0, 1]")
 
 
 class DecoderTask:
@@ -278,13 +230,51 @@ class DecoderTask:
         )
 
 
-def main() -> None:
-    from training.presets import DECODER_PRESETS, run_preset
+def _shape(**values: Any) -> DecoderConfig:
+    """A decoder's shape, but for what stage 2 reads off the tokenizers."""
+    from_tokenizers: dict[str, Any] = {
+        "text_vocab_size": 1,
+        "text_length": 1,
+        "codebook_size": 1,
+        "grid_height": 1,
+        "grid_width": 1,
+    }
+    return DecoderConfig(**from_tokenizers, **values)
 
+
+def emoji() -> DecoderTrainingConfig:
+    """The default model's decoder: 15 million parameters over rows of 256 codes."""
+    return DecoderTrainingConfig(
+        run="runs/decoder-emoji",
+        embedding_weight=0.5,
+        micro_batch_size=16,
+        model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
+        loop=LoopConfig(
+            steps=8000, batch_size=64, warmup_steps=200, average_decay=0.998, look_steps=500, save_minutes=4.0
+        ),
+    )
+
+
+def tiny() -> DecoderTrainingConfig:
+    """A minute on one core, from the tiny image tokenizer: to see that everything runs, not to see pictures."""
+    return DecoderTrainingConfig(
+        run="runs/decoder-tiny",
+        image_tokenizer="runs/vq-tiny/model",
+        train_shards=("runs/codes-tiny/train/*.safetensors",),
+        val_shards=("runs/codes-tiny/val/*.safetensors",),
+        model=_shape(width=32, depth=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64),
+        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
+    )
+
+
+PRESETS = {"emoji": emoji, "tiny": tiny}
+
+
+def main() -> None:
     run_preset(
         "training.decoder",
         __doc__,
-        DECODER_PRESETS,
+        PRESETS,
         lambda config: train(DecoderTask(config), config.loop, Path(config.run), config.to_dict()),
     )
 

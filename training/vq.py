@@ -5,11 +5,9 @@ codebook is started from what the encoder gives by then, so that every entry has
 entries that fall out of use are started again.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,12 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
-from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
+from training.command import run_preset
 from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
 from training.losses.adversarial import (
     PatchDiscriminator,
@@ -36,78 +34,11 @@ from training.losses.perceptual import LPIPS
 from training.mistakes import Mistakes
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.run_folder import Parts
+from training.vq_config import VQTrainingConfig
 
-__all__ = ["VQTask", "VQTrainingConfig", "trainable"]
+__all__ = ["PRESETS", "VQTask", "emoji", "tiny", "trainable"]
 
 NUM_LOOK_PICTURES = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VQTrainingConfig(Config):
-    """Everything that decides a stage 1 run."""
-
-    model: ImageTokenizerConfig
-    loop: LoopConfig
-    run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
-    train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
-    val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    flip: bool = True
-    """Mirror every second picture at random."""
-    pixel_loss: Literal["l1", "l2"] = "l2"
-    """Distance of pixels. Pictures with alpha are compared over a random colour each."""
-    alpha_weight: float = 1.0
-    """Weight of the same distance of alpha itself, beside that of the pixels."""
-    perceptual_weight: float = 0.0
-    """Weight of LPIPS."""
-    perceptual_crop: int = 64
-    """Side of the random square, in pixels, that the perceptual loss looks at."""
-    perceptual_pictures: int | None = None
-    """Number of pictures of a batch that the perceptual loss looks at; None: all."""
-    adversarial_weight: float = 0.0
-    adversarial_start: int = 0
-    """Step at which the discriminator starts to pull on the decoder; it learns from the first."""
-    discriminator_width: int = 64
-    discriminator_layers: int = 2
-    commitment_weight: float = 0.25
-    codebook: Literal["average", "gradient"] = "average"
-    """How the codebook learns: by moving averages, or by gradient."""
-    codebook_decay: float = 0.99
-    restart_below: float = 0.05
-    """Restart an entry used less than this share of an equal share. Only with moving averages."""
-    unquantized_steps: int = 300
-    compile: bool = False
-    """Let `torch.compile` fuse the networks: for CUDA; on a CPU it gains nothing."""
-    start_from: str | None = None
-    """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
-    only_decoder: bool = False
-    """Keep encoder and codebook, so that codes stay what they are, and train the way back to pixels alone."""
-    random_codes: float = 0.0
-    """Share of codes that are replaced at random before they become pixels, so that one wrong code does not spoil its
-    surroundings (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
-    drawn_by: str | None = None
-    """Model directory of stage 2. In half of the pictures, it draws up to half of the codes anew from those before
-    them: mistakes of the kind that it makes. Only with `only_decoder`."""
-
-    def __post_init__(self) -> None:
-        for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
-        require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
-        require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
-        require_at_least(self, 16, "perceptual_crop")
-        require(
-            self.perceptual_pictures is None or self.perceptual_pictures >= 1,
-            f"perceptual_pictures is {self.perceptual_pictures}; it must be at least 1",
-        )
-        require_multiple(self, 4, "discriminator_width")
-        require_at_least(self, 1, "discriminator_layers")
-        require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
-        require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
-        require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
-        require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")
 
 
 def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
@@ -311,13 +242,44 @@ class VQTask:
         save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module, about=about)
 
 
-def main() -> None:
-    from training.presets import VQ_PRESETS, run_preset
+def emoji() -> VQTrainingConfig:
+    """256 codes for a 128 x 128 picture with transparency: the default model's image tokenizer."""
+    return VQTrainingConfig(
+        run="runs/vq-emoji",
+        model=ImageTokenizerConfig(
+            channels=4,
+            patch_size=4,
+            widths=(64, 128),
+            decoder_widths=(96, 192),
+            num_res_blocks=1,
+            norm_groups=16,
+            encoder_middle_attention=False,
+            blank_code=0,
+        ),
+        loop=LoopConfig(steps=8000, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
+    )
 
+
+def tiny() -> VQTrainingConfig:
+    """A minute on one core: to see that everything runs, not to see pictures."""
+    return VQTrainingConfig(
+        run="runs/vq-tiny",
+        model=ImageTokenizerConfig(
+            patch_size=8, widths=(16, 32), num_res_blocks=1, norm_groups=8, codebook_size=64, codebook_dim=8
+        ),
+        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
+        unquantized_steps=20,
+    )
+
+
+PRESETS = {"emoji": emoji, "tiny": tiny}
+
+
+def main() -> None:
     run_preset(
         "training.vq",
         __doc__,
-        VQ_PRESETS,
+        PRESETS,
         lambda config: train(VQTask(config), config.loop, Path(config.run), config.to_dict()),
     )
 

@@ -13,10 +13,10 @@ from tests.support.models import decoder_config
 from tests.support.pairs import write_pairs
 from training.bpe import train_text_tokenizer
 from training.codes import encode_pairs
-from training.decoder import DecoderTrainingConfig
+from training.decoder_config import DecoderTrainingConfig
 from training.loop import LoopConfig
 from training.pairs.shards import PairShards, find_shards
-from training.vq import VQTrainingConfig
+from training.vq_config import VQTrainingConfig
 
 __all__ = ["NUM_TRAIN", "NUM_VAL", "decoder_training", "vq_training", "write_stage_1", "write_stage_2"]
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dalle.decoder.sampling import SamplingParams
-from training.decoder import DecoderTrainingConfig
-from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
-from training.vq import VQTrainingConfig
+from training import decoder, vq
+from training.decoder_config import DecoderTrainingConfig
+from training.vq_config import VQTrainingConfig
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -50,10 +50,10 @@ def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrai
 
 def emoji() -> Recipe:
     """256 codes for a 128 x 128 picture with transparency: the default model, some 20 core-hours on a CPU."""
-    stage_1 = vq_emoji()
+    stage_1 = vq.emoji()
     return Recipe(
         image_tokenizer=stage_1,
-        decoder=decoder_emoji(),
+        decoder=decoder.emoji(),
         sharper=_sharper(
             stage_1,
             steps=3000,
@@ -74,10 +74,10 @@ def emoji() -> Recipe:
 
 def tiny() -> Recipe:
     """A minute on one core: to see that everything runs, not to see pictures."""
-    stage_1 = vq_tiny()
+    stage_1 = vq.tiny()
     return Recipe(
         image_tokenizer=dataclasses.replace(stage_1, model=dataclasses.replace(stage_1.model, channels=4)),
-        decoder=decoder_tiny(),
+        decoder=decoder.tiny(),
         sharper=_sharper(
             stage_1,
             steps=20,

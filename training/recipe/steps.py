@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 
 from dalle.errors import DataError
-from training.decoder import DecoderTrainingConfig
+from training.decoder_config import DecoderTrainingConfig
 from training.loop import Task
 from training.recipe.plan import TITLES, Plan
-from training.vq import VQTrainingConfig
+from training.vq_config import VQTrainingConfig
 
 __all__ = ["StageConfig", "choose_steps", "fitted"]
 
