@@ -32,7 +32,7 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.draw import draw_caption
 from training.command import mistakes_in_words
-from training.loop import keep_memory
+from training.hardware import keep_memory
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 

@@ -26,7 +26,9 @@ from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.hardware import autocast
+from training.loop import LoopConfig, train
+from training.optimization import WeightAverage, clip_and_step
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
 

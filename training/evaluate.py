@@ -14,7 +14,6 @@ these codes can hope for, or chance. The numbers are a function of model, shards
 and settings.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,26 +22,23 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
-from dalle.images import composite
 from dalle.vq.kinds import AnyImageTokenizer
-from dalle.vq.quantize import codebook_statistics
 from training.captions.phrasing import Phrasing
 from training.command import mistakes_in_words
-from training.evaluation.features import PictureFeatures, batches, evenly, load_gallery
+from training.evaluation.features import PictureFeatures, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
-from training.evaluation.measures import psnr, ssim
+from training.evaluation.reconstruction import Reconstructed, reconstruct
 from training.evaluation.report import report, sheet
-from training.loop import autocast, keep_memory
+from training.hardware import keep_memory
 from training.losses.perceptual import LPIPS
 from training.pairs.shards import PairShards, find_shards
 
-__all__ = ["Reconstructed", "evaluate", "find_splits", "reconstruct"]
+__all__ = ["evaluate", "find_splits"]
 
 ALL_VAL = "all val"
 NUM_RECONSTRUCTED = 512
@@ -183,60 +179,6 @@ def _with_all_val(parts: Mapping[str, Any], cat: Any, measure: Any) -> dict[str,
     if len(val) > 1:
         numbers[ALL_VAL] = measure(cat([parts[name] for name in val]))
     return numbers | {name: measure(parts[name]) for name in parts if name not in val}
-
-
-# -- reconstruction
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstructed:
-    """What was measured on M pictures."""
-
-    psnr: Tensor
-    """(M,) dB."""
-    ssim: Tensor
-    """(M,)."""
-    perceptual: Tensor
-    """(M,): LPIPS."""
-    counts: Tensor
-    """(K,) int64: how often each code occurred."""
-
-    @classmethod
-    def cat(cls, parts: Sequence["Reconstructed"]) -> "Reconstructed":
-        """The pictures of all parts, and the sum of their counts."""
-        names = ("psnr", "ssim", "perceptual")
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**joined, counts=torch.stack([part.counts for part in parts]).sum(0))
-
-    def numbers(self) -> Numbers:
-        """Means over pictures; usage and perplexity of the codebook over all of them together."""
-        usage, perplexity = codebook_statistics(self.counts)
-        means = {name: getattr(self, name).mean().item() for name in ("psnr", "ssim", "perceptual")}
-        return {"pictures": len(self.psnr), **means, "usage": usage, "perplexity": perplexity}
-
-
-@torch.no_grad()
-def reconstruct(
-    pairs: PairShards, numbers: Sequence[int], tokenizer: AnyImageTokenizer, lpips: LPIPS, title: str
-) -> Reconstructed:
-    """Encode and decode these pictures on the tokenizer's device, and compare."""
-    device = next(tokenizer.parameters()).device
-    parts = []
-    for batch in batches(numbers, title):
-        images = pairs.images(batch, channels=tokenizer.config.channels).to(device)
-        codes = tokenizer.encode(images)
-        images, decoded = composite(images), composite(tokenizer.decode(codes))
-        with autocast(device, "auto"):
-            distance = lpips(decoded, images).float()
-        parts.append(
-            Reconstructed(
-                psnr=psnr(decoded, images).cpu(),
-                ssim=ssim(decoded, images).cpu(),
-                perceptual=distance.cpu(),
-                counts=torch.bincount(codes.flatten(), minlength=tokenizer.config.codebook_size).cpu(),
-            )
-        )
-    return Reconstructed.cat(parts)
 
 
 def _reconstruct_all(

@@ -8,14 +8,12 @@ SOURCE is one of
 Every non-empty line of a text is a caption of its own; a .jsonl file may also give a list of captions.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -24,11 +22,11 @@ from dalle.errors import DataError, ImageError
 from dalle.images import load_image
 from training.command import mistakes_in_words
 from training.pairs.shard_writer import ShardWriter, encode_webp
+from training.pairs.sources import find_pictures
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position"]
 
 PAIRS_PER_SHARD = 5000
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 SIZES = range(8, 2049)
 PROBLEMS_FILE = "problems.jsonl"
 
@@ -61,17 +59,6 @@ class FolderOptions:
             raise DataError(f"val-fraction is {self.val_fraction}; it must be at least 0 and below 1")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a source says about one picture."""
-
-    id: str
-    path: Path
-    captions: list[str]
-    problem: str | None = None
-    """Why there is no pair in it."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
     """What became of a source."""
@@ -95,7 +82,9 @@ def build(options: FolderOptions) -> Report:
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
-    found = list(_found(options))
+    found = list(
+        find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
+    )
     shuffled = sorted(range(len(found)), key=lambda number: (position(found[number].id), found[number].id))
     problems_by_number: dict[int, str] = {}
     with (
@@ -122,113 +111,6 @@ def build(options: FolderOptions) -> Report:
             first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
             raise DataError(f"{options.source} has no picture with a caption that can be used{first}")
     return Report(num_train=train.num_pairs, num_val=val.num_pairs, problems=problems)
-
-
-def _found(options: FolderOptions) -> Iterable[_Found]:
-    source = options.source
-    if source.is_dir():
-        return _in_folder(source)
-    if not source.exists():
-        raise DataError(f"{source} does not exist")
-    match source.suffix.lower():
-        case ".csv":
-            return _in_table(source, _csv_rows(source, options), options)
-        case ".jsonl":
-            return _in_table(source, _jsonl_rows(source), options)
-    raise DataError(f"{source} is neither a folder nor a .csv or .jsonl file")
-
-
-def _in_folder(folder: Path) -> Iterator[_Found]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    texts = {path for path in files if path.suffix == ".txt"}
-    used = set()
-    for path in files:
-        if path.suffix.lower() not in PICTURE_SUFFIXES:
-            continue
-        id, text = _name(path, folder), path.with_suffix(".txt")
-        if text not in texts:
-            yield _Found(id, path, [], f"it has no caption: {text.name} is missing")
-            continue
-        used.add(text)
-        try:
-            captions = _lines(text.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            yield _Found(id, path, [], f"{text.name} cannot be read as UTF-8: {error}")
-            continue
-        yield _Found(id, path, captions, None if captions else f"it has no caption: {text.name} is empty")
-    for text in sorted(texts - used):
-        suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-        yield _Found(_name(text, folder), text, [], f"no picture {text.stem} beside it ({suffixes})")
-
-
-def _name(path: Path, folder: Path) -> str:
-    """The path within the folder; what is not UTF-8 in it becomes replacement characters."""
-    return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="replace")
-
-
-Row = tuple[int, dict[str, Any] | str]
-"""A line number, and the row by column or what is wrong with it."""
-
-
-def _in_table(table: Path, rows: Iterator[Row], options: FolderOptions) -> Iterator[_Found]:
-    pictures: dict[str, list[str]] = {}
-    for line, row in rows:
-        where = f"{table.name}, line {line}"
-        if isinstance(row, str):
-            yield _Found(where, table, [], row)
-            continue
-        picture, text = row.get(options.image_column), row.get(options.caption_column)
-        if not isinstance(picture, str) or not picture.strip():
-            yield _Found(where, table, [], f"no picture path in {options.image_column!r}")
-            continue
-        texts = [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
-        if not all(map(_is_unicode, (picture, *texts))):
-            yield _Found(where, table, [], "it has halves of surrogate pairs, which are no characters")
-            continue
-        captions = [caption for part in texts for caption in _lines(part)]
-        known = pictures.setdefault(picture.strip(), [])
-        known.extend(caption for caption in dict.fromkeys(captions) if caption not in known)
-    for picture, captions in pictures.items():
-        problem = None if captions else f"it has no caption: {options.caption_column!r} has no text"
-        yield _Found(picture, table.parent / picture, captions, problem)
-
-
-def _csv_rows(table: Path, options: FolderOptions) -> Iterator[Row]:
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            for column in (options.image_column, options.caption_column):
-                if column not in columns:
-                    raise DataError(f"{table} has no column {column!r}; its columns are {', '.join(columns)}")
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read as CSV in UTF-8: {error}") from error
-
-
-def _jsonl_rows(table: Path) -> Iterator[Row]:
-    try:
-        with open(table, encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    yield line, f"it is not JSON: {error}"
-                else:
-                    yield line, row if isinstance(row, dict) else "it is not a JSON object"
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table} cannot be read as UTF-8: {error}") from error
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:

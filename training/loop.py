@@ -6,39 +6,26 @@ on the same machine, as if nothing had happened, bit for bit.
 """
 
 import contextlib
-import copy
-import ctypes
 import dataclasses
-import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dalle.config import Config, require, require_at_least
 from dalle.device import choose_device
-from dalle.errors import DalleError, DataError
+from dalle.errors import DalleError
+from training.hardware import keep_memory
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
-__all__ = [
-    "LoopConfig",
-    "Task",
-    "WeightAverage",
-    "autocast",
-    "clip_and_step",
-    "keep_memory",
-    "learning_rate_scale",
-    "train",
-]
-
-M = TypeVar("M", bound=nn.Module)
+__all__ = ["LoopConfig", "Task", "train"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,72 +99,6 @@ class Task(Protocol):
         """Write the artefact of the stage, as it is after this many steps."""
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass. `auto` is bfloat16 on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        precision = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def learning_rate_scale(config: LoopConfig, step: int) -> float:
-    """In [0, 1]: linear warm-up, then a cosine down to `final_rate` at the last step."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class WeightAverage(nn.Module, Generic[M]):
-    """Exponential moving average of a module's parameters (its buffers are copied). Quick at first: the decay is
-    min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage."""
-
-    module: M
-    """The averaged copy, without gradients, in evaluation mode."""
-    updates: Tensor
-
-    def __init__(self, module: M, *, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def update(self, module: M) -> None:
-        count = int(self.updates)
-        decay = min(self.decay, (1 + count) / (10 + count))
-        averages: list[Tensor] = list(self.module.parameters())
-        currents = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(averages, currents, 1 - decay)
-        for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(current)
-        self.updates += 1
-
-
-def clip_and_step(
-    optimizers: list[torch.optim.Optimizer], config: LoopConfig, step: int, loss: Tensor
-) -> dict[str, float]:
-    """Clip the gradients of these optimizers' parameters to the global norm, set the rates, step, zero.
-
-    A parameter group's `peak_rate` is its learning rate at the top of the schedule. Raises `DataError` if the loss or
-    the gradient is not finite: nothing is updated then, and the last checkpoint stays as it is.
-    """
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    if not (torch.isfinite(norm) and torch.isfinite(loss)):
-        raise DataError(
-            f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}: not finite. "
-            "The last checkpoint is kept; a lower learning rate or max_grad_norm may help"
-        )
-    scale = learning_rate_scale(config, step)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_rate"] * scale
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return {"gradient_norm": float(norm), "rate_scale": scale}
-
-
 class _Batches(Dataset[Mapping[str, Tensor] | DalleError]):
     """A task's batches by step, for the workers of a `DataLoader`. A caller's mistake is handed over, to be raised in
     the main process: raised in a worker, its message would be the worker's stack trace."""
@@ -209,19 +130,6 @@ def _stop_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def keep_memory() -> None:
-    """Tell the C library to keep freed memory instead of giving every large tensor back to the kernel.
-
-    Without it a step on the CPU spends most of its time on page faults: 7 against 40 rows a second were measured for
-    the default decoder. Does nothing where there is no glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        trim_threshold, mmap_max = -1, -4
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, Any]) -> bool:

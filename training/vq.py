@@ -22,7 +22,8 @@ from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.command import run_preset
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.hardware import autocast
+from training.loop import LoopConfig, train
 from training.losses.adversarial import (
     PatchDiscriminator,
     adaptive_weight,
@@ -32,6 +33,7 @@ from training.losses.adversarial import (
 )
 from training.losses.perceptual import LPIPS
 from training.mistakes import Mistakes
+from training.optimization import WeightAverage, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.run_folder import Parts
 from training.vq_config import VQTrainingConfig

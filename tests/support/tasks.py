@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.support.curves import logged_pictures, logged_scalars
-from training.loop import LoopConfig, WeightAverage, clip_and_step, train
+from training.loop import LoopConfig, train
+from training.optimization import WeightAverage, clip_and_step
 
 __all__ = ["Interrupted", "Line", "assert_same_run", "config", "run", "steps_done"]
 

@@ -15,7 +15,8 @@ from tests.support.pairs import pair
 from training.captions import draw as training_side
 from training.captions import phrasing as evaluation_side
 from training.captions.draw import all_captions, draw_caption
-from training.captions.naming import SYNONYMS, countable, plural, said, synonyms, telling_keywords, with_article
+from training.captions.grammar import countable, plural, with_article
+from training.captions.naming import SYNONYMS, said, synonyms, telling_keywords
 from training.captions.phrasing import prompt_for
 from training.captions.wording import STYLES
 from training.emoji.sets import SETS, captions

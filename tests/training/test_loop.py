@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dalle.errors import ConfigError, DataError
 from tests.support.curves import logged_pictures, logged_scalars
 from tests.support.tasks import Interrupted, Line, assert_same_run, config, run, steps_done
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, learning_rate_scale
+from training.hardware import autocast
+from training.loop import LoopConfig
+from training.optimization import WeightAverage, clip_and_step, learning_rate_scale
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ from tests.support.recipes import (
     write_pictures,
 )
 from training.decoder import DecoderTask
-from training.loop import LoopConfig, learning_rate_scale
+from training.loop import LoopConfig
+from training.optimization import learning_rate_scale
 from training.recipe import RECIPES, run_recipe, status
 from training.recipe.plan import SHARES, TITLES, Plan
 from training.vq import VQTask

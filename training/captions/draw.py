@@ -13,18 +13,25 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from training.captions.naming import (
-    countable,
-    country_of,
-    is_plural,
-    plural,
-    said,
-    straight,
-    synonyms,
-    telling_keywords,
-    with_article,
-    with_the,
+from training.captions.frames import (
+    AROUND_WRAPPED,
+    ASKABLE,
+    ASKING,
+    MARKS_AFTER,
+    NOT_ASKABLE,
+    OF_EMOJI,
+    OF_ICONS,
+    OF_STYLES,
+    OF_TRADE_NAMES,
+    PLAIN,
+    SEPARATORS,
+    TRADE_NAMES,
+    WITH_ONE,
+    WITHOUT_EMOJI,
+    WRAPPED,
 )
+from training.captions.grammar import countable, is_plural, plural, with_article, with_the
+from training.captions.naming import country_of, said, straight, synonyms, telling_keywords
 from training.captions.wording import Style, style_of
 
 __all__ = ["all_captions", "draw_caption"]
@@ -51,64 +58,6 @@ TYPO = 0.025
 """Share of captions with a typing error."""
 NUM_FOR_TOKENIZER = 6
 """Captions drawn of each pair for the training of the text tokenizer."""
-
-# {name} is bare and {thing} has an article where it can; {style} is how a style is called and {picture} what a picture
-# in it is: twemoji and twemoji emoji, line icon and line icon. {a_...} has an article for sure.
-AROUND_WRAPPED = (
-    "{thing}, {style} style",
-    "{thing}, {style}",
-    "{thing} in {style} style",
-    "{thing} in the {style} style",
-    "{thing} ({style})",
-)
-ASKABLE = (
-    *AROUND_WRAPPED,
-    "{thing} as {a_picture}",
-    "{name} as {picture}",
-    "{picture} of {thing}",
-    "{a_picture} of {thing}",
-)
-"""Frames that a request may hold: draw ..."""
-MARKS_AFTER = ("{thing} - {style}", "{thing}: {style}", "{thing} / {style}", "{thing}; {style} style")
-NOT_ASKABLE = ("{thing}, {picture}", "{style}, {name}", "{style}: {name}", "{style} - {name}", "{picture}: {name}")
-OF_STYLES = ("{style} {name}", "{style} {name}", "{name} {style} style")
-"""Frames for styles that are no noun, such as noto; a request may hold them."""
-OF_EMOJI = (
-    "{style} style {name}",
-    "{style} {name} {medium}",
-    "{style} {name} {medium}",
-    "{name} {medium} in {style} style",
-    "{name} {medium}, {style}",
-    "{name} {medium} ({style})",
-    "{name} {style} {medium}",
-    "{name}, {style} {medium}",
-)
-"""More frames for styles that are no noun; no request holds them."""
-OF_ICONS = ("{name} {style}", "{name} {style}", "{name}, {style}")
-"""Frames for styles that are a noun, such as line icon."""
-OF_TRADE_NAMES = ("{thing} in the style of {style}", "{name} in the style of {style}")
-TRADE_NAMES = (
-    *("noto", "google", "android", "twemoji", "twitter", "fluent", "microsoft", "emojione", "emoji one", "firefox"),
-    *("mozilla", "streamline"),
-)
-WITH_ONE = ("{a_style} {name}", "{a_style} {name} {medium}")
-"""Frames for names that can have an article."""
-PLAIN = ("{thing}",)
-WRAPPED = (
-    *("picture of {thing}", "a picture of {thing}", "image of {thing}", "an image of {thing}", "pic of {thing}"),
-    *("icon of {thing}", "an icon of {thing}", "drawing of {thing}", "a drawing of {thing}", "illustration of {thing}"),
-    *("emoji of {thing}", "an emoji of {thing}", "emoji of {thing}", "sticker of {thing}", "a sticker of {thing}"),
-    *("{name} emoji", "{name} emoji", "{name} icon", "{name} sticker", "{name} picture"),
-)
-"""Frames without a style. With one they are the thing of another frame: a sticker of a cat, 3d."""
-WITHOUT_EMOJI = tuple(frame for frame in WRAPPED if "emoji" not in frame and "sticker" not in frame)
-"""Frames for icons and clip art, so that the words emoji and sticker ask for no others than emoji."""
-ASKING = (
-    *("draw {it}", "draw {it}", "draw me {it}", "show me {it}", "give me {it}", "make {it}", "make me {it}"),
-    *("create {it}", "generate {it}", "i want {it}", "i need {it}", "please draw {it}", "please make {it}"),
-    *("can you draw {it}?", "can i have {it}", "draw {it}, please", "{it} please", "{it}, please"),
-)
-SEPARATORS = (", ", ", ", ", ", ", ", "; ", " / ", " - ")
 
 NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
 """The key beside each letter on an English keyboard."""

@@ -10,7 +10,8 @@ tones.
 import random
 from typing import Any, Literal
 
-from training.captions.naming import countable, country_of, said, straight, synonyms, with_article, with_the
+from training.captions.grammar import countable, with_article, with_the
+from training.captions.naming import country_of, said, straight, synonyms
 from training.captions.wording import Style, style_of
 
 __all__ = ["Phrasing", "prompt_for"]

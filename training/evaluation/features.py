@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.errors import DataError
-from training.loop import autocast
+from training.hardware import autocast
 from training.losses.vgg import VGG16Features
 from training.pairs.shards import PairShards
 
