@@ -24,17 +24,12 @@ from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.command import run_preset
 from training.hardware import autocast
 from training.loop import LoopConfig, train
-from training.losses.adversarial import (
-    PatchDiscriminator,
-    adaptive_weight,
-    discriminator_loss,
-    over_backgrounds,
-    random_crops,
-)
+from training.losses.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
+from training.losses.augmentation import over_backgrounds, random_crops
 from training.losses.perceptual import LPIPS
-from training.mistakes import Mistakes
 from training.optimization import WeightAverage, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.perturbation import CodePerturbation
 from training.run_folder import Parts
 from training.vq_config import VQTrainingConfig
 
@@ -72,7 +67,7 @@ class VQTask:
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
         self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
-        self.mistakes = Mistakes(config.random_codes, config.drawn_by, self.model, self.device)
+        self.perturbation = CodePerturbation(config.random_codes, config.drawn_by, self.model, self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.codebook_average = CodebookAverage(
             self.model.quantizer,
@@ -138,8 +133,8 @@ class VQTask:
         if self.config.flip:
             flipped = np.random.default_rng([self.config.loop.seed, step, 1]).random(len(images)) < 0.5
             images[flipped] = images[flipped].flip(-1)
-        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.mistakes.need_captions else []
-        return {"images": images} | self.mistakes.captions(metadata, [self.config.loop.seed, step, 2])
+        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.perturbation.need_captions else []
+        return {"images": images} | self.perturbation.captions(metadata, [self.config.loop.seed, step, 2])
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
         config, images = self.config, batch["images"]
@@ -153,7 +148,7 @@ class VQTask:
         quantized = self.model.quantizer(latents.float())
         vectors = quantized.latents if warming else quantized.vectors
         if config.only_decoder:
-            vectors = self.model.quantizer.decode(self.mistakes(quantized.codes, batch, generator))
+            vectors = self.model.quantizer.decode(self.perturbation(quantized.codes, batch, generator))
         with autocast(self.device, config.loop.precision):
             drawn = self.model.pixels(vectors).float()
 

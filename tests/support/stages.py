@@ -1,12 +1,17 @@
-"""All that the two stages of training need, as small as it goes, made by the real programs' own functions."""
+"""Inputs of the two stages of training, as small as possible, made by the real programs' own functions.
+
+A test file that imports `eyes_fixture` has the fixture `eyes`, and a fixture `data` of its own that calls
+`write_stage_1` or `write_stage_2`.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from dalle.checkpoint import save_checkpoint
+from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.vq.quantize import CodebookAverage
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from tests.support.models import decoder_config
@@ -18,7 +23,7 @@ from training.loop import LoopConfig
 from training.pairs.shards import PairShards, find_shards
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["NUM_TRAIN", "NUM_VAL", "decoder_training", "vq_training", "write_stage_1", "write_stage_2"]
+__all__ = ["NUM_TRAIN", "NUM_VAL", "decoder_training", "eyes_fixture", "vq_training", "write_stage_1", "write_stage_2"]
 
 NUM_TRAIN, NUM_VAL = 24, 9
 MODEL = ImageTokenizerConfig(
@@ -65,6 +70,14 @@ def write_stage_2(folder: Path) -> None:
             num_captions=3,
             device="cpu",
         )
+
+
+@pytest.fixture(name="eyes")
+def eyes_fixture(data: Path) -> ImageTokenizer:
+    """The image tokenizer that `write_stage_1` has written into the folder `data`."""
+    tokenizer = load_image_tokenizer(data / "eyes")
+    assert isinstance(tokenizer, ImageTokenizer)
+    return tokenizer
 
 
 def vq_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: Any) -> VQTrainingConfig:

@@ -20,13 +20,8 @@ from tests.support.models import decoder_config
 from tests.support.pairs import write_pairs
 from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, vq_training, write_stage_1
 from training.codes import codes_digest
-from training.losses.adversarial import (
-    PatchDiscriminator,
-    adaptive_weight,
-    discriminator_loss,
-    over_backgrounds,
-    random_crops,
-)
+from training.losses.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
+from training.losses.augmentation import over_backgrounds, random_crops
 from training.losses.perceptual import LPIPS, find_lpips_heads
 from training.losses.vgg import VGG16Features
 from training.pairs.shards import PairShards, find_shards
@@ -321,7 +316,7 @@ def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
     images = task.batch(0)["images"]
     generator = torch.Generator().manual_seed(0)
     codes = task.model.encode(images)
-    wrong = task.mistakes(codes, {}, generator)
+    wrong = task.perturbation(codes, {}, generator)
     assert 0.1 < (wrong != codes).float().mean() < 0.5
     expected = (task.model.pixels(task.model.quantizer.decode(wrong)) - images).abs().mean()
     before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
@@ -355,9 +350,11 @@ def test_codes_that_a_decoder_draws_come_with_captions(data: Path, tmp_path: Pat
     before = [p.clone() for p in decoder.parameters()]
     one, other = (step(VQTask(vq_training(data, **changes)), 0) for _ in range(2))
     assert one == other
-    assert task.mistakes.checkpoint is not None and task.mistakes.checkpoint.decoder is not None
+    assert task.perturbation.checkpoint is not None and task.perturbation.checkpoint.decoder is not None
     step(task, 0)
-    assert not changed(before, list(task.mistakes.checkpoint.decoder.parameters())), "the one that draws is not trained"
+    assert not changed(before, list(task.perturbation.checkpoint.decoder.parameters())), (
+        "the one that draws is not trained"
+    )
 
 
 def test_what_is_not_there(data: Path) -> None:

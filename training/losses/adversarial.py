@@ -1,36 +1,13 @@
-"""What stage 1 compares pictures by, beyond the pixels: backgrounds, crops, and a patch discriminator.
+"""The adversarial loss of stage 1: a patch discriminator, its hinge loss, and the weight of the generator's loss.
 
-The discriminator and its adaptive weight follow VQGAN (Esser et al. 2021, arXiv 2012.09841).
+The discriminator and the adaptive weight follow VQGAN (Esser et al. 2021, arXiv 2012.09841).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.images import composite
-
-__all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss", "over_backgrounds", "random_crops"]
-
-
-def over_backgrounds(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both (B, C, H, W) as (B, 3, H, W): pictures with alpha over a random colour each, the same for image and target.
-
-    An edge is right only if it is right over any background, so what is learned is an edge of alpha. Of a background
-    that was always white, the edge would keep a white fringe.
-    """
-    backgrounds = torch.rand(len(images), 3, 1, 1, generator=generator).to(images.device)
-    return composite(images, backgrounds), composite(targets, backgrounds)
-
-
-def random_crops(images: Tensor, targets: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random square of `size` pixels from both (B, 3, H, W): a cheaper, unbiased view for a costly loss."""
-    height, width = images.shape[2:]
-    if size >= min(height, width):
-        return images, targets
-    top = int(torch.randint(height - size + 1, (), generator=generator))
-    left = int(torch.randint(width - size + 1, (), generator=generator))
-    window = (..., slice(top, top + size), slice(left, left + size))
-    return images[window], targets[window]
+__all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss"]
 
 
 class PatchDiscriminator(nn.Sequential):
