@@ -212,7 +212,16 @@ def test_a_or_an(name: str, expected: str) -> None:
 
 
 def test_what_can_have_an_article() -> None:
-    for name in ("owl", "bus", "face with tears of joy", "man swimming", "person in bed", "OK button", "wine glass"):
+    for name in (
+        "owl",
+        "bus",
+        "face with tears of joy",
+        "man swimming",
+        "person in bed",
+        "OK button",
+        "wine glass",
+        "one key",
+    ):
         assert countable(name), name
     for name in (
         "glasses",
@@ -224,6 +233,8 @@ def test_what_can_have_an_article() -> None:
         "no smoking",
         "six o'clock",
         "scissors",
+        "one hundred",
+        "seven",
     ):
         assert not countable(name), name
 

@@ -316,6 +316,7 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
     assert numbers["generation"]["val_combo"]["frechet_distance"] is None  # one picture has no covariance
 
     table = (out / "table.md").read_text()
+    assert "at most 50 / sqrt(pictures) points: 50.0 in the smallest row, with 1." in table
     assert table in capsys.readouterr().out
     for row in rows:
         assert table.count(f"| {row} |") == 2

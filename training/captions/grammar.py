@@ -9,20 +9,13 @@ PREPOSITION = re.compile(r"[,(]| (?:of|with|without|in|on|at|behind|from|and|for
 DOERS = re.compile(
     r"(man|woman|person|child|boy|girl|face|cat|monkey|fairy|mage|elf|vampire|genie|prince|princess|guard|leaf)\b"
 )
-GERUNDS_THAT_ARE_THINGS = {
-    "ring",
-    "king",
-    "wing",
-    "earring",
-    "string",
-    "spring",
-    "building",
-    "painting",
-    "wedding",
-    "ping",
-    "dumpling",
-    "seedling",
-}
+GERUNDS_THAT_ARE_THINGS = frozenset(
+    "ring king wing earring string spring building painting wedding ping dumpling seedling".split()
+)
+NUMERALS = frozenset(
+    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion""".split()
+)
 UNCOUNTABLE = frozenset(
     """art bacon badminton bald baseball basketball beans biohazard bowling bread broccoli butter camping
     chocolate climbing clothes clothing coffee confetti construction control cooking copyright coral corn
@@ -88,7 +81,7 @@ def countable(name: str) -> bool:
         return False
     if words[0][0].isdigit() or any(word[:1].isdigit() for word in words[1:]) or "thirty" in name or "o'clock" in name:
         return False
-    if re.match(r"\w+ and \w+", name):
+    if last in NUMERALS or re.match(r"\w+ and \w+", name):
         return False
     if DOERS.match(name):
         return True

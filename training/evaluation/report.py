@@ -1,5 +1,6 @@
 """How an evaluation is shown: tables for people, and a sheet of pictures that nobody has picked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,15 @@ def _table(numbers: Mapping[str, Numbers], columns: Sequence[tuple[str, str, str
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _standard_error(generation: Mapping[str, Numbers]) -> str:
+    """The largest standard error of a share, that of 50 %, for the row with the fewest pictures."""
+    fewest = min(int(row["pictures"] or 0) for row in generation.values())
+    return (
+        f"A share has a standard error of at most 50 / sqrt(pictures) points: {50 / math.sqrt(fewest):.1f} in the "
+        f"smallest row, with {fewest}."
+    )
+
+
 def report(
     checkpoint: Checkpoint,
     settings: Mapping[str, Any],
@@ -75,7 +85,7 @@ def report(
             f"Asked in {settings['phrasing']} phrasing, drawn with "
             f"{', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
             "reconstructed from the real picture / blind guess. "
-            "A share of 200 pictures has a standard error of up to 3.5. Frechet distances of rows with other numbers "
+            f"{_standard_error(generation)} Frechet distances of rows with other numbers "
             "of pictures do not compare.",
             _table(
                 generation,
