@@ -1,8 +1,9 @@
-"""Stage 2: train the decoder on token shards. `python -m training.decoder PRESET` writes `RUN/model`, ready to draw.
+"""Stage 2: train a decoder on token shards. `python -m training.decoder PRESET` writes the model directory `RUN/model`.
 
-Hidden matrices are trained by Muon (Jordan et al. 2024), the rest by AdamW. The caption is dropped from some rows, so
-that the model also learns pictures without a caption, which is what classifier-free guidance needs (Ho and Salimans
-2022, arXiv 2207.12598).
+Hidden matrices are trained by Muon (Jordan et al. 2024), all other weights by AdamW. Some rows have the null caption
+instead of their own, so that the decoder also has an unconditional branch, which classifier-free guidance needs (Ho and
+Salimans 2022, arXiv 2207.12598). Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then
+resumes.
 """
 
 import dataclasses
@@ -34,12 +35,12 @@ from training.run_folder import Parts
 
 __all__ = ["PRESETS", "DecoderTask", "emoji", "tiny"]
 
-NUM_LOOK_ROWS = 256
-NUM_LOOK_PICTURES = 8
+NUM_VALIDATION_ROWS = 256
+NUM_DRAWN_PICTURES = 8
 
 
 class DecoderTask:
-    """A `training.loop.Task`: rows of text ids and codes, and the cross-entropy of each next token."""
+    """The `training.loop.Task` of stage 2: batches of rows, and the cross-entropy of each next token."""
 
     def __init__(self, config: DecoderTrainingConfig) -> None:
         self.config = config
@@ -57,7 +58,7 @@ class DecoderTask:
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.matrix_optimizer, self.optimizer = self._optimizers()
         if config.compile:
-            self.model.compile(dynamic=True)  # dynamic: the longest caption decides how long a batch is
+            self.model.compile(dynamic=True)  # dynamic, as the longest caption decides the length of a batch
         self.null_ids = self.text_tokenizer.null_ids
         self.epochs = WeightedEpochs(
             self.rows.weights.double().numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
@@ -84,7 +85,7 @@ class DecoderTask:
             return None
         if not isinstance(self.image_tokenizer, ImageTokenizer):
             raise DataError(
-                "embedding_weight is above 0 and needs an image tokenizer with a codebook of vectors: set it to 0"
+                "embedding_weight above 0 needs an image tokenizer with a codebook of vectors, a VQGAN: set it to 0"
             )
         return nn.Linear(self.model.config.width, self.image_tokenizer.config.codebook_dim).to(self.device)
 
@@ -106,7 +107,7 @@ class DecoderTask:
         return checkpoint.decoder.train()
 
     def inputs(self) -> dict[str, str | int]:
-        """What the run was started on; it resumes on nothing else."""
+        """Digests of the tokenizers and the number of training rows: a run resumes only with the same."""
         return {
             "codes_digest": codes_digest(self.image_tokenizer),
             "text_digest": self.text_tokenizer.digest,
@@ -152,8 +153,8 @@ class DecoderTask:
         return {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
 
     def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats, of text ids that are not padding and of codes; and 1 - cosine of the predicted
-        codebook rows, if that is trained."""
+        """Mean cross-entropy in nats of text ids, padding left out, and of codes; with an embedding head, also the mean
+        of 1 - cosine between predicted and true codebook vectors."""
         with autocast(self.device, self.config.loop.precision):
             text_hidden, hidden = model.hidden_rows(text_ids, input_codes)
             text_logits, image_logits = model.text_logits(text_hidden), model.image_logits(hidden)
@@ -190,13 +191,13 @@ class DecoderTask:
         return {**sums, **scalars}
 
     @torch.no_grad()
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Losses of the averaged weights on as many rows of validation and of training, with the first caption of
-        each; and pictures drawn for validation captions, above the real ones as the image tokenizer sees them."""
+    def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Validates the averaged weights: losses on equally many rows of validation and training, each with its first
+        caption and view; and pictures drawn for validation captions, above reconstructions of the real ones."""
         model = self.average.module
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
-            chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_LOOK_ROWS, len(rows.codes))).long()
+            chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_VALIDATION_ROWS, len(rows.codes))).long()
             text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes[:, 0]))
             losses = self._losses(model, text_ids, codes, codes)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
@@ -207,8 +208,8 @@ class DecoderTask:
         from dalle.decoder.request import Request
         from dalle.decoder.sampling import SamplingParams
 
-        chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_LOOK_PICTURES).long()
-        engine = Engine(model, num_slots=2 * NUM_LOOK_PICTURES)
+        chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_DRAWN_PICTURES).long()
+        engine = Engine(model, num_slots=2 * NUM_DRAWN_PICTURES)
         params = SamplingParams(guidance_scale=3.0)
         requests = [
             Request(
@@ -233,7 +234,7 @@ class DecoderTask:
 
 
 def _shape(**values: Any) -> DecoderConfig:
-    """A decoder's shape, but for what stage 2 reads off the tokenizers."""
+    """The shape of a decoder, with placeholders for the sizes that stage 2 takes from the tokenizers."""
     from_tokenizers: dict[str, Any] = {
         "text_vocab_size": 1,
         "text_length": 1,
@@ -245,7 +246,7 @@ def _shape(**values: Any) -> DecoderConfig:
 
 
 def emoji() -> DecoderTrainingConfig:
-    """The default model's decoder: 15 million parameters over rows of 256 codes."""
+    """The default model's decoder: 15 million parameters, for pictures of 256 codes."""
     return DecoderTrainingConfig(
         run="runs/decoder-emoji",
         embedding_weight=0.5,
@@ -258,7 +259,7 @@ def emoji() -> DecoderTrainingConfig:
 
 
 def tiny() -> DecoderTrainingConfig:
-    """A minute on one core, from the tiny image tokenizer: to see that everything runs, not to see pictures."""
+    """A test that everything runs, in a minute on one core, on the codes of the tiny image tokenizer."""
     return DecoderTrainingConfig(
         run="runs/decoder-tiny",
         image_tokenizer="runs/vq-tiny/model",

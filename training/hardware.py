@@ -9,7 +9,8 @@ __all__ = ["autocast", "keep_memory"]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass. `auto` is bfloat16 on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32."""
+    """The autocast context of a forward pass. `auto` is bfloat16 on CUDA devices and CPUs that compute in it natively
+    (AVX-512 BF16, AMX), else float32."""
     if precision == "auto":
         native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         precision = "bfloat16" if native else "float32"
@@ -17,10 +18,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def keep_memory() -> None:
-    """Tell the C library to keep freed memory instead of giving every large tensor back to the kernel.
+    """Make the C library keep freed memory instead of returning every large tensor to the kernel.
 
-    Without it a step on the CPU spends most of its time on page faults: 7 against 40 rows a second were measured for
-    the default decoder. Does nothing where there is no glibc.
+    Otherwise a step on the CPU spends most of its time on page faults: 7 instead of 40 rows a second were measured for
+    the default decoder. Without glibc, this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def learning_rate_scale(config: LoopConfig, step: int) -> float:
-    """In [0, 1]: linear warm-up, then a cosine down to `final_rate` at the last step."""
+    """Factor of the peak learning rate at a step, in [0, 1]: a linear warm-up, then a cosine down to `final_rate`."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -24,8 +24,9 @@ def learning_rate_scale(config: LoopConfig, step: int) -> float:
 
 
 class WeightAverage(nn.Module, Generic[M]):
-    """Exponential moving average of a module's parameters (its buffers are copied). Quick at first: the decay is
-    min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage."""
+    """Exponential moving average of a module's parameters; its buffers are copied. The decay after n updates is
+    min(decay, (1 + n) / (10 + n)), as in TensorFlow's ExponentialMovingAverage, so that the first weights are soon
+    forgotten."""
 
     module: M
     """The averaged copy, without gradients, in evaluation mode."""
@@ -52,17 +53,18 @@ class WeightAverage(nn.Module, Generic[M]):
 def clip_and_step(
     optimizers: list[torch.optim.Optimizer], config: LoopConfig, step: int, loss: Tensor
 ) -> dict[str, float]:
-    """Clip the gradients of these optimizers' parameters to the global norm, set the rates, step, zero.
+    """Clip the gradients of these optimizers' parameters to the global norm, set the learning rates, step, and zero the
+    gradients. Returns `gradient_norm` (before clipping) and `rate_scale`.
 
     A parameter group's `peak_rate` is its learning rate at the top of the schedule. Raises `DataError` if the loss or
-    the gradient is not finite: nothing is updated then, and the last checkpoint stays as it is.
+    the gradient is not finite: nothing is updated then, and the last saved state stays as it is.
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     if not (torch.isfinite(norm) and torch.isfinite(loss)):
         raise DataError(
             f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}: not finite. "
-            "The last checkpoint is kept; a lower learning rate or max_grad_norm may help"
+            "The last saved state is kept; a lower learning_rate or max_grad_norm may help"
         )
     scale = learning_rate_scale(config, step)
     for optimizer in optimizers:

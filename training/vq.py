@@ -1,8 +1,8 @@
-"""Stage 1: train an image tokenizer on pictures. `python -m training.vq PRESET` writes `RUN/model`.
+"""Stage 1: train an image tokenizer on pictures. `python -m training.vq PRESET` writes the model directory `RUN/model`.
 
-The codebook is watched from the first step. Training begins without quantization; after `unquantized_steps` the
-codebook is started from what the encoder gives by then, so that every entry has a meaning on its first day, and
-entries that fall out of use are started again.
+Two measures keep the codebook from collapsing. Training begins without quantization; after `unquantized_steps` the
+codebook is initialised from latents of the encoder, so that every vector is in use at once. Vectors that fall out of
+use are replaced by latents. Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then resumes.
 """
 
 from collections.abc import Mapping
@@ -35,11 +35,12 @@ from training.vq_config import VQTrainingConfig
 
 __all__ = ["PRESETS", "VQTask", "emoji", "tiny", "trainable"]
 
-NUM_LOOK_PICTURES = 256
+NUM_VALIDATION_PICTURES = 256
 
 
 def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
-    """The image tokenizer to start from, if this program can train it. Raises `DataError` if not."""
+    """The image tokenizer of a model directory. Raises `DataError` if it is of a kind that this program cannot
+    train."""
     model = load_image_tokenizer(folder)
     if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
         raise DataError(f"{folder} is no VQGAN with encoder and decoder of one resolution, which training needs")
@@ -50,13 +51,14 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
 
 @lru_cache(maxsize=1)
 def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int) -> Tensor:
-    """(M, C, H, W) uint8: every picture, on the device: 20,000 of 128 x 128 pixels with alpha are 1.3 GB. Kept for the
-    next run on the same shards."""
+    """Every picture of the shards, on the device, as (M, C, H, W) uint8; cached for the next run in this process on the
+    same shards. 20,000 pictures of 128 x 128 pixels with alpha are 1.3 GB."""
     return PairShards(shards).pictures(channels=channels).to(device)
 
 
 class VQTask:
-    """A `training.loop.Task`: batches of pictures, reconstruction, and the codebook's own learning."""
+    """The `training.loop.Task` of stage 1: batches of pictures, the losses of their reconstruction, and the
+    codebook."""
 
     def __init__(self, config: VQTrainingConfig) -> None:
         self.config = config
@@ -91,8 +93,8 @@ class VQTask:
         self.channels = self.model.config.channels
         if self.channels == 4 and not self.pairs.has_transparency():
             raise DataError(
-                f"no picture of {', '.join(config.train_shards)} is transparent anywhere, and the model has an alpha "
-                "channel: build the shards anew, or train with --model.channels 3"
+                f"no picture of {', '.join(config.train_shards)} has transparent pixels, but the model has an alpha "
+                "channel: build the shards again, or train with --model.channels 3"
             )
         self.epochs = WeightedEpochs(self.pairs.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
 
@@ -118,7 +120,7 @@ class VQTask:
         return parts
 
     def inputs(self) -> dict[str, str | int]:
-        """What the run was started on; it resumes on nothing else."""
+        """The number of training pairs: a run resumes only with the same."""
         return {"train_pairs": len(self.pairs)}
 
     def _images(self, numbers: np.ndarray) -> Tensor:
@@ -188,7 +190,7 @@ class VQTask:
             with autocast(self.device, config.loop.precision):
                 verdicts = self.discriminator(wanted).float(), self.discriminator(shown.detach()).float()
             judged = discriminator_loss(*verdicts)
-            self.discriminator_optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients here
+            self.discriminator_optimizer.zero_grad(set_to_none=True)  # the adversarial loss left gradients here
             judged.backward()
             clip_and_step([self.discriminator_optimizer], config.loop, step, judged.detach())
             scalars["discriminator_loss"] = judged
@@ -210,13 +212,13 @@ class VQTask:
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
     @torch.no_grad()
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Validation of the averaged weights: PSNR in dB over white (mean over pictures), mean absolute error of alpha
-        in [0, 1], codebook usage and perplexity, and a grid of pictures above their reconstructions."""
+    def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Validates the averaged weights: mean PSNR in dB over a white background, mean absolute error of alpha in
+        [0, 1], usage and perplexity of the codebook, and a grid of pictures above their reconstructions."""
         tokenizer = self.average.module
         size = tokenizer.config.codebook_size
         errors, alpha_errors, counts, shown = [], [], torch.zeros(size, dtype=torch.int64), None
-        numbers = range(min(NUM_LOOK_PICTURES, len(self.val_pairs)))
+        numbers = range(min(NUM_VALIDATION_PICTURES, len(self.val_pairs)))
         for start in range(0, len(numbers), 32):
             images = self.val_pairs.images(numbers[start : start + 32], channels=self.channels).to(self.device)
             codes = tokenizer.encode(images)
@@ -240,7 +242,7 @@ class VQTask:
 
 
 def emoji() -> VQTrainingConfig:
-    """256 codes for a 128 x 128 picture with transparency: the default model's image tokenizer."""
+    """The default model's image tokenizer: 16 x 16 codes for a picture of 128 x 128 pixels with transparency."""
     return VQTrainingConfig(
         run="runs/vq-emoji",
         model=ImageTokenizerConfig(
@@ -258,7 +260,7 @@ def emoji() -> VQTrainingConfig:
 
 
 def tiny() -> VQTrainingConfig:
-    """A minute on one core: to see that everything runs, not to see pictures."""
+    """A test that everything runs, in a minute on one core; it learns no useful pictures."""
     return VQTrainingConfig(
         run="runs/vq-tiny",
         model=ImageTokenizerConfig(

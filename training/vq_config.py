@@ -12,52 +12,64 @@ __all__ = ["VQTrainingConfig"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VQTrainingConfig(Config):
-    """Everything that decides a stage 1 run."""
+    """Configuration of a run of stage 1, which trains an image tokenizer."""
 
     model: ImageTokenizerConfig
     loop: LoopConfig
     run: str
     """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
     train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
+    """Picture-caption shards to train on: tar files, folders or glob patterns."""
     val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
+    """Picture-caption shards to validate on: tar files, folders or glob patterns."""
     learning_rate: float = 5e-4
+    """Peak learning rate of AdamW, for the image tokenizer and for the discriminator."""
     weight_decay: float = 0.01
+    """Weight decay of AdamW, for matrices and convolutions; norms and biases have none."""
     flip: bool = True
-    """Mirror every second picture at random."""
+    """Mirror half of the pictures, at random."""
     pixel_loss: Literal["l1", "l2"] = "l2"
-    """Distance of pixels. Pictures with alpha are compared over a random colour each."""
+    """Reconstruction loss between pixels: mean absolute (l1) or mean squared (l2) error. Pictures with alpha are
+    compared over a random colour each."""
     alpha_weight: float = 1.0
-    """Weight of the same distance of alpha itself, beside that of the pixels."""
+    """Weight of the reconstruction loss of the alpha channel; that of the pixels has weight 1."""
     perceptual_weight: float = 0.0
-    """Weight of LPIPS."""
+    """Weight of the perceptual loss (LPIPS); 0: no such loss."""
     perceptual_crop: int = 64
-    """Side of the random square, in pixels, that the perceptual loss looks at."""
+    """Side, in pixels, of the random square crop that the perceptual loss is computed on."""
     perceptual_pictures: int | None = None
-    """Number of pictures of a batch that the perceptual loss looks at; None: all."""
+    """Number of pictures of a batch that the perceptual loss is computed on; None: all of them."""
     adversarial_weight: float = 0.0
+    """Weight of the adversarial loss, times an adaptive weight that balances the gradients; 0: no discriminator."""
     adversarial_start: int = 0
-    """Step at which the discriminator starts to pull on the decoder; it learns from the first."""
+    """Step from which the adversarial loss trains the decoder; the discriminator is trained from the first step."""
     discriminator_width: int = 64
+    """Channels of the discriminator's first convolution; a multiple of 4."""
     discriminator_layers: int = 2
+    """Number of the discriminator's convolutions with group norm; each but the last halves the resolution."""
     commitment_weight: float = 0.25
+    """Weight of the commitment loss, which keeps the encoder's latents near their codebook vectors."""
     codebook: Literal["average", "gradient"] = "average"
-    """How the codebook learns: by moving averages, or by gradient."""
+    """How the codebook is trained: by moving averages of the latents, or by gradient descent."""
     codebook_decay: float = 0.99
+    """Decay of the moving averages that train the codebook."""
     restart_below: float = 0.05
-    """Restart an entry used less than this share of an equal share. Only with moving averages."""
+    """Restart threshold: codebook vectors that are used less often than this share of the mean are replaced by latents.
+    Only for a codebook that is trained by moving averages."""
     unquantized_steps: int = 300
+    """Steps at the start of training without quantization; the codebook is then initialised from latents."""
     compile: bool = False
-    """Let `torch.compile` fuse the networks: for CUDA; on a CPU it gains nothing."""
+    """Compile the networks with `torch.compile`: faster on CUDA; no gain on a CPU."""
     start_from: str | None = None
-    """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
+    """Model directory whose image tokenizer is trained further; its shape replaces `model`. None: new weights."""
     only_decoder: bool = False
-    """Keep encoder and codebook, so that codes stay what they are, and train the way back to pixels alone."""
+    """Train only the decoder half, from codes to pixels; encoder and codebook, and so all codes, stay as they are."""
     random_codes: float = 0.0
-    """Share of codes that are replaced at random before they become pixels, so that one wrong code does not spoil its
-    surroundings (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
+    """Share of codes that are replaced at random before they are decoded, so that the decoder half learns to confine
+    the damage of a wrong code to its place (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
     drawn_by: str | None = None
-    """Model directory of stage 2. In half of the pictures, it draws up to half of the codes anew from those before
-    them: mistakes of the kind that it makes. Only with `only_decoder`."""
+    """Model directory of stage 2 that redraws, in half of the pictures, up to half of the codes given those before
+    them, so that the decoder half sees the errors that stage 2 makes. Only with `only_decoder`. None: no such codes."""
 
     def __post_init__(self) -> None:
         for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():

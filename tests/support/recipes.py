@@ -112,7 +112,7 @@ def program(
 
 def enough(text: str) -> float:
     """The budget that the program says is enough, as it said it last."""
-    minutes = re.findall(r"the same command with --minutes (\d+\.\d) goes on", text)
+    minutes = re.findall(r"the same command with --minutes (\d+\.\d)", text)
     assert minutes, text
     return float(minutes[-1])
 

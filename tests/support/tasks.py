@@ -57,7 +57,7 @@ class Line:
         self.average.update(self.model)
         return {"loss": loss} | scalars
 
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         weight = self.average.module.get_parameter("0.weight")
         return {"length": float(weight.norm())}, {"weights": weight.detach().flatten().expand(3, 4, -1)}
 

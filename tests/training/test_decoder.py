@@ -240,7 +240,7 @@ def test_learning_pays(data: Path) -> None:
     shares = torch.bincount(task.rows.codes.flatten().long(), minlength=32) / task.rows.codes.numel()
     entropy = -(shares * shares.clamp_min(1e-9).log()).sum().item()
     assert sum(losses[-10:]) / 10 < 0.7 * entropy
-    numbers, pictures = task.look()
+    numbers, pictures = task.validate()
     assert set(numbers) == {"text_loss", "image_loss", "train_text_loss", "train_image_loss"}
     (grid,) = pictures.values()
     assert grid.shape == (3, 2 * 16, 8 * 16)

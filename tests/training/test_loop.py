@@ -167,7 +167,7 @@ class Diverging(Line):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_save(tmp_path: Path) -> None:
     loop = config(save_minutes=0.0)
     for _ in range(2):  # trying again ends the same way, and harms nothing
-        with pytest.raises(DataError, match=r"step 6: loss nan, .* The last checkpoint is kept"):
+        with pytest.raises(DataError, match=r"step 6: loss nan, .* The last saved state is kept"):
             run(tmp_path, loop, Diverging(loop))
         assert steps_done(tmp_path) == 6
     assert [step for step, _ in logged_scalars(tmp_path)["train/loss"]] == [2, 4, 6]

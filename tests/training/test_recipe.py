@@ -103,7 +103,7 @@ def test_a_model_in_half_a_minute_stopped_on_the_way(pictures: Path, tmp_path: P
         if code == 0:
             break
         if code == 3:
-            assert "the same command goes on from there" in text
+            assert "the same command resumes the run" in text
             plan_when_stopped = plan_of(out)
             assert plan_when_stopped["done"] == ["text", "image_tokenizer", "codes"]
             assert not (out / "decoder" / "model").exists()
@@ -170,7 +170,7 @@ def test_a_recipe_stopped_in_every_stage_ends_like_an_unbroken_one(
     for step in (5, 6, 4):
         code, out, err = program(arguments, monkeypatch, capsys)
         assert code == 3
-        assert f"stopped after step {step}; the same command goes on from there" in out + err
+        assert f"stopped after step {step}; the same command resumes the run" in out + err
     code, _, _ = program(arguments, monkeypatch, capsys)
     assert code == 0 and not stops
     assert digests_of(tmp_path / "out") == digests_of(made)

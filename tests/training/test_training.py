@@ -125,7 +125,7 @@ def test_a_run_killed_and_stopped_ends_like_an_unbroken_one(
         stopped.after_steps(done + random.randrange(1, STEPS // 3))
         assert stopped.send(signal.SIGINT) == 3, stopped.output.read_text()
         assert done < stopped.steps_saved() < STEPS
-        text = f"stopped after step {stopped.steps_saved()}; the same command goes on from there"
+        text = f"stopped after step {stopped.steps_saved()}; the same command resumes the run"
         assert text in stopped.output.read_text()
 
     resumed = Process(stage, arguments(data), tmp_path / "parts")

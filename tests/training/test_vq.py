@@ -179,10 +179,10 @@ def test_alpha_is_in_the_sum_and_pixels_lie_over_a_colour(clear: Path, pixel_los
 
 def test_alpha_is_learned_and_its_error_is_that_of_the_averaged_weights(clear: Path) -> None:
     task = VQTask(vq_training(clear, model=RGBA, loop={"steps": 60, "batch_size": 8}, learning_rate=3e-3))
-    before = task.look()[0]["alpha_error"]
+    before = task.validate()[0]["alpha_error"]
     losses = [step(task, number)["alpha_loss"] for number in range(60)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    numbers, pictures = task.look()
+    numbers, pictures = task.validate()
     images = task.val_pairs.images(range(NUM_VAL), channels=4)
     drawn = task.average.module.decode(task.average.module.encode(images))
     assert numbers["alpha_error"] == pytest.approx(float((drawn[:, 3] - images[:, 3]).abs().mean() / 2), rel=1e-4)
@@ -197,12 +197,12 @@ def test_pictures_without_transparency_teach_no_alpha(data: Path, clear: Path) -
     with pytest.raises(DataError) as caught:
         VQTask(vq_training(data, model=RGBA))
     assert str(caught.value) == (
-        f"no picture of {data}/train-*.tar is transparent anywhere, and the model has an alpha channel: "
-        "build the shards anew, or train with --model.channels 3"
+        f"no picture of {data}/train-*.tar has transparent pixels, but the model has an alpha channel: "
+        "build the shards again, or train with --model.channels 3"
     )
     plain = VQTask(vq_training(clear))
     scalars = step(plain, 0)
-    assert "alpha_loss" not in scalars and "alpha_error" not in plain.look()[0]
+    assert "alpha_loss" not in scalars and "alpha_error" not in plain.validate()[0]
     assert plain.batch(0)["images"].shape == (4, 3, 16, 16), "over white"
 
 
@@ -245,7 +245,7 @@ def test_psnr_is_that_of_the_averaged_weights(data: Path) -> None:
     task = VQTask(vq_training(data))
     for number in range(5):
         step(task, number)
-    numbers, pictures = task.look()
+    numbers, pictures = task.validate()
     images = PairShards(find_shards([data / "val.tar"])).images(range(NUM_VAL))
     drawn = task.average.module.decode(task.average.module.encode(images))
     errors = ((drawn - images) / 2).square().mean((1, 2, 3))

@@ -203,7 +203,10 @@ class _Run:
             steps = self.plan.steps[stage]
             self._announce(stage, f", {steps} steps of {config.loop.batch_size}")
             config = fitted(
-                config, steps, first_step, few_looks=self.plan.choice("few_looks", self.options.minutes is not None)
+                config,
+                steps,
+                first_step,
+                few_validations=self.plan.choice("few_looks", self.options.minutes is not None),
             )
             if not train(task_class(config), config.loop, Path(config.run), config.to_dict()):
                 raise StoppedError
