@@ -1,4 +1,4 @@
-"""What the command lines of all training programs share: how a mistake ends them."""
+"""Shared by the command lines of all training programs: the report of a caller's mistake, presets, and exit codes."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -41,8 +41,12 @@ def _stop(words: str, cause: BaseException) -> NoReturn:
 def run_preset(
     program: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
 ) -> None:
-    """The command line of a stage: a preset's name, then any of its fields to change. Exit code 2 for a caller's
-    mistake, 3 for a run that was asked to stop before its end."""
+    """The command line of a stage: the name of a preset, then options that change its fields. Ends the process with
+    exit code 0 for a finished run, 2 for a caller's mistake, and 3 for a run that a signal stopped before its end.
+
+    presets: functions that return a configuration; the docstring of each is its help. run: runs a configuration and
+    returns whether it finished.
+    """
     choices = {name: ((preset.__doc__ or "").strip(), preset()) for name, preset in presets.items()}
     with mistakes_in_words():
         config = tyro.extras.overridable_config_cli(choices, prog=f"python -m {program}", description=description)

@@ -85,7 +85,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, config(save_minutes=0.0, seed=3))
     assert str(caught.value) == (
-        f"{tmp_path} holds a run with seed = 0, not 3: resume it with its own, or give another folder"
+        f"{tmp_path} holds a run with seed = 0, not 3: resume it with the same value, or give another folder"
     )
     with pytest.raises(DataError, match=r"holds a run with new = None, not 1"):
         train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1})
@@ -97,7 +97,7 @@ def test_a_damaged_state_is_a_caller_s_matter(tmp_path: Path) -> None:
     run(tmp_path, loop)
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"state\.safetensors cannot be read: .*; remove it to begin the run again"):
+    with pytest.raises(DataError, match=r"state\.safetensors cannot be read: .*; remove it to start the run from the beginning"):
         run(tmp_path, loop)
     state.unlink()
     assert run(tmp_path, loop)

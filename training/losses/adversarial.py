@@ -11,9 +11,9 @@ __all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss"]
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Images (B, 3, H, W) -> (B, 1, h, w): for each patch, high if it looks real (PatchGAN, Isola et al. 2016).
+    """Images (B, 3, H, W) -> logits (B, 1, h, w), one for each patch, high for real ones (PatchGAN, Isola et al. 2016).
 
-    Group norm stands in for batch norm, so that a verdict does not depend on the other pictures of the batch.
+    It has group norm instead of batch norm, so that a picture's logits do not depend on the rest of the batch.
     """
 
     def __init__(self, width: int, num_layers: int) -> None:
@@ -33,12 +33,13 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Scalar hinge loss of the verdicts on real and on reconstructed pictures."""
+    """Scalar hinge loss of the discriminator, from its logits on real and on reconstructed (fake) pictures."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: nn.Parameter) -> Tensor:
-    """Scalar in [0, 1e4]: what makes both losses pull equally hard on the decoder's last layer."""
+    """Weight of the generator's loss, a scalar in [0, 1e4] without gradient: with it, both losses have gradients of
+    equal norm at the decoder's last layer."""
     (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (adversarial,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
     return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
