@@ -1,9 +1,9 @@
-"""Make shards of your own pictures with captions: `python -m training.folder SOURCE --out SHARDS`.
+"""Build shards from your own pictures with captions: `python -m training.folder SOURCE --out SHARDS`.
 
 SOURCE is one of
 - a folder: every picture in it, at any depth, with its captions in a text file of the same name (`cat.jpg`, `cat.txt`)
-- a .csv file with a header, or a .jsonl file of objects: a column for the picture's path, relative to the file or
-  absolute, and one for its caption. Rows that name the same picture add up.
+- a .csv file with a header, or a .jsonl file of objects: a column for the picture's path, absolute or relative to the
+  file, and a column for its caption. The captions of rows with the same picture are joined.
 
 Every non-empty line of a text is a caption of its own; a .jsonl file may also give a list of captions.
 """
@@ -33,24 +33,25 @@ PROBLEMS_FILE = "problems.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """Turn pictures with captions into training shards.
+    """Build picture-caption shards for training from your own pictures.
 
-    Pictures are cut to their centred square and resized; turned upright where the camera says so; what is
-    transparent in them stays so. What cannot be used is listed in SHARDS/problems.jsonl, one line each, and left out.
+    Pictures are rotated as their EXIF orientation says, cropped to the centred square and resized; transparency is
+    kept. Pictures and lines that cannot be used are skipped and listed in problems.jsonl in the output folder.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder of pictures with .txt files beside them, or a .csv or .jsonl file of picture paths and captions."""
     out: Path
-    """Folder for train-000.tar, train-001.tar, ... and val.tar. It must not hold shards yet."""
+    """Output folder for train-000.tar, train-001.tar, ... and val.tar. It must not hold shards yet."""
     size: int = 128
     """Side of the square pictures in pixels."""
     val_fraction: float = 0.01
-    """About this share of the pairs goes to val.tar instead: always the same ones, whatever else is in the source."""
+    """Share of the pairs, approximately, that are written to val.tar for validation. A hash of its path decides for
+    each pair, so the choice does not depend on the rest of the source."""
     image_column: str = "image"
-    """Column, or key, of the picture's path in a .csv or .jsonl file."""
+    """Column of a .csv file, or key of a .jsonl file, with the path of the picture."""
     caption_column: str = "caption"
-    """Column, or key, of the caption."""
+    """Column of a .csv file, or key of a .jsonl file, with the caption."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -61,24 +62,25 @@ class FolderOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What became of a source."""
+    """The result of a build: numbers of pairs, and the problems."""
 
     num_train: int
     num_val: int
     problems: list[dict[str, str]]
-    """In the order of the source: `id`, the picture or line, and `problem`, in words."""
+    """One for each skipped picture or line, in the order of the source: its `id`, and the `problem` as a text."""
 
 
 def position(id: str) -> float:
-    """Where an id stands in [0, 1): a hash, the same everywhere. Pairs are written in this order, the first to val."""
+    """Position of an id in [0, 1), from its hash. Pairs are written in this order; the first ones are for
+    validation."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:6]) / 2**48
 
 
 def build(options: FolderOptions) -> Report:
     """Write the shards and the list of problems.
 
-    Raises `DataError` if the source is none of the three kinds, if nothing in it can be used, or if the output folder
-    holds shards already. Then no shard is written.
+    Raises `DataError`, without writing a shard, if the source is none of the three kinds, if nothing in it can be used,
+    or if the output folder already holds shards.
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
@@ -122,11 +124,11 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line. Exit code 2, after one line on stderr, for a source that cannot be used."""
+    """The command line. Ends with exit code 2, and one line on stderr, if the source cannot be used."""
     with mistakes_in_words():
         options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
         report = build(options)
-    left_out = f"; {len(report.problems)} left out, see {options.out / PROBLEMS_FILE}" if report.problems else ""
+    left_out = f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}" if report.problems else ""
     print(f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}{left_out}")
 
 

@@ -39,8 +39,8 @@ def release(
         name: Name of the released model. Default: the name of `model`.
         image_tokenizer: Model directory of stage 1 whose image tokenizer replaces that of `model`; its codes must be
             the same. Default: the image tokenizer of `model`.
-        about: Notes for config.json, such as licence, data and training, as KEY VALUE pairs; they are added to those of
-            `model`.
+        about: Notes that `dalle models` shows, such as licence, data and training, as KEY VALUE pairs; they are added
+            to those of `model`.
         sampling: Default sampling parameters of the released model. Default: those of `model`.
         dtype: Precision of the stored weights; they are converted to float32 when they are loaded.
     """

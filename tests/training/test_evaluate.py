@@ -349,7 +349,7 @@ def test_prompts_in_natural_phrasing(
         evaluate(model, shards=(str(shards),), num=4, phrasing=phrasing, out=out, device="cpu")
         found[phrasing] = json.loads((out / "numbers.json").read_text())
         assert found[phrasing]["settings"]["phrasing"] == phrasing
-        assert f"Asked in {phrasing} phrasing" in (out / "table.md").read_text()
+        assert f"Prompts in {phrasing} phrasing" in (out / "table.md").read_text()
     captions = {f"{colour} {style}" for colour in COLOURS for style in ("filled", "frame")}
     assert len(asked["training"]) == len(asked["natural"]) == 7
     assert set(asked["training"]) <= captions

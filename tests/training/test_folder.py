@@ -142,7 +142,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     (source / "orphan.txt").write_text("an orphan")
     main([str(source), "--out", str(out), "--size", "16"])
     assert capsys.readouterr().out == (
-        f"1 pairs for training, 0 for validation in {out}; 7 left out, see {out / 'problems.jsonl'}\n"
+        f"1 pairs for training, 0 for validation in {out}; 7 skipped, see {out / 'problems.jsonl'}\n"
     )
     assert list(_pairs(out)) == ["good.png"]
     lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]

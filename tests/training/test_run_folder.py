@@ -97,7 +97,9 @@ def test_a_damaged_state_is_a_caller_s_matter(tmp_path: Path) -> None:
     run(tmp_path, loop)
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"state\.safetensors cannot be read: .*; remove it to start the run from the beginning"):
+    with pytest.raises(
+        DataError, match=r"state\.safetensors cannot be read: .*; remove it to start the run from the beginning"
+    ):
         run(tmp_path, loop)
     state.unlink()
     assert run(tmp_path, loop)

@@ -1,4 +1,4 @@
-"""What an image tokenizer loses between pictures and their codes."""
+"""Reconstruction: what an image tokenizer loses between pictures and their codes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,26 +21,26 @@ __all__ = ["Reconstructed", "reconstruct"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstructed:
-    """What was measured on M pictures."""
+    """Measurements of the reconstructions of M pictures."""
 
     psnr: Tensor
-    """(M,) dB."""
+    """Peak signal-to-noise ratio of each picture in dB: (M,)."""
     ssim: Tensor
-    """(M,)."""
+    """Structural similarity of each picture, in [-1, 1]: (M,)."""
     perceptual: Tensor
-    """(M,): LPIPS."""
+    """LPIPS distance of each picture: (M,)."""
     counts: Tensor
-    """(K,) int64: how often each code occurred."""
+    """Number of times that each of the K codes occurred: (K,) int64."""
 
     @classmethod
     def cat(cls, parts: Sequence["Reconstructed"]) -> "Reconstructed":
-        """The pictures of all parts, and the sum of their counts."""
+        """Joins the pictures of all parts, and adds up their counts."""
         names = ("psnr", "ssim", "perceptual")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return cls(**joined, counts=torch.stack([part.counts for part in parts]).sum(0))
 
     def numbers(self) -> Numbers:
-        """Means over pictures; usage and perplexity of the codebook over all of them together."""
+        """Means over pictures, and usage and perplexity of the codebook over all pictures together."""
         usage, perplexity = codebook_statistics(self.counts)
         means = {name: getattr(self, name).mean().item() for name in ("psnr", "ssim", "perceptual")}
         return {"pictures": len(self.psnr), **means, "usage": usage, "perplexity": perplexity}
@@ -50,7 +50,10 @@ class Reconstructed:
 def reconstruct(
     pairs: PairShards, numbers: Sequence[int], tokenizer: AnyImageTokenizer, lpips: LPIPS, title: str
 ) -> Reconstructed:
-    """Encode and decode these pictures on the tokenizer's device, and compare."""
+    """Encode and decode the pictures with these numbers on the tokenizer's device, and measure the result.
+
+    title: label of the progress bar.
+    """
     device = next(tokenizer.parameters()).device
     parts = []
     for batch in batches(numbers, title):

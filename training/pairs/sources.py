@@ -1,4 +1,4 @@
-"""Pictures with captions as people keep them: in a folder with text files, or in a CSV or JSONL file."""
+"""Pictures with captions in a folder with text files, or in a CSV or JSONL file: the input of `training.folder`."""
 
 import csv
 import dataclasses
@@ -71,12 +71,12 @@ def _in_folder(folder: Path) -> Iterator[FoundPicture]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """The path within the folder; what is not UTF-8 in it becomes replacement characters."""
+    """The path relative to the folder; bytes that are not UTF-8 become replacement characters."""
     return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="replace")
 
 
 Row = tuple[int, dict[str, Any] | str]
-"""A line number, and the row by column or what is wrong with it."""
+"""A line number, and the row as a mapping, or a text that says what is wrong with it."""
 
 
 def _in_table(table: Path, rows: Iterator[Row], columns: tuple[str, str]) -> Iterator[FoundPicture]:
@@ -93,7 +93,7 @@ def _in_table(table: Path, rows: Iterator[Row], columns: tuple[str, str]) -> Ite
             continue
         texts = [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
         if not all(map(_is_unicode, (picture, *texts))):
-            yield FoundPicture(where, table, [], "it has halves of surrogate pairs, which are no characters")
+            yield FoundPicture(where, table, [], "it has unpaired surrogates, which are no Unicode characters")
             continue
         captions = [caption for part in texts for caption in _lines(part)]
         known = pictures.setdefault(picture.strip(), [])
