@@ -1,3 +1,3 @@
-"""Captions from metadata: how training words them, and how the evaluation does."""
+"""Captions from metadata: those of training, and the prompts of the evaluation."""
 
 __all__: list[str] = []

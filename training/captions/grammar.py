@@ -1,11 +1,11 @@
-"""English grammar of nouns: which names take an article, which one, and what their plural is."""
+"""English grammar of names: whether a name takes an article, which one, and its plural."""
 
 import re
 
 __all__ = ["countable", "is_plural", "plural", "with_article", "with_the"]
 
 PREPOSITION = re.compile(r"[,(]| (?:of|with|without|in|on|at|behind|from|and|for|to|over|under|by|not|that|facing) ")
-# A person or a face does something: the last word is no noun ("person running"), the first one is.
+# In names of a person or face that does something ("person running"), the first word is the noun, not the last.
 DOERS = re.compile(
     r"(man|woman|person|child|boy|girl|face|cat|monkey|fairy|mage|elf|vampire|genie|prince|princess|guard|leaf)\b"
 )
@@ -27,7 +27,7 @@ UNCOUNTABLE = frozenset(
     spaghetti stew stuff sugar surfing sushi swimming tea tempura tennis thunder toast traffic up volleyball
     warning water weather wine wireless wood wool work yarn zzz""".split()
 )
-# These end in s and are one thing, or end otherwise and are many.
+# Singular words that end in s; then plural words that do not follow the rule.
 ENDS_IN_S = re.compile(r"(ss|us|is|[^aeiou]ics|gas|lens|iris|canvas|atlas|christmas|santa claus|series|rhinoceros)$")
 IRREGULAR_PLURALS = {
     **{"man": "men", "woman": "women", "person": "people", "child": "children", "mouse": "mice", "foot": "feet"},
@@ -43,7 +43,7 @@ SPELLED_WITH_VOWEL = re.compile(r"([AEFHILMNORSX]\b|SOS\b|[FHLMNRSX][BCDFGHJKLMN
 
 
 def with_article(name: str) -> str:
-    """The name with `a` or `an`, by its sound."""
+    """The name with `a` or `an`, depending on its first sound."""
     vowel = (name[:1].lower() in tuple("aeiou") and not SINGULAR_U.match(name)) or bool(SILENT_H_OR_X.match(name))
     if name[:2].isupper() or name[:1].isdigit() or re.match(r"[A-Z]\b", name):
         vowel = vowel or bool(SPELLED_WITH_VOWEL.match(name))
@@ -51,17 +51,17 @@ def with_article(name: str) -> str:
 
 
 def with_the(name: str) -> str:
-    """The name with `the`, unless it has an article already."""
+    """The name with `the`; a name that has an article stays unchanged."""
     return name if name.startswith(("the ", "a ", "an ")) else f"the {name}"
 
 
 def _head(name: str) -> str:
-    """What the name is about: its first part, up to a preposition."""
+    """The first part of the name, up to a preposition, comma or bracket; it ends in the head noun."""
     return PREPOSITION.split(name, maxsplit=1)[0]
 
 
 def is_plural(name: str) -> bool:
-    """Whether the name is of several things, such as `glasses`."""
+    """Whether the name is a plural, such as `glasses`."""
     words = _head(name).lower().split()
     if not words or words[0] in ("one", "a"):
         return False
@@ -70,7 +70,8 @@ def is_plural(name: str) -> bool:
 
 
 def countable(name: str) -> bool:
-    """Whether `a` or `an` may stand in front: not of many, not of a substance, a sport or a proper name."""
+    """Whether the name can take the article `a` or `an`: plurals, numerals, substances, sports and proper names
+    cannot."""
     words = _head(name).split()
     if not words or (is_plural(name) and not DOERS.match(name)):
         return False
@@ -92,7 +93,7 @@ def countable(name: str) -> bool:
 
 
 def plural(name: str) -> str | None:
-    """The name of several such things; None if that is no simple word for it."""
+    """The plural of the name; None if the rules of this module do not give one with certainty."""
     words = name.split()
     if len(words) > 3 or not countable(name) or _head(name) != name or not name.replace(" ", "").isalpha():
         return None

@@ -1,6 +1,7 @@
-"""What a picture is called in plain English: CLDR names as people say them, synonyms, articles and plurals.
+"""Names of pictures in plain English: wordings of Unicode CLDR names, synonyms, and useful keywords.
 
-This module names no style and draws nothing at random: a function gives all the ways to say a name that it knows.
+Styles are named elsewhere (`training.captions.wording`), and nothing is random here: `said` and `synonyms` return all
+the names that they know.
 """
 
 import functools
@@ -31,7 +32,7 @@ HAIR = {
 }
 PEOPLE = {"man", "woman", "person", "adult", "child", "boy", "girl", "baby"}
 GENDERS = {"man": "male", "woman": "female"}
-# CLDR breaks its keywords into single words, and many of them say nothing of what is to be seen.
+# CLDR splits its keywords into single words, and many of them do not describe the picture.
 VAGUE_KEYWORDS = frozenset(
     """143 agree amazed amazing away awesome awful bae bestest bet big blame boss brb break bring bruh call cheeky clean
     close complete cool correct cute dang date dating day definitely disability dope down elegant emotion epic every
@@ -50,13 +51,13 @@ COUNTRIES_WITH_THE = re.compile(
 
 
 def straight(text: str) -> str:
-    """The text with typewriter's quotes and apostrophes, and without stray blanks and marks at its ends."""
+    """The text with straight quotes and apostrophes, without stray blanks, and without marks at its ends."""
     text = re.sub(r"\s+(?=[,;:!?]|\.(\W|$))", "", text.translate(STRAIGHT_QUOTES))
     return re.sub(r"\s+", " ", text).strip(" ,.;:-")
 
 
 def country_of(name: str) -> str | None:
-    """The country of a CLDR flag name, with `the` where English has it; None for other names."""
+    """The country in the CLDR name of a flag, with `the` where English requires it; None for other names."""
     if not name.startswith("flag: "):
         return None
     country = straight(name.removeprefix("flag: "))
@@ -64,8 +65,8 @@ def country_of(name: str) -> str | None:
 
 
 def said(name: str) -> list[str]:
-    """All plain ways to say a CLDR name. `man: medium skin tone, beard` is a bearded man with medium skin tone; a name
-    without a colon is itself, and `man cook` also a male cook."""
+    """All plain English wordings of a CLDR name. `man: medium skin tone, beard` gives, among others, `bearded man with
+    medium skin tone`; a name without a colon gives itself, and `man cook` also `male cook`."""
     name = straight(name)
     subject, _, rest = name.partition(": ")
     if not rest:
@@ -82,7 +83,7 @@ def said(name: str) -> list[str]:
 
 
 def synonyms(name: str) -> list[str]:
-    """Other names for the same picture, with the name's skin tone and direction; none for most."""
+    """Other names of the same picture, with the skin tone and direction of the name; empty for most names."""
     subject, _, rest = straight(name).partition(": ")
     if subject in ("flag", "keycap", *PEOPLE) and rest:
         return []
@@ -102,7 +103,8 @@ def _table() -> dict[str, tuple[str, ...]]:
 
 
 def _with_gender(subject: str) -> list[str]:
-    """`woman pilot` is also a female pilot; `woman running` and `woman in tuxedo` are no other."""
+    """The name of a person, and for a role also its form with an adjective: `woman pilot` gives `female pilot`, too,
+    but `woman running` and `woman in tuxedo` give only themselves."""
     gender, _, role = subject.partition(" ")
     words = role.split()
     if gender not in GENDERS or not words or words[0] in ("in", "with", "and") or any(w.endswith("ing") for w in words):
@@ -111,7 +113,7 @@ def _with_gender(subject: str) -> list[str]:
 
 
 def _crowd(subject: str, people: Sequence[str]) -> list[str]:
-    """A family, a couple or a kiss of these people."""
+    """Wordings of a family, a couple or a kiss of these people."""
     together = " and ".join([", ".join(with_article(one) for one in people[:-1]), with_article(people[-1])])
     bare = " and ".join(people)
     match subject:
@@ -125,7 +127,7 @@ def _crowd(subject: str, people: Sequence[str]) -> list[str]:
 
 
 def _described(ways: Sequence[str], details: Sequence[str]) -> list[str]:
-    """Each way with hair, skin tone and direction."""
+    """Each wording with the details added: hair, skin tone, direction and others."""
     tones = [detail for detail in details if SKIN_TONE.match(detail)]
     found = list(ways)
     for detail in details:
@@ -148,7 +150,7 @@ def _described(ways: Sequence[str], details: Sequence[str]) -> list[str]:
 
 
 def telling_keywords(metadata: dict[str, Any]) -> list[str]:
-    """The keywords that say something of the picture besides its name: neither vague nor words of the name."""
+    """The keywords that add to the name of the picture: those that are neither vague nor words of the name."""
     words = set(re.findall(r"[\w'-]+", straight(metadata.get("name_en", "")).lower()))
     return [
         keyword
