@@ -214,7 +214,7 @@ def test_shares_by_numbers(tmp_path: Path) -> None:
 
 
 def test_how_far_a_run_is(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no run of a recipe that has begun"):
+    with pytest.raises(DataError, match="holds no run of a recipe"):
         status(tmp_path)
     plan = Plan(tmp_path, None)
     with plan.stage("text"):
@@ -224,8 +224,8 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
     lines = status(tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == [title.split()[0] for title in TITLES.values()]
     assert lines[0].endswith("done, 0.0 minutes")
-    assert lines[1].endswith("step 0 of 40 when it was last saved")
-    assert all(line.endswith("to come") for line in lines[2:])
+    assert lines[1].endswith("step 0 of 40 at the last save")
+    assert all(line.endswith("not started") for line in lines[2:])
 
 
 def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: Path) -> None:

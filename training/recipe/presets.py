@@ -1,4 +1,4 @@
-"""Recipes by name: whole configurations of all stages."""
+"""Recipes by name: functions that return the configurations of all stages."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,29 +14,29 @@ __all__ = ["RECIPES", "Recipe"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The configurations of the stages. Paths, seeds and numbers of steps are filled in when the recipe is run."""
+    """The configurations of all stages. Paths, seed, device and numbers of steps are set when the recipe is run."""
 
     image_tokenizer: VQTrainingConfig
     decoder: DecoderTrainingConfig
     sharper: VQTrainingConfig
     vocab_size: int
-    """Tokens of the text tokenizer."""
+    """Size of the text tokenizer's vocabulary."""
     num_captions: int
-    """Captions drawn of each pair."""
+    """Captions that are drawn for each pair."""
     num_views: int
-    """Views of each picture."""
+    """Views of each picture, including the picture itself."""
     mirror: bool
     """Whether views may be mirrored."""
     num_figures: int
-    """Pictures of each split that the figures are measured on, at most."""
+    """Largest number of pictures of each split that the evaluation draws."""
     sampling: SamplingParams
-    """Sampling parameters that the model is shipped with."""
+    """Default sampling parameters of the finished model."""
     cuda_batches: Mapping[str, int]
-    """Batch sizes of the three runs on CUDA, where small ones leave the device idle."""
+    """Batch sizes on CUDA by stage; smaller ones leave the device idle."""
 
 
 def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrainingConfig:
-    """The configuration that trains the decoder half of a stage 1 further, on codes with mistakes in them."""
+    """The configuration that trains the decoder half of an image tokenizer further, on perturbed codes."""
     return dataclasses.replace(
         stage_1,
         loop=dataclasses.replace(stage_1.loop, steps=steps),
@@ -49,7 +49,8 @@ def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrai
 
 
 def emoji() -> Recipe:
-    """256 codes for a 128 x 128 picture with transparency: the default model, some 20 core-hours on a CPU."""
+    """The default model: 256 codes for a picture of 128 x 128 pixels with transparency; about 20 core-hours on a
+    CPU."""
     stage_1 = vq.emoji()
     return Recipe(
         image_tokenizer=stage_1,
@@ -73,7 +74,7 @@ def emoji() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """A minute on one core: to see that everything runs, not to see pictures."""
+    """A test that everything runs, in a minute on one core; it learns no useful pictures."""
     stage_1 = vq.tiny()
     return Recipe(
         image_tokenizer=dataclasses.replace(stage_1, model=dataclasses.replace(stage_1.model, channels=4)),
