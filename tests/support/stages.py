@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.vq.quantize import CodebookAverage
@@ -21,9 +22,22 @@ from training.codes import encode_pairs
 from training.decoder_config import DecoderTrainingConfig
 from training.loop import LoopConfig
 from training.pairs.shards import PairShards, find_shards
+from training.vq import VQTask
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["NUM_TRAIN", "NUM_VAL", "decoder_training", "eyes_fixture", "vq_training", "write_stage_1", "write_stage_2"]
+__all__ = [
+    "MODEL",
+    "NUM_TRAIN",
+    "NUM_VAL",
+    "changed",
+    "decoder_training",
+    "eyes_fixture",
+    "step",
+    "vq_training",
+    "weights",
+    "write_stage_1",
+    "write_stage_2",
+]
 
 NUM_TRAIN, NUM_VAL = 24, 9
 MODEL = ImageTokenizerConfig(
@@ -107,3 +121,20 @@ def decoder_training(folder: Path, *, loop: dict[str, Any] | None = None, **chan
         "val_shards": (str(folder / "codes/val/*.safetensors"),),
     }
     return DecoderTrainingConfig(**(values | changes))
+
+
+def step(task: VQTask, number: int) -> dict[str, float]:
+    """Take a training step of stage 1. Returns its scalars."""
+    torch.manual_seed(number)
+    scalars = task.train_step(number, task.batch(number))
+    return {name: float(torch.as_tensor(value).detach()) for name, value in scalars.items()}
+
+
+def weights(task: VQTask, part: str) -> list[Tensor]:
+    """Copies of the parameters of a part of the image tokenizer: `encoder`, `quantizer` or `decoder`."""
+    return [p.detach().clone() for p in getattr(task.model, part).parameters()]
+
+
+def changed(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Whether any parameter differs."""
+    return not all(map(torch.equal, before, after))
