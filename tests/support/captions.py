@@ -33,17 +33,9 @@ NAMES = (
     *("flag: United States", "keycap: 8", "man\u2019s shoe", "Japanese \u201cmonthly amount\u201d button", "Aquarius"),
     *("family: man, woman, boy", "ON! arrow", "A button (blood type)", "unicorn", "face with tears of joy"),
 )
-
-
 KEYWORDS = ("animal", "bamboo", "cute", "forest", "ON!")
-
-
 PAIRS = [metadata_of(name, style, KEYWORDS) for name in NAMES for style in STYLES]
-
-
 PANDA = metadata_of("red panda", "fluent 3d", KEYWORDS)
-
-
 BURGER = metadata_of("hamburger", "twemoji")
 
 

@@ -14,7 +14,6 @@ from training.pairs.shard_writer import ShardWriter, encode_webp
 
 __all__ = ["COLOURS", "embed_fixture", "picture", "shards_fixture", "write_shards"]
 
-
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (0, 0, 0)}
 
 

@@ -23,8 +23,6 @@ from training.emoji.sets import (
 from training.pairs.shard_writer import ShardWriter, encode_webp
 
 DATA = Path(__file__).parents[1] / "data"
-
-
 NUM_REFERENCE = 75
 
 
