@@ -3,7 +3,7 @@
 import dataclasses
 
 from dalle.config import Config, require
-from dalle.decoder.decoder import DecoderConfig
+from dalle.decoder.config import DecoderConfig
 from training.loop import LoopConfig
 
 __all__ = ["DecoderTrainingConfig"]
