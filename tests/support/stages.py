@@ -57,8 +57,8 @@ LOOP = LoopConfig(
 
 
 def write_stage_1(folder: Path) -> None:
-    """Shards `train-000.tar`, `train-001.tar` and `val.tar`; a text tokenizer, `tokenizer.json`; and an image tokenizer
-    in `eyes` that is not trained, but whose codebook covers what its encoder gives."""
+    """Write shards `train-000.tar`, `train-001.tar` and `val.tar`, a text tokenizer `tokenizer.json`, and an image
+    tokenizer `eyes`, which is untrained but has a codebook of its own latents."""
     write_pairs(folder, "train", NUM_TRAIN, weights=(1.0, 0.5), per_shard=15)
     write_pairs(folder, "val", NUM_VAL)
     shards = (str(folder / "train-*.tar"),)
@@ -73,7 +73,7 @@ def write_stage_1(folder: Path) -> None:
 
 
 def write_stage_2(folder: Path) -> None:
-    """What `write_stage_1` writes, and token shards of it in `codes/train` and `codes/val`."""
+    """Write the output of `write_stage_1`, and its token shards in `codes/train` and `codes/val`."""
     write_stage_1(folder)
     for name in ("train", "val"):
         encode_pairs(
@@ -95,7 +95,7 @@ def eyes_fixture(data: Path) -> ImageTokenizer:
 
 
 def vq_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: Any) -> VQTrainingConfig:
-    """A stage 1 run on what `write_stage_1` has written."""
+    """The configuration of a stage 1 run on the output of `write_stage_1`."""
     values: dict[str, Any] = {
         "model": MODEL,
         "loop": dataclasses.replace(LOOP, **(loop or {})),
@@ -110,7 +110,7 @@ def vq_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: 
 
 
 def decoder_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: Any) -> DecoderTrainingConfig:
-    """A stage 2 run on what `write_stage_2` has written."""
+    """The configuration of a stage 2 run on the output of `write_stage_2`."""
     values: dict[str, Any] = {
         "model": decoder_config(width=16, depth=1, num_heads=2, head_dim=8, mlp_width=16),
         "loop": dataclasses.replace(LOOP, **(loop or {})),

@@ -1,4 +1,4 @@
-"""A small task for the loop: its configuration, an interruption, and a look at what a run of it has left."""
+"""A small task for the loop, its configuration, interruptions, and comparisons of run folders."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ def config(**changes: Any) -> LoopConfig:
 
 
 class Line:
-    """Learns a plane from noisy points: a task whose batches, noise and state are all that matters here."""
+    """A task that learns a plane from noisy points, with batches, noise and state like those of the stages."""
 
     def __init__(self, loop: LoopConfig) -> None:
         self.loop = loop
@@ -68,7 +68,7 @@ class Line:
 
 
 class Interrupted(Line):
-    """Something happens in the middle of a step."""
+    """A task that calls a function in the middle of a step."""
 
     def __init__(self, loop: LoopConfig, at: int, what: Callable[[], None]) -> None:
         super().__init__(loop)

@@ -1,4 +1,4 @@
-"""Token shards: what is in them, whose they are, and which are refused."""
+"""Token shards: their content, their digests, and the shards that are refused."""
 
 import dataclasses
 import itertools

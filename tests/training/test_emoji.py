@@ -1,5 +1,5 @@
-"""The emoji builder, offline: the first 75 pairs are built from the parts of the real packages that they need, which
-lie in `tests/data/emoji_packages.tar.xz`, and compared with `tests/data/emoji_reference.jsonl`, built elsewhere."""
+"""The emoji builder, offline: the first 75 pairs are built from the needed parts of the real packages, which are in
+`tests/data/emoji_packages.tar.xz`, and compared with `tests/data/emoji_reference.jsonl`, which was built elsewhere."""
 
 import io
 import json
@@ -28,7 +28,7 @@ NUM_REFERENCE = 75
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the needed parts of all packages, as if fetched and unpacked."""
+    """A cache folder with the needed parts of all packages, as if they were downloaded and unpacked."""
     cache = tmp_path_factory.mktemp("packages")
     with tarfile.open(DATA / "emoji_packages.tar.xz") as archive:
         archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)

@@ -20,7 +20,8 @@ def test_an_epoch_has_every_item_once() -> None:
 
 
 def test_weights_are_honoured_over_epochs() -> None:
-    """1 is once in every epoch; 0.3 is in about three of ten; 2.5 is two or three times; 0 is never."""
+    """An item of weight 1 is in every epoch once, of 0.3 in about three of ten, of 2.5 two or three times, of 0
+    never."""
     epochs = WeightedEpochs(np.array([1.0, 0.3, 2.5, 0.0, 1.0]), batch_size=4, seed=3)
     drawn = np.concatenate([epochs.batch(step) for step in range(2000)])
     counts = (drawn[:, None] == np.arange(5)).cumsum(0)  # of each item, up to each place

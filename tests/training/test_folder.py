@@ -119,7 +119,7 @@ def test_transparency_stays(tmp_path: Path) -> None:
 
 
 def _bomb() -> bytes:
-    """A PNG that says it has 100,000 x 100,000 pixels, and is a few bytes long."""
+    """A PNG of a few bytes whose header states 100,000 x 100,000 pixels."""
     parts = [b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")]
     chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -17,7 +17,7 @@ FIXTURES = (embed_fixture, shards_fixture)
 
 
 def hand_made(concepts: str, styles: str) -> Gallery:
-    """Pictures that look of their concept most, and of their style a little."""
+    """A gallery whose features resemble each other strongly within a concept and weakly within a style."""
     looks = {name: torch.randn(4096) for name in sorted({*concepts, *styles})}
     features = [looks[c] + 0.3 * looks[s] + 0.05 * torch.randn(4096) for c, s in zip(concepts, styles, strict=True)]
     return Gallery(
@@ -29,7 +29,7 @@ def hand_made(concepts: str, styles: str) -> Gallery:
 
 
 def drawn_as(gallery: Gallery, numbers: list[int], looks: list[int], reconstructions: list[int]) -> Drawn:
-    """For these pairs, pictures that look like others of the gallery."""
+    """Drawn pictures and reconstructions of these pairs, with the features of other pictures of the gallery."""
     return Drawn(
         numbers=torch.tensor(numbers),
         drawn=gallery.features[torch.tensor(looks)],

@@ -25,8 +25,8 @@ def test_a_cycle_is_found_wherever_it_is() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_form_no_cycle(package: str) -> None:
-    """Imports inside functions count as well: where they defer a heavy module, they need no exception here, as none of
-    them leads back. The import of a package that goes with that of its module does not count."""
+    """Imports inside functions count as well; none that defers a heavy module needs an exception. The implicit import
+    of a module's package does not count."""
     modules = {module_of(file): file for file in files_of(package)}
     imports = {module: (imports_of_file(file) & {*modules}) - {module} for module, file in modules.items()}
     assert any(imports.values())

@@ -1,4 +1,4 @@
-"""The loop, with a small task of its own: schedule, averages, clipping, looking, batches from workers."""
+"""The loop with a small task of its own: schedule, averages, clipping, validation, and batches from workers."""
 
 import json
 import math
@@ -198,7 +198,7 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path) -> None:
 
 
 class Watched(Line):
-    """Notes after how many steps it was exported."""
+    """Records the numbers of steps at which it was exported."""
 
     exported: list[int]
 
@@ -220,7 +220,7 @@ def test_the_model_is_written_every_so_many_minutes(tmp_path: Path) -> None:
 
 
 def test_a_run_may_begin_at_a_later_step(tmp_path: Path) -> None:
-    """It goes on with the schedule and batches of the run whose weights it has, and is resumed like any other."""
+    """The run continues the schedule and batches of the run whose weights it has, and can be resumed."""
     loop = config(first_step=5, log_steps=1, save_minutes=0.0)
     task = Interrupted(loop, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert not run(tmp_path / "parts", loop, task)

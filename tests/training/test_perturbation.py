@@ -23,7 +23,7 @@ FIXTURES = (eyes_fixture,)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stage 1 leaves, and in `certain` a model that draws code 7 at every place, for any caption."""
+    """The output of stage 1, and in `certain` a model that draws code 7 at every place, for any caption."""
     folder = tmp_path_factory.mktemp("perturb")
     write_stage_1(folder)
     text = TextTokenizer.load(folder / "tokenizer.json")

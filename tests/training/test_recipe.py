@@ -1,4 +1,4 @@
-"""The recipe as people run it: pictures in, a model within a budget out; stopped, gone on with, begun from a model."""
+"""The recipe end to end: from pictures to a model within a budget, stopped, resumed, and started from a model."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts of the small recipe, run without a break."""
+    """The artefacts of the small recipe, run without an interruption."""
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "small", small_recipe)
@@ -83,7 +83,7 @@ class Process:
         return self.process.wait(SECONDS)
 
     def stopped_in(self, run: Path) -> int:
-        """Wait until a stage trains in its run folder, and ask it to stop."""
+        """Wait until a stage trains in its run folder, and send the stop signal."""
         while not list(run.glob("tensorboard/events*")) and self.process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.5)
@@ -241,7 +241,7 @@ def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: 
 
 
 def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path) -> None:
-    """Its image tokenizer and text tokenizer stay as they are; its decoder goes on at the step that it says."""
+    """Its image tokenizer and text tokenizer are kept; its decoder continues at the step that the model states."""
     out, start = tmp_path / "out", made / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "small", lambda: longer_recipe(12))
@@ -261,7 +261,7 @@ def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path)
 
 
 def test_a_budget_is_for_the_steps_that_are_new(pictures: Path, made: Path, tmp_path: Path) -> None:
-    """Also where the model that is gone on from has had more steps than the budget has room for."""
+    """The budget counts only new steps, even if the model to start from has had more steps than would fit."""
     out, many = tmp_path / "out", 150_000
     whole = load_checkpoint(made / "decoder" / "model")
     save_checkpoint(

@@ -1,4 +1,4 @@
-"""The recipe on sources, budgets and options that it cannot take as they are."""
+"""The recipe on sources, budgets and options that it refuses, or cannot use as they are."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts of the small recipe, run without a break."""
+    """The artefacts of the small recipe, run without an interruption."""
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "small", small_recipe)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, break down or are killed, and go on as if nothing had been; and folders that are refused."""
+"""Runs that are stopped, fail or are killed resume as if never interrupted; foreign and damaged folders are refused."""
 
 import multiprocessing
 import os
@@ -106,7 +106,7 @@ def test_a_damaged_state_is_a_caller_s_matter(tmp_path: Path) -> None:
 
 
 def test_a_half_written_state_is_never_read(tmp_path: Path) -> None:
-    """The process may die while it saves: the state of before is still there, under its name."""
+    """If the process dies while it saves, the earlier state still exists under its name."""
     loop = config(save_minutes=0.0)
     run(tmp_path / "whole", loop)
     with pytest.raises(KeyboardInterrupt):

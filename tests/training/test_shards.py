@@ -1,4 +1,4 @@
-"""Reading shards: every pair at its number, damage found before training, and an order that needs no state."""
+"""Shard readers: every pair has its number, and damage is found before training."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from training.pairs.shards import PairShards, find_shards, from_pixels
 
 
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    """A tar of these files, as any other program may have written it."""
+    """A tar of these files, as any other program might write it."""
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
@@ -57,7 +57,8 @@ def test_every_pair_is_at_its_number(tmp_path: Path) -> None:
 
 
 def test_shards_of_another_program(tmp_path: Path) -> None:
-    """Other picture formats, folders and dots in names, further files, any order of members; weight 1 if not given."""
+    """Other picture formats, folders and dots in names, additional files, any order of members; the default weight is
+    1."""
     path = write_tar(
         tmp_path / "other.tar",
         {

@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Squares on nothing, for stage 1."""
+    """Squares on a transparent background, for stage 1."""
     folder = tmp_path_factory.mktemp("clear")
     write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
     write_pairs(folder, "val", NUM_VAL, transparent=True)
@@ -201,7 +201,8 @@ def test_the_discriminator_learns_first_and_pulls_later(data: Path) -> None:
 
 
 def test_the_generator_s_pass_teaches_the_discriminator_nothing(data: Path) -> None:
-    """However hard it pulls on the decoder: the first step draws the same pictures, so both learn the same."""
+    """With any adversarial weight, the discriminator learns the same from the same reconstructions of the first
+    step."""
     tasks = [VQTask(vq_training(data, adversarial_weight=weight)) for weight in (1e-3, 1e3)]
     for task in tasks:
         step(task, 0)

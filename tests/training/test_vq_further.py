@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_starting_from_a_model_goes_on_with_its_weights_and_codebook(data: Path, tmp_path: Path) -> None:
-    """The shape in the configuration is not asked; the codebook is neither begun anew nor thrown away."""
+    """The shape in the configuration is ignored; the codebook is neither initialised again nor dropped."""
     other_shape = dataclasses.replace(MODEL, codebook_size=8, widths=(4, 4))
     task = VQTask(vq_training(data, start_from=str(data / "eyes"), model=other_shape))
     eyes = load_image_tokenizer(data / "eyes")
@@ -73,7 +73,7 @@ def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path)
 
 
 def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
-    """The encoder and the codebook are kept, the pictures to be drawn stay, and a run is a function of its seed."""
+    """Encoder and codebook are kept, the target pictures stay the same, and a run is a function of its seed."""
     changes: dict[str, Any] = {
         "start_from": str(data / "eyes"),
         "only_decoder": True,
