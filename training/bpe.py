@@ -1,6 +1,7 @@
 """Train the text tokenizer on the captions of training shards. `python -m training.bpe` writes one `tokenizer.json`."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -14,7 +15,7 @@ __all__ = ["train_text_tokenizer"]
 
 
 def train_text_tokenizer(
-    shards: tuple[str, ...] = ("data/emoji/train-*.tar",),
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SHARDS ...]")] = ("data/emoji/train-*.tar",),
     /,
     *,
     out: Path = Path("runs/bpe/tokenizer.json"),

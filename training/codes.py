@@ -16,6 +16,7 @@ import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -202,7 +203,7 @@ class TokenShards:
 
 
 def encode_pairs(
-    shards: tuple[str, ...] = ("data/emoji/train-*.tar",),
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SHARDS ...]")] = ("data/emoji/train-*.tar",),
     /,
     *,
     image_tokenizer: Path = Path("runs/vq-emoji/model"),

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -47,7 +47,7 @@ SMALLEST_PICTURE = 16
 
 
 def evaluate(
-    model: Path,
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
     shards: tuple[str, ...] = ("data/emoji",),

@@ -6,7 +6,7 @@ decoder half; an image tokenizer with other codes is refused.
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -21,7 +21,7 @@ __all__ = ["release"]
 
 
 def release(
-    model: Path,
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
     out: Path,
@@ -36,12 +36,12 @@ def release(
     Args:
         model: Model directory of stage 2, whose decoder and tokenizers are released.
         out: Model directory to write.
-        name: Name of the released model. Default: the name of `model`.
-        image_tokenizer: Model directory of stage 1 whose image tokenizer replaces that of `model`; its codes must be
-            the same. Default: the image tokenizer of `model`.
+        name: Name of the released model. Default: the name of MODEL.
+        image_tokenizer: Model directory of stage 1 whose image tokenizer replaces that of MODEL; its codes must be
+            the same. Default: the image tokenizer of MODEL.
         about: Notes that `dalle models` shows, such as licence, data and training, as KEY VALUE pairs; they are added
-            to those of `model`.
-        sampling: Default sampling parameters of the released model. Default: those of `model`.
+            to those of MODEL.
+        sampling: Default sampling parameters of the released model. Default: those of MODEL.
         dtype: Precision of the stored weights; they are converted to float32 when they are loaded.
     """
     checkpoint = load_checkpoint(model)
