@@ -13,6 +13,7 @@ from pathlib import Path
 from einops import rearrange
 
 from dalle.checkpoint import read_parts
+from dalle.checkpoint.model_config import ModelConfig
 from dalle.checkpoint.weights import LazyTensor, Part, write_safetensors
 from dalle.errors import CheckpointError
 from dalle.interop import dalle_pytorch, openai_dvae, vqgan
@@ -58,8 +59,8 @@ def _to_vqgan_jax(folder: Path, parts: Mapping[str, Part], out: Path) -> None:
 
 
 def _to_hf(folder: Path, parts: Mapping[str, Part], out: Path) -> None:
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    top = {key: described[key] for key in ("name", "about", "sampling")}
+    config = ModelConfig.read(folder)
+    top = {"name": config.name, "about": dict(config.about), "sampling": config.sampling.to_dict()}
     _write_json(out / "config.json", {"model_type": "dalle", "parts": sorted(parts), **top})
     for name, part in parts.items():
         (out / name).mkdir()

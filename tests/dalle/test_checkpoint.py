@@ -13,11 +13,14 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.checkpoint.files import file_digest
+from dalle.checkpoint.model_config import ModelConfig
+from dalle.checkpoint.store import DEFAULT_MODEL, find_model
 from dalle.checkpoint.weights import LazyTensor, write_safetensors
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
 from dalle.text.bpe import TextTokenizer
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import lively_decoder
 
@@ -72,6 +75,29 @@ def test_a_whole_model_comes_back_bit_for_bit(
     codes = image_tokenizer.encode(images)
     assert torch.equal(loaded.image_tokenizer.encode(images), codes)
     assert torch.equal(loaded.image_tokenizer.decode(codes), image_tokenizer.decode(codes))
+
+
+@pytest.mark.parametrize("kind", ["vqgan", "discrete_vae"])
+def test_a_config_is_written_as_it_was_read(kind: str, model_folder: Path, tmp_path: Path) -> None:
+    folder = model_folder
+    if kind != "vqgan":
+        folder = tmp_path / "model"
+        dvae = DiscreteVAE(DiscreteVAEConfig(image_size=8, num_layers=2))
+        save_checkpoint(folder, name="dvae", image_tokenizer=dvae, about={"licence": "nobody's", "data": "빨강"})
+        assert '"image_tokenizer": {\n    "kind": "discrete_vae",\n' in (folder / "config.json").read_text()
+    assert ModelConfig.read(folder).to_json().encode() == (folder / "config.json").read_bytes()
+
+
+def test_the_shipped_config_is_written_as_it_was_read() -> None:
+    """Byte for byte, except that options which are newer than the file are added with their defaults."""
+    folder = find_model(DEFAULT_MODEL)
+    config = ModelConfig.read(folder)
+    before, written = (folder / "config.json").read_bytes(), json.loads(config.to_json())
+    for part, parsed in (("image_tokenizer", config.image_tokenizer), ("decoder", config.decoder)):
+        for key in written[part].keys() - json.loads(before)[part].keys():
+            assert getattr(parsed, key) == getattr(type(parsed), key), f"{part}.{key}"
+            del written[part][key]
+    assert (json.dumps(written, indent=2, ensure_ascii=False) + "\n").encode() == before
 
 
 def test_stage_1_alone(tmp_path: Path, image_tokenizer: ImageTokenizer) -> None:

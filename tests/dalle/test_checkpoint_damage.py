@@ -80,6 +80,14 @@ CONFIG_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "no weights listed": ({"digests": {}}, "lists no digest of image_tokenizer.safetensors"),
     "decoder of another kind": ({"decoder": None}, "DecoderConfig must be an object, not NoneType"),
     "sampling out of range": ({"sampling": {"temperature": -1.0}}, "temperature"),
+    "about of another kind": ({"about": {"data": 1}}, "about has 1 for 'data'; it must be text"),
+    "a digest of another kind": ({"digests": {"decoder.safetensors": 1}}, "digests has 1 for 'decoder.safetensors'"),
+    "image tokenizer of another kind": (
+        {"image_tokenizer": {"kind": "vqgan-2"}},
+        "image_tokenizer is of the kind 'vqgan-2'; known are vqgan, discrete_vae, openai_dvae",
+    ),
+    "text tokenizer of another kind": ({"text_tokenizer": "wordpiece"}, "text tokenizer of kind 'wordpiece'"),
+    "text tokenizer of no kind": ({"text_tokenizer": None}, "lacks 'text_tokenizer', or it is no str"),
     "unknown sampling": ({"sampling": {"tempreature": 1.0}}, "SamplingParams has no key 'tempreature'"),
 }
 
