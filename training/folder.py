@@ -21,6 +21,7 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
+from dalle.files import atomic_write
 from dalle.images import load_image
 from training.command import mistakes_in_words
 from training.pairs.shard_writer import ShardWriter, encode_webp
@@ -233,10 +234,7 @@ def _lines(text: str) -> list[str]:
 
 def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems]
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write(path, "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

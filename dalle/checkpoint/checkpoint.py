@@ -20,7 +20,6 @@ from dalle.checkpoint.files import (
     digests_of,
     file_digest,
     finish_files,
-    in_place_of,
 )
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.checkpoint.parts import (
@@ -36,6 +35,7 @@ from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
+from dalle.files import atomic_folder
 from dalle.images import Mode
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer, AnyImageTokenizerConfig
@@ -148,7 +148,7 @@ def write_checkpoint(
     assert isinstance(decoder_config, DecoderConfig | None)
     if decoder_config is not None:
         check_fit(folder, image_config, text_tokenizer, decoder_config)
-    with in_place_of(folder) as files:
+    with atomic_folder(folder) as files:
         if text_tokenizer is not None:
             text_tokenizer.save(files / TOKENIZER_FILE)
         write_safetensors(files / IMAGE_TOKENIZER_FILE, image_tokenizer.weights, on_written=on_written)

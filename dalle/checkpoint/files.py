@@ -1,4 +1,4 @@
-"""The files of a model directory: their names, their digests, and how one directory replaces another.
+"""The files of a model directory: their names, their digests, and what may be replaced by them.
 
     config.json                  see `ModelConfig`
     tokenizer.json               the text tokenizer; a decoder from another project may have none
@@ -8,15 +8,13 @@
 The content of the files is read in `dalle.checkpoint.parts`.
 """
 
-import contextlib
 import hashlib
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from dalle.checkpoint.model_config import CONFIG_FILE
 from dalle.errors import CheckpointError
+from dalle.files import flush_file
 
 __all__ = [
     "DECODER_FILE",
@@ -27,7 +25,6 @@ __all__ = [
     "digests_of",
     "file_digest",
     "finish_files",
-    "in_place_of",
     "listed",
 ]
 
@@ -77,8 +74,7 @@ def finish_files(files: Path) -> None:
     """Make all files of a folder readable by everybody, whatever the umask, and flush them to the disk."""
     for path in files.iterdir():
         path.chmod(0o644)
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        flush_file(path)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -88,25 +84,3 @@ def check_replaceable(folder: Path) -> None:
         ours = {CONFIG_FILE, TOKENIZER_FILE, *(name for name in there if name.endswith(".safetensors"))}
         if foreign := sorted(set(there) - ours):
             raise CheckpointError(f"{folder} is no model directory to be replaced: it has {', '.join(foreign)}")
-
-
-@contextlib.contextmanager
-def in_place_of(folder: Path) -> Iterator[Path]:
-    """An empty folder for the body of a `with`, which takes the place of `folder` at its end, or is gone if it raises.
-
-    What was there steps aside for an instant: a kill just then leaves it, whole, in a folder `.NAME-.../before` beside.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        files = Path(temporary) / "model"
-        files.mkdir()
-        yield files
-        before = Path(temporary) / "before"
-        if folder.exists():
-            folder.rename(before)
-        try:
-            files.rename(folder)
-        except OSError:
-            if before.exists():
-                before.rename(folder)
-            raise

@@ -1,15 +1,15 @@
 """What the commands of `dalle` share: mistakes in words, and files that are written whole or not at all."""
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
 from dalle.errors import DalleError
+from dalle.files import atomic_write
 from dalle.receipt import printable
 
 __all__ = ["CannotWriteError", "mistakes_in_words", "prepare_folder", "print_error", "write_file"]
@@ -48,13 +48,8 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """A file whole or not at all. Raises `CannotWriteError`."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
+    """Write a file, whole or not at all. Raises `CannotWriteError`."""
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        atomic_write(path, content)
     except OSError as error:
         raise CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ image tokenizer has those of the project that its network comes from, a decoder 
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dalle.checkpoint import read_parts
 from dalle.checkpoint.model_config import ModelConfig
 from dalle.checkpoint.weights import LazyTensor, Part, write_safetensors
 from dalle.errors import CheckpointError
+from dalle.files import atomic_folder
 from dalle.interop import dalle_pytorch, openai_dvae, vqgan
 from dalle.interop.vqgan_jax import write_vqgan_jax
 from dalle.vq.discrete_vae import DiscreteVAEConfig
@@ -39,14 +39,10 @@ def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
         raise CheckpointError(f"{out} is there already: an export replaces nothing")
     parts = read_parts(folder)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-            files = Path(temporary) / "export"
-            files.mkdir()
+        with atomic_folder(out) as files:
             LAYOUTS[layout](folder, parts, files)
             for path in files.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            files.rename(out)
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -6,7 +6,6 @@ again, so one that was brought there by hand serves as well.
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.errors import DataError
+from dalle.files import atomic_folder
 
 __all__ = ["IconSet", "Packages", "fetch_packages", "read_json"]
 
@@ -123,24 +123,22 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     """The folder with the archive's files, unpacked at the first call; it appears only when it is complete."""
     if folder.exists():
         return folder
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if archive.suffix == ".deb":
-        _run(
-            ["dpkg-deb", "-x", str(archive.absolute()), str(unfinished.absolute())],
-            archive.parent,
-            "install dpkg, or delete the archive if it is damaged",
-        )
-    else:
-        try:
-            with tarfile.open(archive) as file:
-                # Python before 3.11.4 has no data filter; what npm fetched has been checked against its digest
-                file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
-                file.extractall(unfinished)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{archive} cannot be unpacked ({reason}); delete it and try again") from error
-    unfinished.replace(folder)
+    with atomic_folder(folder) as unfinished:
+        if archive.suffix == ".deb":
+            _run(
+                ["dpkg-deb", "-x", str(archive.absolute()), str(unfinished.absolute())],
+                archive.parent,
+                "install dpkg, or delete the archive if it is damaged",
+            )
+        else:
+            try:
+                with tarfile.open(archive) as file:
+                    # Python before 3.11.4 has no data filter; what npm fetched has been checked against its digest
+                    file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+                    file.extractall(unfinished)
+            except (tarfile.TarError, OSError, EOFError) as error:
+                reason = " ".join(str(error).split())
+                raise DataError(f"{archive} cannot be unpacked ({reason}); delete it and try again") from error
     return folder
 
 
