@@ -33,7 +33,7 @@ from dalle.files import atomic_file
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.draw import draw_caption
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.loop import keep_memory
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
@@ -268,7 +268,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    with mistakes_in_words():
+    with exit_on_mistake():
         tyro.cli(encode_pairs, prog="python -m training.codes")
 
 

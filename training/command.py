@@ -1,34 +1,13 @@
-"""What the command lines of all training programs share: how a mistake ends them."""
+"""Shared by the command lines of all training programs: how a caller's mistake ends them."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import AbstractContextManager
 
-from safetensors import SafetensorError
+from dalle import command_line
 
-from dalle.errors import DalleError
-from dalle.receipt import printable
-
-__all__ = ["mistakes_in_words"]
+__all__ = ["exit_on_mistake"]
 
 
-@contextmanager
-def mistakes_in_words() -> Iterator[None]:
-    """A caller's mistake, a full disk or a folder that cannot be written to ends the program with one line on stderr
-    and exit code 2, instead of a stack trace."""
-    try:
-        yield
-    except DalleError as error:
-        _stop(str(error), error)
-    except OSError as error:
-        if error.strerror is None:  # not the system's word, so somebody's mistake in code
-            raise
-        _stop(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror, error)
-    except SafetensorError as error:  # its way to say OSError; what cannot be read is a DalleError by now
-        _stop(str(error), error)
-
-
-def _stop(words: str, cause: BaseException) -> NoReturn:
-    print(f"error: {printable(words)}", file=sys.stderr)
-    raise SystemExit(2) from cause
+def exit_on_mistake() -> AbstractContextManager[None]:
+    """End the program with one line on stderr and exit code 2, instead of a stack trace, for a caller's mistake, a full
+    disk, or a folder that cannot be written to."""
+    return command_line.exit_on_mistake(system_errors=True)

@@ -33,7 +33,7 @@ from dalle.images import composite
 from dalle.vq.kinds import AnyImageTokenizer
 from dalle.vq.quantize import codebook_statistics
 from training.captions.phrasing import Phrasing
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.evaluation.features import PictureFeatures, batches, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
 from training.evaluation.measures import psnr, ssim
@@ -251,7 +251,7 @@ def _reconstruct_all(
 
 
 def main() -> None:
-    with mistakes_in_words():
+    with exit_on_mistake():
         tyro.cli(evaluate, prog="python -m training.evaluate")
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from dalle.errors import DataError, ImageError
 from dalle.files import atomic_write
 from dalle.images import load_image
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.pairs.shard_writer import ShardWriter, encode_webp
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position"]
@@ -239,7 +239,7 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit code 2, after one line on stderr, for a source that cannot be used."""
-    with mistakes_in_words():
+    with exit_on_mistake():
         options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
         report = build(options)
     left_out = f"; {len(report.problems)} left out, see {options.out / PROBLEMS_FILE}" if report.problems else ""

@@ -9,7 +9,7 @@ import tyro
 from dalle.config import Config
 from dalle.decoder.config import DecoderConfig
 from dalle.vq.vqgan import ImageTokenizerConfig
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.decoder import DecoderTrainingConfig
 from training.loop import LoopConfig
 from training.vq import VQTrainingConfig
@@ -96,7 +96,7 @@ def run_preset(
     """The command line of a stage: a preset's name, then any of its fields to change. Exit code 2 for a caller's
     mistake, 3 for a run that was asked to stop before its end."""
     choices = {name: ((preset.__doc__ or "").strip(), preset()) for name, preset in presets.items()}
-    with mistakes_in_words():
+    with exit_on_mistake():
         config = tyro.extras.overridable_config_cli(choices, prog=f"python -m {program}", description=description)
         finished = run(config)
     sys.exit(0 if finished else 3)

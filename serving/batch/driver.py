@@ -36,9 +36,9 @@ from serving.batch.storage import WORK, Storage, StorageError, open_storage
 from serving.batch.worker import WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INTERRUPTED", "MISTAKE", "REFUSED_SOME", "STOPPED", "Batch", "run_batch"]
+__all__ = ["DONE", "INTERRUPTED", "REFUSED_SOME", "STOPPED", "Batch", "run_batch"]
 
-DONE, MISTAKE, REFUSED_SOME, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
+DONE, REFUSED_SOME, STOPPED, INTERRUPTED = 0, 3, 4, 130
 """Exit codes."""
 SHOWN = 5
 """Refused lines that are printed."""

@@ -29,7 +29,7 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.emoji.compare import compare, comparison_table, write_contact_sheet
 from training.emoji.names import Names, clip_art_path
 from training.emoji.notice import notice
@@ -152,7 +152,7 @@ def _mapper(workers: int) -> Iterator[Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit code 2, after one line on stderr, for a mistake or a failed download."""
-    with mistakes_in_words():
+    with exit_on_mistake():
         options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
         build(options)
         if options.compare is not None:
