@@ -20,7 +20,7 @@ from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.errors import CheckpointError, ConfigError
 from dalle.text.bpe import TextTokenizer
-from dalle.text.padded import load_text_tokenizer
+from dalle.text.kinds import load_text_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
 

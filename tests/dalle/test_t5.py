@@ -101,7 +101,7 @@ def test_folders_that_do_not_fit_are_refused(model: DALLE, folder: Path, tmp_pat
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(CheckpointError, match="is no folder of a T5"):
         T5TextEncoder(tmp_path, text_length=6, feature_width=40, device=torch.device("cpu"))
-    with pytest.raises(CheckpointError, match="features of 40 channels; the model follows 2048"):
+    with pytest.raises(CheckpointError, match="features of 40 channels; the model expects 2048"):
         T5TextEncoder(folder, text_length=6, feature_width=2048, device=torch.device("cpu"))
     with pytest.raises(ParameterError, match="no use for a text encoder"):
         dalle.load(model_folder, device="cpu", text_encoder=folder)
