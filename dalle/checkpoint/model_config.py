@@ -66,7 +66,7 @@ class ModelConfig:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is no model directory") from None
+            raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a model directory") from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         version = _checked_version(path, values)
@@ -106,7 +106,7 @@ class ModelConfig:
 
 def _checked_version(path: Path, values: Any) -> int:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise CheckpointError(f'{path} is no configuration of ours: it lacks "format": "{FORMAT}"')
+        raise CheckpointError(f'{path} is not the configuration of a model directory: it lacks "format": "{FORMAT}"')
     version = values.get("format_version")
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{path} has format version {version}; it must be an integer from 1 up")
@@ -121,7 +121,7 @@ def _check_keys(path: Path, values: Mapping[str, Any]) -> None:
     optional = {"text_tokenizer": str} if "text_tokenizer" in values else {}
     for key, kind in (REQUIRED | optional).items():
         if not isinstance(values.get(key), kind):
-            raise CheckpointError(f"{path} lacks {key!r}, or it is no {kind.__name__}")
+            raise CheckpointError(f"{path}: {key!r} is missing, or is not {'text' if kind is str else 'an object'}")
     unknown = set(values) - {"format", "format_version", "decoder", "text_tokenizer", *REQUIRED}
     if unknown:
         raise CheckpointError(f"{path} has unknown keys: {', '.join(sorted(unknown))}")

@@ -109,5 +109,5 @@ def check_fit(
         if of_tokenizer != of_decoder:
             raise CheckpointError(
                 f"{folder}: the tokenizer's {name} is {of_tokenizer}, the decoder's is {of_decoder}: "
-                "they are not of one model"
+                "they belong to different models"
             )

@@ -1,4 +1,4 @@
-"""Model directories: what is saved is loaded, bit for bit, and a save that fails leaves what was there."""
+"""Model directories: a saved model is loaded bit for bit, and a save that fails leaves the directory as it was."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_what_layers_share_is_stored_once(tmp_path: Path, image_tokenizer: Image
 
 
 def test_a_model_of_the_first_format_is_read(model_folder: Path, tmp_path: Path) -> None:
-    """It did not say what its text tokenizer is, and had none of the newer options."""
+    """Format version 1 does not name the kind of the text tokenizer, and lacks the newer options."""
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -262,7 +262,7 @@ def test_parts_that_do_not_fit_are_not_saved(
 
 
 def test_a_loaded_model_does_not_hang_on_its_files(model: Path) -> None:
-    """It may be trained, and its files may be written over while it is in use."""
+    """A loaded model may be trained, and its files may be overwritten while it is in use."""
     loaded = load_checkpoint(model)
     assert loaded.decoder is not None
     before = logits(loaded.decoder)

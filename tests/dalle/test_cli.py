@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ign
 
 
 def test_a_full_disk_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """A file size limit of the process stands in for the disk: the kernel refuses the write all the same."""
+    """A limit on the size of the process's files stands in for a full disk: the kernel rejects both writes."""
     import resource
 
     def limit() -> None:

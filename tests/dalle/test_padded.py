@@ -1,4 +1,4 @@
-"""Text tokenizers of other projects: rows, round trips, damage. Their ids are compared in test_interop_*."""
+"""Text tokenizers of other projects: rows, round trips, damage. tests/interop compares their ids."""
 
 import json
 from pathlib import Path

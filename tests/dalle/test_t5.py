@@ -1,4 +1,4 @@
-"""Captions by T5: cleaned as LlamaGen cleans them, and made features by a folder on this machine."""
+"""T5 as a text encoder: captions cleaned as LlamaGen does, and features from a folder on this machine."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_captions_are_cleaned_as_by_llamagen() -> None:
 
 
 def test_captions_of_another_kind_are_cleaned_as_by_llamagen() -> None:
-    """Pages have the text that Beautiful Soup finds; blanks are left at the ends until the last rule."""
+    """HTML is replaced by its text; blanks at the ends are kept until the last rule."""
     for caption, text in {
         "a <script>x=1</script> cat": "a cat",
         "<style>p{}</style> a <template>q <b>r</b></template> cat": "a cat",

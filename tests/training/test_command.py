@@ -1,4 +1,4 @@
-"""A training program that cannot write says so in one line, and ends with exit code 2."""
+"""A training program that cannot write its output prints one line on stderr and ends with exit code 2."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,9 @@ from training.command import exit_on_mistake
 from training.emoji import program as emoji
 
 NOWHERE = Path("/proc/nowhere/out")
-"""No folder can be made there, not even by root."""
+"""A path where nobody can make a folder, not even root."""
 FULL = Path("/dev/full")
-"""The kernel's own full disk."""
+"""The kernel's device that behaves as a full disk."""
 
 
 @pytest.mark.parametrize(
