@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint.store import find_model
+from dalle.command_line import exit_on_mistake
 from dalle.errors import ConfigError, DalleError
 from serving.cluster.connect import connect
 from serving.proxy import CALLBACK
@@ -53,7 +54,7 @@ class _Command(Settings):
 
 def main() -> None:
     """Start the service and run it until SIGINT or SIGTERM."""
-    try:
+    with exit_on_mistake():
         settings = _settings(sys.argv[1:])
         # replicas have working directories of their own
         models = tuple(
@@ -63,9 +64,6 @@ def main() -> None:
         settings = settings.model_copy(update={"models": models})
         if not os.environ.get("RAY_ADDRESS"):
             settings = _all_cores(settings, os.cpu_count() or 1)
-    except DalleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     _serve(settings)
 
 

@@ -14,7 +14,8 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -29,10 +30,11 @@ from tqdm import tqdm
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device
 from dalle.errors import DataError
+from dalle.files import atomic_file
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.draw import draw_caption
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.hardware import keep_memory
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
@@ -92,11 +94,44 @@ def write_token_shards(
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
             raise DataError(f"{what} is {number}; it must be at least 1")
-    cut: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
     written: list[Path] = []
+    with ExitStack() as unfinished:
+        for tensors in _encoded(
+            pairs,
+            image_tokenizer,
+            text_tokenizer,
+            num_captions=num_captions,
+            num_views=num_views,
+            mirror=mirror,
+            truncate=truncate,
+            seed=seed,
+            device=device,
+        ):
+            path = out / f"{len(written):05d}.safetensors"
+            save_file(tensors, unfinished.enter_context(atomic_file(path, part=path.with_suffix(".part"))), stamp)
+            written.append(path)
+        for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
+            earlier.unlink()
+    return written
+
+
+def _encoded(
+    pairs: PairShards,
+    image_tokenizer: AnyImageTokenizer,
+    text_tokenizer: TextTokenizer,
+    *,
+    num_captions: int,
+    num_views: int,
+    mirror: bool,
+    truncate: bool,
+    seed: int,
+    device: torch.device,
+) -> Iterator[dict[str, Tensor]]:
+    """The tensors of each token shard. Arguments and errors are those of `write_token_shards`."""
+    cut: list[str] = []
     bar = tqdm(total=len(pairs), desc="encode", unit="pair")
     for start in range(0, len(pairs), PAIRS_PER_SHARD):
         numbers = range(start, min(start + PAIRS_PER_SHARD, len(pairs)))
@@ -125,25 +160,17 @@ def write_token_shards(
                 ids = text_tokenizer.encode_batch(captions, truncate=truncate)
             text_ids.append(ids.unflatten(0, (len(batch), num_captions)))
             bar.update(len(batch))
-        tensors = {
+        yield {
             "codes": _compact(torch.cat(codes), image_tokenizer.config.codebook_size),
             "text_ids": _compact(torch.cat(text_ids), text_tokenizer.vocab_size),
             "weights": torch.tensor(pairs.weights[numbers.start : numbers.stop], dtype=torch.float32),
         }
-        path = out / f"{len(written):05d}.safetensors"
-        save_file(tensors, path.with_suffix(".part"), stamp)
-        written.append(path)
     bar.close()
     if cut:
         print(
             f"captions truncated to {text_tokenizer.text_length - 1} tokens, as none of the pair's captions fits: "
             f"{len(cut)} pairs, for example {cut[0]!r}"
         )
-    for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
-        earlier.unlink()
-    for path in written:
-        path.with_suffix(".part").replace(path)
-    return written
 
 
 def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_captions: int, seed: int) -> list[str]:
@@ -248,7 +275,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    with mistakes_in_words():
+    with exit_on_mistake():
         tyro.cli(encode_pairs, prog="python -m training.codes")
 
 

@@ -28,7 +28,7 @@ from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.phrasing import Phrasing
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.evaluation.features import PictureFeatures, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
 from training.evaluation.reconstruction import Reconstructed, reconstruct
@@ -194,7 +194,7 @@ def _reconstruct_all(
 
 
 def main() -> None:
-    with mistakes_in_words():
+    with exit_on_mistake():
         tyro.cli(evaluate, prog="python -m training.evaluate")
 
 

@@ -19,8 +19,9 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
+from dalle.files import atomic_write
 from dalle.images import load_image
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
 
@@ -117,15 +118,12 @@ def build(options: FolderOptions) -> Report:
 
 def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems]
-    unfinished.write_text("".join(lines), encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write(path, "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, if the source cannot be used."""
-    with mistakes_in_words():
+    with exit_on_mistake():
         options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
         report = build(options)
     left_out = f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}" if report.problems else ""

@@ -11,7 +11,6 @@ Nothing else needs saving: every random number of a step is a function of (seed,
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle.errors import DataError
+from dalle.files import atomic_file, atomic_write
 
 __all__ = ["Parts", "claim_folder", "claimed", "locked", "restore_state", "save_state", "saved_step"]
 
@@ -75,9 +75,7 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
                 "another folder"
             )
     else:
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(values, indent=2) + "\n")
-        unfinished.replace(path)
+        atomic_write(path, json.dumps(values, indent=2) + "\n")
 
 
 def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -116,13 +114,9 @@ def save_state(parts: Parts, step: int, folder: Path) -> None:
         else:
             for index, values in part.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
-    temporary = folder / (STATE_FILE + ".part")
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, {"step": str(step)}
-    )
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(folder / STATE_FILE)
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with atomic_file(folder / STATE_FILE, part=folder / f"{STATE_FILE}.part", fsync=True) as unfinished:
+        save_file(contiguous, unfinished, {"step": str(step)})
 
 
 def saved_step(folder: Path) -> int:

@@ -1,46 +1,44 @@
-"""A whole model, written to a directory and read from it; what is in one is told in `checkpoint_files`.
+"""Saving a whole model to a directory, and loading it; `dalle.checkpoint.files` lists the files of a directory.
 
-A directory of stage 1 has the image tokenizer alone. Loading is strict: every file is hashed, every shape compared,
-nothing is unpickled. The model's digest is the SHA-256 of `config.json`, which names the digests of all the rest.
-Weights may be stored in half precision; they are always loaded as float32.
+A directory of stage 1 has an image tokenizer and no decoder. Loading is strict: every file is hashed, every shape is
+compared, nothing is unpickled. The model's digest is the SHA-256 of `config.json`, which holds the digests of all other
+files. Weights may be stored in half precision; they are always loaded as float32.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dalle.checkpoint.files import (
-    CONFIG_FILE,
+    DECODER_FILE,
+    IMAGE_TOKENIZER_FILE,
     TOKENIZER_FILE,
     check_digests,
     check_replaceable,
+    digests_of,
     file_digest,
     finish_files,
-    in_place_of,
-    read_config,
-    write_config,
 )
+from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.checkpoint.parts import (
     check_fit,
-    empty_network,
-    image_tokenizer_kind,
-    network_with_weights,
-    read_sampling,
+    empty_decoder,
+    empty_image_tokenizer,
     read_text_tokenizer,
     stored_names,
+    with_weights,
 )
 from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors, write_safetensors
-from dalle.config import Config
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
-from dalle.errors import CheckpointError, ConfigError
+from dalle.errors import CheckpointError
+from dalle.files import atomic_folder
 from dalle.images import Mode
 from dalle.text.tokenizer import PromptTokenizer
-from dalle.vq.kinds import DEFAULT_KIND, AnyImageTokenizer, kind_of
+from dalle.vq.kinds import AnyImageTokenizer, AnyImageTokenizerConfig
 
 __all__ = [
     "Checkpoint",
@@ -57,7 +55,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a model directory holds. Networks are float32, on the CPU, in evaluation mode."""
+    """A model directory, loaded. Networks are float32, on the CPU, in evaluation mode."""
 
     name: str
     image_tokenizer: AnyImageTokenizer
@@ -66,18 +64,18 @@ class Checkpoint:
     about: Mapping[str, str]
     """Free text by key: licence, data, training."""
     sampling: SamplingParams
-    """What this model draws best with."""
+    """Sampling parameters that a request without its own gets."""
     digest: str = ""
-    """SHA-256 of config.json, in hex; set by loading and saving."""
+    """SHA-256 of config.json, in hexadecimal; set by loading."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What must be known of a model to check requests for it, without its weights."""
+    """Properties of a model that the validation of requests needs; read without its weights."""
 
     name: str
     digest: str
-    """As in `Checkpoint`."""
+    """SHA-256 of config.json, in hexadecimal."""
     sampling: SamplingParams
     text_tokenizer: PromptTokenizer
     image_size: tuple[int, int]
@@ -86,7 +84,7 @@ class ModelFacts:
     """(height, width) in codes."""
     codebook_size: int
     guidance: bool
-    """Whether it was trained for guidance."""
+    """Whether the model was trained for classifier-free guidance."""
     image_mode: Mode
     """RGBA for a model that draws transparency, else RGB."""
 
@@ -102,9 +100,9 @@ def save_checkpoint(
     sampling: SamplingParams | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Write the directory of a model that is in memory, as `write_checkpoint` does. Returns the model's digest.
+    """Write a model that is in memory to a directory, as `write_checkpoint` does. Returns the model's digest.
 
-    `dtype` is that of the stored weights: float32, float16 or bfloat16.
+    dtype: type of the stored weights: float32, float16 or bfloat16.
     """
 
     def part(network: AnyImageTokenizer | Decoder) -> Part:
@@ -137,40 +135,39 @@ def write_checkpoint(
 ) -> str:
     """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
 
-    One tensor is in memory at a time; `on_written` is told the bytes of each. `check` is given the finished directory
-    before it takes its place (see `in_place_of`), and may still raise.
+    One tensor is in memory at a time; `on_written` is called with the bytes of each. `check` is called with the
+    finished directory before it takes its place, and may still raise.
 
-    Raises `CheckpointError` if something else than a model directory is there, or if the parts do not fit together.
+    Raises `CheckpointError` if the path holds something else than a model directory, or if the parts do not fit
+    together.
     """
     folder = Path(folder)
     check_replaceable(folder)
-    if decoder is not None:
-        check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
-    parts = {"image_tokenizer": image_tokenizer}
-    if decoder is not None:
-        parts["decoder"] = decoder
-    with in_place_of(folder) as files:
+    image_config, decoder_config = image_tokenizer.config, decoder.config if decoder is not None else None
+    assert isinstance(image_config, AnyImageTokenizerConfig)
+    assert isinstance(decoder_config, DecoderConfig | None)
+    if decoder_config is not None:
+        check_fit(folder, image_config, text_tokenizer, decoder_config)
+    with atomic_folder(folder) as files:
         if text_tokenizer is not None:
             text_tokenizer.save(files / TOKENIZER_FILE)
-        for key, part in parts.items():
-            write_safetensors(files / f"{key}.safetensors", part.weights, on_written=on_written)
-        values = {
-            "name": name,
-            "about": dict(about or {}),
-            "sampling": (sampling or SamplingParams()).to_dict(),
-            **{key: _config_values(part.config) for key, part in parts.items()},
-            **({} if text_tokenizer is None else {"text_tokenizer": text_tokenizer.kind}),
-        }
-        write_config(files, values)
+        write_safetensors(files / IMAGE_TOKENIZER_FILE, image_tokenizer.weights, on_written=on_written)
+        if decoder is not None:
+            write_safetensors(files / DECODER_FILE, decoder.weights, on_written=on_written)
+        config = ModelConfig(
+            name=name,
+            about=about or {},
+            sampling=sampling or SamplingParams(),
+            image_tokenizer=image_config,
+            decoder=decoder_config,
+            text_tokenizer=text_tokenizer.kind if text_tokenizer is not None else None,
+            digests=digests_of(files),
+        )
+        (files / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         finish_files(files)
         if check is not None:
             check(files)
     return file_digest(folder / CONFIG_FILE)
-
-
-def _config_values(config: Config) -> dict[str, Any]:
-    kind = DEFAULT_KIND if isinstance(config, DecoderConfig) else kind_of(config)
-    return ({} if kind == DEFAULT_KIND else {"kind": kind}) | config.to_dict()
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -180,49 +177,50 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     another shape, or of a newer format.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    check_digests(folder, config["digests"])
-    image_tokenizer = network_with_weights(folder, config, *image_tokenizer_kind(folder, config))
-    text_tokenizer, decoder = None, None
-    if "decoder" in config:
-        decoder = network_with_weights(folder, config, "decoder", DecoderConfig, Decoder)
-        text_tokenizer = read_text_tokenizer(folder, config)
-        check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
+    config = ModelConfig.read(folder)
+    check_digests(folder, config.digests)
+    image_tokenizer, text_tokenizer, decoder = _empty_parts(folder, config)
     return Checkpoint(
-        name=config["name"],
-        about=config["about"],
-        sampling=read_sampling(folder, config),
-        image_tokenizer=image_tokenizer,
+        name=config.name,
+        about=config.about,
+        sampling=config.sampling,
+        image_tokenizer=with_weights(image_tokenizer, folder / IMAGE_TOKENIZER_FILE),
         text_tokenizer=text_tokenizer,
-        decoder=decoder,
+        decoder=with_weights(decoder, folder / DECODER_FILE) if decoder is not None else None,
         digest=file_digest(folder / CONFIG_FILE),
     )
 
 
+def _empty_parts(folder: Path, config: ModelConfig) -> tuple[AnyImageTokenizer, PromptTokenizer | None, Decoder | None]:
+    """The networks without weights, and the text tokenizer of the decoder, checked against each other."""
+    image_tokenizer, decoder = empty_image_tokenizer(folder, config), empty_decoder(folder, config)
+    if decoder is None:
+        return image_tokenizer, None, None
+    text_tokenizer = read_text_tokenizer(folder, config)
+    check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
+    return image_tokenizer, text_tokenizer, decoder
+
+
 def load_facts(folder: str | Path) -> ModelFacts:
-    """Read a model directory but for its weights, in milliseconds.
+    """Read a model directory without its weights, in milliseconds.
 
     Raises `CheckpointError` as `load_checkpoint` does, and for a model that does not draw from prompts alone.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    if "decoder" not in config:
+    config = ModelConfig.read(folder)
+    image_tokenizer, decoder = config.image_tokenizer, config.decoder
+    if decoder is None:
         raise CheckpointError(f"{folder} is an image tokenizer alone: it has no decoder to draw with")
-    check_digests(folder, {name: digest for name, digest in config["digests"].items() if name == TOKENIZER_FILE})
+    check_digests(folder, {name: digest for name, digest in config.digests.items() if name == TOKENIZER_FILE})
     text_tokenizer = read_text_tokenizer(folder, config)
-    part, config_class, _ = image_tokenizer_kind(folder, config)
-    try:
-        decoder, image_tokenizer = DecoderConfig.from_dict(config["decoder"]), config_class.from_dict(config[part])
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     if text_tokenizer is None or decoder.feature_width is not None:
         raise CheckpointError(f"{folder} does not draw from prompts alone: it has no text tokenizer of its own")
     check_fit(folder, image_tokenizer, text_tokenizer, decoder)
     factor = image_tokenizer.picture_factor
     return ModelFacts(
-        name=config["name"],
+        name=config.name,
         digest=file_digest(folder / CONFIG_FILE),
-        sampling=read_sampling(folder, config),
+        sampling=config.sampling,
         text_tokenizer=text_tokenizer,
         image_size=(decoder.grid_height * factor, decoder.grid_width * factor),
         grid=(decoder.grid_height, decoder.grid_width),
@@ -233,38 +231,39 @@ def load_facts(folder: str | Path) -> ModelFacts:
 
 
 def check_checkpoint(folder: str | Path) -> None:
-    """Whether `load_checkpoint` would load a model directory, found out without holding its weights. Raises as it."""
+    """Check that `load_checkpoint` would load a model directory, without reading its weights into memory.
+
+    Raises `CheckpointError` as `load_checkpoint` does.
+    """
     folder = Path(folder)
-    config = read_config(folder)
-    check_digests(folder, config["digests"])
-    image_tokenizer = empty_network(folder, config, *image_tokenizer_kind(folder, config))
-    read_sampling(folder, config)
-    if "decoder" in config:
-        decoder = empty_network(folder, config, "decoder", DecoderConfig, Decoder)
-        text_tokenizer = read_text_tokenizer(folder, config)
-        check_fit(folder, image_tokenizer.config, text_tokenizer, decoder.config)
+    config = ModelConfig.read(folder)
+    check_digests(folder, config.digests)
+    _empty_parts(folder, config)
 
 
 def load_image_tokenizer(folder: str | Path) -> AnyImageTokenizer:
-    """The image tokenizer of a model directory of either stage, without reading the decoder. Raises `CheckpointError`
-    as `load_checkpoint` does, of what it reads."""
+    """The image tokenizer of a model directory of either stage. Files of the decoder and text tokenizer are not read.
+
+    Raises `CheckpointError` as `load_checkpoint` does.
+    """
     folder = Path(folder)
-    config = read_config(folder)
-    name = "image_tokenizer.safetensors"
-    check_digests(folder, {key: digest for key, digest in config["digests"].items() if key == name})
-    return network_with_weights(folder, config, *image_tokenizer_kind(folder, config))
+    config = ModelConfig.read(folder)
+    name = IMAGE_TOKENIZER_FILE
+    check_digests(folder, {key: digest for key, digest in config.digests.items() if key == name})
+    return with_weights(empty_image_tokenizer(folder, config), folder / name)
 
 
 def read_parts(folder: str | Path) -> dict[str, Part]:
     """The networks of a model directory, `image_tokenizer` and perhaps `decoder`, as configurations and lazy weights.
-    Raises `CheckpointError` as `load_checkpoint` does."""
+
+    Raises `CheckpointError` as `load_checkpoint` does.
+    """
     folder = Path(folder)
-    config = read_config(folder)
-    check_digests(folder, config["digests"])
-    networks: dict[str, Any] = {"image_tokenizer": empty_network(folder, config, *image_tokenizer_kind(folder, config))}
-    if "decoder" in config:
-        networks["decoder"] = empty_network(folder, config, "decoder", DecoderConfig, Decoder)
+    config = ModelConfig.read(folder)
+    check_digests(folder, config.digests)
+    networks = {"image_tokenizer": empty_image_tokenizer(folder, config), "decoder": empty_decoder(folder, config)}
     return {
         part: Part(config=network.config, weights=read_safetensors(folder / f"{part}.safetensors"))
         for part, network in networks.items()
+        if network is not None
     }

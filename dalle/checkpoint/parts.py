@@ -1,70 +1,69 @@
-"""The parts of a model directory, each built from its file: networks, text tokenizer, sampling parameters; and whether
-they fit together.
+"""The networks and the text tokenizer of a model directory, each built from its configuration and its file, and the
+check that they fit together.
 
-`config` is what `checkpoint_files.read_config` gives, and the digests of the files that are read have been checked.
-Every function raises `CheckpointError`, naming the file and what was expected.
+The digests of the files have been checked before. Every function raises `CheckpointError`, naming the file and what was
+expected.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dalle.checkpoint.files import CONFIG_FILE, TOKENIZER_FILE, listed
+from dalle.checkpoint.files import DECODER_FILE, IMAGE_TOKENIZER_FILE, TOKENIZER_FILE, listed
+from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.checkpoint.weights import read_safetensors
-from dalle.config import Config
 from dalle.decoder.config import DecoderConfig
-from dalle.decoder.sampling import SamplingParams
-from dalle.errors import CheckpointError, ConfigError, ParameterError
+from dalle.decoder.decoder import Decoder
+from dalle.errors import CheckpointError, ConfigError
 from dalle.text.bpe import TextTokenizer
-from dalle.text.padded import load_text_tokenizer
+from dalle.text.kinds import load_text_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
-from dalle.vq.kinds import DEFAULT_KIND, KINDS, AnyImageTokenizer, AnyImageTokenizerConfig
+from dalle.vq.kinds import KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
 
 __all__ = [
     "check_fit",
-    "empty_network",
-    "image_tokenizer_kind",
-    "network_with_weights",
-    "read_sampling",
+    "empty_decoder",
+    "empty_image_tokenizer",
     "read_text_tokenizer",
     "stored_names",
+    "with_weights",
 ]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def image_tokenizer_kind(
-    folder: Path, config: dict[str, Any]
-) -> tuple[str, type[AnyImageTokenizerConfig], Callable[..., AnyImageTokenizer]]:
-    """What `empty_network` needs to know of it; takes the kind out of the configuration."""
-    kind = config["image_tokenizer"].pop("kind", DEFAULT_KIND)
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        raise CheckpointError(f"{folder / CONFIG_FILE}: image_tokenizer is of the kind {kind!r}; known are {known}")
-    return "image_tokenizer", *KINDS[kind]
+def empty_image_tokenizer(folder: Path, config: ModelConfig) -> AnyImageTokenizer:
+    """The image tokenizer without weights (on torch's meta device), its shapes compared with those in its file."""
+    network_class: Callable[..., AnyImageTokenizer] = KINDS[kind_of(config.image_tokenizer)][1]
+    path = listed(folder, config.digests, IMAGE_TOKENIZER_FILE)
+    return _empty(path, lambda: network_class(config.image_tokenizer))
 
 
-def empty_network(
-    folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: Callable[..., Network]
-) -> Network:
-    """A network without numbers, after its file's names and shapes have been compared with its own."""
-    path = listed(folder, config, f"{part}.safetensors")
+def empty_decoder(folder: Path, config: ModelConfig) -> Decoder | None:
+    """The decoder, as `empty_image_tokenizer` gives the image tokenizer; None for a directory of stage 1."""
+    if (decoder := config.decoder) is None:
+        return None
+    return _empty(listed(folder, config.digests, DECODER_FILE), lambda: Decoder(decoder))
+
+
+def _empty(path: Path, build: Callable[[], Network]) -> Network:
+    config_path, part = path.parent / CONFIG_FILE, path.stem
     try:
         with torch.device("meta"):
-            network = network_class(config_class.from_dict(config[part]))
+            network = build()
         with safe_open(path, "pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except ConfigError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+        raise CheckpointError(f"{config_path}: {error}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    except (RuntimeError, TypeError, MemoryError) as error:  # torch's words for sizes beyond it, in several lines
+    except (RuntimeError, TypeError, MemoryError) as error:  # torch's errors for sizes beyond it, in several lines
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{folder / CONFIG_FILE}: no {part} can be built from it: {reason}") from error
+        raise CheckpointError(f"{config_path}: no {part} can be built from it: {reason}") from error
     names = stored_names(network)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items() if names[key] == key}
     for key in sorted({*expected, *found}):
@@ -73,43 +72,33 @@ def empty_network(
     return network
 
 
-def network_with_weights(
-    folder: Path, config: dict[str, Any], part: str, config_class: type[Config], network_class: Callable[..., Network]
-) -> Network:
-    """A network with its weights as float32, on the CPU, in evaluation mode."""
-    network = empty_network(folder, config, part, config_class, network_class)
+def with_weights(network: Network, path: Path) -> Network:
+    """Load a file's weights into an empty network: float32, on the CPU, in evaluation mode. Returns the network."""
     # read into memory, not mapped: a mapped file would change with what is on the disk
-    weights = read_safetensors(folder / f"{part}.safetensors")
-    copies = {key: value.load().to(torch.float32) for key, value in weights.items()}
+    copies = {key: value.load().to(torch.float32) for key, value in read_safetensors(path).items()}
     network.load_state_dict({key: copies[stored] for key, stored in stored_names(network).items()}, assign=True)
     return network.eval()
 
 
 def stored_names(network: nn.Module) -> dict[str, str]:
-    """For the name of each weight, the one that it is stored under: layers that share a weight store it once."""
+    """The name under which each weight is stored, by its name in the network: a weight that layers share is stored
+    once, under the first of its names."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in network.state_dict(keep_vars=True).items()}
 
 
-def read_text_tokenizer(folder: Path, config: dict[str, Any]) -> PromptTokenizer | None:
-    """None if the model has none."""
-    if config["format_version"] > 1 and "text_tokenizer" not in config:
+def read_text_tokenizer(folder: Path, config: ModelConfig) -> PromptTokenizer | None:
+    """The text tokenizer of a model directory; None if the model has none."""
+    if config.text_tokenizer is None:
         return None
-    return load_text_tokenizer(config.get("text_tokenizer", TextTokenizer.kind), listed(folder, config, TOKENIZER_FILE))
+    return load_text_tokenizer(config.text_tokenizer, listed(folder, config.digests, TOKENIZER_FILE))
 
 
-def read_sampling(folder: Path, config: dict[str, Any]) -> SamplingParams:
-    """What the model draws best with."""
-    try:
-        return SamplingParams.from_dict(config["sampling"])
-    except (ConfigError, ParameterError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-
-
-def check_fit(folder: Path, image: Config, text: PromptTokenizer | None, decoder: Config) -> None:
-    """Whether both tokenizers' vocabularies and lengths are those of the decoder."""
-    assert isinstance(image, AnyImageTokenizerConfig) and isinstance(decoder, DecoderConfig)
-    facts = {"codebook size": (image.codebook_size, decoder.codebook_size)}
+def check_fit(
+    folder: Path, image_tokenizer: AnyImageTokenizerConfig, text: PromptTokenizer | None, decoder: DecoderConfig
+) -> None:
+    """Check that the vocabularies and lengths of both tokenizers are those of the decoder."""
+    facts = {"codebook size": (image_tokenizer.codebook_size, decoder.codebook_size)}
     if text is not None:
         num_ids = decoder.layout.num_text_ids
         # other projects' decoders may have room for more ids than are in use
@@ -120,5 +109,5 @@ def check_fit(folder: Path, image: Config, text: PromptTokenizer | None, decoder
         if of_tokenizer != of_decoder:
             raise CheckpointError(
                 f"{folder}: the tokenizer's {name} is {of_tokenizer}, the decoder's is {of_decoder}: "
-                "they are not of one model"
+                "they belong to different models"
             )

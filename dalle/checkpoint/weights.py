@@ -1,8 +1,8 @@
-"""Weights that are read when they are asked for, and written one tensor at a time: memory for the largest tensor is
-enough for a file of any size.
+"""Lazy weights: tensors that are read on request and written one at a time, so that a file of any size needs memory for
+its largest tensor only.
 
-This is how checkpoints are converted. A `LazyTensor` knows its shape and type at once and its numbers later; a `Part`
-is a network's configuration with its weights. Running a network is no business of this module.
+Checkpoints are converted with these. A `LazyTensor` has its shape and type at once, and its numbers when it is loaded;
+a `Part` is a network's configuration with its weights.
 """
 
 import dataclasses
@@ -34,33 +34,33 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""As safetensors calls them, in the order in which it puts them into a file: wide types first, so that every tensor is
-aligned."""
+"""The names that safetensors has for types, in the order in which it stores them in a file: wide types first, so that
+every tensor is aligned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is not in memory yet."""
+    """A tensor that is read from its file when `load` is called."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
-    """Reads it, anew at every call."""
+    """Reads the tensor, again at every call."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
-        """One that is in memory after all."""
+        """A lazy tensor of one that is in memory."""
         return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
     def then(self, function: Callable[[Tensor], Tensor]) -> "LazyTensor":
-        """The same with a function applied after reading: a transposition, a slice, another type. What shape and type
-        it gives is found out on a tensor without numbers."""
+        """This tensor with a function applied after reading: a transposition, a slice, another type. The shape and type
+        of the result are found by applying it to a tensor on the meta device."""
         result = function(torch.empty(self.shape, dtype=self.dtype, device="meta"))
         return LazyTensor(tuple(result.shape), result.dtype, lambda: function(self.load()))
 
     @classmethod
     def joined(cls, *parts: "LazyTensor") -> Self:
-        """Parts one below the other, along their first axis; of several types, as float32."""
+        """Tensors concatenated along their first axis; converted to float32 if their types differ."""
         assert len({part.shape[1:] for part in parts}) == 1, [part.shape for part in parts]
         if len({part.dtype for part in parts}) > 1:
             parts = tuple(part.then(lambda t: t.float()) for part in parts)
@@ -74,16 +74,16 @@ class LazyTensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A network of a model directory: its configuration, and all its weights under the network's own names."""
+    """A network of a model directory: its configuration, and its weights by their names in the network."""
 
     config: Config
     weights: Mapping[str, LazyTensor]
 
 
 def read_numbers(path: Path, offset: int, numel: int, dtype: torch.dtype) -> Tensor:
-    """A run of numbers in a file, (numel,), from a byte on: into memory of their own, not mapped.
+    """Read `numel` numbers of a file, from the byte at `offset` on: (numel,), in memory of their own, not mapped.
 
-    Raises `CheckpointError` if the file ends before.
+    Raises `CheckpointError` if the file is too short.
     """
     numbers = torch.empty(numel, dtype=dtype)
     buffer = numbers.view(torch.uint8).numpy()
@@ -123,7 +123,7 @@ def write_safetensors(
 ) -> None:
     """Write a safetensors file, byte for byte as the safetensors package would, one tensor at a time.
 
-    `on_written` is told the bytes of each tensor when they are written. Raises `OSError` as writing does.
+    `on_written` is called with the number of bytes of each tensor when it is written. Raises `OSError` as writing does.
     """
     order = list(DTYPE_NAMES)
     names = sorted(weights, key=lambda name: (order.index(weights[name].dtype), name))

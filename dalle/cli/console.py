@@ -1,44 +1,34 @@
-"""What the commands of `dalle` share: mistakes in words, and files that are written whole or not at all."""
+"""Shared by the commands of `dalle`: warnings as one line each, and files that are written whole or not at all."""
 
-import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import typer
-
 from dalle.errors import DalleError
+from dalle.files import atomic_write
 from dalle.receipt import printable
 
-__all__ = ["CannotWriteError", "mistakes_in_words", "prepare_folder", "print_error", "write_file"]
+__all__ = ["CannotWriteError", "prepare_folder", "short_warnings", "write_file"]
 
 
 class CannotWriteError(DalleError):
-    """The disk is full, or the folder is gone or not ours."""
+    """A file or folder cannot be written: the disk is full, or the folder is gone or belongs to somebody else."""
 
 
 @contextmanager
-def mistakes_in_words() -> Iterator[None]:
-    """A caller's mistake is one line on stderr and exit code 2; a warning is one line."""
+def short_warnings() -> Iterator[None]:
+    """Print every warning of the body as one line on stderr, without the place in the code that it comes from."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_args, **_kwargs: print(
             f"warning: {printable(str(message))}", file=sys.stderr
         )
-        try:
-            yield
-        except DalleError as error:
-            print_error(error)
-            raise typer.Exit(2) from error
-
-
-def print_error(error: DalleError) -> None:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+        yield
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder and see that it can be written to, before anything is drawn. Raises `CannotWriteError`."""
+    """Make the folder and check that it can be written to, before anything is drawn. Raises `CannotWriteError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / ".dalle-probe", b"")
@@ -48,13 +38,8 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """A file whole or not at all. Raises `CannotWriteError`."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
+    """Write a file, whole or not at all. Raises `CannotWriteError`."""
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        atomic_write(path, content)
     except OSError as error:
         raise CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -7,69 +7,75 @@ import typer
 from tqdm import tqdm
 
 from dalle.checkpoint.store import describe_model, find_model
-from dalle.cli.console import mistakes_in_words
+from dalle.command_line import exit_on_mistake
 from dalle.receipt import printable
 
 __all__ = ["export_model", "import_model"]
 
 
+@exit_on_mistake()
 def import_model(
-    path: Annotated[Path, typer.Argument(help="Its folder, or the one file that it is in.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model directory to write; its name is the model's.")],
+    path: Annotated[Path, typer.Argument(help="The other project's checkpoint: a folder or a file.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Model directory to write; its name becomes the model's name.")
+    ],
     family: Annotated[
-        str | None, typer.Option(help="Take it for a checkpoint of this family, whatever it looks like.")
+        str | None, typer.Option(help="Read the checkpoint as this family instead of recognising it from its files.")
     ] = None,
 ) -> None:
-    """Turn a checkpoint of another project into a model directory, once.
+    """Convert a checkpoint of another project to a model directory.
 
-    The family is found out from the files: vqgan-jax, taming (taming-transformers:
+    The family is recognised from the files: vqgan-jax, taming (taming-transformers:
     VQModel, GumbelVQ), mindalle (minDALL-E), llamagen (LlamaGen), dalle-pytorch,
     rudalle (ruDALL-E), min-dalle (its detokenizer), openai-dvae.
-    docs/interop.md tells which files each consists of, what is not read and why,
-    and under which licence its published weights are.
+    docs/interop.md lists the files of each family, what is not supported and why,
+    and the licences of the published weights.
 
-    Nothing in the files is run: pickles are read by a reader that knows tensors and
-    refuses the rest. The directory is written whole or not at all, and read back
-    before it takes its place. A model as large as the disk needs little memory.
+    No code in the files is run: pickles are read by a reader that accepts tensors
+    and rejects everything else. The directory is written whole or not at all, and
+    is read back and checked first. One tensor is in memory at a time.
 
         dalle import vqgan_imagenet_f16_16384 --out models/vqgan-f16
         dalle import logs/2021-04-23_my-vqgan --out models/mine
         DALLE_MODELS=models dalle models
     """
-    from dalle.interop.convert import import_checkpoint  # foreign formats are nobody else's concern
+    from dalle.interop.convert import import_checkpoint  # readers of foreign formats are loaded by these commands alone
 
-    with mistakes_in_words(), tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
+    with tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
 
         def on_written(num_bytes: int) -> None:
             bar.update(num_bytes)
 
         done = import_checkpoint(path, out, family=family, on_start=bar.reset, on_written=on_written)
-        bar.close()
-        converted = done.converted
-        lines = [
-            ("family", f"{done.family}: {done.reason}"),
-            *(("read", str(file)) for file in done.read),
-            *(("ignored", text) for text in converted.ignored),
-            *(("derived", text) for text in converted.derived),
-            *converted.about.items(),
-        ]
-        print("\n".join(f"{key:<9}{printable(text)}" for key, text in lines))
-        print(printable(describe_model(out)))
+    converted = done.converted
+    lines = [
+        ("family", f"{done.family}: {done.reason}"),
+        *(("read", str(file)) for file in done.read),
+        *(("ignored", text) for text in converted.ignored),
+        *(("derived", text) for text in converted.derived),
+        *converted.about.items(),
+    ]
+    print("\n".join(f"{key:<9}{printable(text)}" for key, text in lines))
+    print(printable(describe_model(out)))
 
 
+@exit_on_mistake()
 def export_model(
-    model: Annotated[str, typer.Argument(help="Name (see `dalle models`) or directory.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not be there yet.")],
+    model: Annotated[str, typer.Argument(help="Name of a model (see `dalle models`), or its directory.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[
-        str, typer.Option(help="vqgan-jax: the image tokenizer, as that project reads it; hf: safetensors and JSON.")
+        str,
+        typer.Option(
+            help="Layout: hf (all networks, as safetensors and JSON), or vqgan-jax (the image tokenizer, in the format "
+            "of that project)."
+        ),
     ] = "hf",
 ) -> None:
-    """Write a model for other projects to read; docs/interop.md tells names and files.
+    """Export a model for other projects; docs/interop.md lists the files and the names of the weights.
 
     dalle export models/mine --to vqgan-jax --out mine-jax
     """
     from dalle.interop.export import export_checkpoint
 
-    with mistakes_in_words():
-        export_checkpoint(find_model(model), to, out)
-        print(f"{to}: {out}")
+    export_checkpoint(find_model(model), to, out)
+    print(f"{to}: {out}")

@@ -1,4 +1,4 @@
-"""The commands that work on what was drawn before: `dalle verify` and `dalle decode`."""
+"""The commands for pictures and codes that were drawn before: `dalle verify` and `dalle decode`."""
 
 import json
 from collections import Counter
@@ -10,7 +10,8 @@ import typer
 from tqdm import tqdm
 
 from dalle.checkpoint.store import DEFAULT_MODEL
-from dalle.cli.console import mistakes_in_words, prepare_folder, write_file
+from dalle.cli.console import prepare_folder, write_file
+from dalle.command_line import exit_on_mistake
 from dalle.errors import DataError, ImageError, ParameterError
 from dalle.images import encode_image
 from dalle.pipeline import DALLE
@@ -32,39 +33,52 @@ RECEIPT_FIELDS = (
 )
 
 
+@exit_on_mistake()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="PNGs, or folders of them with all that is in them.")],
+    paths: Annotated[list[Path], typer.Argument(help="PNG files, or folders that are searched for them at any depth.")],
     model: Annotated[
-        str | None, typer.Option(help="Which model they must be of. Default: each one's own, if it is here.")
+        str | None,
+        typer.Option(
+            help="Model that must have drawn the pictures: a name or a directory. Default: for each picture, the "
+            "installed model with the digest in its receipt."
+        ),
     ] = None,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Draw each again, and compare the codes: sees altered prompts too.")
+        bool,
+        typer.Option(
+            "--resample",
+            help="Draw each picture again, too, and compare the codes: detects a changed prompt, seed or parameter.",
+        ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another name of torch.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option(help="Device: auto (CUDA if available, else the CPU), cpu, cuda, or another torch device."),
+    ] = "auto",
 ) -> None:
-    """Compare pictures with their receipts: do the codes give the pixels?
+    """Verify that pictures are unchanged since they were drawn.
 
-    Says what is wrong with each that is not as it was drawn. Exit code 1 if
-    there is one, or if a file that is named has no receipt; in folders,
-    pictures without one are counted.
+    A PNG stores a receipt: the prompt, the parameters, and the image tokens
+    (codes) that it was decoded from. The codes must decode to its pixels. Every
+    picture that does not pass is printed with the reason. Exit code 1 if there is
+    one, or if a file given by name has no receipt; pictures without a receipt
+    that are found in folders are only counted.
     """
-    with mistakes_in_words():
-        verifier = Verifier(model=model, resample=resample, device=device)
-        found: Counter[str] = Counter()
-        bad = False
-        for path, named in tqdm(list(_pictures(paths)), unit="picture", disable=None, leave=False):
-            verdict = verifier.verify(path)
-            found[verdict.kind] += 1
-            if verdict.kind not in ("good", "no receipt") or (named and verdict.kind == "no receipt"):
-                bad = True
-                tqdm.write(printable(f"{path}: {verdict.kind}: {verdict.reason}").replace("\n", " "))
-        print(", ".join(f"{number} {kind}" for kind, number in found.most_common()))
-        if bad:
-            raise typer.Exit(1)
+    verifier = Verifier(model=model, resample=resample, device=device)
+    found: Counter[str] = Counter()
+    bad = False
+    for path, named in tqdm(list(_pictures(paths)), unit="picture", disable=None, leave=False):
+        verdict = verifier.verify(path)
+        found[verdict.kind] += 1
+        if verdict.kind not in ("good", "no receipt") or (named and verdict.kind == "no receipt"):
+            bad = True
+            tqdm.write(printable(f"{path}: {verdict.kind}: {verdict.reason}").replace("\n", " "))
+    print(", ".join(f"{number} {kind}" for kind, number in found.most_common()))
+    if bad:
+        raise typer.Exit(1)
 
 
 def _pictures(paths: list[Path]) -> Iterator[tuple[Path, bool]]:
-    """Files, and whether they were named and not found in a folder."""
+    """Files, each with True if it was given by name, and False if it was found in a folder."""
     for path in paths:
         if path.is_dir():
             found = sorted(one for one in path.rglob("*") if one.suffix.lower() == ".png")
@@ -77,51 +91,61 @@ def _pictures(paths: list[Path]) -> Iterator[tuple[Path, bool]]:
             yield path, True
 
 
+@exit_on_mistake()
 def decode(
-    manifest: Annotated[Path, typer.Argument(help="JSONL with codes: manifest.jsonl of a batch, or lines of it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("out"),
-    model: Annotated[str, typer.Option(help="Name (see `dalle models`) or directory.")] = DEFAULT_MODEL,
+    manifest: Annotated[
+        Path, typer.Argument(help="JSONL file with codes: the manifest.jsonl of a batch, or some lines of one.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the pictures; created if it does not exist.")
+    ] = Path("out"),
+    model: Annotated[
+        str, typer.Option(help="Model that drew the codes: a name (see `dalle models`) or a directory.")
+    ] = DEFAULT_MODEL,
     output_format: Annotated[
-        Literal["png", "jpeg", "webp"], typer.Option("--format", help="Of the pictures; PNGs have receipts.")
+        Literal["png", "jpeg", "webp"],
+        typer.Option("--format", help="Format of the pictures; PNG alone stores receipts."),
     ] = "png",
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of JPEG and WebP; 90 if not given.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another name of torch.")] = "auto",
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG/WebP quality (default 90).")] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="Device: auto (CUDA if available, else the CPU), cpu, cuda, or another torch device."),
+    ] = "auto",
 ) -> None:
-    """Make pictures of codes that were drawn before, each named by its key.
+    """Decode the image tokens (codes) of a batch to pictures, each in a file named by its key.
 
-    Each has the background that its line tells; JPEGs are always opaque.
-    Lines without codes, those of prompts that were refused, are passed over.
+    A picture has the background that its line names; JPEGs are always opaque.
+    Lines without codes (invalid or failed ones) are skipped.
     """
-    with mistakes_in_words():
-        dalle = DALLE.load(model, device=device)
-        prepare_folder(out)
-        num_pictures = 0
-        for number, record in tqdm(_records(manifest), unit="picture", disable=None, leave=False):
-            try:
-                receipt, name = _receipt(record), f"{record['key']}.{output_format}"
-            except (ImageError, KeyError, TypeError) as error:
-                raise DataError(f"{manifest}, line {number}: {error}") from error
-            if fault := fault_of_codes(dalle, receipt):
-                raise DataError(f"{manifest}, line {number}: {fault}")
-            if receipt.model_digest != dalle.digest:
-                raise DataError(
-                    f"{manifest}, line {number}: its codes are of the model {receipt.model!r}, digest "
-                    f"{receipt.model_digest[:12]}..., and not of {model}"
-                )
-            try:
-                image = picture_of_receipt(dalle, receipt)
-            except ParameterError as error:
-                raise DataError(f"{manifest}, line {number}: {error}") from error
-            text = receipt.to_text() if output_format == "png" else None
-            if "/" in name or name.startswith("."):
-                raise DataError(f"{manifest}, line {number}: the key is {name!r}; it must be the name of a file")
-            write_file(out / name, encode_image(image, format=output_format, quality=quality, text=text))
-            num_pictures += 1
-        print(f"{num_pictures} pictures: {out}")
+    dalle = DALLE.load(model, device=device)
+    prepare_folder(out)
+    num_pictures = 0
+    for number, record in tqdm(_records(manifest), unit="picture", disable=None, leave=False):
+        try:
+            receipt, name = _receipt(record), f"{record['key']}.{output_format}"
+        except (ImageError, KeyError, TypeError) as error:
+            raise DataError(f"{manifest}, line {number}: {error}") from error
+        if fault := fault_of_codes(dalle, receipt):
+            raise DataError(f"{manifest}, line {number}: {fault}")
+        if receipt.model_digest != dalle.digest:
+            raise DataError(
+                f"{manifest}, line {number}: its codes are of the model {receipt.model!r}, digest "
+                f"{receipt.model_digest[:12]}..., and not of {model}"
+            )
+        try:
+            image = picture_of_receipt(dalle, receipt)
+        except ParameterError as error:
+            raise DataError(f"{manifest}, line {number}: {error}") from error
+        text = receipt.to_text() if output_format == "png" else None
+        if "/" in name or name.startswith("."):
+            raise DataError(f"{manifest}, line {number}: the key is {name!r}; it must be the name of a file")
+        write_file(out / name, encode_image(image, format=output_format, quality=quality, text=text))
+        num_pictures += 1
+    print(f"{num_pictures} pictures: {out}")
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and content of the lines that have codes."""
+    """Line number and content of every line that has codes."""
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -133,7 +157,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _receipt(record: dict[str, Any]) -> Receipt:
-    """The receipt that the picture of a record has, or would have."""
+    """The receipt that the PNG of a record has, or would have."""
     text = {name: record[name] for name in RECEIPT_FIELDS if record[name] is not None}
     whole = text | {"parameters": json.dumps(record["parameters"], ensure_ascii=False)}
     return Receipt.from_text({name: str(value) for name, value in whole.items()})

@@ -7,15 +7,16 @@ lists them.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from einops import rearrange
 
 from dalle.checkpoint import read_parts
+from dalle.checkpoint.model_config import ModelConfig
 from dalle.checkpoint.weights import LazyTensor, Part, write_safetensors
 from dalle.errors import CheckpointError
+from dalle.files import atomic_folder
 from dalle.interop import dalle_pytorch, openai_dvae, vqgan
 from dalle.interop.vqgan_jax import write_vqgan_jax
 from dalle.vq.discrete_vae import DiscreteVAEConfig
@@ -39,14 +40,10 @@ def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
         raise CheckpointError(f"{out} exists already: an export overwrites nothing")
     parts = read_parts(folder)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
-            files = Path(temporary) / "export"
-            files.mkdir()
+        with atomic_folder(out) as files:
             LAYOUTS[layout](folder, parts, files)
             for path in files.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            files.rename(out)
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from error
 
@@ -59,8 +56,8 @@ def _to_vqgan_jax(folder: Path, parts: Mapping[str, Part], out: Path) -> None:
 
 
 def _to_hf(folder: Path, parts: Mapping[str, Part], out: Path) -> None:
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    top = {key: described[key] for key in ("name", "about", "sampling")}
+    config = ModelConfig.read(folder)
+    top = {"name": config.name, "about": dict(config.about), "sampling": config.sampling.to_dict()}
     _write_json(out / "config.json", {"model_type": "dalle", "parts": sorted(parts), **top})
     for name, part in parts.items():
         (out / name).mkdir()

@@ -35,7 +35,7 @@ from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, agree, state_dict, unwrapped
 from dalle.interop.pickles import Stub
 from dalle.interop.vqgan import inference_weights, vqgan_part
-from dalle.text.padded import ClassTokenizer
+from dalle.text.classes import ClassTokenizer
 from dalle.vq.vqgan import ImageTokenizerConfig
 
 __all__ = ["FAMILY"]

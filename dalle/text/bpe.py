@@ -1,16 +1,15 @@
-"""Captions and prompts to text ids: byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2) with a fixed row.
+"""`TextTokenizer`: byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2), in rows of a fixed length.
 
 A row of text ids has `text_length` T places: `[PAD] ... [PAD] token ... token [EOS]`, padded on the left so that the
 last text position always holds `[EOS]` and the image follows it directly. The empty caption, all `[PAD]` and one
 `[EOS]`, is the null caption of classifier-free guidance.
 
-All 256 bytes are in the vocabulary, so every prompt has ids. The two special tokens are in the vocabulary but are never
-looked for in a text: no merge can form them, because the pre-tokenizer cuts at the brackets, and a prompt that says
-"[EOS]" is five ordinary characters.
+All 256 bytes are in the vocabulary, so every prompt has ids. The two special tokens have ids too, but no text is
+tokenized to them: no merge can form them, because the pre-tokenizer cuts at the brackets, and a prompt with "[EOS]" in
+it has five ordinary characters there.
 
-The one file, `tokenizer.json`, is what the `tokenizers` package reads: its normalizer, template, padding and truncation
-give a stranger who loads it there the same rows. `_document` writes that format out in full, and a file that says
-anything else is refused.
+`tokenizer.json` is a file of the `tokenizers` package, which gives the same rows when it loads the file: normalizer,
+template, padding and truncation are in it. `_document` defines the whole format, and any other file is rejected.
 """
 
 import json
@@ -35,7 +34,7 @@ MIN_PAIR_COUNT = 2
 
 
 class TextTokenizer(PromptTokenizer):
-    """Text to ids and back. Made by `train` or `load`; immutable. The empty prompt is the null caption."""
+    """Converts text to ids and back. Made by `train` or `load`; immutable. The empty prompt is the null caption."""
 
     kind = "bpe"
 
@@ -43,7 +42,7 @@ class TextTokenizer(PromptTokenizer):
     eos_id = 1
 
     def __init__(self, document: dict[str, Any]) -> None:
-        """From the parsed content of a `tokenizer.json` (see `load`). Raises `CheckpointError` if it is not ours."""
+        """document: parsed content of a `tokenizer.json`. Raises `CheckpointError` if this library did not write it."""
         self._bytes = _checked_bytes(document)
         self.text_length: int = document["padding"]["strategy"]["Fixed"]
         self.vocab_size = len(document["model"]["vocab"])
@@ -51,7 +50,7 @@ class TextTokenizer(PromptTokenizer):
             self._bpe = tokenizers.Tokenizer.from_str(self._bytes.decode())
         except Exception as error:  # the package raises bare Exception
             raise CheckpointError(f"the tokenizer's merges do not fit its vocabulary: {error}") from error
-        # Lengths are counted here, where a prompt that is too long can be refused.
+        # Rows are laid out by this class, which can reject a prompt that is too long.
         self._bpe.no_truncation()
         self._bpe.no_padding()
 
@@ -61,11 +60,11 @@ class TextTokenizer(PromptTokenizer):
     ) -> "TextTokenizer":
         """Learn merges from captions. The result depends on how often each word occurs, not on the captions' order.
 
-        vocab_size: at most this many ids, at least 258 (two special tokens and 256 bytes). Fewer when the captions
-            have no more pairs that occur twice: read the `vocab_size` of the result.
-        text_length: T, places in a row with the final `[EOS]`; at least 2.
-        lowercase: texts are lowercased and brought to Unicode form NFC, so that "A Red Panda" and "a red panda" are
-            one prompt; `decode` then gives the normalised text. Without it, `decode` gives the text back exactly.
+        vocab_size: largest number of ids, at least 258 (two special tokens and 256 bytes). The result has fewer if the
+            captions have too few pairs that occur twice; see its `vocab_size`.
+        text_length: T, ids in a row with the final `[EOS]`; at least 2.
+        lowercase: texts are lowercased and normalised to Unicode form NFC, so that "A Red Panda" and "a red panda" are
+            the same prompt; `decode` then returns the normalised text. Without it, `decode` returns the exact text.
 
         Raises `ConfigError` for a size below its minimum, `DataError` for a caption that is not Unicode text.
         """
@@ -87,16 +86,17 @@ class TextTokenizer(PromptTokenizer):
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text of any length, without padding or `[EOS]`; `[]` for the empty text.
 
-        Raises `PromptError` for what is not a `str`, or is not Unicode text (a lone surrogate).
+        Raises `PromptError` if the text is no `str`, or no Unicode text (a lone surrogate).
         """
         check_prompt(text)
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of one row of ids, `[PAD]` and `[EOS]` dropped: the inverse of `tokenize`.
+        """The text of one row of ids, without `[PAD]` and `[EOS]`: the inverse of `tokenize`.
 
-        Ids that cut a character in two give U+FFFD there. Raises `ParameterError` for an id outside 0..vocab_size - 1.
+        A character of which only some bytes are there becomes U+FFFD. Raises `ParameterError` for an id outside
+        0..vocab_size - 1.
         """
         ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         last = self.vocab_size - 1
@@ -111,7 +111,7 @@ class TextTokenizer(PromptTokenizer):
         return self.text_length - 1
 
     def row(self, tokens: list[int]) -> list[int]:
-        """`[PAD] ... [PAD] token ... token [EOS]`, of the first T - 1 tokens."""
+        """Lay out the first T - 1 tokens as a row: `[PAD] ... [PAD] token ... token [EOS]`."""
         tokens = tokens[: self.max_tokens]
         return [*[self.pad_id] * (self.max_tokens - len(tokens)), *tokens, self.eos_id]
 
@@ -129,9 +129,9 @@ class TextTokenizer(PromptTokenizer):
 
 
 def _document(vocab: dict[str, int], merges: list[Any], text_length: int, lowercase: bool) -> dict[str, Any]:
-    """The whole of `tokenizer.json`, in the format of the `tokenizers` package.
+    """The content of `tokenizer.json`, in the format of the `tokenizers` package.
 
-    One space goes before every text and is taken off again by the decoder, so that "panda" is the same token first in a
+    A space is put before every text, and removed by the decoder, so that "panda" is the same token at the start of a
     caption as later in it.
     """
     fold: list[dict[str, Any]] = [{"type": "Lowercase"}, {"type": "NFC"}] if lowercase else []
@@ -149,7 +149,7 @@ def _document(vocab: dict[str, int], merges: list[Any], text_length: int, lowerc
             "pad_type_id": 0,
             "pad_token": PAD,
         },
-        # Tokens named here would be looked for in the text of prompts.
+        # Tokens listed here would be recognised in the text of prompts.
         "added_tokens": [],
         "normalizer": {"type": "Sequence", "normalizers": [*fold, {"type": "Prepend", "prepend": " "}]},
         "pre_tokenizer": byte_level,

@@ -1,15 +1,18 @@
-"""What LlamaGen does to a caption before T5 reads it: a web page's leavings are taken off, in the order of the rules of
-DeepFloyd's IF, which other projects took over. Twice, as they do, since one rule may uncover work for an earlier one.
+"""Cleaning of prompts before they are tokenized, as the projects did with the captions that they trained on.
+
+`clean_caption` is the cleaning of LlamaGen before T5: it removes what web pages leave in captions, by the rules of
+DeepFloyd's IF and in their order. They are applied twice, since one rule may uncover work for an earlier one.
 """
 
 import html
 import io
 import re
 import urllib.parse
+from collections.abc import Callable
 
 from dalle.errors import PromptError
 
-__all__ = ["clean_caption"]
+__all__ = ["CLEANERS", "clean_caption"]
 
 HOST = r"[a-z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 FILE = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
@@ -27,13 +30,13 @@ ADDRESSES: Rules = (
 )
 SIGNS: Rules = (
     (r"@\w+\b", ""),
-    ("[\u31c0-\u31ff\u3200-\u4dff\u4e00-\u9fff]+", ""),  # strokes and ideographs of China, Japan and Korea
+    ("[\u31c0-\u31ff\u3200-\u4dff\u4e00-\u9fff]+", ""),  # CJK strokes and ideographs
     (f"[{DASHES}]+", "-"),
     ("[\u0060\u00b4\u00ab\u00bb\u201c\u201d\u00a8]", '"'),
     ("[\u2018\u2019]", "'"),
     ("&quot;?", ""),
     ("&amp", ""),
-    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # addresses of machines
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
     (r"\d:\d\d\s+$", ""),
     (r"\\n", " "),
     (r"#\d{1,3}\b", ""),
@@ -46,7 +49,7 @@ SIGNS: Rules = (
     (r"\s+\.\s+", " "),
 )
 WORDS: Rules = (
-    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # numbers of articles
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article numbers
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
     (r"\b\d+[a-zA-Z]+\d+\b", ""),
     (r"(worldwide\s+)?(free\s+)?shipping", ""),
@@ -69,8 +72,8 @@ ENDS: Rules = (
 
 
 def clean_caption(caption: str) -> str:
-    """The caption as T5 is to read it. Raises `PromptError` for one that looks like HTML and cannot be read as such, or
-    if ftfy or Beautiful Soup is missing."""
+    """Clean a caption for T5. Raises `PromptError` for one that looks like HTML but cannot be parsed, and if ftfy or
+    Beautiful Soup is not installed."""
     return _clean_once(_clean_once(caption))
 
 
@@ -80,11 +83,11 @@ def _clean_once(caption: str) -> str:
         import ftfy
     except ImportError as error:
         raise PromptError(
-            f"this model's prompts are mended first, and {error.name} is missing: pip install 'dalle-serve[text]'"
+            f"cleaning prompts for this model needs {error.name}: pip install 'dalle-serve[text]'"
         ) from error
     caption = _apply(ADDRESSES, urllib.parse.unquote_plus(caption).strip().lower())
     try:
-        # as a file: it warns of texts that look like a file's name
+        # given as a file: Beautiful Soup warns about strings that look like a file's name
         page = bs4.BeautifulSoup(io.StringIO(caption), "html.parser")
     except bs4.exceptions.ParserRejectedMarkup as error:
         raise PromptError(f"the prompt looks like HTML, and is not valid: {caption[:80]!r}") from error
@@ -92,10 +95,31 @@ def _clean_once(caption: str) -> str:
     if len(re.findall("[-_]", caption)) > 3:
         caption = re.sub("[-_]", " ", caption)
     caption = html.unescape(html.unescape(ftfy.fix_text(caption))).strip()
-    return _apply(ENDS, _apply(WORDS, caption)).strip()  # blanks at the ends still keep rules for the ends off
+    # stripped last: blanks at the ends decide which rules of ENDS match
+    return _apply(ENDS, _apply(WORDS, caption)).strip()
 
 
 def _apply(rules: Rules, text: str) -> str:
     for pattern, replacement in rules:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+def _clean_as_clip(text: str) -> str:
+    """CLIP's `basic_clean` and `whitespace_clean`, then lower case: repairs encodings, unescapes HTML entities twice,
+    and replaces runs of white space by one space."""
+    try:
+        import ftfy
+    except ImportError as error:
+        raise PromptError("cleaning prompts for this model needs ftfy: pip install 'dalle-serve[text]'") from error
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip().lower()
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "none": lambda text: text,
+    "lower": lambda text: text.lower().strip(),
+    "clip": _clean_as_clip,
+    "caption": clean_caption,
+}
+"""Cleaning functions by the name that a tokenizer's configuration has for each: none, lower case without blanks at the
+ends, CLIP's, and LlamaGen's before T5."""

@@ -1,6 +1,8 @@
-"""T5's encoder (Raffel et al. 2019, arXiv 1910.10683) as a text encoder: captions -> features, for models that follow
-them. Its folder is one that the `transformers` package has saved or downloaded, FLAN-T5 for LlamaGen; it is no part of
-the model directory, and nothing is fetched.
+"""`T5TextEncoder`: the encoder of T5 (Raffel et al. 2019, arXiv 1910.10683), for models that are conditioned on its
+features.
+
+It is loaded from a folder that the `transformers` package has saved or downloaded (FLAN-T5 for LlamaGen), which is not
+part of the model directory. Nothing is downloaded.
 """
 
 import json
@@ -18,10 +20,10 @@ PAD, END = "<pad>", "</s>"
 
 
 class T5TextEncoder:
-    """A folder with `config.json`, weights and `tokenizer.json`, loaded.
+    """A T5 encoder and its tokenizer, loaded from a folder with `config.json`, safetensors and `tokenizer.json`.
 
-    Raises `ParameterError` if the package `transformers` is not installed, `CheckpointError` if the folder is missing,
-    damaged, or of another width than the decoder's features.
+    Raises `ParameterError` if the package `transformers` is not installed, and `CheckpointError` if the folder is
+    missing or damaged, or if its features have another width than the decoder expects.
     """
 
     def __init__(self, folder: str | Path, *, text_length: int, feature_width: int, device: torch.device) -> None:
@@ -31,7 +33,7 @@ class T5TextEncoder:
             raise ParameterError("a text encoder needs transformers: pip install 'dalle-serve[text]'") from error
         self.tokenizer = _tokenizer(Path(folder) / "tokenizer.json", text_length)
         try:
-            # safetensors alone: nothing here unpickles
+            # safetensors only: nothing is unpickled
             network = transformers.T5EncoderModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
@@ -40,7 +42,7 @@ class T5TextEncoder:
             raise CheckpointError(f"{folder} is no folder of a T5 with safetensors: {reason}") from error
         if network.config.d_model != feature_width:
             raise CheckpointError(
-                f"{folder} gives features of {network.config.d_model} channels; the model follows {feature_width}"
+                f"{folder} gives features of {network.config.d_model} channels; the model expects {feature_width}"
             )
         self.device = device
         self.network = _placed(network, device)
@@ -61,7 +63,7 @@ def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def _tokenizer(path: Path, text_length: int) -> PaddedTokenizer:
     try:
         document = json.loads(path.read_bytes())
-        document["post_processor"] = None  # the end is set into the row here
+        document["post_processor"] = None  # PaddedTokenizer adds the end
         vocabulary = document["model"]["vocab"]
         ids = {piece: number for number, (piece, *_) in enumerate(vocabulary)}
         pad_id, end_id = ids[PAD], ids[END]

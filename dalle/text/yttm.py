@@ -1,11 +1,11 @@
-"""YouTokenToMe's byte-pair encoding: its model file read, its ids given. Text ids only: no rows, no padding.
+"""`YouTokenToMe`: byte-pair encoding with the model files of that package. Text ids only: no rows, no padding.
 
-The file is text: the number of characters and of merges, a line `code point, id` for each character, a line
-`left, right, result` of ids for each merge, the likeliest first, and the ids of <UNK>, <PAD>, <BOS>, <EOS>, -1 for
-one that there is not.
+A model file is text: the number of characters and of merges, a line `code point, id` for each character, a line
+`left, right, result` of ids for each merge, in the order in which merges are applied, and the ids of <UNK>, <PAD>,
+<BOS>, <EOS>, or -1 for those that the model lacks.
 
-It is read here, and not by the `tokenizers` package, because two merges may spell the same token and have ids of their
-own, which a vocabulary by spelling cannot hold. After github.com/VKCOM/YouTokenToMe.
+The `tokenizers` package cannot hold such a model: its vocabulary maps a spelling to one id, and here two merges may
+spell the same token with different ids. Follows github.com/VKCOM/YouTokenToMe.
 """
 
 import functools
@@ -20,8 +20,9 @@ __all__ = ["YouTokenToMe"]
 SPACE = "\u2581"
 SPECIAL = ("<UNK>", "<PAD>", "<BOS>", "<EOS>")
 MAX_CHARACTERS = 1 << 24
-"""Of all tokens: each merge may double the longest one, and a page of them would fill any memory."""
-# isspace in the C locale, and the sign that stands for a space
+"""Limit of the total length of all tokens. Each merge may double the longest token, so that a small file could fill any
+memory."""
+# isspace in the C locale, and the character that stands for a space
 WORD = re.compile(f"[^ \t\n\v\f\r{SPACE}]+")
 
 
@@ -29,7 +30,7 @@ class YouTokenToMe:
     """A model of the package `youtokentome`. Immutable."""
 
     def __init__(self, model: str) -> None:
-        """From the text of a model file. Raises `CheckpointError` if it is not one."""
+        """model: text of a model file. Raises `CheckpointError` if it is not one."""
         try:
             rows = [[int(number) for number in line.split()] for line in model.strip().splitlines()]
             (num_characters, num_merges), special = rows[0], rows[-1]
@@ -56,18 +57,18 @@ class YouTokenToMe:
         self.vocab_size = len(self._pieces)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, word by word; `[]` where there is none."""
+        """The ids of a text, word by word; `[]` for a text without words."""
         return [token for word in WORD.findall(text) for token in self._word(word)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special ones are written out as <UNK> and so on."""
+        """The text of ids; special ids become <UNK>, <PAD>, <BOS> and <EOS>."""
         return "".join(self._pieces[token] for token in ids).replace(SPACE, " ").removeprefix(" ")
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  # tokenizers live as long as their process
     def _word(self, word: str) -> tuple[int, ...]:
         tokens = [self._ids[SPACE]]
         for character, before in zip(word, SPACE + word, strict=False):
-            # a stretch of characters that it does not know is one unknown token
+            # a run of unknown characters is one unknown token
             if character in self._ids or before in self._ids:
                 tokens.append(self._ids.get(character, self._unknown))
         while True:
@@ -75,5 +76,5 @@ class YouTokenToMe:
             merges = [(*self._merges[pair], place) for place, pair in pairs if pair in self._merges]
             if not merges:
                 return tuple(tokens)
-            _, token, place = min(merges)  # of the same merge, the leftmost
+            _, token, place = min(merges)  # the first merge in the file, at its leftmost place
             tokens[place : place + 2] = [token]

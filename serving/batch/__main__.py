@@ -10,16 +10,17 @@ from typing import Annotated, Literal
 import typer
 
 from dalle.checkpoint.store import DEFAULT_MODEL
+from dalle.command_line import exit_on_mistake
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
-from dalle.receipt import printable
-from serving.batch.driver import INTERRUPTED, MISTAKE, Batch, run_batch
+from serving.batch.driver import INTERRUPTED, Batch, run_batch
 from serving.batch.plan import PlanSettings
 
 __all__ = ["main"]
 
 
+@exit_on_mistake()
 def batch(
     prompts: Annotated[str, typer.Argument(help="File of prompts, a path or a URL: .jsonl, .csv, .parquet or .txt.")],
     out: Annotated[
@@ -176,9 +177,6 @@ def batch(
                 gallery=gallery,
             )
         )
-    except DalleError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        code = MISTAKE
     except KeyboardInterrupt:  # before anything was drawn
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED

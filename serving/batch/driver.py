@@ -34,9 +34,9 @@ from serving.batch.survey import Survey, print_invalid_lines, survey_shards
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "MISTAKE", "STOPPED", "Batch", "run_batch"]
+__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "STOPPED", "Batch", "run_batch"]
 
-DONE, MISTAKE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
+DONE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 3, 4, 130
 """Exit codes."""
 
 

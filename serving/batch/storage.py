@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import fsspec
 
 from dalle.errors import DalleError
+from dalle.files import atomic_file
 
 __all__ = ["WORK", "LocalStorage", "Storage", "StorageError", "open_storage"]
 
@@ -118,18 +119,11 @@ class LocalStorage:
     def replace(self, name: str) -> Iterator[BinaryIO]:
         part = self.root / WORK / f"{uuid.uuid4().hex}.part"
         with self._in_words(f"write {name} in"):
-            try:
+            with atomic_file(self.root / name, part=part, fsync=True):
                 with open(part, "wb") as file:
                     yield file
-                    file.flush()
-                    os.fsync(file.fileno())
                 self._make_folder(name)
-                part.replace(self.root / name)
-                self._unflushed.add((self.root / name).parent)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
-                raise
+            self._unflushed.add((self.root / name).parent)
 
     def flush(self) -> None:
         with self._in_words("write to"):

@@ -13,6 +13,7 @@ from os import DirEntry, scandir, stat_result, unlink
 from pathlib import Path
 
 from dalle.errors import ConfigError
+from dalle.files import atomic_write
 
 __all__ = ["ImageStore"]
 
@@ -51,9 +52,7 @@ class ImageStore:
                 self._sweep(len(image))
             self._room -= len(image)
         name = f"{secrets.token_urlsafe(24)}.{extension}"
-        part = self.folder / f".{name}.part"
-        part.write_bytes(image)
-        part.replace(self.folder / name)
+        atomic_write(self.folder / name, image, part=self.folder / f".{name}.part")
         return name
 
     def get(self, name: str) -> bytes | None:

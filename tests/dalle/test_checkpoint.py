@@ -1,4 +1,4 @@
-"""Model directories: what is saved is loaded, bit for bit, and a save that fails leaves what was there."""
+"""Model directories: a saved model is loaded bit for bit, and a save that fails leaves the directory as it was."""
 
 import json
 import shutil
@@ -13,11 +13,14 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.checkpoint.files import file_digest
+from dalle.checkpoint.model_config import ModelConfig
+from dalle.checkpoint.store import DEFAULT_MODEL, find_model
 from dalle.checkpoint.weights import LazyTensor, write_safetensors
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
 from dalle.text.bpe import TextTokenizer
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import lively_decoder
 
@@ -74,6 +77,29 @@ def test_a_whole_model_comes_back_bit_for_bit(
     assert torch.equal(loaded.image_tokenizer.decode(codes), image_tokenizer.decode(codes))
 
 
+@pytest.mark.parametrize("kind", ["vqgan", "discrete_vae"])
+def test_a_config_is_written_as_it_was_read(kind: str, model_folder: Path, tmp_path: Path) -> None:
+    folder = model_folder
+    if kind != "vqgan":
+        folder = tmp_path / "model"
+        dvae = DiscreteVAE(DiscreteVAEConfig(image_size=8, num_layers=2))
+        save_checkpoint(folder, name="dvae", image_tokenizer=dvae, about={"licence": "nobody's", "data": "빨강"})
+        assert '"image_tokenizer": {\n    "kind": "discrete_vae",\n' in (folder / "config.json").read_text()
+    assert ModelConfig.read(folder).to_json().encode() == (folder / "config.json").read_bytes()
+
+
+def test_the_shipped_config_is_written_as_it_was_read() -> None:
+    """Byte for byte, except that options which are newer than the file are added with their defaults."""
+    folder = find_model(DEFAULT_MODEL)
+    config = ModelConfig.read(folder)
+    before, written = (folder / "config.json").read_bytes(), json.loads(config.to_json())
+    for part, parsed in (("image_tokenizer", config.image_tokenizer), ("decoder", config.decoder)):
+        for key in written[part].keys() - json.loads(before)[part].keys():
+            assert getattr(parsed, key) == getattr(type(parsed), key), f"{part}.{key}"
+            del written[part][key]
+    assert (json.dumps(written, indent=2, ensure_ascii=False) + "\n").encode() == before
+
+
 def test_stage_1_alone(tmp_path: Path, image_tokenizer: ImageTokenizer) -> None:
     save_checkpoint(tmp_path / "model", name="eyes", image_tokenizer=image_tokenizer)
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
@@ -104,7 +130,7 @@ def test_what_layers_share_is_stored_once(tmp_path: Path, image_tokenizer: Image
 
 
 def test_a_model_of_the_first_format_is_read(model_folder: Path, tmp_path: Path) -> None:
-    """It did not say what its text tokenizer is, and had none of the newer options."""
+    """Format version 1 does not name the kind of the text tokenizer, and lacks the newer options."""
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -236,7 +262,7 @@ def test_parts_that_do_not_fit_are_not_saved(
 
 
 def test_a_loaded_model_does_not_hang_on_its_files(model: Path) -> None:
-    """It may be trained, and its files may be written over while it is in use."""
+    """A loaded model may be trained, and its files may be overwritten while it is in use."""
     loaded = load_checkpoint(model)
     assert loaded.decoder is not None
     before = logits(loaded.decoder)

@@ -1,4 +1,4 @@
-"""Model directories that are damaged, foreign or of another model: every kind of damage is one clear error."""
+"""Model directories that are damaged, foreign, or mixed from two models: each is rejected with one clear error."""
 
 import json
 import pickle
@@ -35,12 +35,12 @@ def edit_config(model: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 
 def fix_digests(model: Path) -> None:
-    """Make the digests those of the damaged files, so that something else has to find the damage."""
+    """Replace the digests by those of the damaged files, so that another check has to find the damage."""
     edit_config(model, lambda config: config.update(digests={name: file_digest(model / name) for name in FILES}))
 
 
 def refusal(model: Path) -> str:
-    """What is said when the directory is loaded: one line that names the folder."""
+    """The error message when the directory is loaded: one line that names the folder."""
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(model)
     text = str(caught.value)
@@ -74,12 +74,20 @@ def test_a_damaged_or_foreign_config(model: Path, content: bytes, said: str) -> 
 CONFIG_EDITS: dict[str, tuple[dict[str, Any], str]] = {
     "newer": ({"format_version": 3}, "format version 3; this release reads up to 2: upgrade to read it"),
     "version of another kind": ({"format_version": "1"}, "format version 1"),
-    "no name": ({"name": None}, "lacks 'name', or it is no str"),
-    "digests of another kind": ({"digests": ["decoder.safetensors"]}, "lacks 'digests', or it is no dict"),
+    "no name": ({"name": None}, "'name' is missing, or is not text"),
+    "digests of another kind": ({"digests": ["decoder.safetensors"]}, "'digests' is missing, or is not an object"),
     "unknown keys": ({"upscaler": {}, "clip": {}}, "unknown keys: clip, upscaler"),
     "no weights listed": ({"digests": {}}, "lists no digest of image_tokenizer.safetensors"),
     "decoder of another kind": ({"decoder": None}, "DecoderConfig must be an object, not NoneType"),
     "sampling out of range": ({"sampling": {"temperature": -1.0}}, "temperature"),
+    "about of another kind": ({"about": {"data": 1}}, "about has 1 for 'data'; it must be text"),
+    "a digest of another kind": ({"digests": {"decoder.safetensors": 1}}, "digests has 1 for 'decoder.safetensors'"),
+    "image tokenizer of another kind": (
+        {"image_tokenizer": {"kind": "vqgan-2"}},
+        "image_tokenizer is of the kind 'vqgan-2'; known are vqgan, discrete_vae, openai_dvae",
+    ),
+    "text tokenizer of another kind": ({"text_tokenizer": "wordpiece"}, "text tokenizer of kind 'wordpiece'"),
+    "text tokenizer of no kind": ({"text_tokenizer": None}, "'text_tokenizer' is missing, or is not text"),
     "unknown sampling": ({"sampling": {"tempreature": 1.0}}, "SamplingParams has no key 'tempreature'"),
 }
 
@@ -196,7 +204,7 @@ def test_the_text_tokenizer_of_another_model(model: Path) -> None:
 
 
 def test_another_image_tokenizer(model: Path) -> None:
-    """One of the same shape is found by its digest, one of another codebook because it does not fit."""
+    """A tokenizer of the same shape is rejected by its digest, one of another codebook size by the decoder's."""
     config = load_checkpoint(model).image_tokenizer.config
     assert isinstance(config, ImageTokenizerConfig)
     save_checkpoint(model.parent / "other", name="other", image_tokenizer=ImageTokenizer(config))
@@ -209,7 +217,7 @@ def test_another_image_tokenizer(model: Path) -> None:
     shutil.copy(model.parent / "larger" / "image_tokenizer.safetensors", model)
     edit_config(model, lambda config: config.update(image_tokenizer=values))
     fix_digests(model)
-    assert "the tokenizer's codebook size is 64, the decoder's is 32: they are not of one model" in refusal(model)
+    assert "the tokenizer's codebook size is 64, the decoder's is 32: they belong to different models" in refusal(model)
 
 
 @pytest.mark.parametrize("name", ["../secret", "..", ".", "", "/etc/passwd", "deep/../config.json", "nul\0"])

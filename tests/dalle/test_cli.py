@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dalle import DALLE
+from dalle.command_line import exit_on_mistake
 from dalle.images import load_image
 from dalle.receipt import read_receipt
 
@@ -228,7 +229,7 @@ def test_ctrl_c_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ign
 
 
 def test_a_full_disk_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """A file size limit of the process stands in for the disk: the kernel refuses the write all the same."""
+    """A limit on the size of the process's files stands in for a full disk: the kernel rejects both writes."""
     import resource
 
     def limit() -> None:
@@ -239,3 +240,13 @@ def test_a_full_disk_keeps_what_is_drawn(dalle, tmp_path: Path) -> None:  # type
     assert done.returncode == 2
     assert "0 of 2 pictures are in out" in done.stderr
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_errors_of_the_system_are_mistakes_only_where_a_program_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    error = OSError(28, "No space left on device", "pictures/a.png")
+    with pytest.raises(OSError, match="No space left"), exit_on_mistake():
+        raise error
+    with pytest.raises(SystemExit) as caught, exit_on_mistake(system_errors=True):
+        raise error
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: pictures/a.png: No space left on device\n"

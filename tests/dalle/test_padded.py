@@ -1,4 +1,4 @@
-"""Text tokenizers of other projects: rows, round trips, damage. Their ids are compared in test_interop_*."""
+"""Text tokenizers of other projects: rows, round trips, damage. tests/interop compares their ids."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from dalle.errors import CheckpointError, ParameterError, PromptError
-from dalle.text.padded import ClassTokenizer, PaddedTokenizer, PaddedTokenizerConfig, load_text_tokenizer
+from dalle.text.classes import ClassTokenizer
+from dalle.text.kinds import load_text_tokenizer
+from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.text.yttm import YouTokenToMe
 
 # characters ▁ a b c; ab, bc, and abc in two ways, with an id for each; then ▁abc of the first kind

@@ -1,4 +1,4 @@
-"""Captions by T5: cleaned as LlamaGen cleans them, and made features by a folder on this machine."""
+"""T5 as a text encoder: captions cleaned as LlamaGen does, and features from a folder on this machine."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_captions_are_cleaned_as_by_llamagen() -> None:
 
 
 def test_captions_of_another_kind_are_cleaned_as_by_llamagen() -> None:
-    """Pages have the text that Beautiful Soup finds; blanks are left at the ends until the last rule."""
+    """HTML is replaced by its text; blanks at the ends are kept until the last rule."""
     for caption, text in {
         "a <script>x=1</script> cat": "a cat",
         "<style>p{}</style> a <template>q <b>r</b></template> cat": "a cat",
@@ -101,7 +101,7 @@ def test_folders_that_do_not_fit_are_refused(model: DALLE, folder: Path, tmp_pat
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     with pytest.raises(CheckpointError, match="is no folder of a T5"):
         T5TextEncoder(tmp_path, text_length=6, feature_width=40, device=torch.device("cpu"))
-    with pytest.raises(CheckpointError, match="features of 40 channels; the model follows 2048"):
+    with pytest.raises(CheckpointError, match="features of 40 channels; the model expects 2048"):
         T5TextEncoder(folder, text_length=6, feature_width=2048, device=torch.device("cpu"))
     with pytest.raises(ParameterError, match="no use for a text encoder"):
         dalle.load(model_folder, device="cpu", text_encoder=folder)

@@ -1,4 +1,4 @@
-"""Weights as a stream: what is written is what the safetensors package writes, one tensor in memory at a time."""
+"""Lazy weights: files are those that the safetensors package writes, with one tensor in memory at a time."""
 
 import weakref
 from pathlib import Path

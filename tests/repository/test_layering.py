@@ -35,12 +35,13 @@ ROOMS: dict[str, set[str]] = {
     "vq": {"config", "errors"},
     "text": {"config", "errors", "files"},
     "receipt": {"decoder", "errors", "images"},
+    "command_line": {"errors", "receipt"},
     "checkpoint": BELOW_CHECKPOINT,
     "model": BELOW_MODEL,
     "pipeline": BELOW_PIPELINE,
     "verify": {*BELOW_PIPELINE, "pipeline"},
     "interop": {*BELOW_CHECKPOINT, "checkpoint"},
-    "cli": {*BELOW_COMMAND, "interop"},
+    "cli": {*BELOW_COMMAND, "command_line", "interop"},
 }
 """The folders and modules of `dalle`, lowest first, and the others that each may import.
 

@@ -13,13 +13,13 @@ from dalle.errors import DataError
 from tests.support.pairs import write_pairs
 from tests.support.stages import write_stage_1
 from training import bpe, codes, folder, release
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.emoji import program as emoji
 
 NOWHERE = Path("/proc/nowhere/out")
-"""No folder can be made there, not even by root."""
+"""A path where nobody can make a folder, not even root."""
 FULL = Path("/dev/full")
-"""The kernel's own full disk."""
+"""The kernel's device that behaves as a full disk."""
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ FULL = Path("/dev/full")
     ids=["folder", "full disk", "safetensors", "mistake"],
 )
 def test_one_line_and_exit_code_2(fail: Callable[[], Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught, mistakes_in_words():
+    with pytest.raises(SystemExit) as caught, exit_on_mistake():
         fail()
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -42,7 +42,7 @@ def test_one_line_and_exit_code_2(fail: Callable[[], Any], said: str, capsys: py
 
 @pytest.mark.parametrize("error", [OSError("no word of the system's"), RuntimeError("ours"), AssertionError("ours")])
 def test_our_own_mistakes_keep_their_trace(error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, mistakes_in_words():
+    with pytest.raises(type(error)) as caught, exit_on_mistake():
         raise error
     assert caught.value is error
 

@@ -6,7 +6,6 @@ by hand.
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle.errors import DataError
+from dalle.files import atomic_folder
 
 __all__ = ["IconSet", "Packages", "fetch_packages", "read_json"]
 
@@ -125,24 +125,22 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     """The folder with the files of the archive, unpacked if it does not exist; it exists only when it is complete."""
     if folder.exists():
         return folder
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if archive.suffix == ".deb":
-        _run(
-            ["dpkg-deb", "-x", str(archive.absolute()), str(unfinished.absolute())],
-            archive.parent,
-            "install dpkg, or delete the archive if it is damaged",
-        )
-    else:
-        try:
-            with tarfile.open(archive) as file:
-                # Python before 3.11.4 has no data filter; npm has checked the digest of the archive
-                file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
-                file.extractall(unfinished)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{archive} cannot be unpacked ({reason}); delete it and try again") from error
-    unfinished.replace(folder)
+    with atomic_folder(folder) as unfinished:
+        if archive.suffix == ".deb":
+            _run(
+                ["dpkg-deb", "-x", str(archive.absolute()), str(unfinished.absolute())],
+                archive.parent,
+                "install dpkg, or delete the archive if it is damaged",
+            )
+        else:
+            try:
+                with tarfile.open(archive) as file:
+                    # Python before 3.11.4 has no data filter; npm has checked the digest of the archive
+                    file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+                    file.extractall(unfinished)
+            except (tarfile.TarError, OSError, EOFError) as error:
+                reason = " ".join(str(error).split())
+                raise DataError(f"{archive} cannot be unpacked ({reason}); delete it and try again") from error
     return folder
 
 

@@ -31,7 +31,7 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.emoji.compare import compare, comparison_table, write_contact_sheet
 from training.emoji.names import Names, clip_art_path
 from training.emoji.notice import notice
@@ -155,7 +155,7 @@ def _mapper(workers: int) -> Iterator[Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, for a caller's mistake or a failed download."""
-    with mistakes_in_words():
+    with exit_on_mistake():
         options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
         build(options)
         if options.compare is not None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.errors import DataError
+from dalle.files import atomic_file
 from training.hardware import autocast
 from training.losses.vgg import VGG16Features
 from training.pairs.shards import PairShards
@@ -110,9 +111,9 @@ def kept_features(path: Path, num_pictures: int, compute: Callable[[], Tensor]) 
     is damaged or has another number of pictures."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        save_file({"features": compute()}, temporary)
-        temporary.replace(path)
+        features = compute()
+        with atomic_file(path) as unfinished:
+            save_file({"features": features}, unfinished)
     try:
         features = load_file(path)["features"]
     except (OSError, SafetensorError, KeyError) as error:

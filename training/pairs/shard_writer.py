@@ -6,14 +6,16 @@ machine, as the members have no owner and no time. Shards get their names only w
 
 import io
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from PIL import Image
 from webdataset import TarWriter
+
+from dalle.files import atomic_file
 
 __all__ = ["ShardWriter", "encode_webp"]
 
@@ -41,7 +43,9 @@ class ShardWriter:
         self.name = name
         self.pairs_per_shard = pairs_per_shard
         self.num_pairs = 0
-        self._paths: list[Path] = []
+        self._num_shards = 0
+        self._unfinished = ExitStack()
+        """Gives all shards their names at the end, or removes them."""
         self._stream: BinaryIO | None = None
         self._writer: TarWriter | None = None
 
@@ -62,30 +66,22 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close_shard()
-        for path in self._paths:
-            unfinished = _unfinished(path)
-            if kind is None:
-                unfinished.replace(path)
-            else:
-                unfinished.unlink()
+        self._unfinished.__exit__(kind, error, trace)
 
     def _next_shard(self) -> None:
         self._close_shard()
-        number = "" if self.pairs_per_shard is None else f"-{len(self._paths):03d}"
+        number = "" if self.pairs_per_shard is None else f"-{self._num_shards:03d}"
         path = self.folder / f"{self.name}{number}.tar"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._stream = open(_unfinished(path), "wb")  # noqa: SIM115 (closed when the next shard begins)
-        self._paths.append(path)
+        # a fixed name: a folder has one writer
+        part = path.with_name(path.name + UNFINISHED)
+        self._unfinished.enter_context(atomic_file(path, part=part, fsync=True))
+        self._stream = open(part, "wb")  # noqa: SIM115 (closed when the next shard begins)
+        self._num_shards += 1
         self._writer = TarWriter(self._stream, user="", group="", mode=0o644, mtime=0, encoder=False)
 
     def _close_shard(self) -> None:
         if self._writer is not None and self._stream is not None:
             self._writer.close()
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
             self._stream.close()
         self._writer = self._stream = None
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(path.name + UNFINISHED)

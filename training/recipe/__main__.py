@@ -5,7 +5,7 @@ import sys
 
 import tyro
 
-from training.command import mistakes_in_words
+from training.command import exit_on_mistake
 from training.recipe import RecipeOptions, run_recipe, status
 from training.recipe.plan import PLAN_FILE
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the recipe, or print its status, and end the process."""
-    with mistakes_in_words():
+    with exit_on_mistake():
         options = tyro.cli(RecipeOptions, prog="python -m training.recipe")
         if options.status:
             print(status(options.out))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dalle.errors import DataError
+from dalle.files import atomic_write
 
 __all__ = ["PLAN_FILE", "SHARES", "TITLES", "Plan"]
 
@@ -78,7 +79,5 @@ class Plan:
 
     def save(self) -> None:
         """Replaces the file, atomically."""
-        unfinished = self.path.with_suffix(".part")
         values = {"steps": self.steps, "seconds": self.seconds, "done": self.done, "choices": self.choices}
-        unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.path)
+        atomic_write(self.path, json.dumps(values, indent=2) + "\n")

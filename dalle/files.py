@@ -1,0 +1,70 @@
+"""Atomic writes: a file or folder appears under its name when it is complete, or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["atomic_file", "atomic_folder", "atomic_write", "flush_file"]
+
+
+def atomic_write(path: Path, content: bytes | str, *, part: Path | None = None) -> None:
+    """Write a file, text as UTF-8, in place of one that may be there. Arguments and errors as in `atomic_file`."""
+    with atomic_file(path, part=part) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path, *, part: Path | None = None, fsync: bool = False) -> Iterator[Path]:
+    """A temporary path, to which the body of the `with` writes the file that then replaces `path`.
+
+    part: the temporary path, on the same file system. By default it is `NAME.PID.part` beside `path`: processes that
+        write the same file at once do not disturb each other. A fixed path is for files with one writer: what a killed
+        process leaves there is overwritten by the next one, and not left for good.
+    fsync: flush the content to the disk before the file gets its name, which then outlasts a loss of power.
+
+    If the body or the replacement raises, the temporary file is removed and `path` is left as it was. Raises `OSError`
+    as writing does.
+    """
+    if part is None:
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        if fsync:
+            flush_file(part)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty temporary folder, which the body of the `with` fills and which then replaces `folder`.
+
+    If the body raises, the temporary folder is removed and `folder` is left as it was. A folder that is replaced is
+    moved aside for an instant: a process that is killed just then leaves it, whole, in `.NAME-.../before` beside.
+    Raises `OSError` as writing does.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        files = Path(temporary) / "new"
+        files.mkdir()
+        yield files
+        before = Path(temporary) / "before"
+        if folder.exists():
+            folder.rename(before)
+        try:
+            files.rename(folder)
+        except OSError:
+            if before.exists():
+                before.rename(folder)
+            raise
+
+
+def flush_file(path: Path) -> None:
+    """Flush the content of a file to the disk. Raises `OSError` as flushing does."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

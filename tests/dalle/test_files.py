@@ -1,0 +1,59 @@
+"""Atomic writes: a file or folder is complete under its name, or what was there before stays."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dalle.files import atomic_file, atomic_folder, atomic_write
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_replaces_another(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"first", "그 다음"):
+        atomic_write(path, content)
+    assert path.read_text(encoding="utf-8") == "그 다음"
+    with atomic_file(path, part=tmp_path / "fixed", fsync=True) as part:
+        part.write_bytes(b"third")
+        assert names(tmp_path) == ["file", "fixed"]
+    assert path.read_bytes() == b"third" and names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def fail(unfinished: Path) -> None:
+        if unfinished.is_dir():
+            unfinished /= "half"
+        else:
+            assert unfinished.name == f"file.{os.getpid()}.part", "other processes have other names"
+        unfinished.write_bytes(b"half")
+        raise error
+
+    with pytest.raises(type(error)), atomic_file(path) as part:
+        fail(part)
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "folder") as folder:
+        fail(folder)
+    assert path.read_bytes() == b"before" and names(tmp_path) == ["file"]
+
+
+def test_a_name_that_cannot_be_taken_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        atomic_write(tmp_path / "folder", b"a file")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_replaces_another(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with atomic_folder(tmp_path / "deep" / "folder") as folder:
+            (folder / name).touch()
+            assert not (tmp_path / "deep" / "folder" / name).exists()
+    assert names(tmp_path / "deep") == ["folder"]
+    assert names(tmp_path / "deep" / "folder") == ["second"]
