@@ -4,12 +4,14 @@ Each picture is written whole or not at all, so whatever stops the command, thos
 """
 
 import dataclasses
+import functools
 import hashlib
 import re
 import sys
+from collections.abc import Callable, Iterator
 from itertools import chain, compress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from PIL import Image
@@ -19,7 +21,6 @@ from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.cli.console import CannotWriteError, prepare_folder, write_file
 from dalle.command_line import exit_on_mistake
 from dalle.decoder.engine import StepResult
-from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError
 from dalle.images import Background, contact_sheet, encode_image, load_image
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
@@ -32,24 +33,6 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 Schedule = Literal["constant", "linear", "cosine"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Drawing:
-    """The arguments of `DALLE.generate` that a command line gives."""
-
-    prompts: list[str]
-    params: SamplingParams
-    n: int
-    seed: int | None
-    negative_prompt: str | None
-    prefix: Prefix | None
-    background: Background
-    truncate: bool
-
-    @property
-    def num_pictures(self) -> int:
-        return len(self.prompts) * self.n
 
 
 @exit_on_mistake()
@@ -146,7 +129,7 @@ def generate(
         if prompt in prompts[:i]:
             raise DalleError(f"the prompt {prompt!r} is given twice; use --n")
     dalle = DALLE.load(model, device=device, text_encoder=text_encoder)
-    options = {
+    options: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -156,14 +139,16 @@ def generate(
         "guided_codes": guided_codes,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    prefix = None
+    prefix, num_codes = None, dalle.num_codes
     if continue_from is not None:
         num_rows = dalle.decoder.layout.grid_height // 2 if keep_rows is None else keep_rows
         image = load_image(continue_from, size=dalle.image_size, mode=dalle.image_mode)
         prefix = Prefix(image=image, num_rows=num_rows)
-    drawing = _Drawing(
-        prompts=prompts,
-        params=SamplingParams.from_dict(dalle.sampling.to_dict() | given),
+        num_codes -= num_rows * dalle.decoder.layout.grid_width
+    draw = functools.partial(
+        dalle.generate,
+        prompts,
+        dataclasses.replace(dalle.sampling, **given),
         n=n,
         seed=seed,
         negative_prompt=negative_prompt,
@@ -172,7 +157,7 @@ def generate(
         truncate=truncate,
     )
     prepare_folder(out)
-    pictures = _draw_to_folder(dalle, drawing, out)
+    pictures = _write_pictures(draw, out, num_pictures=len(prompts) * n, num_codes=num_codes)
     place, shown = out / _file_name(pictures[0]), ""
     if len(pictures) > 1:
         place = out / "contact-sheet.png"
@@ -183,40 +168,31 @@ def generate(
     print(f"{count}, seed {pictures[0].seed}: {place}{shown}")
 
 
-def _draw_to_folder(dalle: DALLE, drawing: _Drawing, out: Path) -> list[Picture]:
-    """Draw all pictures and write each as it is finished, behind a progress bar. Returns them in that order."""
+def _write_pictures(
+    draw: Callable[..., Iterator[Picture]], out: Path, *, num_pictures: int, num_codes: int
+) -> list[Picture]:
+    """Write each picture as soon as it is drawn, behind a progress bar over codes. Returns them in that order.
+
+    num_codes: number of codes to be drawn for each picture.
+    """
     pictures: list[Picture] = []
-    num_codes = dalle.num_codes
-    if drawing.prefix is not None:
-        num_codes -= drawing.prefix.num_rows * dalle.decoder.layout.grid_width
     # the delay keeps an empty bar from standing above the error message of a prompt that is rejected
-    with tqdm(total=drawing.num_pictures * num_codes, unit="code", desc="draw", disable=None, delay=0.1) as bar:
+    with tqdm(total=num_pictures * num_codes, unit="code", desc="draw", disable=None, delay=0.1) as bar:
 
         def on_step(result: StepResult) -> None:
             bar.update(len(result.drawn))
 
-        finished = dalle.generate(
-            drawing.prompts,
-            drawing.params,
-            n=drawing.n,
-            seed=drawing.seed,
-            negative_prompt=drawing.negative_prompt,
-            prefix=drawing.prefix,
-            background=drawing.background,
-            truncate=drawing.truncate,
-            on_step=on_step,
-        )
         try:
-            for picture in finished:
+            for picture in draw(on_step=on_step):
                 png = encode_image(picture.image, format="png", text=picture.receipt.to_text())
                 write_file(out / _file_name(picture), png)
                 pictures.append(picture)
         except KeyboardInterrupt:
             bar.close()
-            print(f"stopped: {len(pictures)} of {drawing.num_pictures} pictures are in {out}", file=sys.stderr)
+            print(f"stopped: {len(pictures)} of {num_pictures} pictures are in {out}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except CannotWriteError as error:
-            raise DalleError(f"{error}; {len(pictures)} of {drawing.num_pictures} pictures are in {out}") from error
+            raise DalleError(f"{error}; {len(pictures)} of {num_pictures} pictures are in {out}") from error
     return pictures
 
 
