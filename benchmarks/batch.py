@@ -26,7 +26,8 @@ import typer
 from dalle import DALLE
 from dalle.checkpoint import save_checkpoint
 from dalle.checkpoint.store import DEFAULT_MODEL
-from dalle.decoder.decoder import Decoder, DecoderConfig
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.images import encode_image
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig

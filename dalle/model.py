@@ -1,4 +1,4 @@
-"""A model directory, loaded: text tokenizer, decoder and image tokenizer, and what they do with tensors.
+"""A loaded model directory: text tokenizer, decoder and image tokenizer, and their operations on tensors.
 
     model = load(DIR)
     ids = model.text_tokenizer.encode("a red panda")     (T,)
@@ -7,8 +7,8 @@
     codes = model.sample(ids, SamplingParams())          (B, h, w)
     images = model.image_tokenizer.decode(codes)         (B, C, H, W), in [-1, 1]
 
-The same for every model, whoever trained it; one that is an image tokenizer alone has that, and nothing that draws.
-Prompts, pictures and receipts are the pipeline's.
+Models of every project have the same interface. A model directory of stage 1 has an image tokenizer alone, and no
+decoder. Prompts, pictures and receipts belong to `dalle.pipeline`.
 """
 
 from pathlib import Path
@@ -36,11 +36,12 @@ from dalle.vq.kinds import AnyImageTokenizer
 __all__ = ["NUM_SLOTS", "Model"]
 
 NUM_SLOTS = 8
-"""Rows in a step: four guided pictures at once. On a CPU a step reads all weights anyway, so fewer save little."""
+"""Slots of the engine: room for four guided pictures at once. On a CPU a step reads all weights in any case, so fewer
+slots save little time."""
 
 
 class Model:
-    """A model directory, loaded: text tokenizer, decoder and image tokenizer."""
+    """A loaded model directory: text tokenizer, decoder and image tokenizer."""
 
     def __init__(
         self,
@@ -56,18 +57,18 @@ class Model:
         self.name = name
         self.digest = digest
         self.text_tokenizer = text_tokenizer
-        """None if the model has none: then it draws from text ids or features alone, with `sample`."""
+        """None in a model without one, which draws from text ids or features with `sample`, and not from prompts."""
         self.image_tokenizer = image_tokenizer
         self._decoder = decoder
         self.text_encoder = text_encoder
-        """Makes features of text ids, for a decoder that follows them."""
+        """Converts text ids to features, for a decoder that follows features; else None."""
         self.sampling = sampling
-        """What this model draws best with; the default of `generate`."""
+        """Sampling parameters that the model draws best with; the default of `generate`."""
 
     @property
     def decoder(self) -> Decoder:
-        """Raises `CheckpointError` in a model that is an image tokenizer alone, as many of other projects are: all that
-        draws asks for it. Such a model still has an `image_tokenizer` to encode and decode with."""
+        """The decoder. Raises `CheckpointError` in a model that is an image tokenizer alone, as many models of other
+        projects are; such a model still encodes and decodes with its `image_tokenizer`."""
         if self._decoder is None:
             raise CheckpointError(f"{self.name} is an image tokenizer alone: it has no decoder to draw with")
         return self._decoder
@@ -76,10 +77,10 @@ class Model:
     def load(
         cls, model: str | Path = DEFAULT_MODEL, *, device: str = "auto", text_encoder: str | Path | None = None
     ) -> Self:
-        """A model by name or path, on a device as `choose_device` takes it.
+        """Load a model by name or path onto a device, which is named as for `choose_device`.
 
-        text_encoder: the folder of the text encoder, for a model that follows features (see `T5TextEncoder`); without
-            it, such a model draws from features alone, with `sample`.
+        text_encoder: the folder of a T5, for a model that follows features (see `T5TextEncoder`). Without it, such a
+            model draws from given features, with `sample`, and not from prompts.
 
         Raises `CheckpointError` if the model or text encoder is missing, damaged, or not of the kind; `ParameterError`
         for a device that is not there, or a text encoder where none is needed.
@@ -106,14 +107,15 @@ class Model:
         )
 
     def encoded(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Text ids (T,) of a caption as what the decoder takes: ids and, of a text encoder, features."""
+        """Convert a caption's text ids (T,) to the decoder's inputs: ids and, with a text encoder, features."""
         if self.text_encoder is None:
             return text_ids, None
         ids, features = condition_rows(self.text_encoder.features(text_ids[None]), self.decoder.config)
         return ids[0], None if features is None else features[0]
 
     def without_caption(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What guidance leads away from: ids and features. Those of LlamaGen have the mask of the caption's."""
+        """Ids and features of guidance's unconditional branch, for a caption's text ids (T,). LlamaGen's null features
+        are masked like the caption's."""
         if self.decoder.features is not None:
             return text_ids, self.decoder.features.null.detach().cpu()
         text = self.text_tokenizer
@@ -121,8 +123,8 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, condition: Condition, codes: Tensor) -> Tensor:
-        """Teacher-forced logits (B, N, codebook_size): those at place i foretell code i, given the condition and the
-        codes before it.
+        """Teacher-forced logits (B, N, codebook_size): position i predicts code i, given the condition and the codes
+        before it.
 
         condition: text ids (T,) or (B, T), class labels (B,), or `Features`, of one caption for all rows or of B.
         codes: (B, N), (B, H, W), or (N,) of one row. Raises `ParameterError` for other shapes, types or values.
@@ -156,8 +158,9 @@ class Model:
     ) -> Tensor:
         """Draw codes (B, H, W), int64 on the CPU, for a batch of conditions, in any of the forms of `logits`.
 
-        Row i has the index i of the seed. kept: (B, N), codes that are given, and -1 where one is to be drawn. Guidance
-        leads away from the null caption. Raises `ParameterError` and `EngineError` as `logits` and `Engine.add` do.
+        Row i has index i of the seed. kept: (B, N), codes that are given, and -1 where one is to be drawn. The null
+        caption is the unconditional branch of guidance. Raises `ParameterError` and `EngineError` as `logits` and
+        `Engine.add` do.
         """
         params = params or self.sampling
         self.check_guidance(params)
@@ -187,12 +190,12 @@ class Model:
 
     @property
     def num_codes(self) -> int:
-        """Codes, and so steps, of a picture."""
+        """Number of codes of a picture, which is the number of steps that it takes."""
         return self.decoder.layout.num_codes
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of a picture, in pixels."""
+        """Height and width of a picture, in pixels."""
         factor, layout = self.image_tokenizer.config.picture_factor, self.decoder.layout
         return layout.grid_height * factor, layout.grid_width * factor
 
@@ -202,11 +205,12 @@ class Model:
         return "RGBA" if self.image_tokenizer.config.channels == 4 else "RGB"
 
     def decode(self, codes: Tensor) -> Image.Image:
-        """The picture of one grid of codes (H, W), of `image_mode`."""
+        """Decode one grid of codes (H, W) to a picture of `image_mode`."""
         return to_pil(self.image_tokenizer.decode(codes[None].to(self.decoder.embedding.weight.device))[0])
 
     def encode(self, image: Image.Image) -> Tensor:
-        """The codes (H, W) of a picture, on the CPU. Raises `ImageError` for one of another size than the model's."""
+        """Encode a picture to codes (H, W), on the CPU. Raises `ImageError` for a picture of another size than
+        `image_size`."""
         height, width = self.image_size
         if image.size != (width, height):
             raise ImageError(f"the picture is {image.height} x {image.width}; expected {height} x {width}")

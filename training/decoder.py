@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.config import Config, require
-from dalle.decoder.decoder import Decoder, DecoderConfig
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.images import composite

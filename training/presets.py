@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import tyro
 
 from dalle.config import Config
-from dalle.decoder.decoder import DecoderConfig
+from dalle.decoder.config import DecoderConfig
 from dalle.vq.vqgan import ImageTokenizerConfig
 from training.command import mistakes_in_words
 from training.decoder import DecoderTrainingConfig

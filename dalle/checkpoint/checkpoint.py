@@ -34,7 +34,8 @@ from dalle.checkpoint.parts import (
 )
 from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors, write_safetensors
 from dalle.config import Config
-from dalle.decoder.decoder import Decoder, DecoderConfig
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError, ConfigError
 from dalle.images import Mode

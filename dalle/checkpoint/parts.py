@@ -16,7 +16,7 @@ from torch import nn
 from dalle.checkpoint.files import CONFIG_FILE, TOKENIZER_FILE, listed
 from dalle.checkpoint.weights import read_safetensors
 from dalle.config import Config
-from dalle.decoder.decoder import DecoderConfig
+from dalle.decoder.config import DecoderConfig
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError, ConfigError, ParameterError
 from dalle.text.bpe import TextTokenizer

@@ -1,8 +1,8 @@
-"""Key-value cache: one array over slots, allocated once, passed as an explicit argument.
+"""The key-value cache: one array over slots, allocated once, passed as an explicit argument.
 
-Every picture of a model has the same number of tokens, so a slot is a plain stretch of `length` positions and nothing
-is ever moved. The cache also remembers which positions of a slot may be looked at, since a prompt's padding may not;
-and, for a decoder with token shift, the channels that later positions take over.
+Every picture of a model has the same number of tokens, so a slot is an array of `length` positions, without paging.
+The cache also stores which positions of a slot hold padding, which is not attended to; and, for a decoder with token
+shift, the channels that later positions take from earlier ones.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ __all__ = ["CacheView", "KVCache", "LayerCache"]
 class KVCache:
     """Keys and values of all layers: (depth, 2, slots, kv_heads, length, head_dim).
 
-    `padding` (slots, length) bool marks the positions that hold padding. `shifted` (depth, 2, slots, length,
-    shift_width) has the inputs of both branches of each block, as far as token shift hands them on.
+    `padding` (slots, length) bool is true at positions that hold padding. `shifted` (depth, 2, slots, length,
+    shift_width) holds the channels of both branches' inputs that token shift moves.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all that it holds but the padding."""
+        """Size of the cache in bytes, without the padding mask."""
         return (self.values.numel() + self.shifted.numel()) * self.values.element_size()
 
     def copy_slot(self, slot: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the first `length` positions of a slot hold, for `fill_slot`."""
+        """Copy the first `length` positions of a slot, for `fill_slot`."""
         return (
             self.values[:, :, slot, :, :length].clone(),
             self.shifted[:, :, slot, :length].clone(),
@@ -51,39 +51,39 @@ class KVCache:
         )
 
     def fill_slot(self, slot: int, content: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Put into a slot what `copy_slot` took from one."""
+        """Write into a slot what `copy_slot` copied from one."""
         values, shifted, padding = content
         self.values[:, :, slot, :, : values.shape[3]] = values
         self.shifted[:, :, slot, : shifted.shape[2]] = shifted
         self.padding[slot] = padding
 
     def view(self, slots: Tensor, positions: Tensor) -> "CacheView":
-        """The cache as a forward pass over rows at these slots (B,) sees it, writing to positions (B, L)."""
+        """View for a forward pass over rows in these slots (B,), which writes to positions (B, L)."""
         return CacheView(self, slots, slots, positions)
 
     def first_view(self, positions: Tensor) -> "CacheView":
-        """The cache as a forward pass over the first B slots, in order, sees it. It reads in place, where `view`
-        copies."""
+        """View for a forward pass over the first B slots, in order, writing to positions (B, L). It reads in place,
+        where `view` copies."""
         return CacheView(self, torch.arange(len(positions), device=positions.device), slice(len(positions)), positions)
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheView:
-    """The rows of a forward pass, and where in the cache they are."""
+    """The slots and positions of the cache that a forward pass writes to and reads from."""
 
     cache: KVCache
     slots: Tensor
-    """(B,) int64."""
+    """Slot of each row: (B,) int64."""
     read: Tensor | slice
-    """The same slots as an index to read by: a slice copies nothing."""
+    """The same slots as an index for reading; a slice reads without a copy."""
     positions: Tensor
-    """(B, L) int64."""
+    """Positions of the tokens of the forward pass: (B, L) int64."""
 
     def layer(self, index: int) -> "LayerCache":
         return LayerCache(self, index)
 
     def mark_padding(self, is_padding: Tensor) -> Tensor:
-        """Note which of the positions written hold padding, (B, L) bool; returns it for the whole slots (B, length)."""
+        """Store which written positions hold padding, (B, L) bool; return the mask of whole slots, (B, length)."""
         self.cache.padding[self.slots[:, None], self.positions] = is_padding
         return self.cache.padding[self.read]
 
@@ -96,15 +96,15 @@ class LayerCache:
     index: int
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, kv_heads, L, head_dim) and return all of the slots, (B, kv_heads, length, head_dim)."""
+        """Store keys and values (B, kv_heads, L, head_dim); return whole slots, (B, kv_heads, length, head_dim)."""
         stored_keys, stored_values = self.view.cache.values[self.index]
         slots, positions = self.view.slots[:, None], self.view.positions
         stored_keys[slots, :, positions] = keys.transpose(1, 2).to(stored_keys.dtype)
         stored_values[slots, :, positions] = values.transpose(1, 2).to(stored_values.dtype)
         return stored_keys[self.view.read], stored_values[self.view.read]
 
-    def hand_on(self, branch: int, inputs: Tensor) -> Tensor:
-        """Store (B, L, shift_width), inputs of a branch, and return all of the slots, (B, length, shift_width)."""
+    def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
+        """Store the inputs of a branch, (B, L, shift_width); return whole slots, (B, length, shift_width)."""
         stored = self.view.cache.shifted[self.index, branch]
         stored[self.view.slots[:, None], self.view.positions] = inputs.to(stored.dtype)
         return stored[self.view.read]

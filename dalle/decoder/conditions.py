@@ -1,8 +1,8 @@
-"""What a picture is to follow, in any of its forms, as what the decoder takes: text ids (B, T) and maybe features.
+"""Conditions of any form, converted to the decoder's inputs: text ids (B, T) and, in some models, features.
 
 a caption      its text ids, int64 (T,) or (B, T), from a text tokenizer
 a class        its label, an int, or int64 (B,)
-features       `Features`: what a text encoder made of the caption
+features       `Features`, a text encoder's output for the caption
 """
 
 import dataclasses
@@ -22,23 +22,24 @@ __all__ = ["Condition", "Features", "condition_rows"]
 class Features:
     """A text encoder's output for one caption, or for B of them.
 
-    They may be padded on either side: those that count are moved to the end, and the others are set to zero, as
-    LlamaGen does.
+    Features may be padded on either side: the ones that count are moved to the end, and the others are set to zero,
+    as LlamaGen does.
     """
 
     values: Tensor
-    """(M, F) or (B, M, F), M of at most T."""
+    """Feature vectors (M, F) or (B, M, F), with M at most T."""
     mask: Tensor | None = None
-    """(M,) or (B, M), true where a feature counts; None where all do."""
+    """(M,) or (B, M), true where a feature counts; None if all do."""
 
 
 Condition = int | Tensor | Features | tuple[Tensor, Tensor | None] | list[Any]
 
 
 def condition_rows(condition: Condition, config: DecoderConfig) -> tuple[Tensor, Tensor | None]:
-    """Text ids (B, T) and, for a model of features, features (B, T, feature_width) of one condition or a batch.
+    """Convert one condition, or a batch of B, to text ids (B, T) and, for a model that follows features, features
+    (B, T, feature_width); None for other models.
 
-    Raises `ParameterError` for a form that is not the model's, another shape, or ids outside the vocabulary.
+    Raises `ParameterError` for a form that the model does not take, another shape, or ids outside the vocabulary.
     """
     if isinstance(condition, tuple):
         values, mask = condition

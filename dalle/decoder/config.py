@@ -1,4 +1,4 @@
-"""The shape of a decoder as data: sizes, and which of the DALL-E family's choices it makes.
+"""`DecoderConfig`: the sizes of a decoder, and its choices among the variants of the DALL-E family.
 
 The defaults are the modern block (RMSNorm before each branch, SwiGLU, rotary positions in two dimensions, normalised
 queries and keys); the options are what the family used: LayerNorm and GELU (GPT-2, minDALL-E), sandwich norm (CogView,
@@ -11,87 +11,87 @@ from typing import Literal
 
 from dalle.config import Config, require, require_at_least
 from dalle.decoder.row_layout import RowLayout
-from dalle.transformer.attention import Pattern
+from dalle.transformer.masks import Pattern
 
 __all__ = ["DecoderConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig(Config):
-    """Shape of a decoder."""
+    """Sizes and variants of a decoder."""
 
     text_vocab_size: int
     text_length: int
-    """T: ids of a condition: of a caption's row; 1 for a class label."""
+    """T: number of ids of a condition; 1 for a class label."""
     codebook_size: int
     grid_height: int
     grid_width: int
     begin_ids: tuple[int, ...] = ()
-    """Text ids before the condition, in every row."""
+    """Text ids in front of the condition, in every row."""
     unique_padding: bool = False
-    """Give padding at each place an id of its own, the last T of the text vocabulary."""
+    """Whether padding has a separate id at each text position: the last T ids of the text vocabulary."""
     feature_width: int | None = None
-    """Channels of the features that are the condition, where it is not text: text ids then only say which of them
-    count (1) and which are padding."""
+    """Channels of the features that the decoder is conditioned on; None if it is conditioned on text ids. With
+    features, text ids only mark which of them count (1) and which are padding."""
     guidance: bool = True
-    """Trained without captions too, so that guidance has something to lead away from."""
+    """Whether training dropped captions, so that classifier-free guidance has an unconditional branch."""
     pad_id: int = 0
     attend_padding: bool = False
-    """Let text padding be looked at like any token, as minDALL-E does."""
+    """Whether text padding is attended to like any other token, as in minDALL-E."""
     width: int = 384
-    """D: of the hidden states."""
+    """D: channels of the hidden states."""
     depth: int = 8
     num_heads: int = 6
     num_kv_heads: int = 6
-    """Below num_heads, groups of queries share keys and values."""
+    """Number of heads of keys and values. Below num_heads, groups of query heads share them."""
     head_dim: int = 64
     mlp: Literal["gelu", "gelu_tanh", "gelu_sigmoid", "geglu", "swiglu"] = "swiglu"
     mlp_width: int = 1024
-    """Channels between the layers of the MLP (of the gate and of the value alike)."""
+    """Channels between the two layers of the MLP; in gated kinds, channels of the gate and of the value each."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     norm_epsilon: float = 1e-5
     qk_norm: bool = True
     sandwich_norm: bool = False
-    """A norm after each branch too, before it is added."""
+    """Whether each branch has a norm after it too, before it is added to the residual stream."""
     head_norm: bool = False
-    """A second norm after the last one, as ruDALL-E has it."""
+    """Whether the head has a norm of its own after the final one, as in ruDALL-E."""
     divide_max: bool = False
-    """Divide hidden states by their largest channel before the last norm: what is left of CogView's stable training in
-    DALLE-pytorch (`stable`)."""
+    """Whether hidden states are divided by their largest channel before the final norm: DALLE-pytorch's `stable`, after
+    CogView."""
     layer_scale: float | None = None
-    """First value of a learned factor for each channel of each branch; None for no factor."""
+    """Initial value of a learned factor for each channel of each branch; None for no factor."""
     positions: Literal[
         "learned", "axial", "sinusoidal", "rotary", "rotary_2d", "rotary_2d_image", "rotary_text_image", "none"
     ] = "rotary_2d"
-    """`rotary_2d_image` is `rotary_2d` without text, whose queries and keys are zero (LlamaGen); `rotary_text_image`
-    has an axis for text beside the two of the grid (DALLE-pytorch)."""
+    """Kind of positions. `rotary_2d_image` is `rotary_2d` with the queries and keys of text set to zero (LlamaGen);
+    `rotary_text_image` has an axis for text beside the two axes of the grid (DALLE-pytorch)."""
     rotary_base: float = 100.0
     rotary_values: bool = False
-    """Turn values too, as DALLE-pytorch does."""
+    """Whether values are rotated too, as in DALLE-pytorch."""
     rotary_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What angles of `rotary_text_image` are rounded to, as DALLE-pytorch does in a model of half precision."""
+    """Type that the angles of `rotary_text_image` are rounded to, as DALLE-pytorch does in half precision."""
     token_shift: bool = False
-    """Take half of the input channels of each branch from the token before and, on the grid, above (RWKV;
-    DALLE-pytorch)."""
+    """Whether half of the input channels of each branch come from the previous token and, on the grid, from the token
+    above (RWKV; DALLE-pytorch)."""
     patterns: tuple[Pattern, ...] = ("causal",)
     """Attention mask of each layer, repeated over the depth."""
     pattern_shift: int = 0
-    """How many text positions at the end the patterns take for codes: 1 in ruDALL-E's second version, whose masks were
-    made without its first id."""
+    """Number of text positions at the end that the patterns treat as codes: 1 in ruDALL-E's second version, whose masks
+    were computed without its first id."""
     convolution_size: int = 5
     shared_attention: tuple[int, ...] = ()
-    """For each layer, repeated over the depth, the number of its attention; layers with one number share it (Universal
-    Transformer, ALBERT), but not norms and scales. Empty: each has its own."""
+    """Number of the attention module of each layer, repeated over the depth. Layers with equal numbers share the module
+    (Universal Transformer, ALBERT), but not norms and scales. Empty: no sharing."""
     shared_mlp: tuple[int, ...] = ()
-    """The same of the MLPs."""
+    """Number of the MLP of each layer, as in `shared_attention`."""
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
     text_head: bool = True
-    """Whether the head foretells text ids too."""
+    """Whether the head predicts text ids too."""
     tie_embeddings: bool = False
-    """Use the embedding of the tokens, text and image, as the head too."""
+    """Whether the head uses the token embedding, text and image, as its weight."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, *"text_vocab_size text_length codebook_size grid_height grid_width".split())
@@ -123,12 +123,12 @@ class DecoderConfig(Config):
 
     @property
     def shift_width(self) -> int:
-        """Channels that token shift takes from other tokens."""
+        """Number of channels that token shift takes from other tokens; 0 without token shift."""
         return self.width // 2 if self.token_shift else 0
 
     @property
     def layout(self) -> RowLayout:
-        """Where everything is in a row."""
+        """Layout of the decoder's rows."""
         return RowLayout(
             text_length=self.text_length,
             grid_height=self.grid_height,

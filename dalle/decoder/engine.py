@@ -1,23 +1,24 @@
-"""Engine: continuous batching over the slots of a preallocated key-value cache. `add`, `cancel`, `step`.
+"""The engine: continuous batching over the slots of a preallocated key-value cache. `add`, `cancel`, `step`, `stream`.
 
-It sees ids only: no text, no pictures, no threads, no clock. One request is one picture. A guided request takes two
-slots, with the caption and without, that start, step and finish as one unit; an unguided one takes one slot.
+The engine sees ids only: no text, no pictures, no threads, no clock. One request is one picture. A guided request takes
+two slots, one with the caption and one without, which start, step and finish as one unit; an unguided one takes one.
 
-Every step runs all slots, busy or not, so the shape of the computation never changes. Together with noise that has no
-order, this makes a request's codes independent of its slot, its neighbours, and whoever came or went before. Prefill
-runs each text row alone, for the same reason, and leaves the row's last token to the first step.
+Every step runs all slots, busy or free, so the shape of the computation never changes. Since the noise of a code is a
+pure function of the request, a request's codes do not depend on its slot, on its neighbours, or on earlier requests.
+For the same reason prefill runs each row alone; it leaves the row's last token to the first step.
 
-With `buckets` a step runs the fewest slots that hold the busy ones, out of a few numbers. That is quicker when little
-is asked for, and a request's codes may then depend on its neighbours, in the last bit of a logit.
+With `buckets` a step runs the smallest of a few numbers of slots that holds the busy ones. This is faster when few
+slots are busy, but then a request's codes may depend on its neighbours, through the last bit of a logit.
 
-Every picture of a model has the same number of codes, so when a request will be done is known when it is admitted.
+Every picture of a model has the same number of codes, so the step at which a request will finish is known in advance.
 """
 
 import dataclasses
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,20 +31,22 @@ from dalle.errors import EngineError
 
 __all__ = ["Engine", "StepResult", "finish_steps"]
 
+R = TypeVar("R", bound=Request)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step did."""
+    """The codes that one step has drawn."""
 
     finished: dict[int, Tensor]
-    """Codes (N,) int64 on the CPU, by request id."""
+    """Codes (N,) int64 on the CPU of each finished request, by request id."""
     drawn: dict[int, int]
-    """For each request that stepped, how many codes it has now, those given included."""
+    """Number of codes that each active request has after the step, kept ones included, by request id."""
 
 
 @dataclasses.dataclass
 class _Active:
-    """A request in its slots."""
+    """A request that has slots, with its codes so far."""
 
     id: int
     request: Request
@@ -52,32 +55,32 @@ class _Active:
 
 
 def finish_steps(active: Sequence[tuple[int, int]], waiting: Sequence[tuple[int, int]], num_free: int) -> list[int]:
-    """For each waiting request the step after which it will be done, counted from now, if they get slots in this order.
+    """Predict, for each waiting request, the number of steps from now after which it is finished.
 
-    A request is (steps, rows): those it still needs and, in `active`, the slots it will give back. `num_free` slots are
-    free now; no request needs more rows than there are slots.
+    A request is (steps it still needs, slots it takes). Waiting requests get slots in the given order; active ones
+    release theirs when they finish. `num_free` slots are free now; no request takes more slots than there are.
     """
     ends, free, now, finish = list(active), num_free, 0, []
     heapq.heapify(ends)
-    for steps, rows in waiting:
-        while free < rows:
+    for steps, slots in waiting:
+        while free < slots:
             now, released = heapq.heappop(ends)
             free += released
-        free -= rows
+        free -= slots
         finish.append(now + steps)
-        heapq.heappush(ends, (now + steps, rows))
+        heapq.heappush(ends, (now + steps, slots))
     return finish
 
 
 class Engine:
     """Draws codes for many requests at once, on the decoder's device.
 
-    `num_slots` is the number of rows in every step: pictures drawn at once without guidance, twice those with it.
+    `num_slots` is the batch size of every step: so many pictures are drawn at once without guidance, half with it.
     """
 
     def __init__(self, decoder: Decoder, *, num_slots: int, buckets: Sequence[int] = ()) -> None:
         if num_slots < 2:
-            raise EngineError(f"num_slots is {num_slots}; it must be at least 2, the rows of one guided picture")
+            raise EngineError(f"num_slots is {num_slots}; it must be at least 2, the slots of one guided picture")
         if any(not 1 <= bucket <= num_slots for bucket in buckets):
             raise EngineError(f"buckets are {tuple(buckets)}; they must be in 1..{num_slots}, the number of slots")
         self.decoder = decoder
@@ -86,23 +89,23 @@ class Engine:
         self.cache = decoder.new_cache(num_slots)
         self.device = decoder.embedding.weight.device
         self.num_steps = 0
-        """Steps run so far."""
+        """Number of steps run so far."""
         self._ids = itertools.count()
         self._waiting: deque[tuple[int, Request]] = deque()
         self._active: dict[int, _Active] = {}
         self._buckets = sorted({*buckets, num_slots})
         self._free = list(range(num_slots))
-        """A heap: the lowest free slot is taken first, so that busy ones gather in the smallest bucket."""
+        """Heap of the free slots: the lowest one is taken first, so that busy slots stay within the smallest bucket."""
         self._prefill = Prefill(decoder, self.cache)
 
     @property
     def num_active(self) -> int:
-        """Requests that have slots."""
+        """Number of requests that have slots."""
         return len(self._active)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for slots."""
+        """Number of requests that wait for slots."""
         return len(self._waiting)
 
     @property
@@ -110,19 +113,19 @@ class Engine:
         return len(self._free)
 
     def add(self, request: Request) -> int:
-        """Queue a request, first come first served. Returns its id.
+        """Append a request to the queue. Returns its id.
 
         Raises `EngineError` for ids or features of another shape or dtype, ids outside the vocabulary, kept codes that
         leave nothing to draw, an index outside [0, 2^31), guidance without `null_ids` or of a model that was not
         trained for it; `ParameterError` for a bad seed.
         """
-        check_request(request, self.decoder.config)
+        check_request(request, self.decoder)
         request_id = next(self._ids)
         self._waiting.append((request_id, request))
         return request_id
 
     def cancel(self, request_id: int) -> bool:
-        """Forget a request; its slots are free at once. False if it was finished or unknown."""
+        """Remove a request and release its slots. Returns False if it was finished or is unknown."""
         active = self._active.pop(request_id, None)
         if active is not None:
             self._release(active.slots)
@@ -134,12 +137,12 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepResult:
-        """Admit who fits, then draw one code for every request that has slots."""
+        """Give free slots to waiting requests, then draw one code for every request that has slots."""
         self._admit()
         if not self._active:
             return StepResult(finished={}, drawn={})
         active = list(self._active.values())
-        codes = self._draw(active, self._forward(active))
+        codes = self._sample(active, self._forward(active))
         self.num_steps += 1
         for entry, code in zip(active, codes.tolist(), strict=True):
             kept = -1 if entry.request.kept is None else int(entry.request.kept[len(entry.codes)])
@@ -150,12 +153,13 @@ class Engine:
         )
 
     def codes_so_far(self, request_id: int) -> Tensor:
-        """(M,) int64: the codes that an active request has, those given included; empty if it waits."""
+        """Codes of an active request so far, kept ones included: (M,) int64; empty for a waiting request."""
         active = self._active.get(request_id)
         return torch.tensor(active.codes if active is not None else [], dtype=torch.int64)
 
     def steps_until_finished(self, request_id: int) -> int:
-        """How many more steps a request needs, waiting included, if nothing else is added in front or cancelled.
+        """Predict the number of steps until a request is finished, its time in the queue included, if no request is
+        cancelled.
 
         Raises `EngineError` for a request that is finished or unknown.
         """
@@ -164,20 +168,37 @@ class Engine:
         if all(request_id != waiting for waiting, _ in self._waiting):
             raise EngineError(f"request {request_id} is not in the engine: it is finished, cancelled or unknown")
         active = [(self._num_left(entry), len(entry.slots)) for entry in self._active.values()]
-        waiting = [(self.layout.num_codes - len(entry.given_first), entry.num_rows) for _, entry in self._waiting]
-        places = [waiting_id for waiting_id, _ in self._waiting]
-        return finish_steps(active, waiting, len(self._free))[places.index(request_id)]
+        waiting = [(self.layout.num_codes - len(entry.given_first), entry.num_slots) for _, entry in self._waiting]
+        order = [waiting_id for waiting_id, _ in self._waiting]
+        return finish_steps(active, waiting, len(self._free))[order.index(request_id)]
+
+    def stream(
+        self, requests: Iterable[R], on_step: Callable[[StepResult], None] | None = None
+    ) -> Generator[tuple[R, Tensor]]:
+        """Add requests, step until all are finished, and yield each with its codes (N,) as soon as it is.
+
+        Other requests in the engine advance with them. Closing the iterator cancels the unfinished ones. Raises as
+        `add` does, before the first step.
+        """
+        running: dict[int, R] = {}
+        try:
+            for request in requests:
+                running[self.add(request)] = request
+            while running:
+                result = self.step()
+                if on_step is not None:
+                    on_step(result)
+                for request_id, codes in result.finished.items():
+                    if request_id in running:
+                        yield running.pop(request_id), codes
+        finally:
+            for request_id in running:
+                self.cancel(request_id)
 
     def run(self, requests: Sequence[Request], on_step: Callable[[StepResult], None] | None = None) -> list[Tensor]:
-        """Draw these requests to the end and return their codes (N,), in order. Others in the engine advance too."""
-        ids = [self.add(request) for request in requests]
-        results: dict[int, Tensor] = {}
-        while not all(request_id in results for request_id in ids):
-            result = self.step()
-            results |= result.finished
-            if on_step is not None:
-                on_step(result)
-        return [results[request_id] for request_id in ids]
+        """Run requests to the end, as `stream` does, and return their codes (N,) in the order of the requests."""
+        codes = {id(request): drawn for request, drawn in self.stream(requests, on_step)}
+        return [codes[id(request)] for request in requests]
 
     def _release(self, slots: list[int]) -> None:
         for slot in slots:
@@ -189,7 +210,7 @@ class Engine:
     # -- admission
 
     def _admit(self) -> None:
-        while self._waiting and len(self._free) >= self._waiting[0][1].num_rows:
+        while self._waiting and len(self._free) >= self._waiting[0][1].num_slots:
             request_id, request = self._waiting.popleft()
             slots = [heapq.heappop(self._free) for _ in request.conditions]
             codes = request.given_first
@@ -200,8 +221,8 @@ class Engine:
     # -- the step
 
     def _forward(self, active: list[_Active]) -> Tensor:
-        """Run the slots of the smallest bucket on their last tokens. Returns logits (bucket, codebook_size); free slots
-        hold noise."""
+        """Run the slots of the smallest bucket on their last tokens. Returns logits (bucket, codebook_size); the logits
+        of free slots are meaningless."""
         num_busy = 1 + max(slot for entry in active for slot in entry.slots)
         bucket = next(bucket for bucket in self._buckets if bucket >= num_busy)
         ids = torch.zeros(bucket, 1, dtype=torch.int64)
@@ -223,24 +244,24 @@ class Engine:
         hidden = self.decoder(ids.to(self.device), view.positions, view, features)
         return self.decoder.image_logits(hidden[:, 0]).float()
 
-    def _draw(self, active: list[_Active], logits: Tensor) -> Tensor:
-        """The next code of each active request, (active,) int64."""
+    def _sample(self, active: list[_Active], logits: Tensor) -> Tensor:
+        """Sample the next code of each active request: (active,) int64."""
         device = self.device
-        places = [len(entry.codes) for entry in active]
+        positions = [len(entry.codes) for entry in active]
         params = [entry.request.params for entry in active]
-        scales = [p.guidance_at(place, self.layout.num_codes) for p, place in zip(params, places, strict=True)]
+        scales = [p.guidance_at(i, self.layout.num_codes) for p, i in zip(params, positions, strict=True)]
         guided = guide(
             logits[[entry.slots[0] for entry in active]],
             logits[[entry.slots[-1] for entry in active]],
             torch.tensor(scales, device=device),
         )
-        # u + s (c - u) is not c to the last bit even where both are the same row
+        # at scale 1, u + s (c - u) differs from c in the last bit, even where both are the same row
         plain = torch.tensor([scale == 1 for scale in scales], device=device)
         guided = torch.where(plain[:, None], logits[[entry.slots[0] for entry in active]], guided)
         noise = gumbel_noise(
             torch.tensor([entry.request.seed for entry in active], device=device),
             torch.tensor([entry.request.index for entry in active], device=device),
-            torch.tensor(places, device=device),
+            torch.tensor(positions, device=device),
             logits.shape[1],
         )
         return sample(guided, FilterParams.stack(params, device), noise)

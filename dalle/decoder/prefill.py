@@ -1,6 +1,6 @@
-"""Prefill: a slot of the cache is filled with a row but for its last token, which is left to the first step.
+"""Prefill: fill a slot of the cache with all tokens of a row but the last, which is left to the first step.
 
-Each row runs alone, so that what a slot holds does not depend on what else was asked for.
+Each row runs alone, so that the content of a slot does not depend on other requests.
 """
 
 from collections import OrderedDict
@@ -17,8 +17,8 @@ PREFILLS_KEPT = 16
 
 
 class Prefill:
-    """Fills slots. What those of the last few rows held is kept, since the pictures of one prompt share theirs, and all
-    prompts share the null caption."""
+    """Fills slots, and keeps the results for the last few rows: pictures of one prompt have the same row, and all
+    prompts share the row of the null caption."""
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder = decoder
@@ -26,7 +26,7 @@ class Prefill:
         self._kept: OrderedDict[bytes, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
 
     def fill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> None:
-        """Fill a slot with the row of text_ids (T,) or features (T, feature_width) and the codes given in front."""
+        """Fill a slot with the row of text_ids (T,), or of features (T, feature_width), and given codes."""
         weight = self._decoder.embedding.weight
         prefix = torch.tensor([codes], dtype=torch.int64)
         row = self._decoder.layout.row(text_ids[None].cpu(), prefix)[:, :-1]

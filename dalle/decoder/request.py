@@ -1,4 +1,4 @@
-"""What an engine is asked for: one picture, as ids; and whether a decoder can draw it."""
+"""`Request`: one picture to draw, as token ids, and its validation against a decoder."""
 
 import dataclasses
 import itertools
@@ -6,37 +6,37 @@ import itertools
 import torch
 from torch import Tensor
 
-from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import EngineError
 
 __all__ = ["NOT_TRAINED_FOR_GUIDANCE", "Request", "check_request"]
 
-NOT_TRAINED_FOR_GUIDANCE = "this model was never trained without captions, so there is nothing to lead away from: use 1"
+NOT_TRAINED_FOR_GUIDANCE = "this model was never trained without captions, so it has no unconditional branch: use 1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One picture to draw."""
+    """One picture to draw, as token ids."""
 
     text_ids: Tensor
-    """(T,) int64: the condition: a caption's row, a class label, or which features count."""
+    """(T,) int64: the condition: a caption's ids, a class label, or, beside features, 1 where a feature counts."""
     null_ids: Tensor | None = None
-    """(T,) int64: what guidance leads away from: the null caption, or a negative prompt. Needed if guided."""
+    """(T,) int64: the unconditional branch of guidance, the null caption or a negative prompt. Required if guided."""
     features: Tensor | None = None
-    """(T, feature_width): the condition of a model of features."""
+    """(T, feature_width): the condition of a model that follows a text encoder's features; None for other models."""
     null_features: Tensor | None = None
-    """(T, feature_width): their part of what guidance leads away from."""
+    """(T, feature_width): features of the unconditional branch; None for other models."""
     params: SamplingParams
     seed: int
     index: int = 0
-    """Of the picture among those with the same seed."""
+    """Number of the picture among the pictures with this seed, from 0."""
     kept: Tensor | None = None
-    """(N,) int64: codes that are given, and -1 where one is to be drawn. Those before the first -1 cost no step."""
+    """(N,) int64: codes that are given, and -1 where one is to be drawn. Codes before the first -1 take no step."""
 
     @property
     def conditions(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Ids and features of each of its rows: with the caption and, if it is guided, without."""
+        """Ids and features of each row of the request: with the caption and, if it is guided, without."""
         conditions = [(self.text_ids, self.features)]
         if self.params.guided:
             assert self.null_ids is not None
@@ -44,21 +44,21 @@ class Request:
         return conditions
 
     @property
-    def num_rows(self) -> int:
-        """Slots that it takes."""
+    def num_slots(self) -> int:
+        """Number of slots that the request takes: 2 if it is guided, else 1."""
         return len(self.conditions)
 
     @property
     def given_first(self) -> list[int]:
-        """The codes that are kept before the first one to be drawn."""
+        """Kept codes in front of the first code to be drawn."""
         return [] if self.kept is None else list(itertools.takewhile(lambda code: code >= 0, self.kept.tolist()))
 
 
-def check_request(request: Request, config: DecoderConfig) -> None:
-    """Raises `EngineError` for ids or features of another shape or dtype, ids outside the vocabulary, kept codes that
-    leave nothing to draw, an index outside [0, 2^31), guidance without `null_ids` or of a model that was not trained
-    for it; `ParameterError` for a bad seed."""
-    layout = config.layout
+def check_request(request: Request, decoder: Decoder) -> None:
+    """Validate a request against a decoder. Raises `EngineError` for ids or features of another shape or dtype, ids
+    outside the vocabulary, kept codes that leave nothing to draw, an index outside [0, 2^31), guidance without
+    `null_ids` or of a model that was not trained for it; `ParameterError` for a bad seed."""
+    config, layout = decoder.config, decoder.layout
     if request.params.guided and not config.guidance:
         raise EngineError(f"guidance_scale is {request.params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
     if request.params.guided and request.null_ids is None:

@@ -27,22 +27,22 @@ _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams(Config):
-    """How codes are drawn. Raises `ParameterError` for a value outside its range."""
+    """Sampling parameters of a picture. Raises `ParameterError` for a value outside its range."""
 
     temperature: float = 1.0
-    """0, which is greedy, or at least 1e-6: logits over less would overflow."""
+    """Divisor of the logits: 0 for greedy sampling, or at least 1e-6, below which logits would overflow."""
     top_k: int = 0
-    """Keep the k likeliest codes, and those as likely as the last of them; 0 keeps all."""
+    """Number k of likeliest codes that are kept, with any others as likely as the last of them; 0 keeps all."""
     top_p: float = 1.0
-    """In (0, 1]: keep the likeliest codes until their probabilities reach p; the one that crosses it is kept."""
+    """Nucleus in (0, 1]: the likeliest codes are kept until their probabilities reach p, the crossing one included."""
     min_p: float = 0.0
-    """In [0, 1]: keep codes at least this probable, as a share of the likeliest one's probability."""
+    """Floor in [0, 1] of the probabilities that are kept, as a share of the likeliest code's probability."""
     guidance_scale: float = 1.0
-    """1 or more; 1 is off, and costs nothing."""
+    """Scale of classifier-free guidance, in [1, 100]; 1 is off, and halves the work."""
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Whether guidance is full from the first code, or rises from 1 to its scale at the last."""
+    """Course of the guidance scale: full from the first code, or rising from 1 to the full scale at the last code."""
     guided_codes: int = 0
-    """Guide only this many of the first codes; 0 guides them all. LlamaGen's `cfg_interval` is this less 2."""
+    """Number of first codes that are guided; 0 guides all. LlamaGen's `cfg_interval` is this number less 2."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -66,11 +66,11 @@ class SamplingParams(Config):
 
     @property
     def guided(self) -> bool:
-        """Whether sampling needs a second row without the caption."""
+        """Whether sampling needs a second row, without the caption."""
         return self.guidance_scale != 1
 
     def guidance_at(self, position: int, num_codes: int) -> float:
-        """The guidance scale for the code at a position in 0..num_codes - 1."""
+        """Guidance scale for the code at a position in 0..num_codes - 1."""
         if 0 < self.guided_codes <= position:
             return 1.0
         progress = (position + 1) / num_codes
@@ -79,7 +79,7 @@ class SamplingParams(Config):
 
 
 def check_seed(seed: int) -> int:
-    """The seed, or `ParameterError` if it is not in [0, 2^63)."""
+    """Return the seed, or raise `ParameterError` if it is not in [0, 2^63)."""
     if not 0 <= seed <= MAX_SEED:
         raise ParameterError(f"seed is {seed}; it must be in [0, {MAX_SEED}]")
     return seed
@@ -114,13 +114,13 @@ def gumbel_noise(seeds: Tensor, indices: Tensor, positions: Tensor, num_tokens: 
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-    """Logits (B, V) pushed away from those without the caption: u + s (c - u), scale (B,)."""
+    """Classifier-free guidance of logits (B, V): u + s (c - u), with scale (B,)."""
     return unconditional + scale[:, None] * (conditional - unconditional)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterParams:
-    """The filters of each row, as columns: temperature, top_k (0 for none), top_p and min_p, all (B,)."""
+    """Filter parameters of B rows: temperature, top_k (0 for none), top_p and min_p, all (B,)."""
 
     temperature: Tensor
     top_k: Tensor
@@ -129,13 +129,13 @@ class FilterParams:
 
     @classmethod
     def stack(cls, params: list[SamplingParams], device: torch.device) -> "FilterParams":
-        """The parameters of several rows."""
+        """Stack the parameters of several rows."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: torch.tensor([getattr(p, name) for p in params], device=device) for name in names})
 
 
 def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
-    """Logits (B, V) over the temperature (not for rows at 0), and -inf where a filter drops a token."""
+    """Divide logits (B, V) by the temperature (except in rows at 0), and set filtered tokens to -inf."""
     greedy = params.temperature == 0
     logits = logits / torch.where(greedy, 1.0, params.temperature)[:, None]
     vocab_size = logits.shape[1]
@@ -156,7 +156,7 @@ def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
 
 
 def sample(logits: Tensor, params: FilterParams, noise: Tensor) -> Tensor:
-    """One token for each row, (B,) int64: the argmax of filtered logits plus noise (B, V); without noise at
+    """Sample one token for each row, (B,) int64: the argmax of filtered logits plus noise (B, V), without noise at
     temperature 0."""
     noise = torch.where((params.temperature == 0)[:, None], 0.0, noise)
     return (filter_logits(logits, params) + noise).argmax(-1)

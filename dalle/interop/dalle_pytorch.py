@@ -30,7 +30,8 @@ from dalle.interop.openai_dvae import dvae_part
 from dalle.interop.tokenizer_files import read_tokenizer
 from dalle.interop.vqgan import drawing, vqgan_part
 from dalle.text.padded import PaddedTokenizer
-from dalle.transformer.attention import Pattern, rotary_text_image_table
+from dalle.transformer.masks import Pattern
+from dalle.transformer.positions import rotary_text_image_table
 from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 
 __all__ = ["FAMILY", "names_of"]

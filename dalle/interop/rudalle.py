@@ -20,7 +20,7 @@ from dalle.interop.decoders import ForeignWeights, decoder_part
 from dalle.interop.family import Converted, Family, Source, state_dict, take, unwrapped
 from dalle.interop.vqgan import described_vqgan, drawing, vqgan_part
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
-from dalle.transformer.attention import Pattern, attention_mask
+from dalle.transformer.masks import Pattern, attention_mask
 
 __all__ = ["FAMILY"]
 

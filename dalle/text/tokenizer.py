@@ -1,5 +1,6 @@
-"""What every text tokenizer is to a model: prompts to rows of T ids, and back. Each kind finds tokens its own way and
-sets them into the row its own way; counting, refusing and cutting are the same for all, and are here.
+"""`PromptTokenizer`: the contract of every text tokenizer, which converts prompts to rows of T ids, and back.
+
+Each kind finds tokens and lays out rows in its own way. Limits and truncation are the same for all, and are here.
 """
 
 import abc
@@ -19,37 +20,37 @@ __all__ = ["PromptTokenizer", "check_prompt", "text_fault"]
 
 
 class PromptTokenizer(abc.ABC):
-    """Prompts to text ids and back. Immutable; one file in the model directory."""
+    """Converts prompts to text ids and back. Immutable; one file in the model directory."""
 
     kind: ClassVar[str]
-    """As a model directory's configuration calls it."""
+    """Name of the kind in a model directory's config.json."""
     text_length: int
-    """T: places in a row."""
+    """T: number of ids in a row."""
     vocab_size: int
-    """Ids are in 0..vocab_size - 1."""
+    """Size of the vocabulary: ids are in 0..vocab_size - 1."""
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """The ids of a text of any length, without what the row adds. Raises `PromptError` for what is no text, or no
-        prompt for this model."""
+        """Tokenize a text of any length: its ids, without the ids that the row adds. Raises `PromptError` if it is no
+        text, or no prompt that this model takes."""
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of one row of ids, without what the row added."""
+        """The text of one row of ids, without the ids that the row added."""
 
     @property
     @abc.abstractmethod
     def max_tokens(self) -> int:
-        """How many tokens of a prompt have room in a row."""
+        """Largest number of a prompt's tokens that a row holds."""
 
     @abc.abstractmethod
     def row(self, tokens: list[int]) -> list[int]:
-        """The T ids of the row for a prompt's tokens; of too many, for the first ones."""
+        """Lay out a prompt's tokens as a row of T ids; of more than `max_tokens`, the first ones."""
 
     @property
     @abc.abstractmethod
     def content(self) -> bytes:
-        """What is saved."""
+        """Content of the file that `save` writes."""
 
     @classmethod
     @abc.abstractmethod
@@ -57,22 +58,26 @@ class PromptTokenizer(abc.ABC):
         """Read what `save` wrote. Raises `CheckpointError` for a file that is missing, damaged or not ours."""
 
     def encode(self, prompt: str, *, truncate: bool = False) -> torch.Tensor:
-        """One row: int64 of shape (T,).
+        """The row of a prompt: int64 of shape (T,). Raises and warns as `tokenize` and `fit` do."""
+        return self.fit(self.tokenize(prompt), truncate=truncate)
 
-        truncate: keep the first tokens of a prompt that is too long, and warn (`UserWarning`) of what was cut. Raises
-        `PromptError` for one of more than `max_tokens` tokens without `truncate`, and as `tokenize` does.
+    def fit(self, tokens: list[int], *, truncate: bool = False) -> torch.Tensor:
+        """The row of a prompt's tokens, from `tokenize`: int64 of shape (T,).
+
+        truncate: keep the first `max_tokens` tokens and warn (`UserWarning`) of what was cut. Raises `PromptError` for
+        more than `max_tokens` tokens without `truncate`.
         """
-        tokens, limit = self.tokenize(prompt), self.max_tokens
+        limit = self.max_tokens
         if len(tokens) > limit:
             count = f"the prompt has {len(tokens)} tokens; the limit is {limit}"
             if not truncate:
                 raise PromptError(count)
             cut = textwrap.shorten(self.decode(tokens[limit:]), width=80, placeholder="...")
-            warnings.warn(f"{count}: the last {len(tokens) - limit} were cut: {cut!r}", UserWarning, stacklevel=2)
+            warnings.warn(f"{count}: the last {len(tokens) - limit} were cut: {cut!r}", UserWarning, stacklevel=3)
         return torch.tensor(self.row(tokens), dtype=torch.long)
 
     def encode_batch(self, prompts: Sequence[str], *, truncate: bool = False) -> torch.Tensor:
-        """Rows of `encode`: int64 of shape (B, T), (0, T) for no prompts. Raises and warns as `encode` does."""
+        """The rows of B prompts: int64 of shape (B, T). Raises and warns as `encode` does."""
         rows = torch.empty(len(prompts), self.text_length, dtype=torch.long)
         for row, prompt in zip(rows, prompts, strict=True):
             row.copy_(self.encode(prompt, truncate=truncate))
@@ -100,7 +105,7 @@ def check_prompt(text: object) -> None:
 
 
 def text_fault(text: object) -> str | None:
-    """Why a text cannot be encoded, or None."""
+    """The reason why a text cannot be encoded, or None."""
     if not isinstance(text, str):
         return f"is {type(text).__name__}, not str"
     try:

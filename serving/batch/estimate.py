@@ -70,7 +70,7 @@ def text(
     drawn = engine.run([request for _, request in requests])
     num_bytes = 0.0
     for (row, request), codes in zip(requests, drawn, strict=True):
-        picture = model.picture(row.prompt, row.negative_prompt, request, codes, background=row.background)
+        picture = model.picture(request, codes, background=row.background)
         chunks = picture.receipt.to_text() if row.image_format == "png" else None
         size = len(encode_image(picture.image, format=row.image_format, quality=row.quality, text=chunks))
         in_base64 = row.openai is not None and row.openai["response_format"] == "b64_json"

@@ -3,9 +3,9 @@
 import dataclasses
 
 from dalle.checkpoint import ModelFacts
-from dalle.decoder.request import Request
 from dalle.errors import DalleError
 from dalle.images import open_image
+from dalle.pipeline import PromptRequest
 from dalle.receipt import Receipt, pack_codes
 from serving.batch.manifest import Record, codes_digest, known_codes, objects, picture_file, read_manifest
 from serving.batch.plan import Layout, Row, Shard
@@ -21,7 +21,7 @@ class Picture:
     shard: "OpenShard"
     row: Row
     record: Record
-    request: Request
+    request: PromptRequest
     same: list[Record] = dataclasses.field(default_factory=list)
     """Records of other lines of the shard that ask for the very same picture."""
     content: bytes = b""

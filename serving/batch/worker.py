@@ -162,10 +162,7 @@ class Worker:
         image, text = None, {}
         if self.settings.layout != "codes":
             try:
-                row = picture.row
-                made = self.model.picture(
-                    row.prompt, row.negative_prompt, picture.request, grid.flatten(), background=row.background
-                )
+                made = self.model.picture(picture.request, grid.flatten(), background=picture.row.background)
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)

@@ -244,12 +244,12 @@ class AsyncEngine:
         for picture in pictures:
             self._schedule.queue.push(one.job.caller, picture)
         position, estimate = outcome
-        prompt, kept, text = one.job.prompt, pictures[0].request.kept, self.model.text_tokenizer
+        request = pictures[0].request
         return Accepted(
             position=position,
             estimate=estimate,
-            num_text_tokens=len(text.tokenize(prompt)) if text is not None and prompt is not None else 0,
-            num_kept_codes=0 if kept is None else int((kept >= 0).sum()),
+            num_text_tokens=request.num_text_tokens,
+            num_kept_codes=0 if request.kept is None else int((request.kept >= 0).sum()),
             fingerprint=self.fingerprint,
         )
 

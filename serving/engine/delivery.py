@@ -44,9 +44,7 @@ class Delivery:
         """Deliver a picture that is finished, of codes (N,). Raises whatever making its pixels does."""
         one, job = picture.owner, picture.owner.job
         with self._decoding():
-            drawn = self._model.picture(
-                job.prompt, job.negative_prompt, picture.request, codes, background=job.background
-            )
+            drawn = self._model.picture(picture.request, codes, background=job.background)
         text = drawn.receipt.to_text() if job.output_format == "png" else None
         queue_seconds = picture.started - one.arrived
         grid = [list(row) for row in drawn.receipt.codes]

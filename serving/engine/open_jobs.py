@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
-from dalle.pipeline import DALLE
+from dalle.pipeline import DALLE, PromptRequest
 from serving.engine.pictures import MaskError, kept_codes
 from serving.engine.schedule import Scheduled
 from serving.jobs import Event, Job, Refused
@@ -22,7 +21,7 @@ class OpenJob:
     post: Callable[[Event | None], None]
     """None says that the engine has failed."""
     arrived: float
-    request: Request | None = None
+    request: PromptRequest | None = None
     """Of its first picture, without what is kept of a given one."""
     num_open: int = 0
     """Pictures still to be drawn."""
@@ -36,14 +35,14 @@ class OpenPicture(Scheduled):
     """One picture of a job."""
 
     owner: OpenJob
-    request: Request
+    request: PromptRequest
     num_kept: int
     """Codes given in front, which cost no step."""
     num_previews: int = 0
     started: float = 0.0
 
 
-def request_of(model: DALLE, job: Job) -> Request:
+def request_of(model: DALLE, job: Job) -> PromptRequest:
     """What the engine needs to draw a job's pictures, but for their indices and what is kept of a given one.
 
     Raises `DalleError` for a caller's mistake: see `refusal_of`.

@@ -49,6 +49,6 @@ def self_test(engine: Engine, model: DALLE, settings: ModelSettings) -> tuple[fl
     decode_seconds = 0.0
     for _ in range(2):  # the first one is slow
         start = time.monotonic()
-        model.picture(None, None, request, alone, background="opaque")
+        model.picture(request, alone, background="opaque")
         decode_seconds = time.monotonic() - start
     return step_seconds, decode_seconds

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from dalle.decoder.config import DecoderConfig
-from dalle.decoder.decoder import Decoder, shift_tokens
+from dalle.decoder.decoder import Decoder
 from dalle.errors import ConfigError
-from dalle.transformer.attention import _attend, attention_mask
+from dalle.transformer.attention import _attend
+from dalle.transformer.block import shift_tokens
+from dalle.transformer.masks import attention_mask
 from tests.support.models import FAMILIES, decoder_config, lively_decoder
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -164,7 +166,8 @@ def test_rows_of_other_projects() -> None:
 @torch.inference_mode()
 def test_rotary_logits_depend_on_relative_places_only() -> None:
     """Attention of rotated vectors is unchanged when both move by the same step, on either axis."""
-    from dalle.transformer.attention import apply_rotary, rotary_table
+    from dalle.transformer.attention import apply_rotary
+    from dalle.transformer.positions import rotary_table
 
     coordinates = torch.tensor([[0, 0], [2, 1], [5, 3], [7, 4]])  # the last two are the first two, moved by (5, 3)
     table = rotary_table(coordinates, 8, 100.0)[None]

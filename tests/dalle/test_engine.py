@@ -282,3 +282,33 @@ def test_finish_steps_by_hand() -> None:
     assert finish_steps([(2, 2), (7, 1)], [(10, 2), (4, 1)], 0) == [12, 11]
     assert finish_steps([(2, 1), (3, 1)], [(4, 2)], 0) == [7]
     assert finish_steps([(9, 2)], [], 0) == []
+
+
+def test_a_stream_yields_each_request_as_soon_as_it_is_finished(decoder: Decoder) -> None:
+    slow, quick = request(0, kept=None), request(1, kept=torch.tensor([3] * 12 + [-1] * 4))
+    engine = Engine(decoder, num_slots=8)
+    num_steps = []
+    drawn = []
+    for one, codes in engine.stream([slow, quick], on_step=lambda result: num_steps.append(engine.num_steps)):
+        drawn.append((one, codes, len(num_steps)))
+    assert [(one, at) for one, _, at in drawn] == [(quick, 4), (slow, 16)]
+    for one, codes, _ in drawn:
+        assert torch.equal(codes, draw(decoder, one)[0])
+
+
+def test_a_stream_that_is_closed_leaves_nothing_in_the_engine(decoder: Decoder) -> None:
+    engine = Engine(decoder, num_slots=4)
+    other = engine.add(request(9, kept=None))
+    drawing = engine.stream([request(number, kept=None) for number in range(8)])
+    next(drawing)
+    drawing.close()
+    assert engine.num_active + engine.num_waiting <= 1
+    engine.cancel(other)
+    assert engine.num_free_slots == 4 and not engine.num_waiting
+
+
+def test_a_mistake_in_one_request_of_a_stream_leaves_nothing_in_the_engine(decoder: Decoder) -> None:
+    engine = Engine(decoder, num_slots=4)
+    with pytest.raises(EngineError, match="index is -1"):
+        engine.run([request(0), request(1, index=-1)])
+    assert (engine.num_active, engine.num_waiting, engine.num_steps) == (0, 0, 0)

@@ -175,3 +175,18 @@ def test_an_image_tokenizer_alone_cannot_draw(model: DALLE, tmp_path: Path) -> N
             draw()
     with pytest.raises(ParameterError, match="no use for a text encoder"):
         DALLE.load(tmp_path / "stage1", text_encoder=tmp_path)
+
+
+def test_a_prompt_is_tokenized_once(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenized: list[str] = []
+    tokenizer = model.text_tokenizer
+    assert tokenizer is not None
+    tokenize = tokenizer.tokenize
+
+    def noted(text: str) -> list[int]:
+        tokenized.append(text)
+        return tokenize(text)
+
+    monkeypatch.setattr(tokenizer, "tokenize", noted)
+    list(model.generate("a red panda", n=3, seed=1, negative_prompt="rain"))
+    assert [text for text in tokenized if text] == ["a red panda", "rain"]

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import io
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -148,3 +149,23 @@ def test_only_what_is_not_kept_is_drawn(start: Start, model: DALLE) -> None:
         assert isinstance(one, Drawn)
         changed |= torch.tensor(one.codes) != codes
     assert changed.nonzero().tolist() == [[0, 3], [1, 1]]
+
+
+def test_a_prompt_is_tokenized_once_and_not_on_the_engines_thread(
+    start: Start, model: DALLE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenized: list[tuple[str, str]] = []
+    tokenizer = model.text_tokenizer
+    assert tokenizer is not None
+    tokenize = tokenizer.tokenize
+
+    def noted(text: str) -> list[int]:
+        tokenized.append((text, threading.current_thread().name))
+        return tokenize(text)
+
+    engine = start()
+    monkeypatch.setattr(tokenizer, "tokenize", noted)
+    (events,) = run(engine, job(indices=(0, 1, 2), num_previews=2))
+    assert len(images(events)) == 3
+    assert [text for text, _ in tokenized if text] == ["a red panda"]
+    assert "engine" not in {thread for _, thread in tokenized}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dalle import DALLE
+from dalle.pipeline import PromptRequest
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import EngineFailedError, Event, Given, Preview, Refused
 from serving.settings import ModelSettings
@@ -186,10 +187,10 @@ def test_a_picture_that_cannot_be_made_is_not_everybodys(start: Start, model: DA
     engine = start()
     make = model.picture
 
-    def fail(prompt: str | None, *rest: Any, **options: Any) -> Any:
-        if prompt == "a green heart":
+    def fail(request: PromptRequest, *rest: Any, **options: Any) -> Any:
+        if request.prompt == "a green heart":
             raise ZeroDivisionError("on purpose")
-        return make(prompt, *rest, **options)
+        return make(request, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "picture", fail)

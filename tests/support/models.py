@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from dalle.checkpoint import save_checkpoint
-from dalle.decoder.decoder import Decoder, DecoderConfig
+from dalle.decoder.config import DecoderConfig
+from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig

@@ -1,0 +1,179 @@
+"""The Transformer block: attention and an MLP, each behind a norm and added to the residual stream.
+
+One class for every variant of the DALL-E family: sandwich norm, layer scale, gated MLPs, token shift, shared parts.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle.transformer.attention import Attention, LayerState
+
+__all__ = ["Block", "BlockShape", "make_norm", "shift_tokens"]
+
+
+class BlockShape(Protocol):
+    """Sizes and variants of a block. Every configuration of a Transformer with these fields is one."""
+
+    @property
+    def width(self) -> int:
+        """D: channels of the hidden states."""
+
+    @property
+    def num_heads(self) -> int:
+        """Number of attention heads."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Number of heads of keys and values; a divisor of `num_heads`."""
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projection to queries, keys and values has a bias."""
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the attention's output projection has a bias."""
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalised."""
+
+    @property
+    def rotary_values(self) -> bool:
+        """Whether values are rotated like queries and keys."""
+
+    @property
+    def mlp(self) -> str:
+        """Kind of the MLP: gelu, gelu_tanh, gelu_sigmoid, geglu or swiglu."""
+
+    @property
+    def mlp_width(self) -> int:
+        """Channels between the MLP's two layers."""
+
+    @property
+    def mlp_bias(self) -> bool:
+        """Whether the MLP's layers have biases."""
+
+    @property
+    def norm(self) -> str:
+        """Kind of every norm: layernorm or rmsnorm."""
+
+    @property
+    def norm_epsilon(self) -> float:
+        """Added to the variance in every norm."""
+
+    @property
+    def sandwich_norm(self) -> bool:
+        """Whether each branch has a norm behind it too."""
+
+    @property
+    def layer_scale(self) -> float | None:
+        """First value of a learned factor for each channel of each branch; None for no factor."""
+
+    @property
+    def shift_width(self) -> int:
+        """Channels that token shift takes from other tokens; 0 without token shift."""
+
+
+class MLP(nn.Module):
+    """Two layers with an activation between them; in the gated kinds, the activation of one half scales the other."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        activations: dict[str, Callable[[Tensor], Tensor]] = {
+            "gelu": F.gelu,
+            "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+            "gelu_sigmoid": lambda x: x * torch.sigmoid(1.702 * x),
+            "geglu": F.gelu,
+            "swiglu": F.silu,
+        }
+        self.activation = activations[shape.mlp]
+        self.gated = shape.mlp in ("geglu", "swiglu")
+        self.input = nn.Linear(shape.width, shape.mlp_width * (1 + self.gated), bias=shape.mlp_bias)
+        self.output = nn.Linear(shape.mlp_width, shape.width, bias=shape.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.input(x)
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            return self.output(self.activation(gate) * value)
+        return self.output(self.activation(hidden))
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def make_norm(shape: BlockShape) -> nn.Module:
+    kinds = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+    return kinds[shape.norm](shape.width, eps=shape.norm_epsilon)
+
+
+def _after_branch(shape: BlockShape) -> nn.Sequential:
+    layers: list[nn.Module] = [make_norm(shape)] if shape.sandwich_norm else []
+    layers += [LayerScale(shape.width, shape.layer_scale)] if shape.layer_scale is not None else []
+    return nn.Sequential(*layers)
+
+
+def shift_tokens(x: Tensor, earlier: Tensor, sources: Tensor) -> Tensor:
+    """Token shift: the first two quarters of the channels of x (B, L, D) come from other tokens.
+
+    earlier: (B, S, D / 2), the first half of the channels of all tokens there are; sources: (B or 1, L, 2), whose
+    quarters they are, as indices into S; -1 for zeros.
+    """
+    quarters = rearrange(earlier, "b s (two q) -> b s two q", two=2)
+    index = rearrange(sources.clamp_min(0), "b l two -> b l two 1").expand(len(x), -1, -1, quarters.shape[-1])
+    moved = quarters.gather(1, index).masked_fill(rearrange(sources < 0, "b l two -> b l two 1"), 0.0)
+    return torch.cat([rearrange(moved, "b l two q -> b l (two q)"), x[..., earlier.shape[-1] :]], dim=-1)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); with token shift, after each norm."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.shift_width = shape.shift_width
+        self.attention_norm = make_norm(shape)
+        self.attention = Attention(
+            shape.width,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            qkv_bias=shape.qkv_bias,
+            output_bias=shape.output_bias,
+            qk_norm_epsilon=shape.norm_epsilon if shape.qk_norm else None,
+            rotary_values=shape.rotary_values,
+        )
+        self.after_attention = _after_branch(shape)
+        self.mlp_norm = make_norm(shape)
+        self.mlp = MLP(shape)
+        self.after_mlp = _after_branch(shape)
+
+    def forward(
+        self, x: Tensor, mask: Tensor, rotary: Tensor | None, sources: Tensor | None, cache: LayerState | None
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D). `sources` (B or 1, L, 2) is where token shift takes from, if there is any."""
+        inputs = self._shifted(self.attention_norm(x), 0, sources, cache)
+        x = x + self.after_attention(self.attention(inputs, mask, rotary, cache))
+        inputs = self._shifted(self.mlp_norm(x), 1, sources, cache)
+        return x + self.after_mlp(self.mlp(inputs))
+
+    def _shifted(self, inputs: Tensor, branch: int, sources: Tensor | None, cache: LayerState | None) -> Tensor:
+        if sources is None:
+            return inputs
+        earlier = inputs[..., : self.shift_width]
+        return shift_tokens(inputs, earlier if cache is None else cache.write_shifted(branch, earlier), sources)
