@@ -46,7 +46,7 @@ run: $(VENV)/.installed ## draw a contact sheet; options: PROMPT="..." for your 
 serve: $(VENV)/.installed-serving ## start the service here; options: PORT=8000, ARGS="--limits.max-n 4" for any setting
 	$(BIN)/python -m serving --port $(PORT) $(ARGS)
 
-train: $(VENV)/.installed-training ## train a model on emoji or your own PICTURES=folder; options: MINUTES=60, OUT=folder
+train: $(VENV)/.installed-training ## train a model on emoji or on your PICTURES=folder; options: MINUTES=60, OUT=folder
 	@set -- --minutes "$$MINUTES" --out "$$TRAIN_OUT"; \
 	if [ -n "$$PICTURES" ]; then set -- "$$@" --pictures "$$PICTURES" --name "$$(basename "$$PICTURES")"; fi; \
 	$(BIN)/python -m training.recipe emoji "$$@" $(ARGS)
