@@ -10,11 +10,11 @@ ARG RAY_VERSION=2.60.0
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 RUN python -m venv /app/venv
-# By itself, and from its own index: the largest layer by far, and one that our changes leave alone.
+# A layer of its own, from its own index: it is by far the largest, and changes of this code do not rebuild it.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /app/venv/bin/pip install --index-url "$TORCH_INDEX_URL" "torch==$TORCH_VERSION"
-# An editable installation of an empty package: /app is on the path of every process, the version is known, and a
-# change of the code does not install the dependencies again.
+# An editable installation of an empty package: it puts /app on the path of every process and makes the version known,
+# and a change of the code does not install the dependencies again.
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY dalle/__init__.py dalle/
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -26,8 +26,8 @@ LABEL org.opencontainers.image.title="dalle-serve" \
       org.opencontainers.image.licenses="Apache-2.0"
 ARG UID=1000
 RUN useradd --uid "$UID" --no-create-home --home-dir /tmp dalle
-# Its home is /tmp, so that the rest may be mounted read-only. Errors of Serve's own proxy have the service's form, also
-# where Kubernetes starts Ray past the entrypoint; see serving/proxy.py.
+# The home is /tmp, so that everything else can be mounted read-only. The last variable gives errors of Serve's own
+# proxy the service's format, also on Kubernetes, which starts Ray without the entrypoint; see serving/proxy.py.
 ENV PATH=/app/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \

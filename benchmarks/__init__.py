@@ -1,1 +1,1 @@
-"""Speed and memory, always as a ratio to what the same machine can do in the same run. Not part of the tests."""
+"""Benchmarks of speed and memory, given as ratios to the limits of the same machine in the same run. Not tests."""

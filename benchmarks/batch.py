@@ -1,10 +1,9 @@
-"""How much of the engine's own speed an offline batch gets, and how its memory grows.
+"""Benchmark of offline batches: speed relative to the bare engine, and growth of memory.
 
 `python -m benchmarks.batch` draws 1,000 prompts as a batch and with the bare engine, pixels and PNGs included, and
-prints pictures a second, the ratio and the start-up apart. A machine is not equally quick all the time, so the two take
-turns: the batch is stopped (SIGSTOP) every 15 seconds, and the engine draws a slice of the prompts meanwhile.
-`--memory 100000` runs a batch of so many prompts with a model of tiny random weights, and prints its memory while it
-runs.
+prints pictures per second, their ratio, and the start-up time of the batch. The speed of a machine varies, so the two
+take turns: the batch is stopped (SIGSTOP) every 15 seconds, and the engine draws a slice of the prompts meanwhile.
+`--memory 100000` runs a batch of 100,000 prompts with a model of tiny random weights, and prints its memory.
 """
 
 import contextlib
@@ -49,31 +48,31 @@ THINGS = (
 STYLES = ("fluent 3d", "twemoji", "noto", "line icon", "clip art")
 TURN_SECONDS = 15.0
 SLICE = 96
-"""Prompts of a turn of the bare engine."""
+"""Number of prompts that the bare engine draws in a turn."""
 SAMPLE_SECONDS = 1.0
 
 
 def write_prompts(path: Path, number: int) -> None:
-    """Different prompts, as far as words go."""
+    """Write a file of prompts, with as many different texts as the words allow."""
     with open(path, "w", encoding="utf-8") as file:
         for i in range(number):
             prompt = f"a {THINGS[i % len(THINGS)]}, {STYLES[i // len(THINGS) % len(STYLES)]} style emoji"
             file.write(json.dumps({"prompt": prompt, "seed": i}) + "\n")
 
 
-class Bare:
-    """The engine with nothing around it, in this process."""
+class BareEngine:
+    """Draws the same prompts with `DALLE.generate` in this process, and measures its speed."""
 
     def __init__(self, model: str, prompts: Path) -> None:
-        rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
-        self._prompts = [row["prompt"] for row in rows]
+        items = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+        self._prompts = [item["prompt"] for item in items]
         self._dalle = DALLE.load(model)
         self._slices = itertools.count()
         self.num_pictures = 0
         self.seconds = 0.0
 
-    def draw(self) -> None:
-        """The next slice of the prompts."""
+    def draw_slice(self) -> None:
+        """Draw the next slice of the prompts."""
         first = next(self._slices) * SLICE % len(self._prompts)
         start = time.perf_counter()
         for picture in self._dalle.generate(self._prompts[first : first + SLICE], seed=0):
@@ -82,9 +81,11 @@ class Bare:
         self.seconds += time.perf_counter() - start
 
 
-def batch(model: str, prompts: Path, out: Path, bare: Bare) -> tuple[float, float]:
-    """(seconds until drawing begins, pictures a second from then until the process ends) of a batch, by the clock, its
-    stops left out. `bare` draws in the stops."""
+def time_batch(model: str, prompts: Path, out: Path, bare: BareEngine) -> tuple[float, float]:
+    """Run a batch; the bare engine draws while the batch is stopped.
+
+    Returns seconds until drawing begins, and pictures per second from then until the process ends, stops left out.
+    """
     start, stopped = time.time(), 0.0
     command = [sys.executable, "-m", "serving.batch", str(prompts), "--out", str(out), "--model", model]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -94,7 +95,7 @@ def batch(model: str, prompts: Path, out: Path, bare: Bare) -> tuple[float, floa
             break
         process.send_signal(signal.SIGSTOP)
         moment = time.time()
-        bare.draw()
+        bare.draw_slice()
         stopped += time.time() - moment
         process.send_signal(signal.SIGCONT)
     end = time.time()
@@ -102,7 +103,7 @@ def batch(model: str, prompts: Path, out: Path, bare: Bare) -> tuple[float, floa
         raise subprocess.CalledProcessError(process.returncode, command)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     times = sorted(moment for line in log if line["event"] == "shard" for moment in line["times"].values())
-    # all pictures of the first wave end together, one wave after drawing began, long before the first stop
+    # the first pictures fill all slots and finish together, one wave after drawing began, long before the first stop
     early = [moment for moment in times if moment < start + TURN_SECONDS]
     wave = next(moment for moment in early if moment > early[0] + 0.5 * (early[-1] - early[0]) / len(early)) - early[0]
     began = early[0] - wave
@@ -141,8 +142,8 @@ def tiny_model(folder: Path) -> Path:
     return folder
 
 
-def memory(number: int, scratch: Path) -> None:
-    """Print the memory of a batch of tiny pictures at every tenth of it."""
+def print_memory(number: int, scratch: Path) -> None:
+    """Run a batch of tiny pictures, and print its resident memory at every tenth of it."""
     prompts, out = scratch / "many.jsonl", scratch / "many"
     write_prompts(prompts, number)
     command = [sys.executable, "-m", "serving.batch", str(prompts), "--out", str(out), "--slots", "64"]
@@ -166,23 +167,25 @@ def memory(number: int, scratch: Path) -> None:
 
 
 def main(
-    prompts: Annotated[int, typer.Option(help="Of the comparison; 0 leaves it out.")] = 1000,
-    memory_prompts: Annotated[int, typer.Option("--memory", help="Of the measurement of memory; 0 leaves it out.")] = 0,
-    model: Annotated[str, typer.Option(help="Name or directory.")] = DEFAULT_MODEL,
+    prompts: Annotated[int, typer.Option(help="Number of prompts of the comparison of speed; 0 skips it.")] = 1000,
+    memory_prompts: Annotated[
+        int, typer.Option("--memory", help="Number of prompts of the measurement of memory; 0 skips it.")
+    ] = 0,
+    model: Annotated[str, typer.Option(help="Name or directory of the model.")] = DEFAULT_MODEL,
 ) -> None:
-    """Measure and print tables."""
+    """Measure the speed and the memory of offline batches, and print tables."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if prompts:
             write_prompts(scratch / "prompts.jsonl", prompts)
-            bare = Bare(model, scratch / "prompts.jsonl")
-            starting, rate = batch(model, scratch / "prompts.jsonl", scratch / "out", bare)
+            bare = BareEngine(model, scratch / "prompts.jsonl")
+            starting, rate = time_batch(model, scratch / "prompts.jsonl", scratch / "out", bare)
             alone = bare.num_pictures / bare.seconds
             print("| | pictures | pictures/s | to bare | start, s |\n|---|---|---|---|---|")
             print(f"| bare engine | {bare.num_pictures} | {alone:.2f} | 1 | |")
             print(f"| batch | {prompts} | {rate:.2f} | {rate / alone:.3f} | {starting:.1f} |")
         if memory_prompts:
-            memory(memory_prompts, scratch)
+            print_memory(memory_prompts, scratch)
 
 
 if __name__ == "__main__":

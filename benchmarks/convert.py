@@ -1,8 +1,8 @@
-"""What memory a conversion takes: `python -m benchmarks.convert`. A synthetic checkpoint of 1.3 billion parameters is
-written to a temporary folder and imported in a process of its own, whose peak is compared with the largest file.
+"""Benchmark of the memory that a conversion takes: `python -m benchmarks.convert`.
 
-It is a DiscreteVAE of DALLE-pytorch's as large as asked for: what is measured is the way through `dalle import`, which
-is the same for every family. The disk needs room for three times the checkpoint.
+A synthetic checkpoint of 1.3 billion parameters is written to a temporary folder and imported by a process of its own,
+whose peak memory is compared with the largest file. The checkpoint is a DiscreteVAE of DALLE-pytorch: `dalle import`
+takes the same path for every family. The disk needs three times the space of the checkpoint.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 __all__: list[str] = []
 
 MAX_SHARE = 1.3
-"""Of the largest file, which the peak may not exceed."""
+"""Limit on the peak memory, as a share of the largest file."""
 NUM_BLOCKS = 8
 SQUARES = 2 * NUM_BLOCKS * (9 + 9 + 1) + 5 * 16
-"""Parameters in squares of the width: residual blocks on both sides, and 4 x 4 convolutions between layers."""
+"""Number of parameters divided by the square of the width: residual blocks in encoder and decoder, and 4 x 4
+convolutions between layers."""
 PROGRAM = """
 import sys
 from dalle.cli import app
@@ -35,12 +36,13 @@ finally:
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     print(line.split()[1], file=sys.stderr)
 """
-"""The command, then the peak of its process in kilobytes: that of `getrusage` has the parent's in it."""
+"""A program that runs the command, then prints the peak memory of its process in kilobytes. `getrusage` would include
+the parent's memory."""
 
 
 def write_checkpoint(path: Path, num_parameters: float, scratch: Path) -> int:
-    """Random weights in the layout of vae.pt; returns how many. They go through a file, so that none need be in memory
-    at once."""
+    """Write random weights in the layout of vae.pt, and return their number. They are mapped from a file, so that they
+    need not fit into memory."""
     width = round((num_parameters / SQUARES) ** 0.5)
     params = {"image_size": 64, "num_layers": 3, "num_tokens": 1024, "codebook_dim": 64}
     params |= {"hidden_dim": width, "num_resnet_blocks": NUM_BLOCKS}
@@ -66,8 +68,10 @@ def write_checkpoint(path: Path, num_parameters: float, scratch: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=1.3e9, help="of the checkpoint (default: 1.3e9)")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument(
+        "--parameters", type=float, default=1.3e9, help="number of parameters of the checkpoint (default: 1.3e9)"
+    )
+    parser.add_argument("--folder", type=Path, help="folder in which the temporary folder is created")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path, out = Path(folder) / "vae.pt", Path(folder) / "model"

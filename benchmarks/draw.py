@@ -1,8 +1,8 @@
-"""How long a picture takes, and how close a step is to what the machine allows.
+"""Benchmark of drawing: seconds per picture, and the time of a step relative to the limit of the machine.
 
 `python -m benchmarks.draw` prints a markdown table. A step of the engine reads every weight of the decoder once and
-multiplies it with every slot's row, so it can be no quicker than the slower of two things measured in the same run:
-reading that many bytes, and that many multiplications as one large matrix product.
+multiplies it for every slot. So its lower bound is the slower of two operations, both measured in the same run: reading
+that many bytes, and as many multiplications in one large matrix product.
 """
 
 import statistics
@@ -24,7 +24,7 @@ PROMPT = "a red panda, fluent 3d style emoji"
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median of several runs, after one to warm up."""
+    """Median duration of several runs, after one to warm up."""
     run()
     times = []
     for _ in range(repeats):
@@ -35,7 +35,7 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 
 def machine_limits() -> tuple[float, float]:
-    """Bytes read in a second, and floating-point operations in a second, float32."""
+    """Bytes read per second, and float32 operations per second."""
     block = torch.ones(2**26)
     reading = block.numel() * 4 / seconds(lambda: block.sum(), 9)
     matrix = torch.randn(2048, 2048)
@@ -44,7 +44,7 @@ def machine_limits() -> tuple[float, float]:
 
 
 def step_seconds(model: DALLE) -> float:
-    """Median time of a step with every slot busy."""
+    """Median duration of a step with every slot busy, in seconds."""
     engine = Engine(model.decoder, num_slots=NUM_SLOTS)
     assert model.text_tokenizer is not None
     text_ids = model.text_tokenizer.encode(PROMPT)
@@ -59,12 +59,12 @@ def step_seconds(model: DALLE) -> float:
     return statistics.median(times)
 
 
-def draw(
-    model: Annotated[str, typer.Option(help="Name or directory.")] = DEFAULT_MODEL,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch its own choice.")] = 0,
-    repeats: Annotated[int, typer.Option(help="Runs of which the median is taken.")] = 5,
+def print_timings(
+    model: Annotated[str, typer.Option(help="Name or directory of the model.")] = DEFAULT_MODEL,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 for the default of torch.")] = 0,
+    repeats: Annotated[int, typer.Option(help="Number of runs to take the median of.")] = 5,
 ) -> None:
-    """Time one picture, four pictures, and a step against the machine's limit."""
+    """Measure one picture, four pictures, and a step relative to the limit of the machine."""
     if threads:
         torch.set_num_threads(threads)
     start = time.perf_counter()
@@ -82,7 +82,7 @@ def draw(
         "load the model": f"{loading:.2f} s",
         "one picture": f"{one:.2f} s",
         "four pictures": f"{four:.2f} s, {4 / four:.1f} pictures/s",
-        f"a step of {NUM_SLOTS} rows": f"{1e3 * step:.2f} ms",
+        f"a step of {NUM_SLOTS} slots": f"{1e3 * step:.2f} ms",
         "the machine's limit for that step": f"{1e3 * limit:.2f} ms",
         "reading, multiplying": f"{reading / 1e9:.0f} GB/s, {product / 1e9:.0f} GFLOP/s",
         "step / limit": f"{step / limit:.2f}",
@@ -95,7 +95,7 @@ def draw(
 
 
 def main() -> None:
-    typer.run(draw)
+    typer.run(print_timings)
 
 
 if __name__ == "__main__":

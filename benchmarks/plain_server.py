@@ -1,4 +1,4 @@
-"""What a research demo does: a web framework, a model, a lock. The peer that `benchmarks.serving` measures against."""
+"""A server as in research demos, a web framework, a model and a lock: the baseline of `benchmarks.serving`."""
 
 import base64
 import threading

@@ -1,13 +1,12 @@
-"""The service against the bare engine, and against what research demos do, in one run on one machine.
+"""Benchmark of the service against the bare engine and a plain server, in one run on one machine.
 
-`python -m benchmarks.serving` starts one after the other a plain FastAPI server with a lock
-(`benchmarks.plain_server`) and the service on a Ray of its own, and has the engine in this process, all with the
-default model. It prints a markdown table and draws a plot: seconds for a picture alone, pictures a second when many
-ask, latency against offered load, the time to the first preview, and 64 clients at once.
+`python -m benchmarks.serving` starts a plain FastAPI server with a lock (`benchmarks.plain_server`), then the service
+on a local Ray, and runs the engine in this process, all with the default model. It prints a markdown table and draws a
+plot: seconds for a single picture, pictures per second under load, latency against offered load, the time to the first
+preview, and 64 clients at once.
 
-A machine is not equally quick all the time, by a fifth within a minute where it was written. So the engine and a server
-take turns, a few pictures each, and the ratio of each turn is what counts: its median is given, with the lowest and the
-highest.
+The speed of a machine varies, by a fifth within a minute where this was written. So the engine and a server take turns,
+a few pictures each, and are compared within a turn: the median of the ratios is given, with the lowest and the highest.
 """
 
 import asyncio
@@ -35,16 +34,17 @@ __all__ = ["main"]
 PROMPT = "a red panda, fluent 3d style emoji"
 GENERATIONS = "/v1/images/generations"
 LOADS = (0.25, 0.5, 0.75, 0.9)
-"""Offered load, as shares of what the bare engine draws."""
+"""Offered loads, as shares of the bare engine's pictures per second."""
 START_SECONDS = 180
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """Of requests for one picture each."""
+    """Latencies of requests for one picture each."""
 
     seconds: Sequence[float]
-    refused: int
+    rejected: int
+    """Number of requests rejected with status 429."""
     span: float
     """Seconds from the first request to the last answer."""
 
@@ -53,33 +53,33 @@ class Latencies:
 
     @property
     def rate(self) -> float:
-        """Pictures a second."""
+        """Pictures per second."""
         return len(self.seconds) / self.span
 
 
 def bare_engine(model: DALLE, num_alone: int, num_together: int) -> tuple[float, float]:
-    """(seconds for a picture alone, pictures a second in a full batch), pixels and PNGs included."""
+    """Returns seconds for a single picture, and pictures per second for many, pixels and PNGs included."""
 
-    def draw(n: int, seed: int) -> float:
+    def seconds_for(n: int, seed: int) -> float:
         start = time.perf_counter()
         for picture in model.generate(PROMPT, n=n, seed=seed):
             encode_image(picture.image, format="png", text=picture.receipt.to_text())
         return time.perf_counter() - start
 
-    draw(1, 0)
-    alone = statistics.median(draw(1, seed) for seed in range(num_alone))
-    return alone, num_together / draw(num_together, 0)
+    seconds_for(1, 0)
+    alone = statistics.median(seconds_for(1, seed) for seed in range(num_alone))
+    return alone, num_together / seconds_for(num_together, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """The engine and, right after it, a server."""
+    """One measurement of the engine and, right after it, of a server."""
 
     engine_alone: float
-    """Seconds for a picture."""
+    """Seconds for a single picture."""
     server_alone: float
     engine_rate: float
-    """Pictures a second, when many are asked for."""
+    """Pictures per second under load."""
     server_rate: float
 
     @property
@@ -92,7 +92,7 @@ class Turn:
 
 
 def take_turns(model: DALLE, url: str, num_turns: int) -> list[Turn]:
-    """Of 5 pictures alone and 32 at once each."""
+    """Measure turns of 5 single pictures and 32 under load, for the engine and for the server."""
     turns = []
     for _ in range(num_turns):
         engine_alone, engine_rate = bare_engine(model, 5, 32)
@@ -109,7 +109,7 @@ def take_turns(model: DALLE, url: str, num_turns: int) -> list[Turn]:
 
 @contextlib.contextmanager
 def server(*command: str, port: int) -> Iterator[str]:
-    """The address of a server process that is ready."""
+    """Start a server process, and yield its address when it is ready."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -133,8 +133,8 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-async def ask(client: httpx.AsyncClient, url: str, seed: int) -> float | None:
-    """Seconds for a picture; None if it was refused."""
+async def request_seconds(client: httpx.AsyncClient, url: str, seed: int) -> float | None:
+    """Request a picture. Returns the seconds until the response, None if it was rejected."""
     start = time.perf_counter()
     response = await client.post(url + GENERATIONS, json={"prompt": PROMPT, "seed": seed})
     if response.status_code == 429:
@@ -145,15 +145,15 @@ async def ask(client: httpx.AsyncClient, url: str, seed: int) -> float | None:
 
 def _latencies(answers: Sequence[float | None], span: float) -> Latencies:
     seconds = [one for one in answers if one is not None]
-    return Latencies(seconds=seconds, refused=len(answers) - len(seconds), span=span)
+    return Latencies(seconds=seconds, rejected=len(answers) - len(seconds), span=span)
 
 
 async def closed_loop(url: str, num_clients: int, num_each: int) -> Latencies:
-    """Clients that ask again as soon as they have an answer."""
+    """Latencies with clients that send their next request as soon as the previous one is answered."""
     async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
 
         async def one(number: int) -> list[float | None]:
-            return [await ask(client, url, number * num_each + i) for i in range(num_each)]
+            return [await request_seconds(client, url, number * num_each + i) for i in range(num_each)]
 
         start = time.perf_counter()
         answers = await asyncio.gather(*map(one, range(num_clients)))
@@ -161,19 +161,19 @@ async def closed_loop(url: str, num_clients: int, num_each: int) -> Latencies:
 
 
 async def open_loop(url: str, rate: float, num: int) -> Latencies:
-    """Requests that come at random times, `rate` of them a second on average, whatever has been answered."""
+    """Latencies with requests at random times, on average `rate` per second, however many are still unanswered."""
     gaps = np.random.default_rng(0).exponential(1 / rate, num)
     async with httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None)) as client:
         start = time.perf_counter()
         tasks = []
         for seed, gap in enumerate(gaps):
             await asyncio.sleep(gap)
-            tasks.append(asyncio.create_task(ask(client, url, seed)))
+            tasks.append(asyncio.create_task(request_seconds(client, url, seed)))
         return _latencies(await asyncio.gather(*tasks), time.perf_counter() - start)
 
 
 async def first_previews(url: str, num: int) -> tuple[float, float]:
-    """Median seconds to the first preview of three, and to the picture."""
+    """Median seconds to the first of three previews, and to the picture."""
     firsts, lasts = [], []
     async with httpx.AsyncClient(timeout=300) as client:
         for seed in range(num):
@@ -189,7 +189,7 @@ async def first_previews(url: str, num: int) -> tuple[float, float]:
 
 
 def plot(results: dict[str, dict[float, Latencies]], path: Path) -> None:
-    """Latency against offered load: the median as a line, up to the 95th percentile as a band."""
+    """Plot latency against offered load: the median as a line, and a band up to the 95th percentile."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,18 +205,18 @@ def plot(results: dict[str, dict[float, Latencies]], path: Path) -> None:
             [one.percentile(95) for one in points.values()],
             alpha=0.2,
         )
-    axes.set(xlabel="pictures asked for in a second", ylabel="seconds for a picture: median, to p95", yscale="log")
+    axes.set(xlabel="requested pictures per second", ylabel="seconds per picture: median to p95", yscale="log")
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="Requests at each load.")] = 120,
-    turns: Annotated[int, typer.Option(help="Turns of the engine and a server.")] = 12,
-    out: Annotated[Path, typer.Option(help="The plot.")] = Path("docs/pictures/latency.png"),
+    requests: Annotated[int, typer.Option(help="Number of requests at each load.")] = 120,
+    turns: Annotated[int, typer.Option(help="Number of turns of the engine and a server.")] = 12,
+    out: Annotated[Path, typer.Option(help="File that the plot is written to.")] = Path("docs/pictures/latency.png"),
 ) -> None:
-    """Measure and print a table."""
+    """Compare the service with the bare engine and a plain server; print tables and draw a plot."""
     model = DALLE.load()
     bare_engine(model, 1, 4)
     port = free_port()
@@ -245,28 +245,28 @@ def main(
                     _median(one.engine_rate for one in taken),
                     _median(one.server_rate for one in taken),
                     _spread(one.rate_ratio for one in taken),
-                    f"{crowd.percentile(50):.1f} / {crowd.percentile(99):.1f}, {crowd.refused}",
+                    f"{crowd.percentile(50):.1f} / {crowd.percentile(99):.1f}, {crowd.rejected}",
                 )
             )
             previews = asyncio.run(first_previews(url, 15)) if name == "this service" else None
     header = (
         "",
-        "alone: engine, s",
+        "single picture: engine, s",
         "server, s",
         "ratio",
-        "many: engine, pictures/s",
+        "under load: engine, pictures/s",
         "server, pictures/s",
         "ratio",
-        "64 at once: p50 / p99 s, refused",
+        "64 at once: p50 / p99 s, rejected",
     )
     print(_table([header, *rows]))
     print()
-    load_header = ("offered, pictures/s", *(f"{name}: p50 / p95 / p99 s, refused" for name in plots))
+    load_header = ("offered, pictures/s", *(f"{name}: p50 / p95 / p99 s, rejected" for name in plots))
     load_rows = [
         (
             f"{rate:.2f}",
             *(
-                " / ".join(f"{points[rate].percentile(p):.2f}" for p in (50, 95, 99)) + f", {points[rate].refused}"
+                " / ".join(f"{points[rate].percentile(p):.2f}" for p in (50, 95, 99)) + f", {points[rate].rejected}"
                 for points in plots.values()
             ),
         )

@@ -1,9 +1,9 @@
-"""Ten minutes of random requests and cancellations against a running service: does anything leak, break or change?
+"""Soak test: ten minutes of random requests and cancellations against a service, to find leaks, errors and changes.
 
-`python -m benchmarks.soak --url http://127.0.0.1:8000` (or without --url, against a service of its own). A few clients
-ask for pictures of a few seeds, plain and streamed. Some leave after a while, at their first preview, or cancel by
-`DELETE` there, so that most of what they leave behind has slots. At the end all slots must be free, the queue empty,
-memory where it was after the first minute, every answer one that was asked for, and every picture of a seed the same.
+`python -m benchmarks.soak --url http://127.0.0.1:8000` tests a running service; without --url it starts one. A few
+clients request pictures of a few seeds, plain and streamed. Some disconnect after a while or at their first preview, or
+cancel by `DELETE` at their first preview, when most of their pictures have slots. At the end all slots must be free,
+the queue empty, memory as after the first minute, every response as expected, and all pictures of a seed equal.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ from benchmarks.serving import GENERATIONS, PROMPT, free_port, server
 __all__ = ["main"]
 
 MAX_GROWTH = 1.1
-"""Of memory, from the first minute to the end."""
+"""Limit on memory at the end, as a multiple of memory after the first minute."""
 PATIENCE = (0.05, 0.3, 1.0)
-"""Seconds after which a client leaves that leaves before its answer has begun."""
-SOUND = ("drawn", "left", "left at a preview", "cancelled at a preview", "refused")
-"""What may become of a request."""
+"""Timeouts in seconds, after which a client disconnects."""
+EXPECTED = ("drawn", "disconnected", "disconnected at a preview", "cancelled at a preview", "rejected")
+"""Expected outcomes of a request."""
 
 
 class Soak:
-    """Clients, and what became of their requests."""
+    """Clients of a service, and the outcomes of their requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -58,42 +58,42 @@ class Soak:
         try:
             async with asyncio.timeout(patience):
                 if streamed:
-                    at_preview = chance.choice(["stay", "leave", "cancel"])
+                    at_preview = chance.choice(["stay", "disconnect", "cancel"])
                     async with http.stream("POST", self.url + GENERATIONS, json=body) as response:
                         return await self._stream(http, response, body, at_preview)
                 return self._whole(await http.post(self.url + GENERATIONS, json=body), body)
         except TimeoutError:
-            return "left"
+            return "disconnected"
         except httpx.HTTPError as error:
-            return f"broken: {type(error).__name__}"
+            return f"failed: {type(error).__name__}"
 
     def _whole(self, response: httpx.Response, body: dict[str, Any]) -> str:
         if response.status_code != 200:
-            return _refusal(response.status_code, response.content)
+            return _outcome_of_error(response.status_code, response.content)
         pictures = response.json()["data"]
         if len(pictures) != body["n"]:
-            return f"broken: {len(pictures)} of {body['n']} pictures"
+            return f"failed: {len(pictures)} of {body['n']} pictures"
         return self._compare(body, dict(enumerate(one["b64_json"] for one in pictures)))
 
     async def _stream(
         self, http: httpx.AsyncClient, response: httpx.Response, body: dict[str, Any], at_preview: str
     ) -> str:
         if response.status_code != 200:
-            return _refusal(response.status_code, await response.aread())
+            return _outcome_of_error(response.status_code, await response.aread())
         cancelled, pictures = False, dict[int, str]()
         async for kind, event in _events(response):
             if kind == "error":
                 code = event["error"]["code"]
-                return "cancelled at a preview" if cancelled and code == "request_cancelled" else f"broken: {code}"
+                return "cancelled at a preview" if cancelled and code == "request_cancelled" else f"failed: {code}"
             if kind.endswith("completed"):
                 pictures[event["index"]] = event["b64_json"]
-            elif at_preview == "leave":
-                return "left at a preview"
+            elif at_preview == "disconnect":
+                return "disconnected at a preview"
             elif at_preview == "cancel" and not cancelled:
                 cancelled = True
                 await http.delete(f"{self.url}/v1/requests/{response.headers['x-job-id']}")
         if len(pictures) != body["n"]:
-            return f"broken: a stream of {len(pictures)} of {body['n']} pictures"
+            return f"failed: a stream of {len(pictures)} of {body['n']} pictures"
         return self._compare(body, pictures)
 
     def _compare(self, body: dict[str, Any], pictures: dict[int, str]) -> str:
@@ -101,16 +101,16 @@ class Soak:
         for index, picture in pictures.items():
             digest = hashlib.sha256(picture.encode()).hexdigest()
             if self._pictures.setdefault((body["seed"], body["guidance_scale"], index), digest) != digest:
-                return "broken: another picture of the same seed"
+                return "failed: another picture of the same seed"
         return "drawn"
 
 
-def _refusal(status: int, content: bytes) -> str:
-    return "refused" if status == 429 else f"broken: {status} {json.loads(content)['error']['code']}"
+def _outcome_of_error(status: int, content: bytes) -> str:
+    return "rejected" if status == 429 else f"failed: {status} {json.loads(content)['error']['code']}"
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """(event, data) of a stream of server-sent events."""
+    """Yield (event, data) of a stream of server-sent events."""
     kind = ""
     async for line in response.aiter_lines():
         name, _, value = line.partition(": ")
@@ -121,7 +121,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, dict[str
 
 
 def memory() -> float:
-    """MB that the processes of the service's replicas hold."""
+    """Memory of the processes of the service's replicas, in MB."""
     total = 0
     for process in psutil.process_iter(["cmdline", "memory_info"]):
         if any("ray::ServeReplica:dalle" in word for word in process.info["cmdline"] or ()):
@@ -138,10 +138,10 @@ def metrics(url: str) -> dict[str, float]:
 
 
 def soak(url: str, minutes: float, clients: int) -> bool:
-    """Whether nothing leaked, broke or changed."""
+    """Run the clients. Returns whether nothing leaked, failed or changed."""
     run, start, first = Soak(url), time.monotonic(), 0.0
 
-    async def everybody() -> None:
+    async def run_clients() -> None:
         nonlocal first
         until = start + 60 * minutes
         tasks = [asyncio.create_task(run.client(random.Random(i), until)) for i in range(clients)]
@@ -149,25 +149,25 @@ def soak(url: str, minutes: float, clients: int) -> bool:
         first = memory()
         await asyncio.gather(*tasks)
 
-    asyncio.run(everybody())
+    asyncio.run(run_clients())
     time.sleep(5)
     last, at_the_end = memory(), metrics(url)
     print(f"requests: {dict(run.outcomes.most_common())}")
-    print(f"pictures compared with others of their seed: {run.num_pictures}")
+    print(f"pictures compared with others of the same seed: {run.num_pictures}")
     print(f"at the end: {at_the_end}")
     print(f"memory of the replicas: {first:.0f} MB after the first minute, {last:.0f} MB at the end")
     # a cancelled job may be in the step that runs, and in no further one
     free = not (at_the_end["slots_used"] or at_the_end["queue_length"])
     prompt = at_the_end["wasted_steps_total"] <= at_the_end["cancellations_total"]
-    return free and prompt and set(run.outcomes) <= set(SOUND) and last <= MAX_GROWTH * first
+    return free and prompt and set(run.outcomes) <= set(EXPECTED) and last <= MAX_GROWTH * first
 
 
 def main(
-    url: Annotated[str | None, typer.Option(help="A running service; by default one is started.")] = None,
-    minutes: float = 10,
-    clients: int = 4,
+    url: Annotated[str | None, typer.Option(help="Address of a running service; without it one is started.")] = None,
+    minutes: Annotated[float, typer.Option(help="Duration.")] = 10,
+    clients: Annotated[int, typer.Option(help="Number of clients that send requests at the same time.")] = 4,
 ) -> None:
-    """Exit code 0 if nothing leaked, broke or changed, else 1."""
+    """Run random requests and cancellations. The exit code is 0 if nothing leaked, failed or changed, else 1."""
     if url is not None:
         sys.exit(not soak(url, minutes, clients))
     port = free_port()

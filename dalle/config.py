@@ -1,4 +1,4 @@
-"""Configuration as data: frozen keyword-only dataclasses that check themselves and round-trip through JSON."""
+"""`Config`: base of frozen keyword-only dataclasses that validate their fields and round-trip through JSON."""
 
 import dataclasses
 import types
@@ -18,7 +18,7 @@ def require(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Base of every configuration. Subclasses are frozen keyword-only dataclasses and check their fields in
+    """Base of every configuration. Subclasses are frozen keyword-only dataclasses that validate their fields in
     `__post_init__`; fields may be numbers, strings, booleans, None, tuples of these, or other `Config`s."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -27,7 +27,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises `ConfigError` on an unknown key, a missing one, or a wrong type."""
+        """The inverse of `to_dict`. Raises `ConfigError` for an unknown or missing key, or a value of the wrong
+        type."""
         require(isinstance(values, dict), f"{cls.__name__} must be an object, not {type(values).__name__}")
         known = {field.name: field for field in dataclasses.fields(cls)}
         for key in values:
@@ -41,14 +42,14 @@ class Config:
 
 
 def require_at_least(config: Config, minimum: int, *names: str) -> None:
-    """Raise `ConfigError` unless each of these fields is at least so much."""
+    """Raise `ConfigError` unless each of the named fields is at least `minimum`."""
     for name in names:
         value = getattr(config, name)
         require(value >= minimum, f"{name} is {value}; it must be at least {minimum}")
 
 
 def require_multiple(config: Config, divisor: int, *names: str) -> None:
-    """Raise `ConfigError` unless each of these fields is a positive multiple of the divisor."""
+    """Raise `ConfigError` unless each of the named fields is a positive multiple of `divisor`."""
     for name in names:
         value = getattr(config, name)
         require(value > 0 and value % divisor == 0, f"{name} is {value}; it must be a multiple of {divisor}")

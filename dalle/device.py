@@ -1,4 +1,4 @@
-"""Which device to run on."""
+"""The device to run on, by name."""
 
 import torch
 
@@ -8,9 +8,9 @@ __all__ = ["choose_device"]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name. `auto` is CUDA if there is one, else the CPU; other names are torch's.
+    """The torch device with this name. `auto` is CUDA if it is available, else the CPU.
 
-    Raises `ParameterError` for a name that torch does not know, and for a device that is not there.
+    Raises `ParameterError` for a name that torch does not know, and for a device that is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,16 +1,16 @@
-"""What a caller can do wrong, as exceptions.
+"""Exceptions for a caller's mistakes.
 
     DalleError (ValueError)      a caller's mistake: the message has the value and the limit
     ├── ConfigError              a configuration that contradicts itself, or an unknown key
     ├── PromptError              a prompt that is empty or too long
-    │   └── NegativePromptError  the same of a negative prompt
+    │   └── NegativePromptError  a negative prompt that is too long
     ├── ParameterError           a sampling or generation parameter outside its range
     ├── ImageError               a picture that cannot be read, or has the wrong size
     ├── CheckpointError          a model directory that is missing, damaged, foreign or too new
     ├── DataError                training data that is missing, damaged or stamped by another tokenizer
     └── EngineError              a request that the engine cannot take
 
-The library's own mistakes are asserts, never one of these.
+Bugs of the library itself raise AssertionError, never one of these.
 """
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class DalleError(ValueError):
-    """A caller's mistake. Catch this to catch them all."""
+    """A caller's mistake: the base class of every error that the library raises on purpose."""
 
 
 class ConfigError(DalleError):

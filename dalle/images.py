@@ -1,9 +1,9 @@
-"""Pictures in and out: files and bytes to PIL, PIL to tensors, PIL to bytes.
+"""Reading, converting and writing pictures: files and bytes to PIL, PIL to tensors and back, PIL to bytes.
 
-The tensor space of the whole library is float32 of shape (C, H, W), or (B, C, H, W), in [-1, 1]. Three channels are
-red, green and blue. Four are the same premultiplied by alpha, and alpha: -1 is transparent, and what is transparent is
--1 in every channel. PIL images are RGB or, with straight alpha, RGBA. Sizes are (height, width), as in tensors. Colour
-profiles are not applied.
+Picture tensors are float32 of shape (C, H, W) or (B, C, H, W) in [-1, 1] throughout the library. Three channels are
+red, green and blue. Four channels are red, green and blue premultiplied by alpha, then alpha; a fully transparent pixel
+is -1 in every channel. PIL images are RGB, or RGBA with straight alpha. Sizes are (height, width), as in tensors.
+Colour profiles are not applied.
 """
 
 import io
@@ -52,18 +52,18 @@ Background = Literal["transparent", "opaque", "auto"]
 DrawnBackground = Literal["transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20
-# Only these: Pillow has readers that run other programs, and readers that nobody has attacked yet.
+# Pillow's other readers stay off: some run external programs, and many are rarely tested with hostile files.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 LOSSY_QUALITY = 90
 GUTTER = 8
 LABEL_LINES = 4
 CHECKERS = (255, 232)
-"""Greys of the checkerboard behind transparency."""
+"""Grey levels of the checkerboard that shows transparency in a contact sheet."""
 
 
 def to_tensor(image: Image.Image, *, channels: int = 3) -> torch.Tensor:
-    """A picture as float32 of shape (channels, H, W) in [-1, 1]. With 3 channels transparency goes over white; with 4
-    it is kept, and colours are premultiplied by it."""
+    """Convert a picture to float32 of shape (channels, H, W) in [-1, 1]. With 3 channels transparency is composited
+    over white; with 4 it is kept, and colours are premultiplied by alpha."""
     assert channels in (3, 4), channels
     if channels == 3:
         pixels = torch.from_numpy(np.array(to_rgb(image)))
@@ -72,16 +72,17 @@ def to_tensor(image: Image.Image, *, channels: int = 3) -> torch.Tensor:
 
 
 def premultiplied(pixels: torch.Tensor) -> torch.Tensor:
-    """Straight RGBA (..., 4, H, W), uint8, as float32 of the same shape in [-1, 1], colours premultiplied by alpha."""
+    """Convert straight RGBA (..., 4, H, W), uint8, to float32 in [-1, 1] with colours premultiplied by alpha."""
     scaled = pixels.float() / 255
     colours, alpha = scaled[..., :3, :, :], scaled[..., 3:, :, :]
     return 2 * torch.cat([colours * alpha, alpha], dim=-3) - 1
 
 
 def composite(images: torch.Tensor, background: float | torch.Tensor = 1.0) -> torch.Tensor:
-    """Images (..., C, H, W) in [-1, 1] over a background, as (..., 3, H, W): those of 3 channels as they are.
+    """Composite images (..., C, H, W) in [-1, 1] over a background: (..., 3, H, W). Images of 3 channels are returned
+    unchanged.
 
-    background: a grey in [0, 1], by default white; or colours in [0, 1] that broadcast to (..., 3, H, W).
+    background: a grey level in [0, 1], by default white; or colours in [0, 1] that broadcast to (..., 3, H, W).
     """
     if images.shape[-3] == 3:
         return images
@@ -91,9 +92,9 @@ def composite(images: torch.Tensor, background: float | torch.Tensor = 1.0) -> t
 
 def to_pil(tensor: torch.Tensor) -> Image.Image:
     """The inverse of `to_tensor`: (3, H, W) or (4, H, W) of any float type, clamped to [-1, 1] and rounded to the
-    nearest of 256; four channels become RGBA.
+    nearest of 256 levels, becomes an RGB or RGBA image.
 
-    Raises `ImageError` for another shape, and for values that are not finite.
+    Raises `ImageError` for another shape or type, and for values that are not finite.
     """
     if tensor.ndim != 3 or tensor.shape[0] not in (3, 4) or not tensor.is_floating_point():
         raise ImageError(f"a picture is a float tensor (3 or 4, H, W), not {tensor.dtype} {tuple(tensor.shape)}")
@@ -101,7 +102,7 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
         raise ImageError("the picture has values that are not finite")
     scaled = (tensor.detach().float().clamp(-1, 1) + 1) * 127.5
     if len(scaled) == 4:
-        # alpha is rounded first: colours are to be right over it as it is stored
+        # alpha is rounded first: colours are divided by the alpha that is stored
         alpha = scaled[3:].round()
         colours = torch.where(alpha > 0, scaled[:3] * 255 / alpha.clamp_min(1), 0.0)
         scaled = torch.cat([colours.clamp_max(255), alpha])
@@ -113,11 +114,11 @@ def to_pil(tensor: torch.Tensor) -> Image.Image:
 def open_image(
     source: ImageSource, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = READABLE
 ) -> Iterator[Image.Image]:
-    """A file's header as a PIL image that is not decoded yet, for the body of a `with`.
+    """Open a file in a `with` statement, as a PIL image whose header is read and whose pixels are not decoded yet.
 
-    max_pixels: height x width beyond which the file is refused before any pixel is decoded.
-    Raises `ImageError`, with the file's name and the reason, for a file that cannot be read, and for whatever Pillow
-    raises in the body: its decoders fail on a damaged file in many ways.
+    max_pixels: height x width beyond which the file is rejected before any pixel is decoded.
+    Raises `ImageError`, with the file's name and the reason, for a file that cannot be read, and for any other
+    exception in the body: Pillow's decoders fail on damaged files with many types of exception.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the picture")
@@ -137,12 +138,12 @@ def open_image(
 def load_image(
     source: ImageSource, *, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS, mode: Mode = "RGB"
 ) -> Image.Image:
-    """A PNG, JPEG, WebP, GIF, BMP or TIFF (its first frame) as an upright picture without metadata.
+    """Load the first frame of a PNG, JPEG, WebP, GIF, BMP or TIFF as an upright picture without metadata.
 
-    EXIF orientation is honoured.
-    mode: RGB lays transparency over white, RGBA keeps it; a picture without is opaque then.
-    size: (height, width) of the result: the largest centred rectangle of these proportions, resized (Lanczos).
-    max_pixels: height x width beyond which a file is refused before it is decoded.
+    EXIF orientation is applied.
+    mode: RGB composites transparency over white; RGBA keeps it, and a picture without transparency becomes opaque.
+    size: (height, width) of the result: the largest centred rectangle of these proportions is resized (Lanczos).
+    max_pixels: height x width beyond which a file is rejected before it is decoded.
     Raises `ImageError` for a file that cannot be read, `ParameterError` for a size below 1.
     """
     if size is not None and min(size) < 1:
@@ -160,11 +161,13 @@ def encode_image(
     quality: int | None = None,
     text: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The bytes of an image file. PNG and WebP keep the transparency of an RGBA picture; JPEG has it over white.
+    """Encode a picture as the bytes of an image file. PNG and WebP keep the transparency of an RGBA picture; for JPEG
+    it is composited over white.
 
-    quality: 1..100 of JPEG and WebP, 90 if not given; PNG is lossless and has none.
-    text: written into a PNG as UTF-8 chunks (iTXt); keys are 1..79 Latin-1 characters. JPEG and WebP take none.
-    Raises `ParameterError` for these, `ImageError` for a picture larger than the format holds.
+    quality: JPEG/WebP quality, 1..100 (default 90); PNG is lossless and takes none.
+    text: text chunks of a PNG, written as UTF-8 (iTXt); keys are 1..79 Latin-1 characters. JPEG and WebP take none.
+    Raises `ParameterError` for an invalid format, quality or text, `ImageError` for a picture larger than the format
+    allows.
     """
     if format not in ("png", "jpeg", "webp"):
         raise ParameterError(f"format is {format!r}; it must be png, jpeg or webp")
@@ -189,9 +192,12 @@ def encode_image(
 
 
 def chosen_background(background: str, *, mode: Mode, model: str, format: ImageFormat = "png") -> DrawnBackground:
-    """The background of a picture of a model that draws in `mode`, written as `format`: `auto` is transparent where
-    both can be, `opaque` is white. Raises `ParameterError`, which names the model, for a transparent one where one of
-    them cannot, and for another value."""
+    """Resolve the parameter `background` for a model that draws in `mode` and a file in `format`: `auto` is transparent
+    where the model and the format both support it, and opaque otherwise; `opaque` is white.
+
+    Raises `ParameterError` for `transparent` where the model, which is named, or the format has no transparency, and
+    for any other value.
+    """
     if background not in get_args(Background):
         raise ParameterError(f"background is {background[:80]!r}; it must be transparent, opaque or auto")
     if background == "transparent" and mode == "RGB":
@@ -207,19 +213,19 @@ def chosen_background(background: str, *, mode: Mode, model: str, format: ImageF
 
 
 def with_background(image: Image.Image, background: DrawnBackground) -> Image.Image:
-    """A picture as a model draws it, RGB or RGBA, with its background: an opaque one is RGB, over white."""
+    """Apply a background to a picture that a model drew, RGB or RGBA: an opaque one is RGB, composited over white."""
     return image if background == "transparent" else to_rgb(image)
 
 
 def contact_sheet(
     images: Sequence[Image.Image], *, labels: Sequence[str] | None = None, columns: int | None = None
 ) -> Image.Image:
-    """Pictures side by side on white, in reading order, near-square unless `columns` says otherwise.
+    """Arrange pictures in a grid on white, in reading order; the grid is near-square unless `columns` is given.
 
     An RGBA picture lies on a light checkerboard, whose squares are a sixteenth of its shorter side, at least 4 pixels.
-    labels: one for each picture, drawn under it: wrapped to the cell, cut with an ellipsis after four lines. The font
-        is Pillow's own, which has little more than ASCII: other letters are drawn as boxes.
-    Raises `ParameterError` without pictures, for another number of labels, and for columns below 1.
+    labels: one for each picture, drawn under it, wrapped to the cell and truncated with an ellipsis after four lines.
+        The font is Pillow's own, which has little more than ASCII: other letters are drawn as boxes.
+    Raises `ParameterError` for no pictures, for another number of labels, and for columns below 1.
     """
     if not images:
         raise ParameterError("a contact sheet needs at least one picture")
@@ -252,7 +258,7 @@ def contact_sheet(
 
 
 def _checkerboard(size: tuple[int, int]) -> Image.Image:
-    """Opaque squares for a picture of (width, height) pixels, light in the upper left corner."""
+    """A checkerboard of `size` (width, height) pixels as opaque RGBA, light in the upper left corner."""
     side = max(4, min(size) // 16)
     columns, rows = (np.arange(length) // side for length in size)
     greys = np.array(CHECKERS, dtype=np.uint8)[(rows[:, None] + columns) % 2]
@@ -260,8 +266,8 @@ def _checkerboard(size: tuple[int, int]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB: transparency over white, 16-bit greys scaled. Raises `ImageError` for 32-bit greys,
-    whose range is unknown."""
+    """Convert a picture of any mode to RGB: transparency is composited over white, 16-bit greys are scaled. Raises
+    `ImageError` for 32-bit greys, whose range is unknown."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16"):
@@ -276,20 +282,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgba(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGBA with straight alpha, opaque where it knows no transparency. Raises `ImageError` as
-    `to_rgb` does."""
+    """Convert a picture of any mode to RGBA with straight alpha; one without transparency becomes opaque. Raises
+    `ImageError` as `to_rgb` does."""
     if image.mode == "RGBA":
         return image
     return image.convert("RGBA") if image.has_transparency_data else to_rgb(image).convert("RGBA")
 
 
 def to_mode(image: Image.Image, mode: Mode) -> Image.Image:
-    """A picture of any mode as RGB, transparency over white, or as RGBA. Raises `ImageError` as `to_rgb` does."""
+    """Convert a picture of any mode with `to_rgb` or `to_rgba`. Raises `ImageError` as they do."""
     return to_rgb(image) if mode == "RGB" else to_rgba(image)
 
 
 def has_transparency(image: Image.Image) -> bool:
-    """Whether any pixel of a picture is not opaque."""
+    """Whether any pixel of the picture is not fully opaque."""
     if not image.has_transparency_data:
         return False
     return bool((np.asarray(image.convert("RGBA").getchannel("A")) < 255).any())
@@ -311,7 +317,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def _label_lines(label: str, font: Font, width: int) -> list[str]:
-    """At most LABEL_LINES lines that fit the width; the last one ends in an ellipsis if there was more."""
+    """Wrap a label into at most LABEL_LINES lines that fit the width; the last ends in an ellipsis if text was cut."""
     lines = list(islice(_wrapped(label, font, width), LABEL_LINES + 1))
     if len(lines) > LABEL_LINES:
         last = lines[LABEL_LINES - 1]

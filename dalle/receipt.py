@@ -1,8 +1,8 @@
-"""What a picture says about how it was made: written into a PNG as text chunks, and read back.
+"""`Receipt`: how a picture was made, written into a PNG as text chunks and read back.
 
-A receipt has all that is needed to make the picture again, and the codes that came out, for a replay to be compared
-with. Every chunk but the codes is readable in any viewer of PNG text. A file comes from anywhere: what is read is
-bounded in size, never evaluated, and a malformed chunk is one `ImageError` that names it.
+A receipt has everything that is needed to make the picture again, and the codes that were drawn, to compare a replay
+with. Every chunk but the codes is readable in any viewer of PNG text. Files are not trusted: text is limited in size
+and never evaluated, and a malformed chunk raises an `ImageError` that names it.
 """
 
 import base64
@@ -32,7 +32,7 @@ __all__ = [
     "unpack_codes",
 ]
 
-# A grid of 1024 x 1024: far beyond any model, and 4 MiB at most when a hostile file asks for it.
+# A grid of 1024 x 1024 is far beyond any model, and takes at most 4 MiB if a hostile file declares it.
 MAX_CODES = 2**20
 MAX_CHUNK_CHARACTERS = 8 * 2**20
 SOFTWARE = "dalle "
@@ -44,13 +44,13 @@ Scalar = str | int | float | bool | None
 class Receipt:
     """How one picture was made. Raises `ParameterError` for a value outside its range.
 
-    seed: of the request, in [0, 2^63).
-    index: of the picture in its request, 0 or more.
-    parameters: the sampling parameters by name: strings, finite numbers, booleans, None. Besides these, where they
-        matter: `kept`, `truncate`, and `background` for a model that draws transparency.
+    seed: seed of the request, in [0, 2^63).
+    index: index of the picture in its request, 0 or more.
+    parameters: sampling parameters by name: strings, finite numbers, booleans or None. `kept` and `truncate` are there
+        if they were used, `background` if the model draws transparency.
     model, model_digest: the model's name, and its digest in lowercase hexadecimal.
-    codes: the grid, H rows of W code ids in 0..2^32 - 1.
-    version: of this library.
+    codes: the grid of codes, H rows of W ids in 0..2^32 - 1.
+    version: version of this library that drew the picture.
     """
 
     prompt: str
@@ -83,7 +83,7 @@ class Receipt:
         _require(0 <= lowest <= highest < 2**32, f"codes has ids in {lowest}..{highest}; they must be in 0..2^32 - 1")
 
     def to_text(self) -> dict[str, str]:
-        """The chunks of a PNG, for the `text` of `dalle.images.encode_image`."""
+        """The receipt as text chunks of a PNG, for the parameter `text` of `dalle.images.encode_image`."""
         chunks = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -108,7 +108,7 @@ class Receipt:
                 raise ImageError(f"the receipt's {key!r} has more than {MAX_CHUNK_CHARACTERS} characters")
         try:
             return cls(
-                # Pillow hands out a subclass of str that compares and pickles otherwise.
+                # Pillow returns a subclass of str that compares and pickles differently.
                 prompt=str(text["prompt"]),
                 negative_prompt=str(text["negative_prompt"]) if "negative_prompt" in text else None,
                 seed=_integer("seed", text["seed"]),
@@ -124,14 +124,14 @@ class Receipt:
 
 
 def kept_mask(kept: Sequence[int]) -> str:
-    """Which codes of a picture were given, as the parameter `kept` tells it: a bit for each code in raster order, set
+    """Encode which codes of a picture were given, for the parameter `kept`: one bit for each code in raster order, set
     unless the code is -1, in hexadecimal; the first code is the highest bit of the first digit."""
     bits = "".join("01"[int(code) >= 0] for code in kept)
     return "".join(f"{int(bits[i : i + 4].ljust(4, '0'), 2):x}" for i in range(0, len(bits), 4))
 
 
 def read_kept_mask(mask: str, num_codes: int) -> tuple[bool, ...]:
-    """The inverse of `kept_mask`. Raises `ImageError` for a text of another form or length."""
+    """The inverse of `kept_mask`. Raises `ImageError` for text of another form or length."""
     if len(mask) != math.ceil(num_codes / 4) or re.fullmatch("[0-9a-f]*", mask) is None:
         raise ImageError(f"kept is {mask[:80]!r}; it must have a hexadecimal digit for every four of {num_codes} codes")
     bits = "".join(f"{int(digit, 16):04b}" for digit in mask)
@@ -139,9 +139,9 @@ def read_kept_mask(mask: str, num_codes: int) -> tuple[bool, ...]:
 
 
 def read_receipt(path: str | os.PathLike[str]) -> Receipt:
-    """The receipt of a PNG file.
+    """Read the receipt of a PNG file.
 
-    Raises `ImageError` for a file that is not a PNG, is damaged, carries no receipt (naming what is missing), or a
+    Raises `ImageError` for a file that is not a PNG, is damaged, has no receipt (naming the missing chunks), or has a
     malformed one.
     """
     with open_image(path, formats=("PNG",)) as image:
@@ -152,9 +152,9 @@ def read_receipt(path: str | os.PathLike[str]) -> Receipt:
 
 
 def describe(receipt: Receipt) -> str:
-    """The receipt for a person: one line for each field, longer texts indented.
+    """Format a receipt for a terminal: one line for each field, with further lines of a value indented.
 
-    Control characters and marks that reorder a line are escaped: a prompt from anywhere is shown on a terminal.
+    Control characters and marks that reorder a line are escaped, since a prompt is not trusted.
     """
     height, width = len(receipt.codes), len(receipt.codes[0])
     fields = {
@@ -180,7 +180,8 @@ def _require(condition: bool, message: str) -> None:
 
 
 def pack_codes(codes: Sequence[Sequence[int]]) -> str:
-    """`uint16 HxW BASE64`, the ids row by row, little-endian, as one zlib stream; uint32 where an id needs it."""
+    """Encode a grid as `uint16 HxW BASE64`: ids row by row, little-endian, in one zlib stream; uint32 if an id needs
+    it."""
     dtype = "uint16" if max(map(max, codes)) < 2**16 else "uint32"
     grid = np.array(codes, dtype=np.dtype(dtype).newbyteorder("<"))
     packed = base64.b64encode(zlib.compress(grid.tobytes(), 9)).decode()
@@ -188,7 +189,7 @@ def pack_codes(codes: Sequence[Sequence[int]]) -> str:
 
 
 def unpack_codes(text: str) -> tuple[tuple[int, ...], ...]:
-    """The inverse of `pack_codes`. Raises `ParameterError`."""
+    """The inverse of `pack_codes`. Raises `ParameterError` for text that `pack_codes` did not write."""
     match = re.fullmatch(r"(uint16|uint32) ([1-9][0-9]{0,6})x([1-9][0-9]{0,6}) ([A-Za-z0-9+/]+={0,2})", text)
     if match is None:
         raise ParameterError("codes is not of the form 'uint16 HxW BASE64'")
@@ -198,7 +199,7 @@ def unpack_codes(text: str) -> tuple[tuple[int, ...], ...]:
     size = height * width * dtype.itemsize
     stream = zlib.decompressobj()
     try:
-        # One byte more than was promised tells a stream that is too long; a bomb is never unpacked further.
+        # One byte more than declared is enough to detect a stream that is too long; a bomb is not unpacked further.
         content = stream.decompress(base64.b64decode(match[4], validate=True), size + 1)
     except (ValueError, zlib.error) as error:
         raise ParameterError(f"codes cannot be unpacked: {error}") from error
@@ -229,11 +230,11 @@ def _version(text: str) -> str:
     return text.removeprefix(SOFTWARE)
 
 
-# C0 and C1 controls but the line feed; line and paragraph separators, and the bidirectional marks; not the joiners that
-# make one emoji of several.
+# C0 and C1 controls except the line feed, line and paragraph separators, and bidirectional marks. Zero-width joiners,
+# which combine several emoji into one, are printable.
 UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """A text from anywhere, fit for a terminal: its control characters and reordering marks as \\uXXXX."""
+    """Escape control characters and reordering marks as \\uXXXX, so that untrusted text is safe on a terminal."""
     return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

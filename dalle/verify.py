@@ -1,7 +1,7 @@
-"""Whether a picture is what its receipt says: its codes decoded and compared with its pixels, or drawn again.
+"""Verification of pictures against their receipts: decode the codes and compare pixels, or also draw the codes again.
 
-Decoding shows that pixels and codes belong together; a prompt or a seed in the receipt that is another one than the
-picture was drawn from is seen only when it is drawn again. Neither shows who drew it.
+Decoding shows that pixels and codes belong together. A receipt whose prompt or seed was changed is detected only by
+drawing again. Neither check shows who made the picture.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from dalle.receipt import Receipt, read_kept_mask
 __all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 
 ROUNDING = 1.5
-"""Of 255: a pixel may be rounded otherwise on another processor, or with another number of threads, by 1; and colours
-premultiplied by alpha, whose own rounding is in it, by half as much again."""
+"""Largest accepted difference between a pixel of the file and a decoded one, for values in 0..255. Another processor or
+another number of threads may round a pixel differently by 1; premultiplying by a rounded alpha adds up to 0.5."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found of one picture."""
+    """The result of verifying one picture."""
 
     kind: Literal["good", "altered", "damaged", "other model", "no receipt"]
     reason: str
 
 
 def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
-    """What keeps a model from decoding the codes of a receipt; None if nothing does."""
+    """Why a model cannot decode the codes of a receipt; None if it can."""
     layout, size = model.decoder.layout, model.decoder.config.codebook_size
     height, width, highest = len(receipt.codes), len(receipt.codes[0]), max(map(max, receipt.codes))
     if (height, width) != (layout.grid_height, layout.grid_width) or highest >= size:
@@ -53,26 +53,26 @@ def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
 
 @torch.inference_mode()
 def picture_of_receipt(model: DALLE, receipt: Receipt) -> Image.Image:
-    """The picture of the codes of a receipt, with the background that the receipt tells. Raises `ParameterError` for a
-    background that the model does not draw."""
+    """Decode the codes of a receipt to a picture with the receipt's background. Raises `ParameterError` for a
+    background that the model does not support."""
     asked = str(receipt.parameters.get("background", "auto"))
     background = chosen_background(asked, mode=model.image_mode, model=model.name)
     return with_background(model.decode(torch.tensor(receipt.codes)), background)
 
 
 def _premultiplied(image: Image.Image) -> NDArray[np.float32]:
-    """(H, W, 4) in 0..255: colours as they count, and alpha; what is transparent has no colour."""
+    """Pixels (H, W, 4) in 0..255: colours premultiplied by alpha, so that transparent pixels are equal, and alpha."""
     pixels = np.array(to_rgba(image), dtype=np.float32)
     pixels[..., :3] *= pixels[..., 3:] / 255
     return pixels
 
 
 class Verifier:
-    """Compares pictures with their receipts; holds the models that it needed so far."""
+    """Compares pictures with their receipts; keeps the models that it has loaded."""
 
     def __init__(self, *, model: str | Path | None = None, resample: bool = False, device: str = "auto") -> None:
-        """model: the one that pictures must be of; None looks for each picture's among those that are here.
-        resample: draw again, besides. Raises `DalleError` for a model that is not here."""
+        """model: the only model that pictures may come from; None finds each picture's model among those installed.
+        resample: also draw the codes again and compare them. Raises `DalleError` for a model that is not installed."""
         self.resample = resample
         self.device = device
         self._models: dict[str, DALLE] = {}
@@ -84,7 +84,7 @@ class Verifier:
 
     @torch.inference_mode()
     def verify(self, path: Path) -> Verdict:
-        """Judge one PNG."""
+        """Verify one PNG file."""
         try:
             with open_image(path, formats=("PNG",)) as image:
                 pixels = _premultiplied(image)
@@ -93,20 +93,20 @@ class Verifier:
         except ImageError as error:
             return Verdict(kind="damaged", reason=str(error))
         if not text.keys() & {"codes", "model_digest"}:
-            return Verdict(kind="no receipt", reason="nothing in it says how it was made")
+            return Verdict(kind="no receipt", reason="its text chunks do not say how it was made")
         try:
             receipt = Receipt.from_text(text)
         except ImageError as error:
             return Verdict(kind="altered", reason=str(error))
         if num_frames > 1:
-            return Verdict(kind="altered", reason=f"it has {num_frames} pictures in it, which a viewer shows in turns")
+            return Verdict(kind="altered", reason=f"it is an animation of {num_frames} frames")
         model = self._model_of(receipt)
         if model is None:
             digest = f"{receipt.model_digest[:12]}..."
             return Verdict(kind="other model", reason=f"it is of the model {receipt.model[:80]!r}, digest {digest}")
         fault = None
         if receipt.model != model.name:
-            fault = f"its model is called {receipt.model[:80]!r}, and the one of its digest {model.name!r}"
+            fault = f"its receipt names the model {receipt.model[:80]!r}, but its digest is that of {model.name!r}"
         fault = fault or self._fault_of_pixels(model, receipt, pixels)
         if fault is None and self.resample:
             fault = self._fault_when_drawn_again(model, receipt)
@@ -132,7 +132,7 @@ class Verifier:
         try:
             image = picture_of_receipt(model, receipt)
         except ParameterError as error:
-            return f"its receipt cannot be right: {error}"
+            return f"its receipt is invalid: {error}"
         decoded = _premultiplied(image)
         if decoded.shape != pixels.shape:
             sizes = [f"{height} x {width}" for height, width, _ in (pixels.shape, decoded.shape)]
@@ -145,11 +145,11 @@ class Verifier:
 
     @staticmethod
     def _fault_when_drawn_again(model: DALLE, receipt: Receipt) -> str | None:
-        """Draw it again: at the shape of a step that `DALLE.generate` has."""
+        """Draw the codes again, with the batch shape of a step in `DALLE.generate`, and compare them."""
         parameters = dict(receipt.parameters)
         codes = list(chain.from_iterable(receipt.codes))
         try:
-            parameters.pop("background", None)  # pixels have been compared with it; codes do not depend on it
+            parameters.pop("background", None)  # checked with the pixels; codes do not depend on it
             kept = None
             if mask := parameters.pop("kept", None):
                 given = read_kept_mask(str(mask), len(codes))
@@ -166,8 +166,8 @@ class Verifier:
             )
             drawn = Engine(model.decoder, num_slots=NUM_SLOTS).run([request])[0].tolist()
         except DalleError as error:
-            return f"it cannot have been drawn from what its receipt says: {error}"
+            return f"it cannot be drawn from its receipt: {error}"
         different = sum(one != other for one, other in zip(drawn, codes, strict=True))
         if different:
-            return f"drawn again from its receipt, {different} of {len(codes)} codes are others"
+            return f"drawn again from its receipt, {different} of {len(codes)} codes differ"
         return None

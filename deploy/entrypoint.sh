@@ -3,16 +3,16 @@
 #
 #   deploy/entrypoint.sh head            the first node: Ray, then the application of serving/config.yaml
 #   deploy/entrypoint.sh worker          a further node, of the cluster at DALLE_RAY_ADDRESS
-#   deploy/entrypoint.sh check node      does Ray run here? does the service answer here, all its models ready?
-#   deploy/entrypoint.sh check service   Exit code 0 says yes; for health checks.
-#   deploy/entrypoint.sh config          prints what `head` deploys
+#   deploy/entrypoint.sh check node      health check: exit code 0 if Ray runs here
+#   deploy/entrypoint.sh check service   health check: exit code 0 if the service answers here and its models are ready
+#   deploy/entrypoint.sh config          prints the configuration that `head` deploys
 #
-# `head` and `worker` stay in the foreground, and end well on SIGTERM. python, ray and serve have to be on the PATH.
-# Ray wants a token, in a file that RAY_AUTH_TOKEN_PATH names or from `ray get-auth-token --generate`.
+# `head` and `worker` stay in the foreground, and shut down in order on SIGTERM. python, ray and serve must be on the
+# PATH. Ray needs a token, in a file that RAY_AUTH_TOKEN_PATH names or from `ray get-auth-token --generate`.
 set -eu
 cd "$(dirname "$0")/.."
 
-# Prefixes: DALLE_RAY_ is read here, DALLE_SERVE_ by the service too, RAY_ by Ray.
+# Variables: DALLE_RAY_... are read by this script, DALLE_SERVE_... by this script and the service, RAY_... by Ray.
 : "${DALLE_RAY_CONFIG:=serving/config.yaml}"
 : "${DALLE_RAY_ADDRESS:=127.0.0.1:6379}"
 : "${DALLE_RAY_PORT:=6379}"
@@ -26,26 +26,26 @@ cd "$(dirname "$0")/.."
 : "${DALLE_RAY_DRAIN_SECONDS:=130}"
 dashboard=http://127.0.0.1:$DALLE_RAY_DASHBOARD_PORT
 
-# Whoever reaches a Ray port without a token may run what he likes. It takes an explicit `disabled` to do without.
+# Without a token anyone who reaches a port of Ray can run code. Only an explicit `disabled` turns it off.
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
-# Compose can set a variable to nothing, but not leave it out; Ray takes the empty address for one.
+# Compose can set a variable to an empty value, but not unset it, and Ray would take it for an address.
 [ -n "${RAY_REDIS_ADDRESS:-}" ] || unset RAY_REDIS_ADDRESS
-# A proxy for the way out is no way to this machine itself.
+# Requests to this machine itself do not go through a proxy.
 export NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 export no_proxy="$NO_PROXY"
-# Errors of Serve's own proxy have the service's form; see serving/proxy.py.
+# Gives errors of Serve's own proxy the service's format; see serving/proxy.py.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="${RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH:-serving.proxy:middlewares}"
-# Ray is nice to others on the machine, and its own processes come before those that draw. Here drawing comes first.
+# By default Ray gives the processes that draw a lower priority than its own. Here they have the same.
 export RAY_worker_niceness="${RAY_worker_niceness:-0}"
-# Replicas are processes of Ray and import the application by name.
+# Replicas are processes of Ray, and import the application by name.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 say() {
     echo "entrypoint: $*" >&2
 }
 
-# config [empty|url]: the Serve configuration, as the environment wants it; the same without its applications; the URL
-# of the service on this machine.
+# config [empty|url]: prints the Serve configuration with the environment applied; with `empty` without its applications;
+# with `url` the URL of the service on this machine instead.
 config() {
     python - "$DALLE_RAY_CONFIG" "${1:-all}" <<'PYTHON'
 import os
@@ -61,7 +61,7 @@ with open(path, encoding="utf-8") as file:
 http = config["http_options"]
 http["host"] = os.environ.get(PREFIX + "HOST") or http["host"]
 http["port"] = int(os.environ.get(PREFIX + "PORT") or http["port"])
-# The service takes `args` over the environment. Here the environment is the nearer one: what it names leaves `args`.
+# In the service `args` override the environment. Here the environment wins: fields that it sets are removed from `args`.
 for name in os.environ:
     if name.startswith(PREFIX):
         *outer, field = name.removeprefix(PREFIX).lower().split("__")
@@ -83,12 +83,12 @@ else:
 PYTHON
 }
 
-# answers URL: does a GET succeed?
+# answers URL: succeeds if a GET does.
 answers() {
     python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5).close()' "$1" 2>/dev/null
 }
 
-# connects HOST:PORT: does somebody listen there?
+# connects HOST:PORT: succeeds if a server listens there.
 connects() {
     python - "$1" 2>/dev/null <<'PYTHON'
 import socket
@@ -107,7 +107,7 @@ check() {
     esac
 }
 
-# node OPTION...: becomes `ray start`, with the options of every node.
+# node OPTION...: replaces this process by `ray start`, with the options of every node.
 node() {
     set -- "$@" --block --disable-usage-stats \
         "--temp-dir=$DALLE_RAY_TEMP_DIR" \
@@ -123,7 +123,7 @@ running() {
     kill -0 "$ray" 2>/dev/null
 }
 
-# deploy [empty]
+# deploy [empty]: deploys the output of `config`.
 deploy() {
     file=$(mktemp)
     status=0
@@ -132,10 +132,10 @@ deploy() {
     return "$status"
 }
 
-# Takes the application away and waits until it is gone: its replicas end what they have begun, and the proxy lives on
-# to pass it to the callers. `serve shutdown` kills the proxy first, and every answer on its way with it.
+# Deletes the application and waits until it is gone: its replicas finish their requests, and the proxy passes on the
+# responses. `serve shutdown` would kill the proxy first, and with it every response on its way.
 drain() {
-    say "no more requests; ending those that run"
+    say "no new requests; finishing those that run"
     deploy empty || return 0
     end=$(($(date +%s) + DALLE_RAY_DRAIN_SECONDS))
     while running && [ "$(date +%s)" -lt "$end" ]; do
@@ -144,15 +144,15 @@ drain() {
         fi
         sleep 1
     done
-    say "some requests did not end in $DALLE_RAY_DRAIN_SECONDS s"
+    say "some requests were not finished within $DALLE_RAY_DRAIN_SECONDS s"
 }
 
-# stop STATUS
+# stop STATUS: drains the application, stops Ray and exits.
 stop() {
     trap '' TERM INT
     [ -z "$deployed" ] || drain
     if [ -n "$ray" ]; then
-        # This node's processes alone: `ray stop` ends those of every cluster on the machine.
+        # Only this node's processes: `ray stop` would end those of every cluster on the machine.
         kill -TERM "$ray" 2>/dev/null || true
         wait "$ray" || true
     fi
@@ -160,7 +160,7 @@ stop() {
     exit "$1"
 }
 
-# fail MESSAGE
+# fail MESSAGE: stops with status 1.
 fail() {
     say "$1"
     stop 1
@@ -170,7 +170,7 @@ start_head() {
     ray=
     deployed=
     trap 'stop 0' TERM INT
-    # Ray waits for a node to be empty before it ends. The head never is, and the application is gone by then.
+    # Ray drains a node before it stops. The head never becomes empty, and the application is gone by then.
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
     set -- --head \
         "--port=$DALLE_RAY_PORT" \
@@ -206,12 +206,12 @@ start_head() {
 }
 
 start_worker() {
-    # A worker that starts before its head would give up, and be started again, and again.
+    # A worker that starts before its head would fail, and be restarted again and again.
     until connects "$DALLE_RAY_ADDRESS"; do
         say "waiting for the head at $DALLE_RAY_ADDRESS"
         sleep 2
     done
-    # On SIGTERM Ray moves the replicas to other nodes, or lets them end what they have begun, for so long.
+    # On SIGTERM Ray moves the replicas to other nodes, or lets them finish their requests, for at most this time.
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="$DALLE_RAY_DRAIN_SECONDS"
     node "--address=$DALLE_RAY_ADDRESS"
 }

@@ -1,9 +1,9 @@
-"""`python -m serving`: the service on this machine, or on the Ray cluster that is there.
+"""`python -m serving`: run the service on this machine, or on the Ray cluster that RAY_ADDRESS names.
 
     python -m serving --port 8000
     python -m serving --model emoji --model ./my-model --limits.max-n 4
 
-Every setting can be a flag, an environment variable (DALLE_SERVE_...) or a line of the YAML file given with --config.
+Every setting can be a flag, an environment variable (DALLE_SERVE_...) or a key of the YAML file given with --config.
 """
 
 import argparse
@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 
 class _Command(Settings):
-    """Serve pictures from prompts over HTTP: a page, OpenAI's images API, and metrics."""
+    """Serve a text-to-image model over HTTP: OpenAI's images API, a web page, and metrics for Prometheus."""
 
     model_config = SettingsConfigDict(
         **(
@@ -46,13 +46,13 @@ class _Command(Settings):
     )
 
     model: tuple[str, ...] = Field(default=())
-    """A model's name or directory; several times for several models. Short for `--models`."""
+    """Name or directory of a model; repeat it for several models. Short for `--models`."""
     config: Path | None = None
-    """YAML file with settings; flags and the environment win over it."""
+    """YAML file with settings; flags and the environment override it."""
 
 
 def main() -> None:
-    """Start the service and stay until it is asked to stop."""
+    """Start the service and run it until SIGINT or SIGTERM."""
     try:
         settings = _settings(sys.argv[1:])
         # replicas have working directories of their own
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _settings(arguments: list[str]) -> Settings:
-    """Flags over the environment over the file."""
+    """Settings from flags, which override the environment, which overrides the file of --config."""
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config")
     if path := file.parse_known_args(arguments)[0].config:
@@ -97,7 +97,7 @@ def _serve(settings: Settings) -> None:
     options = {
         "host": settings.host,
         "port": settings.port,
-        # the service answers at its own deadline, in words; this ends what that did not
+        # the service answers with an error at its own deadline; this ends requests that it did not
         "request_timeout_s": settings.limits.deadline + 30,
     }
     serve.start(http_options=options, proxy_location="HeadOnly")
@@ -107,14 +107,14 @@ def _serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     stop.wait()
-    print("stopping: requests that run are ended first; once more to stop at once", flush=True)
+    print("stopping: running requests are finished first; interrupt again to stop at once", flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     until = time.monotonic() + settings.limits.deadline
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < until:
             with contextlib.suppress(TimeoutError):  # after a minute
-                serve.delete("dalle")  # waits for its replicas; a shutdown kills the proxy and its answers first
+                serve.delete("dalle")  # waits for the replicas; a shutdown would kill the proxy, and its answers, first
                 break
     with contextlib.suppress(KeyboardInterrupt, TimeoutError):
         serve.shutdown()  # type: ignore[no-untyped-call]
@@ -122,18 +122,20 @@ def _serve(settings: Settings) -> None:
 
 
 def _all_cores(settings: Settings, num_cpus: int) -> Settings:
-    """On a machine of its own a model has an even share of the cores that are left by those that say how many they
-    take. Raises `ConfigError` if none are left: Ray would wait for them without end."""
-    silent = [model for model in settings.models if "num_cpus" not in model.model_fields_set]
-    taken = sum(model.num_cpus * model.max_replicas for model in settings.models if model not in silent)
-    num_replicas = sum(model.max_replicas for model in silent)
+    """Give models that do not set num_cpus an even share of the cores that the others leave.
+
+    Raises `ConfigError` if none are left: Ray would wait for them forever.
+    """
+    unset = [model for model in settings.models if "num_cpus" not in model.model_fields_set]
+    taken = sum(model.num_cpus * model.max_replicas for model in settings.models if model not in unset)
+    num_replicas = sum(model.max_replicas for model in unset)
     left = num_cpus - taken
-    if left < 0 or (silent and not left):
+    if left < 0 or (unset and not left):
         raise ConfigError(f"models with num_cpus take {taken:g} CPUs, and this machine has {num_cpus} for all models")
     share = left / max(1, num_replicas)
     share = math.floor(share) if share >= 1 else math.floor(100 * share) / 100
     models = tuple(
-        model.model_copy(update={"num_cpus": share}) if model in silent else model for model in settings.models
+        model.model_copy(update={"num_cpus": share}) if model in unset else model for model in settings.models
     )
     return settings.model_copy(update={"models": models})
 

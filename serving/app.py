@@ -1,4 +1,4 @@
-"""The only wiring: settings in, a Ray Serve application out. `serve deploy` and `python -m serving` both come here."""
+"""The wiring: makes a Ray Serve application of settings, for `serve deploy` and for `python -m serving`."""
 
 import logging
 import sys
@@ -23,13 +23,13 @@ __all__ = ["Ingress", "application", "build"]
 logger = logging.getLogger(__name__)
 
 SLACK = 64
-"""Calls that a replica takes beyond its slots and queue, so that it is the engine that refuses, in words."""
+"""Calls that Serve passes to a replica beyond its slots and queue, so that the engine refuses them with a reason."""
 INGRESS_CALLS = 1024
 
 
 @serve.ingress()
 class Ingress:
-    """The HTTP side on a replica."""
+    """A replica of the ingress, which serves HTTP."""
 
     def __init__(self, settings: dict[str, Any], models: dict[str, DeploymentHandle[Any]]) -> None:
         stay_on_loopback()
@@ -37,18 +37,18 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._settings = Settings(**settings)
-        self._app = create_app(RayBackend(models, own), self._settings, tell_request_id=False)
+        self._app = create_app(RayBackend(models, own), self._settings, send_request_id=False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Change limits of requests and callers while the service runs: what is not named is as in the settings."""
+        """Change limits of requests and callers while the service runs. The settings apply to limits not named."""
         try:
             limits = LimitSettings(**(self._settings.limits.model_dump() | user_config))
         except ValidationError as error:
-            # raised, it would make Serve kill a service that is well
-            logger.error("user_config is refused, and the limits stay as they were: %s", mistakes(error))
+            # if it were raised, Serve would kill a healthy replica
+            logger.error("user_config is rejected, and the limits stay as they were: %s", mistakes(error))
             return
         self._app.state.callers.limits = limits
 
@@ -66,13 +66,13 @@ def _log_to_stderr() -> None:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application from the `args` of a Serve configuration: fields of `Settings`. Raises `ConfigError`."""
+    """The application for the `args` of a Serve configuration, which are fields of `Settings`. Raises `ConfigError`."""
     return application(load_settings(args))
 
 
 def application(settings: Settings) -> Application:
-    """The application: an ingress, and a deployment for each model."""
-    models = {model.id: _generator(model, settings.limits) for model in settings.models}
+    """The application for these settings: the ingress, and a deployment for each model."""
+    models = {model.id: _deployment(model, settings.limits) for model in settings.models}
     ingress = serve.deployment(
         name=INGRESS,
         num_replicas=settings.ingress_replicas,
@@ -85,7 +85,7 @@ def application(settings: Settings) -> Application:
     return ingress.bind(settings.model_dump(mode="json"), models)
 
 
-def _generator(model: ModelSettings, limits: LimitSettings) -> Application:
+def _deployment(model: ModelSettings, limits: LimitSettings) -> Application:
     scaled = model.max_replicas > model.min_replicas
     autoscaling = AutoscalingConfig(
         min_replicas=model.min_replicas,

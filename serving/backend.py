@@ -1,67 +1,33 @@
-"""What the ingress needs of the models, whoever runs them: this process, or Ray."""
+"""`Backend`: the contract between the ingress and whatever runs the models, be it this process or Ray."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, suppress
 from typing import Protocol
 
-from serving.engine.async_engine import AsyncEngine
-from serving.jobs import FAILED, EngineFailedError, Event, Job, ModelInfo
+from serving.jobs import Event, Job, ModelInfo
 
-__all__ = ["Backend", "LocalBackend"]
+__all__ = ["Backend"]
 
 
 class Backend(Protocol):
-    """Models by id. All methods may be called at any time, from one event loop."""
+    """Models by id. All methods can be called at any time, from one event loop."""
 
     @property
     def names(self) -> Sequence[str]:
-        """Of the models, loaded or not, the default first."""
+        """Ids of all models, loaded or not, the default first."""
 
     def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
-        """As `AsyncEngine.draw`, but an engine that fails is a refusal too. Leaving the iterator early cancels the
-        job."""
+        """Draw a job. The first event is `Accepted` or `Refused`; then previews and pictures follow, until all are
+        drawn or the job is `Refused`, also because an engine failed. Leaving the iterator early cancels the job."""
 
     async def cancel(self, job_id: str, owner: str) -> bool:
-        """Stop somebody's job wherever it runs. False if nobody knows it."""
+        """Stop a job of this owner, wherever it runs. False if there is no such job."""
 
     async def models(self) -> list[ModelInfo]:
-        """Of every model that has been loaded, the default first."""
+        """Facts about every model that has been loaded, the default first."""
 
     async def ready(self) -> set[str]:
-        """Ids of the models that could draw right now: asked anew each time."""
+        """Ids of the models that can draw now, never from a cache."""
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
-        """Prometheus texts of all engines and all ingresses, with the labels that tell them apart. `own` is that of
-        the ingress that asks."""
-
-
-class LocalBackend:
-    """Engines in this process: for tests and for a service without Ray."""
-
-    def __init__(self, engines: Mapping[str, AsyncEngine]) -> None:
-        self.engines = engines
-        self.names = list(engines)
-
-    async def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
-        async with aclosing(self.engines[model].draw(job)) as events:
-            try:
-                async for event in events:
-                    yield event
-            except EngineFailedError:
-                yield FAILED
-
-    async def cancel(self, job_id: str, owner: str) -> bool:
-        return any(engine.cancel(job_id, owner) for engine in self.engines.values())
-
-    async def models(self) -> list[ModelInfo]:
-        infos = []
-        for engine in self.engines.values():
-            with suppress(EngineFailedError):
-                infos.append(engine.info())
-        return infos
-
-    async def ready(self) -> set[str]:
-        return {info.id for info in await self.models()}
-
-    async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
-        return [({}, text) for text in (own, *(engine.metrics.text() for engine in self.engines.values()))]
+        """Metrics of all engines and ingresses in Prometheus' text format, with labels that distinguish them. `own`
+        is the text of the calling ingress."""

@@ -1,6 +1,6 @@
-"""What lies behind the pictures of a request: the one question of a body's that needs the library to be answered.
+"""The background of a request's pictures: the one check of a body's field that needs the library.
 
-`errors` and `schemas` do without the library: Ray Serve's proxy imports them, and its process stays light.
+It stands apart from `errors` and `schemas`, which Ray Serve's proxy imports: its process loads no torch.
 """
 
 from dalle.errors import ParameterError
@@ -12,7 +12,7 @@ __all__ = ["background_of"]
 
 
 def background_of(fields: Fields, model: str, mode: Mode) -> DrawnBackground:
-    """The background that a request's pictures get of a model whose pictures have this mode. Raises `ApiError`."""
+    """The background of a request's pictures, for a model that draws in this mode. Raises `ApiError`."""
     try:
         return chosen_background(fields.background, mode=mode, model=model, format=fields.output_format)
     except ParameterError as error:

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: a status and a body with all four keys, on every path."""
+"""Errors in OpenAI's format: a status, and a body whose error has all four keys, on every path."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -20,22 +20,22 @@ __all__ = [
     "content_type",
     "field_error",
     "internal_error",
-    "refused",
+    "to_http",
     "wrong_type",
 ]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 405, 408, 409, 413, 415, 429, 431, 500, 503)
 }
-"""For the OpenAPI document: what any endpoint may answer."""
+"""Error responses that the OpenAPI document lists for every endpoint."""
 
 _CODES = {one.value: one.phrase.lower().replace(" ", "_").replace("-", "_") for one in HTTPStatus}
 NO_RETRY = frozenset({"request_cancelled", "deadline_exceeded"})
-"""OpenAI's clients repeat requests with some statuses by themselves; with these it would only be wasted."""
+"""Codes of errors that a retry cannot mend. OpenAI's clients retry some statuses, unless a header says not to."""
 
 
 class ApiError(HTTPException):
-    """An answer that is no success."""
+    """A response with an error status."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class ApiError(HTTPException):
 
 
 def internal_error() -> ApiError:
-    """A mistake of ours, of which a caller learns nothing more."""
+    """The response to an unexpected exception. Its cause is in the log only."""
     return ApiError(500, "the service has failed; the error is in its log", code="internal_error")
 
 
-def refused(event: Refused) -> ApiError:
-    """What a model's refusal is over HTTP."""
+def to_http(event: Refused) -> ApiError:
+    """The HTTP error for a refusal by a model."""
     headers = {}
     if event.retry_after is not None:
         headers["Retry-After"] = str(max(1, ceil(event.retry_after)))
@@ -84,7 +84,7 @@ def refused(event: Refused) -> ApiError:
 
 
 def field_error(errors: list[Any], known: list[str]) -> ApiError:
-    """What pydantic found wrong with a body, the first of it, in words. `known` are the names of all fields."""
+    """The first of pydantic's errors about a body. `known`: names of all fields, for a hint at the nearest one."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     name, given = ".".join(place) or None, first.get("input")
@@ -114,7 +114,8 @@ def field_error(errors: list[Any], known: list[str]) -> ApiError:
 
 
 def check_output(fields: Fields, model: str, image_size: tuple[int, int]) -> None:
-    """Whether the model makes pictures as they are asked for; image_size is (height, width). Raises `ApiError`."""
+    """Validate a request's size and compression against a model with this image_size (height, width). Raises
+    `ApiError`."""
     size = f"{image_size[1]}x{image_size[0]}"
     if fields.size not in ("auto", size):
         message = f"size is {fields.size[:80]!r}; the model {model} draws {size}: send that, or auto"
@@ -125,11 +126,11 @@ def check_output(fields: Fields, model: str, image_size: tuple[int, int]) -> Non
 
 
 def content_type(request: Request) -> str:
-    """That of the body, without parameters; "" for none."""
+    """Content type of the body, without its parameters; "" if there is none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def wrong_type(request: Request, expected: str) -> ApiError:
-    """A body of another content type."""
+    """The error for a body of another content type than expected."""
     given = request.headers.get("content-type", "none")
     return ApiError(415, f"the content type is {given[:80]!r}; expected {expected}", code="unsupported_media_type")

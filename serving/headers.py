@@ -1,4 +1,4 @@
-"""Headers of every answer, be it ours or that of Serve's proxy: what a browser may do with it."""
+"""Security headers of every response, also of those that Serve's proxy makes itself."""
 
 __all__ = ["SECURITY_HEADERS"]
 

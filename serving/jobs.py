@@ -1,4 +1,4 @@
-"""What passes between the parts of the service: a job goes to a model, events come back. Plain data, picklable."""
+"""Jobs that the ingress sends to a model, and the events that come back. Plain data that can be pickled."""
 
 import dataclasses
 from typing import Any, Literal
@@ -19,79 +19,81 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """A picture of which some codes are kept, made ready for a model."""
+    """A picture of which some codes are kept, cropped and resized for a model."""
 
     pixels: bytes
-    """Row by row, of the model's height and width."""
+    """Raw pixels, row by row, of the model's height and width."""
     mode: Literal["RGB", "RGBA"] = "RGB"
     """RGBA, with straight alpha, for a model that draws transparency."""
     keep: tuple[bool, ...]
-    """For each code, row by row, whether it is kept; the others are drawn."""
+    """For each code, in reading order, whether it is kept; the others are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Pictures to draw of one prompt with one seed."""
+    """A request for pictures of one prompt with one seed."""
 
     id: str
     owner: str
-    """Who asked for it, and may cancel it."""
+    """Name of the caller who sent it, and who alone can cancel it."""
     caller: str
-    """For whose sake: callers are served in turn."""
+    """Key of its turn in the queue, where callers take turns: a caller, or one of a caller's users."""
     prompt: str | None
     negative_prompt: str | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Sampling parameters; those left out are the model's own."""
+    """Sampling parameters; the model's defaults apply to the others."""
     seed: int
     indices: tuple[int, ...]
-    """One picture for each; at least one."""
+    """Index of each picture to draw; at least one."""
     given: Given | None = None
     deadline: float
-    """In seconds since the epoch: clocks of one cluster agree well enough."""
+    """Time by which all pictures must be finished, in seconds since the epoch. The clocks of a cluster are assumed to
+    agree."""
     num_previews: int = 0
-    """Of each picture."""
+    """Previews of each picture."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
     quality: int | None = None
     background: Literal["transparent", "opaque"] = "opaque"
-    """As it was decided for this model and this format."""
+    """Background that was chosen for this model and this format."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """The first event of a job that will be done in time."""
+    """The first event of a job that is accepted: it is predicted to finish by its deadline."""
 
     position: int
-    """Pictures of others that will get slots before its first."""
+    """Pictures of other jobs that will get slots before its first one."""
     estimate: float
-    """Seconds until all its pictures are done."""
+    """Predicted seconds until all its pictures are finished."""
     num_text_tokens: int
+    """Tokens of the prompt."""
     num_kept_codes: int
-    """Of one picture."""
+    """Codes that each picture keeps of a given one."""
     fingerprint: str
-    """Of the engine, and of all else that decides the bytes of a picture besides the request."""
+    """Hash of everything besides the request that decides the bytes of a picture."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused:
-    """The last event of a job that is not done, be it at once or on the way. Pictures that came before it are good."""
+    """The last event of a job that is refused on arrival, or stopped later. Pictures that came before it are valid."""
 
     status: int
     code: str
     message: str
     param: str | None = None
     retry_after: float | None = None
-    """Seconds after which it is worth trying again."""
+    """Seconds after which a retry can succeed; None if a retry is not suggested."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preview:
-    """A picture that is still being drawn; rows to come are blank."""
+    """A picture that is still being drawn; the part that is not drawn yet is grey."""
 
     index: int
     number: int
-    """0 for a picture's first preview."""
+    """Number of the preview among those of its picture, from 0."""
     num_codes: int
-    """That it has so far."""
+    """Codes of the picture so far."""
     image: bytes
 
 
@@ -103,7 +105,7 @@ class Drawn:
     image: bytes
     codes: list[list[int]]
     queue_seconds: float
-    """From its job's arrival until it had slots."""
+    """Time from the arrival of its job until it got slots."""
 
 
 Event = Accepted | Preview | Drawn | Refused
@@ -111,26 +113,27 @@ Event = Accepted | Preview | Drawn | Refused
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What the ingress must know of a model."""
+    """Facts about a loaded model that the ingress needs."""
 
     id: str
     digest: str
     height: int
     width: int
-    rows: int
-    """Of codes."""
+    grid_rows: int
+    """Number of grid rows: rows of codes in a picture."""
     num_codes: int
     max_prompt_tokens: int
     image_mode: Literal["RGB", "RGBA"] = "RGB"
     """RGBA for a model that draws transparency, else RGB."""
     sampling: dict[str, Any]
+    """Default sampling parameters."""
     created: int
     """When it was loaded, in seconds since the epoch."""
 
 
 class EngineFailedError(RuntimeError):
-    """An engine is gone or stuck: what it was drawing is lost, and may be drawn elsewhere."""
+    """An engine that has died or is stuck: its pictures are lost, and another engine can draw them."""
 
 
 FAILED = Refused(status=500, code="engine_failed", message="the picture could not be made; try again")
-"""What a caller is told of a fault of ours."""
+"""Refusal that a caller gets for an unexpected exception."""

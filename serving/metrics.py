@@ -1,4 +1,4 @@
-"""What the service tells Prometheus. Every replica has a registry of its own; `/metrics` of the ingress joins them."""
+"""Metrics for Prometheus. Every replica has a registry of its own; the ingress joins them at `/metrics`."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +14,7 @@ WAIT_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class EngineMetrics:
-    """Of one engine."""
+    """Metrics of one engine."""
 
     def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
@@ -31,54 +31,62 @@ class EngineMetrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return labelled(Histogram, name, text, buckets=buckets)  # type: ignore[return-value]
 
-        self.queue_length = gauge("queue_length", "Pictures that wait for slots")
-        self.slots = gauge("slots", "Slots of the engine")
-        self.slots_used = gauge("slots_used", "Slots that have a row")
-        self.queue_seconds = histogram("queue_seconds", "From a picture's arrival until it had slots", WAIT_SECONDS)
-        self.steps = counter("steps", "Steps of the engine")
-        self.step_seconds = histogram("step_seconds", "Time of a step", STEP_SECONDS)
-        self.first_preview_seconds = histogram(
-            "first_preview_seconds", "From a job's arrival until its first preview", WAIT_SECONDS
+        self.queue_length = gauge("queue_length", "Pictures that are queued for slots")
+        self.slots = gauge("slots", "Slots of the engine: its largest batch size")
+        self.slots_used = gauge("slots_used", "Slots that pictures hold")
+        self.queue_seconds = histogram(
+            "queue_seconds", "Seconds from a picture's arrival until it got slots", WAIT_SECONDS
         )
-        self.decode_seconds = histogram("decode_seconds", "Codes to pixels, one picture", STEP_SECONDS)
-        self.pictures = counter("pictures", "Pictures drawn to the end")
-        self.codes = counter("codes", "Codes drawn")
-        self.cancellations = counter("cancellations", "Jobs that were cancelled, or stopped at their deadline")
-        self.wasted_steps = counter("wasted_steps", "Steps run for a job after its cancellation was asked for")
-        self.discarded_steps = counter("discarded_steps", "Steps whose codes a cancelled job threw away")
+        self.steps = counter("steps", "Steps that the engine has run")
+        self.step_seconds = histogram("step_seconds", "Seconds of a step", STEP_SECONDS)
+        self.first_preview_seconds = histogram(
+            "first_preview_seconds", "Seconds from a job's arrival until its first preview", WAIT_SECONDS
+        )
+        self.decode_seconds = histogram(
+            "decode_seconds", "Seconds in which the codes of a picture or preview become pixels", STEP_SECONDS
+        )
+        self.pictures = counter("pictures", "Pictures that were finished")
+        self.codes = counter("codes", "Codes that were drawn")
+        self.cancellations = counter("cancellations", "Jobs that were cancelled or stopped at their deadline")
+        self.wasted_steps = counter("wasted_steps", "Steps that were run for a job after it was cancelled")
+        self.discarded_steps = counter(
+            "discarded_steps", "Steps whose codes were discarded because their job was stopped"
+        )
         self._refusals = Counter(
-            "dalle_refusals", "Jobs that were refused", ["model", "reason"], registry=self.registry
+            "dalle_refusals", "Jobs that were refused, by reason", ["model", "reason"], registry=self.registry
         )
         self._model = model
 
-    def refused(self, reason: str) -> None:
+    def count_refusal(self, reason: str) -> None:
         self._refusals.labels(self._model, reason).inc()
 
     def text(self) -> str:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
 
 class HTTPMetrics:
-    """Of one ingress."""
+    """Metrics of one ingress."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter("dalle_http_requests", "Requests", ["path", "status"], registry=self.registry)
+        self._requests = Counter(
+            "dalle_http_requests", "HTTP requests, by path and status", ["path", "status"], registry=self.registry
+        )
         self._seconds = Histogram(
             "dalle_http_seconds",
-            "From a request's arrival until the end of its answer",
+            "Seconds from a request's arrival until the end of its response",
             ["path"],
             buckets=WAIT_SECONDS,
             registry=self.registry,
         )
 
-    def answered(self, path: str, status: int, seconds: float) -> None:
+    def count_response(self, path: str, status: int, seconds: float) -> None:
         self._requests.labels(path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
     def text(self) -> str:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
 
 
@@ -98,7 +106,7 @@ class _Joined(Collector):
 
 
 def join(texts: Iterable[tuple[Mapping[str, str], str]]) -> bytes:
-    """Several replicas' metrics as one text: a family once, its samples with the labels of where they come from."""
+    """Merge the metrics of several replicas: each family appears once, its samples with the labels of their source."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Joined(texts))
     return generate_latest(registry)

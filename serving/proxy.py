@@ -1,6 +1,6 @@
-"""What Serve's proxy is taught: its own errors have OpenAI's body too, and callers cannot steer it by headers.
+"""Middleware for Ray Serve's proxy: its own errors get OpenAI's body, and its control headers are removed.
 
-The proxy answers in plain text when it has no ingress to ask, and fails when it loses one in the middle. Ray calls
+The proxy answers in plain text when no ingress is available, and fails when it loses one during a response. Ray calls
 `middlewares` in the proxy's process if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
@@ -19,16 +19,17 @@ logger = logging.getLogger(__name__)
 
 CALLBACK = "serving.proxy:middlewares"
 STEERING = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
-"""Headers by which a caller could shorten a request to a plain-text 408, or outlive its own connection."""
+"""Headers of Serve with which a caller could set a timeout, and get a plain-text 408, or keep a request running after
+it has disconnected."""
 MESSAGES = {
     408: "the request took longer than the service allows",
-    500: "the part of the service that had this request has died; send it again",
-    503: "the service is not there yet, or is overloaded; try again in a moment",
+    500: "the process that handled this request has died; try again",
+    503: "the service is starting or overloaded; try again in a moment",
 }
 
 
 class ProxyErrors:
-    """Turns a plain-text error into OpenAI's body; everything else passes as it is."""
+    """Replaces the body of a plain-text error by OpenAI's; everything else passes unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,7 +46,7 @@ class ProxyErrors:
             headers = SECURITY_HEADERS | ({"Retry-After": "2"} if status in (500, 503) else {})
             if request_id is not None:
                 headers["X-Request-ID"] = request_id
-            error = ApiError(status, MESSAGES.get(status, "the service cannot answer this"), headers=headers)
+            error = ApiError(status, MESSAGES.get(status, "the service cannot answer this request"), headers=headers)
             await error.response()(scope, receive, send)
 
         async def send_in_form(message: Message) -> None:
@@ -64,14 +65,14 @@ class ProxyErrors:
             await self.app(scope, receive, send_in_form)
         except Exception:
             if started:
-                raise  # whoever reads the stream sees it break off
+                raise  # the reader of the stream sees it break off
             logger.exception("the proxy has failed")
         finally:
-            if not started:  # also when it was cancelled, or has ended without a word: it does when an ingress dies
-                # Serve gives a request its id by a header, if it has none
+            if not started:  # also after a cancellation, or an end without a response, as when an ingress dies
+                # Serve adds this header to a request that has none
                 await send_error(500, Headers(scope=scope).get("x-request-id"))
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve, which calls this where the proxy starts."""
+    """The middleware to install; Ray Serve calls this when the proxy starts."""
     return [Middleware(ProxyErrors)]

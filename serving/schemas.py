@@ -1,7 +1,7 @@
-"""Bodies of requests and answers: OpenAI's wire format for pictures, and what we add to it.
+"""Bodies of requests and responses: OpenAI's wire format for images, with additional fields.
 
-Fields that an autoregressive model cannot honour are known here by name, so that they are refused with the reason and
-not as unknown.
+Fields of other servers that an autoregressive model cannot honour are listed in `UNSUPPORTED`, so that they are refused
+with the reason and not as unknown.
 """
 
 from typing import Annotated, Any, Literal
@@ -29,44 +29,44 @@ MAX_PROMPT_LENGTH = 32000
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_LENGTH)]
 
 UNSUPPORTED = {
-    "style": "a model draws in the styles that it was trained on; name one in the prompt",
-    "num_inference_steps": "an autoregressive model draws each code once; steps belong to diffusion",
-    "strength": "an autoregressive model keeps codes or draws them; see keep_rows and mask",
-    "guidance_rescale": "it belongs to diffusion",
-    "eta": "it belongs to diffusion",
-    "scheduler": "it belongs to diffusion",
+    "style": "the style belongs in the prompt; the model knows the styles that it was trained on",
+    "num_inference_steps": "an autoregressive model draws each code once; steps are a parameter of diffusion models",
+    "strength": "an autoregressive model either keeps a code or draws it; use keep_rows or mask",
+    "guidance_rescale": "it is a parameter of diffusion models",
+    "eta": "it is a parameter of diffusion models",
+    "scheduler": "it is a parameter of diffusion models",
     "true_cfg_scale": "use guidance_scale",
-    "generator_device": "noise does not depend on a device here",
-    "input_fidelity": "a picture is kept code by code or not at all; see keep_rows and mask",
+    "generator_device": "the noise does not depend on the device",
+    "input_fidelity": "an autoregressive model either keeps a code or draws it; use keep_rows or mask",
     "complexity": "a picture has a fixed number of codes",
-    "frame_count": "the models draw still pictures",
-    "frame_duration_ms": "the models draw still pictures",
-    "svg": "the models draw pixels",
-    "lora": "models are served whole",
+    "frame_count": "the models draw still pictures only",
+    "frame_duration_ms": "the models draw still pictures only",
+    "svg": "the models draw pixels, not vector graphics",
+    "lora": "models are served without adapters",
 }
-"""Fields of OpenAI and of other servers that cannot be honoured, and why."""
+"""Fields of OpenAI and other servers that cannot be honoured, with the reason."""
 
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
     @classmethod
-    def may_be_left_out(cls, name: str) -> bool:
-        """Whether a request may come without this field. So may it with the fields that it may not come with."""
+    def is_optional(cls, name: str) -> bool:
+        """Whether a request may omit this field, and so may send null for it. Unsupported fields count as optional."""
         field = cls.model_fields.get(name)
         return name in UNSUPPORTED if field is None else not field.is_required()
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: Any) -> Any:
-        """OpenAI's clients send null for what is not given."""
+        """Drop nulls of optional fields: OpenAI's clients send null for a parameter that is not given."""
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if value is not None or not cls.may_be_left_out(name)}
+        return {name: value for name, value in values.items() if value is not None or not cls.is_optional(name)}
 
 
-def _tell_nulls(schema: dict[str, Any]) -> None:
-    """Adds to the schema of a JSON body that what may be left out may be null."""
+def _allow_nulls(schema: dict[str, Any]) -> None:
+    """Declare optional fields as nullable in the schema of a JSON body."""
     for name, field in schema["properties"].items():
         if name not in schema["required"] and {"type": "null"} not in field.get("anyOf", ()):
             kind = {key: field.pop(key) for key in field.keys() - {"title", "description", "default"}}
@@ -74,69 +74,92 @@ def _tell_nulls(schema: dict[str, Any]) -> None:
 
 
 class _Common(_Body):
-    """What every request for pictures may say."""
+    """Fields of every request for pictures."""
 
     model: str | None = None
+    """Id of the model (default: the first one that `GET /v1/models` lists)."""
     n: int = Field(default=1, ge=1)
+    """Number of pictures; the service sets the limit."""
     size: str = "auto"
-    """`auto`, or the one size that the model draws, such as `128x128`."""
+    """`auto`, or the one size that the model draws, such as `128x128` (width x height)."""
     quality: Literal["auto", "standard"] = "auto"
+    """Accepted without effect: a model has one quality."""
     background: Literal["transparent", "opaque", "auto"] = "auto"
-    """What lies behind a picture: `transparent` (nothing; needs a model that draws transparency, and png or webp),
-    `opaque` (white), or `auto`, which is transparent where that can be."""
+    """Background of the pictures: `transparent` (needs a model that draws transparency, and png or webp), `opaque`
+    (white), or `auto`, which is transparent if the model and the format allow it."""
     moderation: Literal["auto", "low"] = "auto"
-    """Accepted and without effect: nothing is moderated."""
+    """Accepted without effect: nothing is moderated."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
+    """File format of the pictures and previews."""
     output_compression: int | None = Field(default=None, ge=0, le=100)
-    """Quality of JPEG and WebP, of which 0 is the same as 1; PNG is lossless and takes 100 alone."""
+    """JPEG/WebP quality (default 90); 0 is the same as 1. PNG is lossless and accepts only 100."""
     response_format: Literal["b64_json", "url"] = "b64_json"
+    """`b64_json` returns pictures in the body. `url` returns links, if the service has a store and `stream` is off."""
     stream: bool = False
+    """Return server-sent events: previews, and each picture as soon as it is finished."""
     partial_images: int = Field(default=0, ge=0)
-    """Previews of each picture while it is drawn, at most as many as the model has rows of codes."""
+    """Number of previews of each picture while it is drawn, at most the model's number of grid rows (`rows` of its
+    card). Needs `stream`."""
     user: str | None = Field(default=None, max_length=256)
+    """Name of your end user. On a service without API keys, users of one address take turns in the queue."""
     safety_identifier: str | None = Field(default=None, max_length=256)
+    """Takes the place of `user` if that is not given, and is returned."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """The same request with the same seed gives the same bytes. Drawn if not given, and always returned."""
+    """Seed of the noise: the same request with the same seed gives the same bytes. A random seed is used if it is not
+    given; the response has it either way."""
     first_index: int = Field(default=0, ge=0, lt=2**30)
-    """Index of the first picture: with `n` 1, picture i of an earlier request is drawn alone."""
+    """Index of the first picture. With `n` 1 and the seed of an earlier request, it draws picture i of that request
+    alone."""
     guidance_scale: float | None = Field(default=None, ge=1, le=100, allow_inf_nan=False)
+    """Scale of classifier-free guidance; 1 turns it off (default: the model's)."""
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None
+    """How the guidance scale changes over the codes: `constant`, or rising from 1
+    (`linear`, `cosine`); default: the model's."""
     guided_codes: int | None = Field(default=None, ge=0, lt=2**31)
-    """Guide only so many of the first codes; 0 guides them all."""
+    """Number of codes, from the first, to which guidance is applied; 0 is all (default: the model's)."""
     temperature: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    """Sampling temperature; 0 always takes the most probable code (default: the model's)."""
     top_k: int | None = Field(default=None, ge=0, lt=2**31)
+    """Sample from the k most probable codes; 0 is all (default: the model's)."""
     top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """Sample from the most probable codes whose probabilities add up to this share; 1 is all (default: the
+    model's)."""
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    """Sample from codes at least this share as probable as the most probable one; 0 is all (default: the
+    model's)."""
     negative_prompt: Prompt | None = None
+    """Text to steer away from; it needs a `guidance_scale` above 1."""
     return_codes: bool = False
-    """Return each picture's codes, row by row."""
+    """Return the codes of each picture, as a list of grid rows."""
     deadline: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds in which all must be done; at most what the service allows, which is the default."""
+    """Seconds in which all pictures must be finished. The service sets the limit, which is also the default."""
 
 
 class GenerationRequest(_Common):
     """Body of `POST /v1/images/generations`."""
 
-    model_config = ConfigDict(json_schema_extra=_tell_nulls)
+    model_config = ConfigDict(json_schema_extra=_allow_nulls)
 
     prompt: Prompt
+    """Text to draw, at most as long as the model's `max_prompt_tokens`."""
 
 
 class EditFields(_Common):
-    """Form fields of `POST /v1/images/edits`, beside the files `image` and `mask`."""
+    """Form fields of `POST /v1/images/edits`, besides the files `image` and `mask`."""
 
     prompt: Prompt
+    """Text to draw, at most as long as the model's `max_prompt_tokens`."""
     keep_rows: int | None = Field(default=None, ge=0)
-    """Rows of codes that are kept from the top; the rest is drawn. Instead of a mask."""
+    """Number of grid rows (rows of codes) that are kept, from the top; the rest is drawn. An alternative to a mask."""
 
 
 class VariationFields(_Common):
-    """Form fields of `POST /v1/images/variations`, beside the file `image`."""
+    """Form fields of `POST /v1/images/variations`, besides the file `image`."""
 
     prompt: Prompt | None = None
-    """By default the prompt in the picture's receipt, if it has one; else none."""
+    """Text to draw (default: the prompt in the picture's receipt; without a receipt, no prompt)."""
     keep_rows: int | None = Field(default=None, ge=0)
-    """Rows of codes that are kept from the top; half of them by default."""
+    """Number of grid rows (rows of codes) that are kept, from the top (default: half of them)."""
 
 
 Fields = GenerationRequest | EditFields | VariationFields
@@ -145,12 +168,12 @@ SAMPLING = ("guidance_scale", "guidance_schedule", "guided_codes", "temperature"
 
 
 def sampling_of(fields: Fields) -> dict[str, Any]:
-    """The sampling parameters that a request names; the others are the model's own."""
+    """The sampling parameters that a request sets; the model's defaults apply to the others."""
     return {name: value for name in SAMPLING if (value := getattr(fields, name)) is not None}
 
 
 class ImageData(BaseModel):
-    """One picture of an answer."""
+    """One picture of a response."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -171,8 +194,8 @@ class OutputTokens(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of a request. Input: the prompt's text ids, and the codes that were kept of a given picture, once for each
-    picture. Output: the codes that were drawn. The second row of guidance is not counted."""
+    """Tokens of a request. Input: the prompt's tokens, and the codes kept of a given picture, counted once for each
+    picture. Output: the codes that were drawn. The unconditional row of guidance is not counted."""
 
     input_tokens: int
     input_tokens_details: InputTokens
@@ -182,15 +205,22 @@ class Usage(BaseModel):
 
 
 class Timing(BaseModel):
-    """Seconds: what a request waited for slots, what was estimated when it came, and what it took."""
+    """Durations of a request, in seconds."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     queue: float
+    """Longest time that one of its pictures was queued for slots."""
     estimate: float
+    """Total time that was estimated when the request arrived."""
     total: float
+    """Total time that it took."""
 
 
 class ImagesResponse(BaseModel):
-    """Answer of all three endpoints."""
+    """Response of generations, edits and variations."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     created: int
     id: str
@@ -203,7 +233,8 @@ class ImagesResponse(BaseModel):
     safety_identifier: str | None = None
     seed: int
     system_fingerprint: str
-    """Of all that decides a picture's bytes besides the request: model, library, torch, device, shape of a step."""
+    """Hash of everything besides the request that decides a picture's bytes: model, library, torch, device, batch size
+    of a step."""
     usage: Usage
     timing: Timing
 
@@ -211,20 +242,26 @@ class ImagesResponse(BaseModel):
 class ModelCard(BaseModel):
     """A model, as `GET /v1/models` lists it."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "dalle-serve"
     digest: str
+    """Digest of the model directory."""
     size: str
+    """Size of the model's pictures, such as `128x128` (width x height)."""
     rows: int
-    """Rows of codes, the most previews that a picture can have."""
+    """Number of grid rows (rows of codes) of a picture, and its largest number of previews."""
     num_codes: int
+    """Number of codes of a picture."""
     max_prompt_tokens: int
+    """Largest number of tokens of a prompt."""
     transparency: bool
     """Whether the model draws pictures with a transparent background."""
     sampling: dict[str, Any]
-    """The parameters that a request leaves out."""
+    """The model's sampling parameters, for those that a request does not set."""
 
 
 class ModelList(BaseModel):
@@ -240,6 +277,6 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is no success."""
+    """Body of every response with an error status."""
 
     error: ErrorDetail

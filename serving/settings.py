@@ -1,8 +1,8 @@
-"""All settings of the service, in one typed object: from a YAML file, the environment and flags, in rising order.
+"""All settings of the service in one typed object, read from a YAML file, the environment and flags.
 
-Environment names are those of the fields with `DALLE_SERVE_` in front; fields of fields after two underscores:
-`DALLE_SERVE_PORT=8080`, `DALLE_SERVE_LIMITS__MAX_N=4`, `DALLE_SERVE_MODELS='[{"path": "/models/birds"}]'`. A key that
-is not known is refused, wherever it comes from.
+Flags override the environment, and the environment overrides the file. An environment variable is named after its
+field, with the prefix `DALLE_SERVE_` and two underscores before a nested field: `DALLE_SERVE_PORT=8080`,
+`DALLE_SERVE_LIMITS__MAX_N=4`, `DALLE_SERVE_MODELS='[{"path": "/models/birds"}]'`. Unknown keys are rejected.
 """
 
 import os
@@ -19,7 +19,7 @@ __all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settin
 
 
 INGRESS = "Ingress"
-"""Name of the deployment that takes requests."""
+"""Name of the deployment that answers HTTP requests."""
 
 
 class _Strict(BaseModel):
@@ -28,43 +28,48 @@ class _Strict(BaseModel):
 
 def _model_name(name: str) -> str:
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or len(name) > 64:
-        raise ValueError("a name has letters, digits, '-', '_' and '.', at most 64 of them")
+        raise ValueError("a name has letters, digits, '-', '_' and '.', and at most 64 characters")
     if name == INGRESS:
         raise ValueError(f"{INGRESS} is the name of the service's own deployment")
     return name
 
 
 class QueueSettings(_Strict):
-    """The queue of each replica of a model. It may be changed while the service runs."""
+    """The queue of each replica of a model. It can be changed while the service runs."""
 
     max_queue: int = Field(default=128, ge=0)
-    """Pictures that may wait for slots, in each replica. More are refused with 429; of one caller, half of what others
-    leave."""
+    """Pictures that can be queued for slots in each replica; further requests get status 429. One caller can fill half
+    of the room that the others leave."""
 
 
 class ModelSettings(QueueSettings):
-    """One model: a deployment of its own, with its own replicas."""
+    """One model, served by a deployment and replicas of its own."""
 
     path: str = DEFAULT_MODEL
-    """Name of a model (see `dalle models`) or its directory."""
+    """Name of the model (see `dalle models`), or path of its directory."""
     name: Annotated[str, AfterValidator(_model_name)] | None = None
-    """What requests call it; by default the name in the model directory's last part."""
+    """Name of the model in requests (default: the last part of `path`)."""
     device: str = "auto"
+    """Device that runs the model, such as `cpu` or `cuda`; `auto` is CUDA if there is a GPU, else the CPU."""
     text_encoder: str | None = None
-    """Folder of a T5, for a model that follows its features (LlamaGen's t2i)."""
+    """Folder of the T5 text encoder, for a model that is conditioned on its features (LlamaGen's t2i)."""
     num_slots: int = Field(default=8, ge=2, le=1024)
-    """Rows in a step: pictures drawn at once without guidance, twice those with it."""
+    """Slots of each replica, which is the batch size of a step. A picture takes 1 slot, or 2 with guidance."""
     mode: Literal["strict", "fast"] = "strict"
-    """`strict` runs every step at one shape: the same seed gives the same bytes under any load. `fast` runs the
-    smallest of a few shapes that holds the rows at hand: quicker when few pictures are drawn, and a picture may differ
-    with the load, in its last bits."""
+    """`strict` runs every step at one batch size, so that a seed gives the same bytes under any load. `fast` runs each
+    step at the smallest of a few batch sizes that holds the busy slots: it is faster when few pictures are drawn, but
+    the load can change the last bits of the logits, and so a picture."""
     threads: int | None = Field(default=None, ge=1)
-    """Of a step on the CPU; by default as many as the replica has CPUs."""
+    """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)
-    """That Ray reserves for a replica."""
+    """CPUs that Ray reserves for each replica. `python -m serving` without a cluster divides the machine's cores among
+    the models that do not set it."""
     num_gpus: float = Field(default=0, ge=0)
+    """GPUs that Ray reserves for each replica; a fraction lets replicas share a GPU."""
     min_replicas: int = Field(default=1, ge=1)
+    """Smallest number of replicas of the model."""
     max_replicas: int = Field(default=1, ge=1)
+    """Largest number of replicas of the model. Above `min_replicas`, the number follows the load."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -74,32 +79,33 @@ class ModelSettings(QueueSettings):
             try:
                 _model_name(self.id)
             except ValueError as error:
-                raise ValueError(f"the path {self.path!r} does not end in a name: {error}; give one") from error
+                raise ValueError(f"the path {self.path!r} does not end in a model name: {error}; set name") from error
         return self
 
     @property
     def id(self) -> str:
-        """What requests call the model, and its deployment."""
+        """Name of the model in requests, and of its deployment."""
         return self.name or Path(self.path).name
 
 
 class LimitSettings(_Strict):
-    """What one request, and one caller, may ask for. These may be changed while the service runs."""
+    """Limits of one request and of one caller. They can be changed while the service runs."""
 
     max_n: int = Field(default=10, ge=1, le=1000)
-    """Pictures in a request."""
+    """Largest number of pictures in a request."""
     deadline: float = Field(default=120, gt=0)
-    """Seconds in which a request must be done; it is refused at once if it cannot be, and stopped when it is not."""
+    """Longest time for a request, in seconds, and the default of its field `deadline`. A request that cannot finish in
+    time is refused on arrival; one that does not is stopped."""
     rate: str | None = None
-    """Requests of a caller over time, such as `60/minute`; None is no limit."""
+    """Largest rate of requests per caller, such as `60/minute`; without it there is no limit."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Requests of a caller that may run or wait at once; None is no limit."""
+    """Largest number of requests per caller that are running or queued at once; without it there is no limit."""
     max_body_bytes: int = Field(default=64 * 1024, ge=1024)
-    """Of a request without pictures."""
+    """Largest body of a request without pictures, in bytes."""
     max_upload_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
-    """Of a request with pictures."""
+    """Largest body of a request with pictures (edits and variations), in bytes."""
     max_image_pixels: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """Of a picture that is sent, height times width."""
+    """Largest picture or mask in a request, in pixels (height times width)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -114,7 +120,7 @@ class LimitSettings(_Strict):
 
 
 class Settings(BaseSettings):
-    """Everything that `python -m serving` and `serving.app:build` read."""
+    """All settings of `python -m serving` and `serving.app:build`."""
 
     model_config = SettingsConfigDict(
         env_prefix="DALLE_SERVE_",
@@ -126,26 +132,30 @@ class Settings(BaseSettings):
     )
 
     models: tuple[ModelSettings, ...] = Field(default=(ModelSettings(),), min_length=1)
-    """The first is the default of requests that name none."""
+    """Models to serve, each with settings of its own. The first is the default for requests that name no model."""
     host: str = "127.0.0.1"
+    """Address on which the service listens; 0.0.0.0 is every interface of this machine."""
     port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port on which the service listens."""
     limits: LimitSettings = LimitSettings()
     keys_file: Path | None = None
-    """File with a line `NAME KEY` for each caller, the key at least 16 characters long; None lets everybody in."""
+    """File of API keys with a line `NAME KEY` for each caller; a key has at least 16 characters. Without a file no key
+    is needed."""
     cors_origins: tuple[str, ...] = ()
-    """Web pages of these origins may call the service; by default only its own page may."""
+    """Origins, such as `https://example.org`, whose pages may call the service; without any, only its own page may."""
     store: Path | None = None
-    """Folder for pictures that are asked for as URLs; None refuses `response_format: url`. Replicas on several nodes
-    need a shared one."""
+    """Folder that stores the pictures of requests with `response_format: url`; without a folder they are refused.
+    Ingress replicas on several nodes need a shared folder."""
     store_seconds: float = Field(default=3600, gt=0)
-    """How long such a picture is kept."""
+    """Seconds for which a picture stays in the store."""
     store_bytes: int = Field(default=2**30, ge=2**20)
-    """Of all such pictures; the oldest go first."""
+    """Largest total size of the store, in bytes; the oldest pictures are removed first."""
     public_url: str | None = None
-    """What URLs of pictures begin with; by default what the request was sent to."""
+    """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
     log_prompts: bool = False
-    """Write prompts into the access log; by default it has their length and a hash."""
+    """Write prompts into the access log; otherwise it has only their length and a short hash."""
     ingress_replicas: int = Field(default=1, ge=1)
+    """Number of replicas that answer HTTP requests. Each counts `limits.rate` and `limits.concurrency` by itself."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -169,8 +179,8 @@ class Settings(BaseSettings):
 
 
 def load_settings(values: dict[str, Any]) -> Settings:
-    """Settings from these values (flags, or the `args` of a Serve configuration), over the environment, over the YAML
-    file that `DALLE_SERVE_CONFIG` names. Raises `ConfigError` with every mistake in words."""
+    """Settings from `values` (flags, or the `args` of a Serve configuration), which override the environment, which
+    overrides the YAML file that `DALLE_SERVE_CONFIG` names. Raises `ConfigError`, which lists every mistake."""
     path = os.environ.get("DALLE_SERVE_CONFIG")
     if path and not Path(path).is_file():
         raise ConfigError(f"DALLE_SERVE_CONFIG is {path}: there is no such file")
@@ -181,7 +191,7 @@ def load_settings(values: dict[str, Any]) -> Settings:
 
 
 def mistakes(error: ValidationError) -> str:
-    """What pydantic found, a sentence for each."""
+    """Pydantic's errors as one line of text."""
     return "; ".join(
         f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg'].removeprefix('Value error, ')}"
         for one in error.errors()

@@ -1,6 +1,7 @@
 """Train the text tokenizer on the captions of training shards. `python -m training.bpe` writes one `tokenizer.json`."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -14,7 +15,7 @@ __all__ = ["train_text_tokenizer"]
 
 
 def train_text_tokenizer(
-    shards: tuple[str, ...] = ("data/emoji/train-*.tar",),
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SHARDS ...]")] = ("data/emoji/train-*.tar",),
     /,
     *,
     out: Path = Path("runs/bpe/tokenizer.json"),
@@ -22,14 +23,14 @@ def train_text_tokenizer(
     text_length: int = 32,
     lowercase: bool = True,
 ) -> TextTokenizer:
-    """Train a byte-level BPE on every caption, name and keyword of the pairs.
+    """Train the text tokenizer, a byte-level BPE, on every caption, name and keyword of the pairs.
 
     Args:
-        shards: Tar files, folders or glob patterns.
-        out: Where to write the tokenizer.
-        vocab_size: Tokens, at least 258: the bytes, padding and the end.
-        text_length: Fixed length of an encoded prompt, in tokens, the end included.
-        lowercase: Let `A Red Panda` and `a red panda` mean the same.
+        shards: Picture-caption shards: tar files, folders or glob patterns.
+        out: File to write the tokenizer to.
+        vocab_size: Size of the vocabulary, at least 258: the 256 bytes, the padding token and the end token.
+        text_length: Length of an encoded prompt in tokens, including the end token; shorter prompts are padded.
+        lowercase: Lower-case prompts before they are encoded, so that `A Red Panda` and `a red panda` are the same.
     """
     pairs = PairShards(find_shards(shards), progress=True)
     captions = (

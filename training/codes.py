@@ -1,12 +1,12 @@
-"""Token shards: pictures and captions as codes and text ids, written once, so that stage 2 sees neither.
+"""Token shards: `python -m training.codes` encodes pictures as codes and captions as text ids, once, for stage 2.
 
-A token shard is a safetensors file with, for M pairs, K views and V captions of each:
+A token shard is a safetensors file of M pairs with K views and V captions each:
 
-    codes     (M, K, H, W)   uint16 or int32; the first view is the picture as it is (see `training.pairs.views`)
+    codes     (M, K, H, W)   uint16 or int32; the first view is the unchanged picture (see `training.pairs.views`)
     text_ids  (M, V, T)      uint16 or int32
-    weights   (M,)           float32, how often a pair is drawn in an epoch
+    weights   (M,)           float32, how often a pair occurs in an epoch, on average
 
-and in its header the digests of the two tokenizers that made it. Shards of other tokenizers are refused.
+Its header has the digests of the two tokenizers. Stage 2 refuses token shards of other tokenizers.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.draw import draw_caption
 from training.command import mistakes_in_words
-from training.loop import keep_memory
+from training.hardware import keep_memory
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 
@@ -41,13 +42,15 @@ __all__ = ["TokenShards", "codes_digest", "write_token_shards"]
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
 DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
-"""Fields of an image tokenizer's configuration that decide no codes."""
+"""Fields of an image tokenizer's configuration that do not affect codes."""
 
 
 def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
-    """SHA-256 over all that decides codes: configuration, encoder and codebook. The way back to pixels may be trained
-    further, or become larger, without making token shards stale, and so may an option be added whose default is what
-    was there before."""
+    """SHA-256, in hex, over all that determines an image tokenizer's codes: configuration, encoder and codebook.
+
+    Token shards stay valid if the decoder half is trained further or enlarged, and if a new option of the configuration
+    is left at its default.
+    """
     defaults = type(image_tokenizer.config)().to_dict()
     values = image_tokenizer.config.to_dict()
     chosen = {key: value for key, value in values.items() if value != defaults[key] and key not in DECODER_FIELDS}
@@ -76,15 +79,15 @@ def write_token_shards(
     seed: int,
     device: torch.device,
 ) -> list[Path]:
-    """Encode all pairs into `out/00000.safetensors` and so on. Returns the files.
+    """Encode all pairs into the files `out/00000.safetensors`, `out/00001.safetensors` and so on. Returns the files.
 
-    Each pair gets `num_views` views: the first is the picture as it is, and with `mirror` the others may be mirrored
-    where nothing is written in the picture. It gets `num_captions` captions, drawn at random by
-    `training.captions.draw`; a caption that is too long for the row is drawn again. Files get their names when all are
-    complete, and those of an earlier call are removed then, so that no set is ever mixed or short.
+    Each pair gets `num_views` views: the first is the unchanged picture; the others are moved and scaled, and with
+    `mirror` also mirrored if the picture shows no writing. Each pair gets `num_captions` captions, drawn at random by
+    `training.captions.draw`; a caption that is too long is drawn again. The files get their names, and files of an
+    earlier call are removed, only when all are complete, so that a folder never holds a mixed or incomplete set.
 
-    Raises `DataError` for numbers below 1, and for a pair none of whose captions fits; with `truncate` such captions
-    are cut, and how many pairs have them is printed.
+    Raises `DataError` for numbers below 1, and for a pair of which no caption fits; with `truncate`, such captions are
+    truncated instead, and the number of these pairs is printed.
     """
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
@@ -118,7 +121,7 @@ def write_token_shards(
                             f"{found[0]!r}; train the text tokenizer with a greater text_length, or set truncate"
                         )
                 captions += found
-            with warnings.catch_warnings(action="ignore"):  # what is cut is counted, and told at the end
+            with warnings.catch_warnings(action="ignore"):  # truncated captions are counted and reported at the end
                 ids = text_tokenizer.encode_batch(captions, truncate=truncate)
             text_ids.append(ids.unflatten(0, (len(batch), num_captions)))
             bar.update(len(batch))
@@ -132,7 +135,10 @@ def write_token_shards(
         written.append(path)
     bar.close()
     if cut:
-        print(f"{len(cut)} pairs have no caption of at most {text_tokenizer.text_length - 1} tokens; cut: {cut[0]!r}")
+        print(
+            f"captions truncated to {text_tokenizer.text_length - 1} tokens, as none of the pair's captions fits: "
+            f"{len(cut)} pairs, for example {cut[0]!r}"
+        )
     for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
         earlier.unlink()
     for path in written:
@@ -141,7 +147,7 @@ def write_token_shards(
 
 
 def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_captions: int, seed: int) -> list[str]:
-    """Captions of a pair that fit into the row; none if hardly any does."""
+    """`num_captions` captions of a pair that fit into the text length; none if too few of 20 times as many fit."""
     metadata, chance = pairs.metadata(number), random.Random(f"{seed}/{number}")
     captions: list[str] = []
     for _ in range(20 * num_captions):
@@ -155,20 +161,20 @@ def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_capt
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenShards:
-    """All token shards of a set, in memory: a million pairs of 256 codes and 16 captions of 32 tokens are 1.5 GB."""
+    """All token shards of a set, in memory; a million pairs with 256 codes and 16 captions of 32 tokens take 1.5 GB."""
 
     codes: Tensor
-    """(M, K, H, W) as stored."""
+    """(M, K, H, W) uint16 or int32."""
     text_ids: Tensor
-    """(M, V, T) as stored."""
+    """(M, V, T) uint16 or int32."""
     weights: Tensor
-    """(M,) float32."""
+    """(M,) float32: how often each pair occurs in an epoch, on average."""
 
     @classmethod
     def load(
         cls, paths: Sequence[Path], image_tokenizer: AnyImageTokenizer, text_tokenizer: TextTokenizer
     ) -> "TokenShards":
-        """Raises `DataError` for a file that is damaged, or stamped by other tokenizers than these."""
+        """Reads the files. Raises `DataError` for a damaged file, and for one that other tokenizers have encoded."""
         expected = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
         parts: dict[str, list[Tensor]] = {"codes": [], "text_ids": [], "weights": []}
         for path in paths:
@@ -191,13 +197,13 @@ class TokenShards:
             if len(shapes) > 1:
                 raise DataError(f"{name} of different shapes in {', '.join(map(str, paths))}: {sorted(shapes)}")
         joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        if joined["codes"].ndim == 3:  # shards from before there were views
+        if joined["codes"].ndim == 3:  # token shards that were written before there were views
             joined["codes"] = joined["codes"][:, None]
         return cls(**joined)
 
 
 def encode_pairs(
-    shards: tuple[str, ...] = ("data/emoji/train-*.tar",),
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SHARDS ...]")] = ("data/emoji/train-*.tar",),
     /,
     *,
     image_tokenizer: Path = Path("runs/vq-emoji/model"),
@@ -210,19 +216,20 @@ def encode_pairs(
     seed: int = 0,
     device: str = "auto",
 ) -> None:
-    """Write token shards for stage 2.
+    """Encode picture-caption shards as token shards for stage 2.
 
     Args:
         shards: Picture-caption shards: tar files, folders or glob patterns.
-        image_tokenizer: Model directory of stage 1.
-        text_tokenizer: The `tokenizer.json` of training.bpe.
-        out: Folder for the token shards.
-        num_captions: Captions drawn for each picture; training picks one of them each time.
-        num_views: Views of each picture, slightly moved and scaled but for the first; training picks one each time.
-        mirror: Let views be mirrored, too, where the English name in the metadata says that nothing is written in it.
-        truncate: Cut captions that are too long, where a pair has no others.
-        seed: Of captions and views.
-        device: `auto`, `cpu`, `cuda`.
+        image_tokenizer: Model directory of stage 1, which encodes the pictures.
+        text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
+        out: Folder for the token shards; those of an earlier call are replaced.
+        num_captions: Captions drawn for each picture; a training step picks one of them at random.
+        num_views: Views of each picture: the picture itself, and others slightly moved and scaled; a training step
+            picks one of them at random.
+        mirror: Mirror half of the moved views of a picture whose English name suggests neither writing nor sides.
+        truncate: Truncate the caption of pairs that have only captions that are too long, instead of stopping.
+        seed: Random seed of captions and views.
+        device: Device of the image tokenizer: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     keep_memory()
     written = write_token_shards(

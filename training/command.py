@@ -1,16 +1,20 @@
-"""What the command lines of all training programs share: how a mistake ends them."""
+"""Shared by the command lines of all training programs: the report of a caller's mistake, presets, and exit codes."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
+import tyro
 from safetensors import SafetensorError
 
+from dalle.config import Config
 from dalle.errors import DalleError
 from dalle.receipt import printable
 
-__all__ = ["mistakes_in_words"]
+__all__ = ["mistakes_in_words", "run_preset"]
+
+C = TypeVar("C", bound=Config)
 
 
 @contextmanager
@@ -32,3 +36,19 @@ def mistakes_in_words() -> Iterator[None]:
 def _stop(words: str, cause: BaseException) -> NoReturn:
     print(f"error: {printable(words)}", file=sys.stderr)
     raise SystemExit(2) from cause
+
+
+def run_preset(
+    program: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
+) -> None:
+    """The command line of a stage: the name of a preset, then options that change its fields. Ends the process with
+    exit code 0 for a finished run, 2 for a caller's mistake, and 3 for a run that a signal stopped before its end.
+
+    presets: functions that return a configuration; the docstring of each is its help. run: runs a configuration and
+    returns whether it finished.
+    """
+    choices = {name: ((preset.__doc__ or "").strip(), preset()) for name, preset in presets.items()}
+    with mistakes_in_words():
+        config = tyro.extras.overridable_config_cli(choices, prog=f"python -m {program}", description=description)
+        finished = run(config)
+    sys.exit(0 if finished else 3)

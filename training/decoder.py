@@ -1,13 +1,15 @@
-"""Stage 2: train the decoder on token shards. `python -m training.decoder PRESET` writes `RUN/model`, ready to draw.
+"""Stage 2: train a decoder on token shards. `python -m training.decoder PRESET` writes the model directory `RUN/model`.
 
-Hidden matrices are trained by Muon (Jordan et al. 2024), the rest by AdamW. The caption is dropped from some rows, so
-that the model also learns pictures without a caption, which is what classifier-free guidance needs (Ho and Salimans
-2022, arXiv 2207.12598).
+Hidden matrices are trained by Muon (Jordan et al. 2024), all other weights by AdamW. Some rows have the null caption
+instead of their own, so that the decoder also has an unconditional branch, which classifier-free guidance needs (Ho and
+Salimans 2022, arXiv 2207.12598). Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then
+resumes.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
-from dalle.config import Config, require
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
@@ -25,68 +26,22 @@ from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
+from training.command import run_preset
+from training.decoder_config import DecoderTrainingConfig
+from training.hardware import autocast
+from training.loop import LoopConfig, train
+from training.optimization import WeightAverage, clip_and_step
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
 
-__all__ = ["DecoderTask", "DecoderTrainingConfig"]
+__all__ = ["PRESETS", "DecoderTask", "emoji", "tiny"]
 
-NUM_LOOK_ROWS = 256
-NUM_LOOK_PICTURES = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderTrainingConfig(Config):
-    """Everything that decides a stage 2 run. Vocabularies, text length and grid come from the tokenizers."""
-
-    model: DecoderConfig
-    loop: LoopConfig
-    run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
-    name: str = "emoji"
-    """Of the model, as the receipts of its pictures say it."""
-    image_tokenizer: str = "runs/vq-emoji/model"
-    text_tokenizer: str = "runs/bpe/tokenizer.json"
-    train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
-    val_shards: tuple[str, ...] = ("runs/codes/val/*.safetensors",)
-    matrix_rate: float = 0.02
-    """Peak learning rate of Muon, for the matrices of the blocks."""
-    learning_rate: float = 3e-3
-    """Peak learning rate of AdamW, for embeddings, heads, norms and biases."""
-    weight_decay: float = 0.1
-    text_loss_weight: float = 0.1
-    image_loss_weight: float = 1.0
-    caption_dropout: float = 0.1
-    """Share of rows that see the null caption."""
-    code_noise: float = 1.0
-    """Input codes are replaced at random while the targets stay: each row has its own share, from none to this. A small
-    set of pictures is soon known by heart from its first codes; noise makes the caption worth reading to the end."""
-    embedding_weight: float = 0.0
-    """Weight of a second task: a linear layer on the hidden states predicts the codebook row of each next code, by
-    cosine. It tells the model which codes look alike (reAR, arXiv 2510.04450). The layer is not exported."""
-    micro_batch_size: int | None = None
-    """Rows of a batch that go through the model at once, their gradients added up: less memory for the same step.
-    None: all of them."""
-    compile: bool = False
-    """Let `torch.compile` fuse the model: a quarter quicker on a CPU. Needs a C++ compiler, and takes a minute."""
-    start_from: str | None = None
-    """Model directory whose decoder training starts from; its shape replaces `model`."""
-
-    def __post_init__(self) -> None:
-        for name in ("text_loss_weight", "image_loss_weight", "weight_decay", "embedding_weight"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("matrix_rate", "learning_rate"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
-        require(0 <= self.caption_dropout < 1, f"caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
-        require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size is {self.micro_batch_size}; it must be at least 1",
-        )
-        require(0 <= self.code_noise <= 1, f"code_noise is {self.code_noise}; it must be in [0, 1]")
+NUM_VALIDATION_ROWS = 256
+NUM_DRAWN_PICTURES = 8
 
 
 class DecoderTask:
-    """A `training.loop.Task`: rows of text ids and codes, and the cross-entropy of each next token."""
+    """The `training.loop.Task` of stage 2: batches of rows, and the cross-entropy of each next token."""
 
     def __init__(self, config: DecoderTrainingConfig) -> None:
         self.config = config
@@ -104,7 +59,7 @@ class DecoderTask:
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.matrix_optimizer, self.optimizer = self._optimizers()
         if config.compile:
-            self.model.compile(dynamic=True)  # dynamic: the longest caption decides how long a batch is
+            self.model.compile(dynamic=True)  # dynamic, as the longest caption decides the length of a batch
         self.null_ids = self.text_tokenizer.null_ids
         self.epochs = WeightedEpochs(
             self.rows.weights.double().numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
@@ -131,7 +86,7 @@ class DecoderTask:
             return None
         if not isinstance(self.image_tokenizer, ImageTokenizer):
             raise DataError(
-                "embedding_weight is above 0 and needs an image tokenizer with a codebook of vectors: set it to 0"
+                "embedding_weight above 0 needs an image tokenizer with a codebook of vectors, a VQGAN: set it to 0"
             )
         return nn.Linear(self.model.config.width, self.image_tokenizer.config.codebook_dim).to(self.device)
 
@@ -153,7 +108,7 @@ class DecoderTask:
         return checkpoint.decoder.train()
 
     def inputs(self) -> dict[str, str | int]:
-        """What the run was started on; it resumes on nothing else."""
+        """Digests of the tokenizers and the number of training rows: a run resumes only with the same."""
         return {
             "codes_digest": codes_digest(self.image_tokenizer),
             "text_digest": self.text_tokenizer.digest,
@@ -199,8 +154,8 @@ class DecoderTask:
         return {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
 
     def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats, of text ids that are not padding and of codes; and 1 - cosine of the predicted
-        codebook rows, if that is trained."""
+        """Mean cross-entropy in nats of text ids, padding left out, and of codes; with an embedding head, also the mean
+        of 1 - cosine between predicted and true codebook vectors."""
         with autocast(self.device, self.config.loop.precision):
             text_hidden, hidden = model.hidden_rows(text_ids, input_codes)
             text_logits, image_logits = model.text_logits(text_hidden), model.image_logits(hidden)
@@ -237,13 +192,13 @@ class DecoderTask:
         return {**sums, **scalars}
 
     @torch.no_grad()
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Losses of the averaged weights on as many rows of validation and of training, with the first caption of
-        each; and pictures drawn for validation captions, above the real ones as the image tokenizer sees them."""
+    def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Validates the averaged weights: losses on equally many rows of validation and training, each with its first
+        caption and view; and pictures drawn for validation captions, above reconstructions of the real ones."""
         model = self.average.module
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
-            chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_LOOK_ROWS, len(rows.codes))).long()
+            chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_VALIDATION_ROWS, len(rows.codes))).long()
             text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes[:, 0]))
             losses = self._losses(model, text_ids, codes, codes)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
@@ -254,8 +209,8 @@ class DecoderTask:
         from dalle.decoder.request import Request
         from dalle.decoder.sampling import SamplingParams
 
-        chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_LOOK_PICTURES).long()
-        engine = Engine(model, num_slots=2 * NUM_LOOK_PICTURES)
+        chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_DRAWN_PICTURES).long()
+        engine = Engine(model, num_slots=2 * NUM_DRAWN_PICTURES)
         params = SamplingParams(guidance_scale=3.0)
         requests = [
             Request(
@@ -279,13 +234,51 @@ class DecoderTask:
         )
 
 
-def main() -> None:
-    from training.presets import DECODER_PRESETS, run_preset
+def _shape(**values: Any) -> DecoderConfig:
+    """The shape of a decoder, with placeholders for the sizes that stage 2 takes from the tokenizers."""
+    from_tokenizers: dict[str, Any] = {
+        "text_vocab_size": 1,
+        "text_length": 1,
+        "codebook_size": 1,
+        "grid_height": 1,
+        "grid_width": 1,
+    }
+    return DecoderConfig(**from_tokenizers, **values)
 
+
+def emoji() -> DecoderTrainingConfig:
+    """The default model's decoder: 15 million parameters, for pictures of 256 codes."""
+    return DecoderTrainingConfig(
+        run="runs/decoder-emoji",
+        embedding_weight=0.5,
+        micro_batch_size=16,
+        model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
+        loop=LoopConfig(
+            steps=8000, batch_size=64, warmup_steps=200, average_decay=0.998, look_steps=500, save_minutes=4.0
+        ),
+    )
+
+
+def tiny() -> DecoderTrainingConfig:
+    """A test that everything runs, in a minute on one core, on the codes of the tiny image tokenizer."""
+    return DecoderTrainingConfig(
+        run="runs/decoder-tiny",
+        image_tokenizer="runs/vq-tiny/model",
+        train_shards=("runs/codes-tiny/train/*.safetensors",),
+        val_shards=("runs/codes-tiny/val/*.safetensors",),
+        model=_shape(width=32, depth=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64),
+        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
+    )
+
+
+PRESETS = {"emoji": emoji, "tiny": tiny}
+
+
+def main() -> None:
     run_preset(
         "training.decoder",
         __doc__,
-        DECODER_PRESETS,
+        PRESETS,
         lambda config: train(DecoderTask(config), config.loop, Path(config.run), config.to_dict()),
     )
 

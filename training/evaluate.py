@@ -1,58 +1,53 @@
 """Measure a model directory. `python -m training.evaluate MODEL` writes `table.md`, `numbers.json` and `sheet.png`.
 
-Two questions, for each validation split and for pairs of the training data:
+Two things are measured, for each validation split and for the training split:
 
-- reconstruction: what the image tokenizer loses between a picture and its codes. PSNR, SSIM, LPIPS, and how much of
-  the codebook is in use over a whole data set. Pictures with alpha are compared over white.
-- generation: draw pictures for captions and look for them among the real ones: are they nearest to the right concept,
-  and to the right style? The Frechet distance of drawn and real pictures is that of 256 averaged features of VGG16's
-  block 3, so that a few hundred pictures give a covariance. It cannot be compared with the FID of the literature, which
-  has 2,048 features of Inception.
+- reconstruction: what the image tokenizer loses between a picture and its codes. PSNR, SSIM, LPIPS, and the usage of
+  the codebook over a whole data set. Pictures with alpha are compared over a white background.
+- generation: pictures are drawn for captions, and the nearest real pictures are retrieved: do they have the right
+  concept and the right style? The Frechet distance between drawn and real pictures is that of 256 averaged features of
+  VGG16's block 3, so that a few hundred pictures give a covariance. It cannot be compared with the FID of the
+  literature, which uses 2,048 features of Inception.
 
-Beside each number stands what bounds it: the same for reconstructions of the real pictures, the best that a decoder of
-these codes can hope for, or chance. The numbers are a function of model, shards
-and settings.
+Beside each share stand its bounds: the same measure on reconstructions of the real pictures, an upper bound for every
+decoder of these codes, and the share of a random guess. All numbers are a function of model, shards and settings.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
-from dalle.images import composite
 from dalle.vq.kinds import AnyImageTokenizer
-from dalle.vq.quantize import codebook_statistics
 from training.captions.phrasing import Phrasing
 from training.command import mistakes_in_words
-from training.evaluation.features import PictureFeatures, batches, evenly, load_gallery
+from training.evaluation.features import PictureFeatures, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
-from training.evaluation.measures import psnr, ssim
+from training.evaluation.reconstruction import Reconstructed, reconstruct
 from training.evaluation.report import report, sheet
-from training.loop import autocast, keep_memory
+from training.hardware import keep_memory
 from training.losses.perceptual import LPIPS
 from training.pairs.shards import PairShards, find_shards
 
-__all__ = ["Reconstructed", "evaluate", "find_splits", "reconstruct"]
+__all__ = ["evaluate", "find_splits"]
 
 ALL_VAL = "all val"
 NUM_RECONSTRUCTED = 512
-"""Pairs of a training split whose reconstruction is measured; of a validation split it is all."""
+"""Number of pairs of a training split whose reconstruction is measured; of a validation split, all are."""
 SMALLEST_PICTURE = 16
-"""Pixels on a side: VGG16's third block is then 4 x 4."""
+"""Smallest side of a picture in pixels; the output of VGG16's third block is then 4 x 4."""
 
 
 def evaluate(
-    model: Path,
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
     shards: tuple[str, ...] = ("data/emoji",),
@@ -68,23 +63,24 @@ def evaluate(
     out: Path = Path("runs/evaluation"),
     device: str = "auto",
 ) -> None:
-    """Measure a model directory against picture-caption shards. Sampling parameters left out are the model's own.
+    """Measure a model directory on picture-caption shards. Sampling parameters that are not given are the model's own.
 
     Args:
-        model: Model directory; without a decoder in it, only reconstruction is measured.
-        shards: Tar files, folders or glob patterns. Files named val*.tar are validation splits.
-        num: Pictures drawn for each split, at most.
-        phrasing: How prompts are worded. `training`: each pair's first caption. `natural`: in words of its own, with
-            synonyms and in frames that training captions never have.
-        guidance_scale: 1 is off.
-        guidance_schedule: Constant, or rising to its scale at the last code.
-        temperature: 0 is greedy.
-        top_k: 0 keeps all codes.
-        top_p: 1 keeps all codes.
-        min_p: 0 keeps all codes.
-        seed: Of the first picture drawn in a split; the next one has the next seed.
-        out: Folder for the report. Features of the real pictures are kept beside it, for the next evaluation.
-        device: `auto`, `cpu`, `cuda`.
+        model: Model directory; if it has no decoder, only reconstruction is measured.
+        shards: Picture-caption shards: tar files, folders or glob patterns. Files named val*.tar are validation splits.
+        num: Largest number of pictures drawn for each split.
+        phrasing: Wording of the prompts. `training`: the first caption of each pair. `natural`: other words and
+            phrases for the same picture, with synonyms, that never occur in training captions.
+        guidance_scale: Scale of classifier-free guidance; 1 turns it off.
+        guidance_schedule: Guidance scale over the codes of a picture: constant, or rising to `guidance_scale` at the
+            last code along a line or a cosine.
+        temperature: Sampling temperature; 0 takes the likeliest code.
+        top_k: Sample from this many likeliest codes; 0 keeps all codes.
+        top_p: Sample from the likeliest codes that together have this probability; 1 keeps all codes.
+        min_p: Sample from codes with at least this share of the largest probability; 0 keeps all codes.
+        seed: Random seed of the first picture drawn in a split; the n-th picture after it has `seed` + n.
+        out: Folder for the report. Features of the real pictures are cached in its parent folder.
+        device: Device of the evaluation: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     given = {
         "guidance_scale": guidance_scale,
@@ -95,10 +91,10 @@ def evaluate(
         "min_p": min_p,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    SamplingParams.from_dict(chosen)  # refused before minutes are spent
+    SamplingParams.from_dict(chosen)  # invalid values are refused before minutes are spent
     check_seed(seed)
     if num < 2:
-        raise ParameterError(f"num is {num}; it must be at least 2, for a covariance")
+        raise ParameterError(f"num is {num}; it must be at least 2, as a covariance needs two pictures")
     keep_memory()
     place = choose_device(device)
     checkpoint = load_checkpoint(model)
@@ -125,7 +121,7 @@ def evaluate(
                 sheet(drawn[name], pairs).save(out / "sheet.png")
         generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
     else:
-        (out / "sheet.png").unlink(missing_ok=True)  # not of this model
+        (out / "sheet.png").unlink(missing_ok=True)  # an earlier one is of another model
 
     settings = {
         "shards": list(shards),
@@ -148,7 +144,7 @@ def evaluate(
 
 
 def find_splits(shards: Sequence[str]) -> dict[str, PairShards]:
-    """The pairs of each split, by name: a shard's name without its number (`train` of `train-003.tar`)."""
+    """The pairs of each split by its name, which is that of its shards without number: `train` for `train-003.tar`."""
     groups: dict[str, list[Path]] = {}
     for path in find_shards(shards):
         groups.setdefault(re.sub(r"-\d+$", "", path.stem), []).append(path)
@@ -177,66 +173,13 @@ def _check_sizes(splits: Mapping[str, PairShards], image_size: int) -> None:
 
 
 def _with_all_val(parts: Mapping[str, Any], cat: Any, measure: Any) -> dict[str, Numbers]:
-    """The numbers of each split, validation first, and behind it those of all validation splits as one."""
+    """The numbers of each split, validation splits first; after these, the numbers of all validation splits
+    together."""
     val = [name for name in parts if _is_val(name)]
     numbers = {name: measure(parts[name]) for name in val}
     if len(val) > 1:
         numbers[ALL_VAL] = measure(cat([parts[name] for name in val]))
     return numbers | {name: measure(parts[name]) for name in parts if name not in val}
-
-
-# -- reconstruction
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstructed:
-    """What was measured on M pictures."""
-
-    psnr: Tensor
-    """(M,) dB."""
-    ssim: Tensor
-    """(M,)."""
-    perceptual: Tensor
-    """(M,): LPIPS."""
-    counts: Tensor
-    """(K,) int64: how often each code occurred."""
-
-    @classmethod
-    def cat(cls, parts: Sequence["Reconstructed"]) -> "Reconstructed":
-        """The pictures of all parts, and the sum of their counts."""
-        names = ("psnr", "ssim", "perceptual")
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**joined, counts=torch.stack([part.counts for part in parts]).sum(0))
-
-    def numbers(self) -> Numbers:
-        """Means over pictures; usage and perplexity of the codebook over all of them together."""
-        usage, perplexity = codebook_statistics(self.counts)
-        means = {name: getattr(self, name).mean().item() for name in ("psnr", "ssim", "perceptual")}
-        return {"pictures": len(self.psnr), **means, "usage": usage, "perplexity": perplexity}
-
-
-@torch.no_grad()
-def reconstruct(
-    pairs: PairShards, numbers: Sequence[int], tokenizer: AnyImageTokenizer, lpips: LPIPS, title: str
-) -> Reconstructed:
-    """Encode and decode these pictures on the tokenizer's device, and compare."""
-    device = next(tokenizer.parameters()).device
-    parts = []
-    for batch in batches(numbers, title):
-        images = pairs.images(batch, channels=tokenizer.config.channels).to(device)
-        codes = tokenizer.encode(images)
-        images, decoded = composite(images), composite(tokenizer.decode(codes))
-        with autocast(device, "auto"):
-            distance = lpips(decoded, images).float()
-        parts.append(
-            Reconstructed(
-                psnr=psnr(decoded, images).cpu(),
-                ssim=ssim(decoded, images).cpu(),
-                perceptual=distance.cpu(),
-                counts=torch.bincount(codes.flatten(), minlength=tokenizer.config.codebook_size).cpu(),
-            )
-        )
-    return Reconstructed.cat(parts)
 
 
 def _reconstruct_all(

@@ -1,76 +1,69 @@
-"""The loop that both stages run in: device, precision, schedule, saving, resuming, progress, logging.
+"""The training loop of both stages: steps, validation, saving, resuming, progress and logging.
 
-A stage is a `Task`: it makes the batch of a step and takes the step. Every random number of a step is a function of
-(seed, step), so a run may be killed at any moment and resumed from its last save (see `run_folder`); it then goes on,
-on the same machine, as if nothing had happened, bit for bit.
+A stage is a `Task`, which prepares the batch of a step and takes the step. Every random number of a step is a function
+of (seed, step), so a run may be killed at any moment and resumed from its last save (see `run_folder`): on the same
+machine, the result is bit for bit that of a run that was never stopped.
 """
 
 import contextlib
-import copy
-import ctypes
 import dataclasses
-import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dalle.config import Config, require, require_at_least
 from dalle.device import choose_device
-from dalle.errors import DalleError, DataError
+from dalle.errors import DalleError
+from training.hardware import keep_memory
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
-__all__ = [
-    "LoopConfig",
-    "Task",
-    "WeightAverage",
-    "autocast",
-    "clip_and_step",
-    "keep_memory",
-    "learning_rate_scale",
-    "train",
-]
-
-M = TypeVar("M", bound=nn.Module)
+__all__ = ["LoopConfig", "Task", "train"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(Config):
-    """How long, on what, and how often to look. Part of every stage's configuration."""
+    """Length, schedule, hardware and intervals of a training run; part of the configuration of both stages."""
 
     steps: int
+    """Number of optimisation steps after which the run ends."""
     batch_size: int
+    """Pairs of picture and caption in a step."""
     seed: int = 0
+    """Random seed of the weights and of every step, in [0, 2^31)."""
     warmup_steps: int = 200
-    """Steps in which the learning rate rises from 0; then it falls along a cosine."""
+    """Steps in which the learning rate rises linearly from 0; after them it falls along a cosine."""
     final_rate: float = 0.05
-    """Where the cosine ends, as a share of the peak learning rate."""
+    """Learning rate of the last step, as a share of the peak learning rate."""
     max_grad_norm: float = 1.0
+    """Global norm to which gradients are clipped."""
     average_decay: float = 0.999
-    """Of the moving average of the weights, which is what is exported."""
+    """Decay of the exponential moving average of the weights; the averaged weights are validated and exported."""
     device: str = "auto"
-    """`auto` takes CUDA if there is one, else the CPU; or any device name of torch."""
+    """Device to train on: `auto` takes CUDA if it is available, else the CPU; or any device name of torch."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the forward and backward pass; `auto` takes bfloat16 where the hardware computes in it natively."""
+    """Precision of the forward and backward pass; `auto` takes bfloat16 where the hardware computes in it natively."""
     workers: int = 1
-    """Processes that prepare batches ahead; 0 prepares them in line, as is always done on CUDA, where pictures are kept
-    on the device."""
+    """Processes that prepare batches ahead. 0 prepares them in the training process, which CUDA runs always do, because
+    they keep the pictures on the device."""
     log_steps: int = 20
+    """Steps between two entries of training scalars in TensorBoard."""
     look_steps: int = 1000
-    """Validate and draw pictures every so many steps, and at the end."""
+    """Steps between two validations, which log scalars and pictures; the last step is always validated."""
     save_minutes: float = 5.0
+    """Minutes between two saves of the state that a stopped run resumes from."""
     export_minutes: float | None = None
-    """Write the artefact every so many minutes, with the weights of that time; None: only at the end."""
+    """Minutes between two exports of the model while it is trained; None: export it only at the end."""
     first_step: int = 0
-    """Step at which a new run begins. Above 0 it goes on with the schedule of a run whose exported weights it starts
-    from, and whose state is gone."""
+    """Step at which a new run begins. Above 0, it continues the schedule of an earlier run of which only the exported
+    model is left; `start_from` names that model."""
 
     def __post_init__(self) -> None:
         require_at_least(self, 1, "steps", "batch_size")
@@ -91,96 +84,31 @@ class LoopConfig(Config):
 
 
 class Task(Protocol):
-    """What a stage gives to the loop."""
+    """The interface between a stage and the loop."""
 
     def state(self) -> Parts:
-        """Everything that changes from step to step, by name."""
+        """Modules and optimizers that change from step to step, by name: what is saved and restored."""
 
     def inputs(self) -> Mapping[str, str | int]:
-        """What the run stands on and its configuration does not say: digests and sizes. It resumes on nothing else."""
+        """Digests and sizes of the run's inputs, which its configuration does not hold; a run resumes only with the
+        same."""
 
     def batch(self, step: int) -> Mapping[str, Tensor]:
-        """The batch of a step, as a pure function of it. Runs in a worker process."""
+        """The batch of a step, as a pure function of the step. Runs in a worker process."""
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """One optimisation step. Returns the scalars to log, `loss` among them."""
+        """Takes one optimisation step. Returns the scalars to log, including `loss`."""
 
-    def look(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
-        """Validation scalars, and picture grids (3, H, W) in [-1, 1]."""
+    def validate(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
+        """Validation scalars, and grids of pictures (3, H, W) in [-1, 1], by name."""
 
     def export(self, folder: Path, step: int) -> None:
-        """Write the artefact of the stage, as it is after this many steps."""
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context of a forward pass. `auto` is bfloat16 on CUDA and on CPUs with AVX-512 BF16 or AMX, else float32."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        precision = "bfloat16" if native else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def learning_rate_scale(config: LoopConfig, step: int) -> float:
-    """In [0, 1]: linear warm-up, then a cosine down to `final_rate` at the last step."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class WeightAverage(nn.Module, Generic[M]):
-    """Exponential moving average of a module's parameters (its buffers are copied). Quick at first: the decay is
-    min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage."""
-
-    module: M
-    """The averaged copy, without gradients, in evaluation mode."""
-    updates: Tensor
-
-    def __init__(self, module: M, *, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def update(self, module: M) -> None:
-        count = int(self.updates)
-        decay = min(self.decay, (1 + count) / (10 + count))
-        averages: list[Tensor] = list(self.module.parameters())
-        currents = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(averages, currents, 1 - decay)
-        for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(current)
-        self.updates += 1
-
-
-def clip_and_step(
-    optimizers: list[torch.optim.Optimizer], config: LoopConfig, step: int, loss: Tensor
-) -> dict[str, float]:
-    """Clip the gradients of these optimizers' parameters to the global norm, set the rates, step, zero.
-
-    A parameter group's `peak_rate` is its learning rate at the top of the schedule. Raises `DataError` if the loss or
-    the gradient is not finite: nothing is updated then, and the last checkpoint stays as it is.
-    """
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    if not (torch.isfinite(norm) and torch.isfinite(loss)):
-        raise DataError(
-            f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}: not finite. "
-            "The last checkpoint is kept; a lower learning rate or max_grad_norm may help"
-        )
-    scale = learning_rate_scale(config, step)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_rate"] * scale
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return {"gradient_norm": float(norm), "rate_scale": scale}
+        """Writes the model directory of the stage, as it is after this many steps."""
 
 
 class _Batches(Dataset[Mapping[str, Tensor] | DalleError]):
-    """A task's batches by step, for the workers of a `DataLoader`. A caller's mistake is handed over, to be raised in
-    the main process: raised in a worker, its message would be the worker's stack trace."""
+    """A task's batches by step, for the workers of a `DataLoader`. A caller's mistake is returned and raised in the
+    main process: raised in a worker, its message would be the worker's stack trace."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -193,7 +121,7 @@ class _Batches(Dataset[Mapping[str, Tensor] | DalleError]):
 
 
 def _start_worker(_: int) -> None:
-    # the cores belong to the training step, and a wish to stop to the main process, which ends the workers itself
+    # the training step needs the cores, and the main process handles the stop signals and ends the workers itself
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -201,7 +129,7 @@ def _start_worker(_: int) -> None:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """A list that receives the signal number when somebody asks the run to stop (Ctrl-C, or a polite kill)."""
+    """A list that receives the number of each SIGINT (Ctrl-C) or SIGTERM, both of which ask the run to stop."""
     caught: list[int] = []
     handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -211,24 +139,11 @@ def _stop_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def keep_memory() -> None:
-    """Tell the C library to keep freed memory instead of giving every large tensor back to the kernel.
-
-    Without it a step on the CPU spends most of its time on page faults: 7 against 40 rows a second were measured for
-    the default decoder. Does nothing where there is no glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        trim_threshold, mmap_max = -1, -4
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-
-
 def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, Any]) -> bool:
-    """Run a task from where its folder left off to `config.steps`, then export it to `folder/model`.
+    """Run a task from the step that was last saved in its folder to `config.steps`, then export it to `folder/model`.
 
-    Returns False if it was asked to stop before the end: it has saved its state by then, and the same command goes on.
-    Raises `DataError` for a folder of another run or one in use, or when the loss is no longer finite.
+    Returns False if a signal stopped the run before the end; its state is saved then, and the same call resumes it.
+    Raises `DataError` for a folder that holds another run or is in use, and when the loss is no longer finite.
     """
     with locked(folder):
         claim_folder(folder, whole_config, task.inputs())
@@ -248,7 +163,7 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     )
     saved = exported = time.monotonic()
     with (
-        # scalars logged after the last save are dropped: they will be logged again
+        # scalars logged after the last save are dropped, as these steps are taken and logged again
         SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1) as writer,
         _stop_signal() as stop,
         tqdm(total=config.steps, initial=start, desc=folder.name, unit="step") as bar,
@@ -267,23 +182,23 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 for key, number in numbers.items():
                     writer.add_scalar(f"train/{key}", number, done)
             if done % config.look_steps == 0 or done == config.steps:
-                _look(task, writer, done)
+                _validate(task, writer, done)
             if stop or done == config.steps or time.monotonic() - saved > 60 * config.save_minutes:
-                writer.flush()  # what was logged up to here will not be logged again
+                writer.flush()  # the steps up to here will not be logged again
                 save_state(task.state(), done, folder)
                 saved = time.monotonic()
             if config.export_minutes is not None and time.monotonic() - exported > 60 * config.export_minutes:
                 task.export(folder / "model", done)
                 exported = time.monotonic()
             if stop and done < config.steps:
-                tqdm.write(f"stopped after step {done}; the same command goes on from there")
+                tqdm.write(f"stopped after step {done}; the same command resumes the run")
                 return False
     task.export(folder / "model", config.steps)
     return True
 
 
-def _look(task: Task, writer: SummaryWriter, step: int) -> None:
-    numbers, pictures = task.look()
+def _validate(task: Task, writer: SummaryWriter, step: int) -> None:
+    numbers, pictures = task.validate()
     for key, number in numbers.items():
         writer.add_scalar(f"val/{key}", number, step)
     for key, picture in pictures.items():

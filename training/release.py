@@ -1,12 +1,12 @@
-"""Put a model together for others: `python -m training.release` joins the stages' artefacts into one model directory.
+"""Assemble a model for release: `python -m training.release` joins the stages' artefacts into one model directory.
 
-The decoder comes from a run of stage 2. The image tokenizer may come from a later run of stage 1 that trained only the
-way back to pixels; one whose codes differ is refused.
+The decoder comes from a run of stage 2. The image tokenizer may come from a later run of stage 1 that trained only its
+decoder half; an image tokenizer with other codes is refused.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -21,7 +21,7 @@ __all__ = ["release"]
 
 
 def release(
-    model: Path,
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL")],
     /,
     *,
     out: Path,
@@ -31,16 +31,18 @@ def release(
     sampling: SamplingParams | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float16",
 ) -> None:
-    """Write a model directory to ship.
+    """Write a model directory for release.
 
     Args:
-        model: Model directory of stage 2.
-        out: The directory to write.
-        name: Of the model; default: its present one.
-        image_tokenizer: Model directory of stage 1 with the same codes and a better way back to pixels.
-        about: What `dalle models` says of it: licence, data, training.
-        sampling: What the model draws best with; default: its present ones.
-        dtype: Of the stored weights; they are float32 again when loaded.
+        model: Model directory of stage 2, whose decoder and tokenizers are released.
+        out: Model directory to write.
+        name: Name of the released model. Default: the name of MODEL.
+        image_tokenizer: Model directory of stage 1 whose image tokenizer replaces that of MODEL; its codes must be
+            the same. Default: the image tokenizer of MODEL.
+        about: Notes that `dalle models` shows, such as licence, data and training, as KEY VALUE pairs; they are added
+            to those of MODEL.
+        sampling: Default sampling parameters of the released model. Default: those of MODEL.
+        dtype: Precision of the stored weights; they are converted to float32 when they are loaded.
     """
     checkpoint = load_checkpoint(model)
     if image_tokenizer is not None:

@@ -1,12 +1,12 @@
 """A run folder: the configuration of a run, and its whole state in one file that is replaced atomically.
 
-    config.json         the configuration; a run with another one is refused
-    inputs.json         what it was started on: digests of tokenizers, numbers of pairs; likewise
+    config.json         the configuration; a run with another configuration is refused
+    inputs.json         digests of tokenizers and numbers of pairs; a run with others is refused
     state.safetensors   every tensor of modules and optimizers; in its header, the number of steps done
     tensorboard/        scalars and pictures
-    model/              what the run was for, written at its end
+    model/              the trained model, written at the end of the run
 
-There is nothing else to save: every random number of a step is a function of (seed, step).
+Nothing else needs saving: every random number of a step is a function of (seed, step).
 """
 
 import fcntl
@@ -27,20 +27,21 @@ from dalle.errors import DataError
 __all__ = ["Parts", "claim_folder", "claimed", "locked", "restore_state", "save_state", "saved_step"]
 
 Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
-"""Everything that changes from step to step, by name."""
+"""Modules and optimizers that change from step to step, by name."""
 
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = ".lock"
 FREE_FIELDS = {"export_minutes"}
-"""Fields of a configuration that may change when a run goes on: they decide nothing that is trained."""
+"""Fields of a configuration that may change when a run is resumed, as they do not affect the training."""
 
 
 def claim_folder(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Make the run folder and note in it what the run is: its configuration, and the inputs that this does not say.
+    """Make the run folder, and write the configuration of the run and the digests and sizes of its inputs into it.
 
-    Raises `DataError` if it holds a run with others, or one whose notes cannot be read.
+    Raises `DataError` if the folder holds a run with another configuration or other inputs, or if its files cannot be
+    read.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / CONFIG_FILE, config)
@@ -49,7 +50,8 @@ def claim_folder(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, A
 
 @contextmanager
 def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Claim a folder for the preparations in the body: a folder that was new is free again if they find a mistake."""
+    """Claim a folder while the body prepares a run in it. If the body raises `DataError`, a folder that was new is
+    released again."""
     is_new = not (folder / CONFIG_FILE).exists()
     claim_folder(folder, config, {})
     try:
@@ -69,8 +71,8 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
             raise DataError(f"{path} cannot be read: {error}; give another folder") from error
         for key, old, new in _differences(before, json.loads(json.dumps(values))):
             raise DataError(
-                f"{path.parent} holds a run with {key} = {old!r}, not {new!r}: resume it with its own, or give another "
-                "folder"
+                f"{path.parent} holds a run with {key} = {old!r}, not {new!r}: resume it with the same value, or give "
+                "another folder"
             )
     else:
         unfinished = path.with_suffix(".part")
@@ -79,7 +81,7 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Key, former and present value of what is not the same; keys of nested objects are joined by a dot."""
+    """Key, old and new value of each difference; keys of nested objects are joined by a dot."""
     for key in sorted({*before, *values} - FREE_FIELDS):
         old, new = before.get(key), values.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
@@ -90,14 +92,14 @@ def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterat
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process from writing to the run folder. The lock ends with the process, however that ends.
+    """Lock the run folder against a second process. The lock ends with the process, even if that is killed.
 
     Raises `DataError` if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "w") as file:
         try:
-            # unlike flock, not shared with forked workers, which outlive a killed process by seconds
+            # unlike flock, lockf is not shared with forked workers, which outlive a killed process by seconds
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"{folder} is in use: another process trains in it; give another folder") from error
@@ -105,7 +107,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def save_state(parts: Parts, step: int, folder: Path) -> None:
-    """Write the parts' tensors and the number of steps done, over what was saved before, whole or not at all."""
+    """Write the tensors of the parts and the number of steps done. Replaces the state that was saved before,
+    atomically."""
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
@@ -123,7 +126,8 @@ def save_state(parts: Parts, step: int, folder: Path) -> None:
 
 
 def saved_step(folder: Path) -> int:
-    """The number of steps done when the run was last saved, 0 if it was not. Raises `DataError` for a damaged file."""
+    """The number of steps done when the run was last saved; 0 if it never was. Raises `DataError` for a damaged
+    file."""
     path = folder / STATE_FILE
     if not path.exists():
         return 0
@@ -135,9 +139,9 @@ def saved_step(folder: Path) -> int:
 
 
 def restore_state(parts: Parts, folder: Path) -> int:
-    """Load the saved state into the parts. Returns the number of steps done, 0 if nothing was saved.
+    """Load the saved state into the parts. Returns the number of steps done; 0 if no state was saved.
 
-    Raises `DataError` for a file that is damaged.
+    Raises `DataError` for a damaged file.
     """
     path = folder / STATE_FILE
     if not path.exists():
@@ -162,4 +166,4 @@ def restore_state(parts: Parts, folder: Path) -> int:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read: {error}; remove it to begin the run again")
+    return DataError(f"{path} cannot be read: {error}; remove it to start the run from the beginning")

@@ -1,15 +1,13 @@
-"""Stage 1: train an image tokenizer on pictures. `python -m training.vq PRESET` writes `RUN/model`.
+"""Stage 1: train an image tokenizer on pictures. `python -m training.vq PRESET` writes the model directory `RUN/model`.
 
-The codebook is watched from the first step. Training begins without quantization; after `unquantized_steps` the
-codebook is started from what the encoder gives by then, so that every entry has a meaning on its first day, and
-entries that fall out of use are started again.
+Two measures keep the codebook from collapsing. Training begins without quantization; after `unquantized_steps` the
+codebook is initialised from latents of the encoder, so that every vector is in use at once. Vectors that fall out of
+use are replaced by latents. Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then resumes.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,100 +16,31 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
-from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, train
-from training.losses.adversarial import (
-    PatchDiscriminator,
-    adaptive_weight,
-    discriminator_loss,
-    over_backgrounds,
-    random_crops,
-)
+from training.command import run_preset
+from training.hardware import autocast
+from training.loop import LoopConfig, train
+from training.losses.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
+from training.losses.augmentation import over_backgrounds, random_crops
 from training.losses.perceptual import LPIPS
-from training.mistakes import Mistakes
+from training.optimization import WeightAverage, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.perturbation import CodePerturbation
 from training.run_folder import Parts
+from training.vq_config import VQTrainingConfig
 
-__all__ = ["VQTask", "VQTrainingConfig", "trainable"]
+__all__ = ["PRESETS", "VQTask", "emoji", "tiny", "trainable"]
 
-NUM_LOOK_PICTURES = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VQTrainingConfig(Config):
-    """Everything that decides a stage 1 run."""
-
-    model: ImageTokenizerConfig
-    loop: LoopConfig
-    run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
-    train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
-    val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    flip: bool = True
-    """Mirror every second picture at random."""
-    pixel_loss: Literal["l1", "l2"] = "l2"
-    """Distance of pixels. Pictures with alpha are compared over a random colour each."""
-    alpha_weight: float = 1.0
-    """Weight of the same distance of alpha itself, beside that of the pixels."""
-    perceptual_weight: float = 0.0
-    """Weight of LPIPS."""
-    perceptual_crop: int = 64
-    """Side of the random square, in pixels, that the perceptual loss looks at."""
-    perceptual_pictures: int | None = None
-    """Number of pictures of a batch that the perceptual loss looks at; None: all."""
-    adversarial_weight: float = 0.0
-    adversarial_start: int = 0
-    """Step at which the discriminator starts to pull on the decoder; it learns from the first."""
-    discriminator_width: int = 64
-    discriminator_layers: int = 2
-    commitment_weight: float = 0.25
-    codebook: Literal["average", "gradient"] = "average"
-    """How the codebook learns: by moving averages, or by gradient."""
-    codebook_decay: float = 0.99
-    restart_below: float = 0.05
-    """Restart an entry used less than this share of an equal share. Only with moving averages."""
-    unquantized_steps: int = 300
-    compile: bool = False
-    """Let `torch.compile` fuse the networks: for CUDA; on a CPU it gains nothing."""
-    start_from: str | None = None
-    """Model directory whose image tokenizer training starts from; its shape replaces `model`."""
-    only_decoder: bool = False
-    """Keep encoder and codebook, so that codes stay what they are, and train the way back to pixels alone."""
-    random_codes: float = 0.0
-    """Share of codes that are replaced at random before they become pixels, so that one wrong code does not spoil its
-    surroundings (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
-    drawn_by: str | None = None
-    """Model directory of stage 2. In half of the pictures, it draws up to half of the codes anew from those before
-    them: mistakes of the kind that it makes. Only with `only_decoder`."""
-
-    def __post_init__(self) -> None:
-        for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
-        require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
-        require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
-        require_at_least(self, 16, "perceptual_crop")
-        require(
-            self.perceptual_pictures is None or self.perceptual_pictures >= 1,
-            f"perceptual_pictures is {self.perceptual_pictures}; it must be at least 1",
-        )
-        require_multiple(self, 4, "discriminator_width")
-        require_at_least(self, 1, "discriminator_layers")
-        require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
-        require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
-        require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
-        require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")
+NUM_VALIDATION_PICTURES = 256
 
 
 def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
-    """The image tokenizer to start from, if this program can train it. Raises `DataError` if not."""
+    """The image tokenizer of a model directory. Raises `DataError` if it is of a kind that this program cannot
+    train."""
     model = load_image_tokenizer(folder)
     if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
         raise DataError(f"{folder} is no VQGAN with encoder and decoder of one resolution, which training needs")
@@ -122,13 +51,14 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
 
 @lru_cache(maxsize=1)
 def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int) -> Tensor:
-    """(M, C, H, W) uint8: every picture, on the device: 20,000 of 128 x 128 pixels with alpha are 1.3 GB. Kept for the
-    next run on the same shards."""
+    """Every picture of the shards, on the device, as (M, C, H, W) uint8; cached for the next run in this process on the
+    same shards. 20,000 pictures of 128 x 128 pixels with alpha are 1.3 GB."""
     return PairShards(shards).pictures(channels=channels).to(device)
 
 
 class VQTask:
-    """A `training.loop.Task`: batches of pictures, reconstruction, and the codebook's own learning."""
+    """The `training.loop.Task` of stage 1: batches of pictures, the losses of their reconstruction, and the
+    codebook."""
 
     def __init__(self, config: VQTrainingConfig) -> None:
         self.config = config
@@ -139,7 +69,7 @@ class VQTask:
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
         self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
-        self.mistakes = Mistakes(config.random_codes, config.drawn_by, self.model, self.device)
+        self.perturbation = CodePerturbation(config.random_codes, config.drawn_by, self.model, self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.codebook_average = CodebookAverage(
             self.model.quantizer,
@@ -163,8 +93,8 @@ class VQTask:
         self.channels = self.model.config.channels
         if self.channels == 4 and not self.pairs.has_transparency():
             raise DataError(
-                f"no picture of {', '.join(config.train_shards)} is transparent anywhere, and the model has an alpha "
-                "channel: build the shards anew, or train with --model.channels 3"
+                f"no picture of {', '.join(config.train_shards)} has transparent pixels, but the model has an alpha "
+                "channel: build the shards again, or train with --model.channels 3"
             )
         self.epochs = WeightedEpochs(self.pairs.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
 
@@ -190,7 +120,7 @@ class VQTask:
         return parts
 
     def inputs(self) -> dict[str, str | int]:
-        """What the run was started on; it resumes on nothing else."""
+        """The number of training pairs: a run resumes only with the same."""
         return {"train_pairs": len(self.pairs)}
 
     def _images(self, numbers: np.ndarray) -> Tensor:
@@ -205,8 +135,8 @@ class VQTask:
         if self.config.flip:
             flipped = np.random.default_rng([self.config.loop.seed, step, 1]).random(len(images)) < 0.5
             images[flipped] = images[flipped].flip(-1)
-        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.mistakes.need_captions else []
-        return {"images": images} | self.mistakes.captions(metadata, [self.config.loop.seed, step, 2])
+        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.perturbation.need_captions else []
+        return {"images": images} | self.perturbation.captions(metadata, [self.config.loop.seed, step, 2])
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
         config, images = self.config, batch["images"]
@@ -220,7 +150,7 @@ class VQTask:
         quantized = self.model.quantizer(latents.float())
         vectors = quantized.latents if warming else quantized.vectors
         if config.only_decoder:
-            vectors = self.model.quantizer.decode(self.mistakes(quantized.codes, batch, generator))
+            vectors = self.model.quantizer.decode(self.perturbation(quantized.codes, batch, generator))
         with autocast(self.device, config.loop.precision):
             drawn = self.model.pixels(vectors).float()
 
@@ -260,7 +190,7 @@ class VQTask:
             with autocast(self.device, config.loop.precision):
                 verdicts = self.discriminator(wanted).float(), self.discriminator(shown.detach()).float()
             judged = discriminator_loss(*verdicts)
-            self.discriminator_optimizer.zero_grad(set_to_none=True)  # the generator's pass left gradients here
+            self.discriminator_optimizer.zero_grad(set_to_none=True)  # the adversarial loss left gradients here
             judged.backward()
             clip_and_step([self.discriminator_optimizer], config.loop, step, judged.detach())
             scalars["discriminator_loss"] = judged
@@ -282,13 +212,13 @@ class VQTask:
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
     @torch.no_grad()
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Validation of the averaged weights: PSNR in dB over white (mean over pictures), mean absolute error of alpha
-        in [0, 1], codebook usage and perplexity, and a grid of pictures above their reconstructions."""
+    def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Validates the averaged weights: mean PSNR in dB over a white background, mean absolute error of alpha in
+        [0, 1], usage and perplexity of the codebook, and a grid of pictures above their reconstructions."""
         tokenizer = self.average.module
         size = tokenizer.config.codebook_size
         errors, alpha_errors, counts, shown = [], [], torch.zeros(size, dtype=torch.int64), None
-        numbers = range(min(NUM_LOOK_PICTURES, len(self.val_pairs)))
+        numbers = range(min(NUM_VALIDATION_PICTURES, len(self.val_pairs)))
         for start in range(0, len(numbers), 32):
             images = self.val_pairs.images(numbers[start : start + 32], channels=self.channels).to(self.device)
             codes = tokenizer.encode(images)
@@ -311,13 +241,44 @@ class VQTask:
         save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module, about=about)
 
 
-def main() -> None:
-    from training.presets import VQ_PRESETS, run_preset
+def emoji() -> VQTrainingConfig:
+    """The default model's image tokenizer: 16 x 16 codes for a picture of 128 x 128 pixels with transparency."""
+    return VQTrainingConfig(
+        run="runs/vq-emoji",
+        model=ImageTokenizerConfig(
+            channels=4,
+            patch_size=4,
+            widths=(64, 128),
+            decoder_widths=(96, 192),
+            num_res_blocks=1,
+            norm_groups=16,
+            encoder_middle_attention=False,
+            blank_code=0,
+        ),
+        loop=LoopConfig(steps=8000, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
+    )
 
+
+def tiny() -> VQTrainingConfig:
+    """A test that everything runs, in a minute on one core; it learns no useful pictures."""
+    return VQTrainingConfig(
+        run="runs/vq-tiny",
+        model=ImageTokenizerConfig(
+            patch_size=8, widths=(16, 32), num_res_blocks=1, norm_groups=8, codebook_size=64, codebook_dim=8
+        ),
+        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
+        unquantized_steps=20,
+    )
+
+
+PRESETS = {"emoji": emoji, "tiny": tiny}
+
+
+def main() -> None:
     run_preset(
         "training.vq",
         __doc__,
-        VQ_PRESETS,
+        PRESETS,
         lambda config: train(VQTask(config), config.loop, Path(config.run), config.to_dict()),
     )
 

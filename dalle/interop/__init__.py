@@ -1,7 +1,8 @@
-"""Checkpoints of other projects: recognised, converted once to our model directory, and back again.
+"""Checkpoints of other projects: recognised, converted once to a model directory of this library, and exported again.
 
-One file for each family, and in it a table from their names to ours. Only the commands `dalle import` and
-`dalle export` come here; nothing else in the library reads a foreign file, and only `pickles` unpickles.
+Each family of checkpoints has one file, with a table from its names of weights to ours. Only the commands `dalle
+import` and `dalle export` use this package; nothing else in the library reads other projects' files, and only `pickles`
+unpickles.
 """
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""A foreign checkpoint -> a model directory of ours: which family it is of, and the conversion, whole or not at all.
+"""`import_checkpoint`: recognise the family of a foreign checkpoint and convert it to a model directory, atomically.
 
-One tensor is in memory at a time, so a checkpoint of any size converts in little memory; what was written is read back
-and checked before it takes its place.
+One tensor is in memory at a time, so that a checkpoint of any size is converted in little memory. The new directory is
+read back and checked before it is moved into place.
 """
 
 import dataclasses
@@ -29,15 +29,16 @@ FAMILIES: dict[str, Family] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What was done."""
+    """The result of an import."""
 
     family: str
     reason: str
-    """Why it was taken for one of this family."""
+    """Why the checkpoint was recognised as one of this family."""
     read: tuple[Path, ...]
+    """The files that were read."""
     converted: Converted
     digest: str
-    """Of the model that was written."""
+    """Digest of the model that was written."""
 
 
 def import_checkpoint(
@@ -48,16 +49,16 @@ def import_checkpoint(
     on_start: Callable[[int], None] | None = None,
     on_written: Callable[[int], None] | None = None,
 ) -> Imported:
-    """Convert a checkpoint of one of the `FAMILIES` to a model directory, whose name becomes the model's.
+    """Convert a checkpoint of one of the `FAMILIES` to a model directory `out`, whose name becomes the model's name.
 
-    Without `family`, it is found out from the files. `on_start` is told the bytes that will be written, `on_written`
-    those of each tensor. Raises `CheckpointError`, naming the file and what was expected, and then leaves `out` as it
-    was.
+    family: the family's name; None recognises it from the files.
+    on_start, on_written: called with the number of bytes that will be written, and with that of each tensor written.
+    Raises `CheckpointError`, which names the file and what was expected, and leaves `out` unchanged.
     """
     source = Source(path)
     out = Path(out)
     chosen, reason = _choose(source, family)
-    converted = _tried(source, chosen, chosen.convert)
+    converted = _guarded(source, chosen, chosen.convert)
     parts = [part for part in (converted.image_tokenizer, converted.decoder) if part is not None]
     if on_start is not None:
         on_start(sum(tensor.num_bytes for part in parts for tensor in part.weights.values()))
@@ -82,9 +83,9 @@ def _choose(source: Source, name: str | None) -> tuple[Family, str]:
     if name is not None:
         if name not in FAMILIES:
             raise CheckpointError(f"there is no family {name!r}; there are {', '.join(FAMILIES)}")
-        return FAMILIES[name], "it was given"
+        return FAMILIES[name], "the family was given"
     reasons = {
-        family.name: reason for family in FAMILIES.values() if (reason := _tried(source, family, family.recognise))
+        family.name: reason for family in FAMILIES.values() if (reason := _guarded(source, family, family.recognise))
     }
     if len(reasons) == 1:
         ((name, reason),) = reasons.items()
@@ -93,31 +94,31 @@ def _choose(source: Source, name: str | None) -> tuple[Family, str]:
         found = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
         raise CheckpointError(f"{source.path} is of several families: {found}. Give the path of one, or its family")
     expected = "; ".join(f"{family.name}: {family.expects}" for family in FAMILIES.values())
-    raise CheckpointError(f"{source.path} is of no family that is known here. Expected one of: {expected}")
+    raise CheckpointError(f"{source.path} is not a checkpoint of a known family. Expected one of: {expected}")
 
 
-def _tried(source: Source, family: Family, read: Callable[[Source], Result]) -> Result:
+def _guarded(source: Source, family: Family, read: Callable[[Source], Result]) -> Result:
     try:
         return read(source)
     except CheckpointError:
         raise
     except DalleError as error:
         raise CheckpointError(f"{source.path}: {error}") from error
-    # foreign files may hold anything anywhere; what a reader trips over is the file's fault
+    # foreign files may contain anything: an error in a family's code means that the file is malformed
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise CheckpointError(
-            f"{source.path} is no whole checkpoint of {family.name} ({reason}); expected {family.expects}"
+            f"{source.path} is not a complete checkpoint of {family.name} ({reason}); expected {family.expects}"
         ) from error
 
 
 @torch.inference_mode()
 def _check(folder: Path) -> None:
-    """Read back what was written, and draw with it."""
+    """Load the model that was written, then decode and encode with its image tokenizer."""
     check_checkpoint(folder)
     tokenizer = load_image_tokenizer(folder)
     images = tokenizer.decode(torch.arange(4).reshape(1, 2, 2) % tokenizer.config.codebook_size)
     if not images.isfinite().all():
-        raise CheckpointError("the image tokenizer draws pixels that are no numbers: its weights are damaged")
+        raise CheckpointError("the image tokenizer decodes to pixels that are not finite: its weights are damaged")
     if not isinstance(tokenizer, ImageTokenizer) or not tokenizer.config.decode_only:
         tokenizer.encode(images)

@@ -1,13 +1,17 @@
-"""DALLE-pytorch (lucidrains): `vae.pt`, and the image tokenizer inside `dalle.pt`, of whichever kind it is.
+"""Family `dalle-pytorch`: checkpoints of lucidrains/DALLE-pytorch.
 
-Special: `dalle.pt` holds its image tokenizer with prefix `vae.`, a DiscreteVAE with its parameters in `vae_params`, or
-one that DALLE-pytorch had downloaded: OpenAI's dVAE or taming-transformers' VQGAN, without parameters. Of these two the
-sizes are read off the shapes. Each has pixels in a range of its own, which ends up as [-1, 1].
+Files: `vae.pt`, or `dalle.pt`, which contains its image tokenizer under the prefix `vae.`; for text, a tokenizer's file
+in the same folder with as many ids as the decoder.
+Networks: DiscreteVAE and, in `dalle.pt`, also OpenAI's dVAE and taming-transformers' VQGAN; decoders of the versions
+from 0.9 on, with full, axial or convolutional attention, rotary or learned positions, token shift and shared layers.
+Not read: reversible layers (they keep two streams, another network under the same names); sparse attention (DeepSpeed's
+kernels choose the blocks at random, and the file does not have them); gMLP layers (they have no attention); versions
+before 0.9 (their text has no ids for padding, which needs another mask).
 
-Special in the decoder: layers' names grow with what is wrapped around them; layers that share weights have them all in
-the file; the table of rotary positions lies there too, and is derived here and compared with it. Files of the project's
-versions from 0.9 on are read; what a version did otherwise is told by its number in the file, or by the names. Text
-tokenizers are not in the file: one whose ids are as many is looked for beside it.
+Sizes of the two downloaded image tokenizers are read from shapes, since the file has no parameters for them. In the
+decoder, names of layers grow with each wrapper, and every layer that shares weights stores them; the table of rotary
+positions is computed here and compared with the stored one. Differences between versions are resolved by the version
+number in the file or, without one, by the names.
 """
 
 import contextlib
@@ -28,7 +32,7 @@ from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, fit, state_dict, take
 from dalle.interop.openai_dvae import dvae_part
 from dalle.interop.tokenizer_files import read_tokenizer
-from dalle.interop.vqgan import drawing, vqgan_part
+from dalle.interop.vqgan import inference_weights, vqgan_part
 from dalle.text.padded import PaddedTokenizer
 from dalle.transformer.masks import Pattern
 from dalle.transformer.positions import rotary_text_image_table
@@ -37,9 +41,9 @@ from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 __all__ = ["FAMILY", "names_of"]
 
 DEFAULT_IMAGE_SIZE = 256
-"""Of the image tokenizers that DALLE-pytorch downloads."""
+"""Pixels on a side for the image tokenizers that DALLE-pytorch downloads."""
 TRAINING_ONLY = {"temperature", "straight_through", "reinmax", "kl_div_loss_weight", "smooth_l1_loss"}
-"""Parameters of a DiscreteVAE that change nothing once it is trained."""
+"""Parameters of a DiscreteVAE that have no effect after training."""
 
 PATTERNS: dict[str, Pattern] = {
     "full": "causal",
@@ -48,9 +52,9 @@ PATTERNS: dict[str, Pattern] = {
     "conv_like": "convolution",
 }
 CAUSAL_WINDOWS = (1, 5)
-"""The version since which `conv_like` looks at the window that ends at a code; before, at the one around it."""
+"""The version since which `conv_like` attends to the window that ends at a code; before, to the window around it."""
 KEPT_SHARE = 1 - 0.9
-"""Of the joint vocabulary: what the project's programs keep in sampling."""
+"""Share of the joint vocabulary that the project's programs keep in sampling (their top-k)."""
 
 
 def recognise(source: Source) -> str | None:
@@ -61,7 +65,7 @@ def recognise(source: Source) -> str | None:
 
 def convert(source: Source) -> Converted:
     found = _checkpoints(source)
-    # dalle.pt has its vae.pt in it
+    # dalle.pt contains the content of vae.pt
     whole = [path for path in found if "vae_params" in source.torch(path)]
     path = source.only(whole or found, "vae.pt or dalle.pt", "the model")
     content = source.torch(path)
@@ -100,7 +104,7 @@ def _checkpoints(source: Source) -> list[Path]:
 
 
 def _image_tokenizer(path: Path, content: Mapping[str, Any], *, image_size: int) -> Part:
-    """That of `vae.pt` or `dalle.pt`. `image_size` is for kinds that do not say it themselves."""
+    """The image tokenizer of `vae.pt` or `dalle.pt`; `image_size` is for kinds that have none in the file."""
     weights = state_dict(path, content, "weights")
     if "vae_params" not in content:
         return _discrete_vae(path, content["hparams"], weights)
@@ -113,7 +117,7 @@ def _image_tokenizer(path: Path, content: Mapping[str, Any], *, image_size: int)
         named = {long + name: value for short, long in halves.items() for name, value in take(inside, short).items()}
         return dvae_part(path, named, image_size=image_size)
     if kind in ("VQGanVAE", "VQGanVAE1024"):
-        needed, _ = drawing(take(inside, "model."))
+        needed, _ = inference_weights(take(inside, "model."))
         return vqgan_part(path, needed, image_size=image_size)
     raise CheckpointError(
         f"{path} has an image tokenizer of class {kind!r}; known are DiscreteVAE, OpenAIDiscreteVAE, VQGanVAE"
@@ -121,7 +125,8 @@ def _image_tokenizer(path: Path, content: Mapping[str, Any], *, image_size: int)
 
 
 def _vae_class(content: Mapping[str, Any], weights: Mapping[str, LazyTensor]) -> str:
-    """Older versions of the project do not name it, and have no parameters of the kinds that they download."""
+    """The class of the image tokenizer in a file of an older version, which names no class and has parameters for a
+    DiscreteVAE only."""
     if content["vae_params"] is not None:
         return "DiscreteVAE"
     return "VQGanVAE" if any(name.startswith("model.") for name in weights) else "OpenAIDiscreteVAE"
@@ -141,7 +146,7 @@ def _discrete_vae(path: Path, params: Any, weights: Mapping[str, LazyTensor]) ->
     unknown = {*params} - {*known, *TRAINING_ONLY, "channels", "normalization"}
     if unknown or params.get("channels", 3) != 3:
         found = f"{', '.join(sorted(unknown))}" if unknown else f"{params['channels']} channels"
-        raise CheckpointError(f"{path} has a DiscreteVAE with {found}, which is not known here")
+        raise CheckpointError(f"{path} has a DiscreteVAE with {found}, which is not supported")
     values: dict[str, Any] = {ours: params[theirs] for theirs, ours in known.items() if theirs in params}
     if "normalization" in params:
         mean, std = params["normalization"] or ((0.0,) * 3, (1.0,) * 3)
@@ -154,7 +159,7 @@ def _discrete_vae(path: Path, params: Any, weights: Mapping[str, LazyTensor]) ->
 
 
 def names_of(config: DiscreteVAEConfig) -> dict[str, str]:
-    """Our names -> theirs."""
+    """Our names of a DiscreteVAE's weights -> DALLE-pytorch's."""
     num_layers, num_res = config.num_layers, config.num_res_blocks
     enter = 1 if num_res else 0
     modules = {
@@ -177,14 +182,14 @@ def names_of(config: DiscreteVAEConfig) -> dict[str, str]:
 def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     params: dict[str, Any] = content["hparams"]
     inside = {
-        name.replace("image_pos_emb.weights.", "image_pos_emb.weights_"): value  # as newer versions of its package say
+        name.replace("image_pos_emb.weights.", "image_pos_emb.weights_"): value  # as in newer versions
         for name, value in state_dict(path, content, "weights").items()
         if not name.startswith("vae.")
     }
     theirs = ForeignWeights(path, inside)
     theirs.ignore("logits_mask")  # versions before 0.10 stored it
     if params.get("reversible"):
-        raise CheckpointError(f"{path} has reversible layers, which are not read: they add up otherwise")
+        raise CheckpointError(f"{path} has reversible layers, which are not read: they are another network")
     patterns = _patterns(path, params.get("attn_types") or ("full",))
     depth = theirs.count(r"transformer\.layers\.layers\.(\d+)\.")
     width = theirs.shape("to_logits.0.weight", 1)[0]
@@ -203,7 +208,7 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     if not tied and (found := theirs.shape("text_emb.weight")[0]) != num_text:
         raise CheckpointError(
             f"{path} has {found} text embeddings; expected num_text_tokens and one for the padding at each of "
-            f"text_seq_len places, {num_text}. The project's versions before 0.9 had none for it and are not read"
+            f"text_seq_len positions, {num_text}. Versions before 0.9 have none for padding and are not read"
         )
     num_outputs = theirs.shape("to_logits.1.weight")[0]
     if not _has_causal_windows(content, blocks[0]):
@@ -265,14 +270,14 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
         ours |= theirs.linear(f"{here}.attention.qkv", f"{block.attention}.to_qkv")
         ours |= theirs.linear(f"{here}.attention.output", f"{block.attention}.to_out.0")
         ours |= theirs.linear(f"{here}.mlp.output", f"{block.mlp}.net.3")
-        for leaf in ("weight", "bias"):  # the gate is their second half, and our first
+        for leaf in ("weight", "bias"):  # the gate is the second half there and the first half here
             ours[f"{here}.mlp.input.{leaf}"] = theirs.take(f"{block.mlp}.net.0.{leaf}", then=_halves_swapped)
     return decoder_part(theirs, config, ours)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Block:
-    """Where the weights of a block are: its two branches, and within them its layers."""
+    """Names under which a block's weights are stored: its two branches, and the layers inside them."""
 
     branches: tuple[str, str]
     attention: str
@@ -280,12 +285,12 @@ class _Block:
 
     @property
     def shifted(self) -> bool:
-        """Token shift is one more wrapper, and in the project's newer versions two."""
+        """Whether the block has token shift, which adds one wrapper, or two in the project's newer versions."""
         return self.mlp.count(".fn") > 2
 
     @property
     def cached(self) -> bool:
-        """Since version 1.3 attention has a wrapper for the cache, which the MLP has not."""
+        """Whether attention has the wrapper for the cache, which version 1.3 introduced and the MLP does not have."""
         return self.attention.count(".fn") > self.mlp.count(".fn")
 
 
@@ -304,13 +309,13 @@ def _block_names(path: Path, weights: Mapping[str, LazyTensor], layer: int) -> _
 def _patterns(path: Path, kinds: Any) -> tuple[Pattern, ...]:
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if unknown := [kind for kind in kinds if kind not in PATTERNS]:
-        raise CheckpointError(f"{path} has attention of type {unknown[0]!r}; read are {', '.join(PATTERNS)}")
+        raise CheckpointError(f"{path} has attention of type {unknown[0]!r}; supported are {', '.join(PATTERNS)}")
     return tuple(PATTERNS[kind] for kind in kinds)
 
 
 def _has_causal_windows(content: Mapping[str, Any], block: _Block) -> bool:
-    """Told by the version. A file without is from before the project wrote it there, or put together by hand: then by
-    the names."""
+    """Whether `conv_like` attends to the window that ends at a code: by the file's version or, in a file without one,
+    by the names of the weights."""
     version = content.get("version")
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2]) if isinstance(version, str) else ()
     return numbers >= CAUSAL_WINDOWS if numbers else block.cached
@@ -326,35 +331,36 @@ def _rows_of_width(table: Tensor) -> Tensor:
 
 
 def _num_rotary(table: LazyTensor) -> int:
-    """Places that the rotary table is for: text, <BOS> and codes. Up to version 1.1 it had 4 axes, and no last place,
-    which nothing is drawn from."""
+    """The number of positions of the rotary table: text, <BOS> and codes. Up to version 1.1 the table has 4 axes and
+    lacks the last position, from which nothing is predicted."""
     return table.shape[-2] + (1 if len(table.shape) == 4 else 0)
 
 
 def _rotary_dtype(table: LazyTensor) -> Literal["float32", "float16", "bfloat16"]:
-    """A file in half precision has rounded angles, which the project draws with. Doubles are float32 made longer."""
+    """The dtype of the stored angles: those of a file in half precision are rounded, and the project uses them so.
+    Angles in float64 were computed in float32."""
     return "float16" if table.dtype == torch.float16 else "bfloat16" if table.dtype == torch.bfloat16 else "float32"
 
 
 def _check_rotary(path: Path, stored: Tensor, config: DecoderConfig) -> None:
-    """The file's table has angles, each twice, without those that are 0."""
+    """Compare the stored table, in which each angle is repeated and zeros are left out, with the computed one."""
     angles = stored.reshape(-1, stored.shape[-1])[:, ::2].float()
     found = torch.stack([angles.cos(), angles.sin()], dim=-1)
     dtype: torch.dtype = getattr(torch, config.rotary_dtype)
     table = rotary_text_image_table(config.layout, config.head_dim, config.rotary_base, dtype)
     expected = table[: len(found), : found.shape[1]]
-    # at 8192 the last bit of a frequency is 5e-4 of an angle, and machines differ in it
+    # at position 8192 the last bit of a frequency is 5e-4 of an angle, and machines differ in it
     if found.shape != expected.shape or not (found - expected).abs().max() < 1e-3:
         raise CheckpointError(f"{path}: its transformer.pos_emb is not what the project computes for these sizes")
 
 
 def _text_tokenizer(source: Source, config: DecoderConfig) -> PaddedTokenizer | None:
-    """The one in the folder that was given, or beside the file that was, that has as many ids as the decoder; or else
-    CLIP's, which says that it has more than it may have."""
+    """The text tokenizer with as many ids as the decoder, in the given folder or beside the given file; failing that,
+    CLIP's, which declares 49408 ids whatever its file has."""
     num_ids, is_folder = config.layout.num_text_ids, source.path.is_dir()
     candidates = {}
     for path in source.nearest(lambda place: place.find("*.txt", "*.json", "*.model"), levels=0 if is_folder else 1):
-        # what only happens to lie beside the file need not be whole
+        # files beside the given one may be unrelated, and need not be complete
         with contextlib.nullcontext() if is_folder else contextlib.suppress(CheckpointError):
             if (tokenizer := read_tokenizer(source, path, config.text_length)) is not None:
                 candidates[path] = tokenizer
@@ -366,7 +372,7 @@ def _text_tokenizer(source: Source, config: DecoderConfig) -> PaddedTokenizer | 
     if candidates and is_folder:
         sizes = ", ".join(f"{path} {one.vocab_size}" for path, one in candidates.items())
         raise CheckpointError(
-            f"the decoder was trained with {num_ids} text ids; no text tokenizer has as many: {sizes}"
+            f"the decoder was trained with {num_ids} text ids, and no text tokenizer has that number: {sizes}"
         )
     return None
 

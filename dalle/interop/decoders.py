@@ -1,7 +1,7 @@
-"""What the families' tables for decoders share: weights that are taken one by one, and a check that all were.
+"""Conversion of decoders, shared by the families: which foreign weights were used, and a check that all were.
 
-A family says where each of our weights comes from: as it is, or several below each other where ours are one matrix
-(queries, keys and values; the embeddings of text and of codes; the heads).
+A family says which foreign weight each of our weights is: a single one or, where ours is one matrix (queries, keys and
+values; embeddings of text and codes; heads), several that are concatenated along the first axis.
 """
 
 import math
@@ -21,8 +21,8 @@ __all__ = ["ForeignWeights", "decoder_part", "grid_side"]
 
 
 class ForeignWeights:
-    """Weights under a project's names, which remember what has been taken. Raises `CheckpointError`, with the file's
-    name, for one that is missing or has another number of axes."""
+    """Weights under a project's names, with a record of which have been taken. Its methods raise `CheckpointError`,
+    with the file's name, for a weight that is missing or has another number of axes."""
 
     def __init__(self, path: Path, weights: Mapping[str, LazyTensor]) -> None:
         self.path = path
@@ -33,14 +33,16 @@ class ForeignWeights:
         return name in self._weights
 
     def shape(self, name: str, num_axes: int = 2) -> tuple[int, ...]:
-        """Its shape, without taking it."""
+        """The shape of a weight, without taking it."""
         found = self._weights.get(name)
         if found is None or len(found.shape) != num_axes:
-            raise CheckpointError(f"{self.path} has no {name} with {num_axes} axes: it is no checkpoint of this family")
+            raise CheckpointError(
+                f"{self.path} has no {name} with {num_axes} axes: it is not a checkpoint of this family"
+            )
         return found.shape
 
     def take(self, *names: str, then: Callable[[Tensor], Tensor] | None = None) -> LazyTensor:
-        """The weight, or several below each other; `then` is done to each."""
+        """Take one weight, or several concatenated along the first axis; `then` is applied to each."""
         parts = []
         for name in names:
             if name not in self._weights:
@@ -53,56 +55,54 @@ class ForeignWeights:
         return parts[0] if len(parts) == 1 else LazyTensor.joined(*parts)
 
     def linear(self, ours: str, *theirs: str) -> dict[str, LazyTensor]:
-        """A layer's weight and, where there is one, its bias: from one layer or several below each other."""
+        """Take a layer's weight and, if it has one, its bias, under our names; several layers are concatenated."""
         layer = {f"{ours}.weight": self.take(*(f"{name}.weight" for name in theirs))}
         if f"{theirs[0]}.bias" in self._weights:
             layer[f"{ours}.bias"] = self.take(*(f"{name}.bias" for name in theirs))
         return layer
 
     def ignore(self, pattern: str) -> list[str]:
-        """Set aside, knowingly, the weights whose whole names match; returns their names."""
+        """Mark the weights whose full names match the pattern as not needed; returns their names."""
         found = [name for name in self._weights if re.fullmatch(pattern, name)]
         self._taken.update(found)
         return found
 
     def count(self, pattern: str) -> int:
-        """How many layers there are: one more than the highest number that the pattern's group finds in a name."""
+        """The number of layers: the pattern's group must find the numbers 0, 1, ... in the names without a gap."""
         numbers = {int(match[1]) for name in self._weights if (match := re.match(pattern, name))}
         if numbers != {*range(len(numbers))} or not numbers:
-            raise CheckpointError(f"{self.path} lacks layers: it has those numbered {sorted(numbers)[:20]}")
+            raise CheckpointError(f"{self.path} lacks layers: it has only numbers {sorted(numbers)[:20]}")
         return len(numbers)
 
     @property
     def rest(self) -> list[str]:
-        """What has not been taken."""
+        """Names of the weights that have not been taken."""
         return sorted({*self._weights} - self._taken)
 
 
 def grid_side(path: Path, num_codes: int) -> int:
-    """Codes on a side of a square picture. Raises `CheckpointError` if it is not square."""
+    """Codes along each side of a square picture of `num_codes`. Raises `CheckpointError` if the number is no square."""
     side = math.isqrt(max(num_codes, 0))
     if num_codes < 1 or side**2 != num_codes:
-        raise CheckpointError(f"{path} says that a picture has {num_codes} codes, which is no square")
+        raise CheckpointError(f"{path} has {num_codes} codes for each picture, which is not a square number")
     return side
 
 
 def decoder_part(theirs: ForeignWeights, config: DecoderConfig, ours: Mapping[str, LazyTensor]) -> Part:
-    """A decoder of ours from weights under our names. Raises `CheckpointError` if one has another shape than the
-    configuration implies, or if something was left over that is neither needed nor ignored."""
+    """A `Decoder` as a configuration and weights under our names. Raises `CheckpointError` if a weight has another
+    shape than the configuration implies, or if a foreign weight was neither taken nor ignored."""
     with torch.device("meta"):
         network = Decoder(config)
     seen: set[int] = set()
     expected = {}
     for name, value in network.state_dict(keep_vars=True).items():
-        if id(value) not in seen:  # what layers share is stored once
+        if id(value) not in seen:  # weights that layers share are stored once
             seen.add(id(value))
             expected[name] = tuple(value.shape)
     for name, shape in expected.items():
         found = ours[name].shape if name in ours else None
         if found != shape:
-            raise CheckpointError(
-                f"{theirs.path}: what becomes {name} has shape {found}; with the rest, expected {shape}"
-            )
+            raise CheckpointError(f"{theirs.path}: the weight for {name} has shape {found}; the others imply {shape}")
     if theirs.rest:
         raise CheckpointError(f"{theirs.path} has {theirs.rest[0]}, which no decoder of this family has a place for")
     weights = {name: ours[name] for name in expected}

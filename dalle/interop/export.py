@@ -1,7 +1,8 @@
-"""A model directory of ours -> layouts that other projects read: `vqgan-jax`, and `hf`.
+"""`export_checkpoint`: write a model directory in a layout that other projects read, `vqgan-jax` or `hf`.
 
-`hf` is a folder of safetensors and JSON, a subfolder for each network, under names that do not change with our code: an
-image tokenizer has those of the project that its network comes from, a decoder its own. docs/interop.md tells them.
+`hf` is a folder of safetensors and JSON with a subfolder for each network. Names of weights are stable: those of an
+image tokenizer are the names of the project that its network comes from, those of a decoder our own; docs/interop.md
+lists them.
 """
 
 import json
@@ -26,16 +27,16 @@ __all__ = ["LAYOUTS", "export_checkpoint"]
 
 
 def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
-    """Write a model directory in one of the `LAYOUTS` to a folder that is not there yet, whole or not at all.
+    """Write a model directory in one of the `LAYOUTS` to a new folder `out`, atomically.
 
-    Raises `CheckpointError` for a damaged directory, for a network that the layout has no words for, and if `out` is
-    there.
+    Raises `CheckpointError` for a damaged directory, for a network that the layout cannot describe, and if `out`
+    exists.
     """
     folder, out = Path(folder), Path(out)
     if layout not in LAYOUTS:
         raise CheckpointError(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
     if out.exists():
-        raise CheckpointError(f"{out} is there already: an export replaces nothing")
+        raise CheckpointError(f"{out} exists already: an export overwrites nothing")
     parts = read_parts(folder)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
 def _to_vqgan_jax(folder: Path, parts: Mapping[str, Part], out: Path) -> None:
     part = parts["image_tokenizer"]
     if not isinstance(part.config, ImageTokenizerConfig):
-        raise CheckpointError(f"{folder} has an image tokenizer of the kind {kind_of(part.config)}, which is no VQGAN")
+        raise CheckpointError(f"{folder} has an image tokenizer of the kind {kind_of(part.config)}, not a VQGAN")
     write_vqgan_jax(out, part.config, part.weights)
 
 
@@ -75,7 +76,7 @@ def _hf_config(part: Part) -> dict[str, object]:
 
 
 def _published(part: Part) -> dict[str, LazyTensor]:
-    """A network's weights under the names of the project that it comes from."""
+    """The weights of a network under the names of the project that the network comes from."""
     match part.config:
         case ImageTokenizerConfig():
             names = vqgan.names_of(part.config)
@@ -86,7 +87,7 @@ def _published(part: Part) -> dict[str, LazyTensor]:
         case _:
             return dict(part.weights)
     weights = {names[ours]: tensor for ours, tensor in part.weights.items()}
-    if "quantize.proj.weight" in weights:  # a 1 x 1 convolution there
+    if "quantize.proj.weight" in weights:  # taming-transformers has a 1 x 1 convolution in its place
         weights["quantize.proj.weight"] = weights["quantize.proj.weight"].then(lambda t: rearrange(t, "k d -> k d 1 1"))
     return weights
 
@@ -96,4 +97,4 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Path, Mapping[str, Part], Path], None]] = {"vqgan-jax": _to_vqgan_jax, "hf": _to_hf}
-"""Writers of the networks of a model directory into an empty folder."""
+"""Layouts by name, with the function that writes the parts of a model directory into an empty folder."""

@@ -1,8 +1,8 @@
-"""What a family of foreign checkpoints is: how it is recognised, and what converting one gives.
+"""`Family`, a project whose checkpoints can be imported; `Source`, the files given; `Converted`, the result.
 
-A family is one file of this package, with one `Family` in it. It sees the files through a `Source`, which reads them
-without running anything and remembers which were read, and gives a `Converted`: for each network our configuration and
-the weights under our names, read when they are written.
+Each family is one file of this package with one `Family` in it. It reads files through a `Source`, which runs no code
+from them and records which were read, and returns a `Converted`: for each network our configuration and its weights
+under our names, which are loaded only when they are written.
 """
 
 import copy
@@ -21,91 +21,91 @@ from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors
 from dalle.config import Config
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
-from dalle.interop.torch_files import StrangeFileError, looks_saved, read_torch
+from dalle.interop.torch_files import UnknownFileError, looks_saved, read_torch
 from dalle.text.tokenizer import PromptTokenizer
 
 __all__ = ["Converted", "Family", "Source", "agree", "fit", "state_dict", "take", "unwrapped"]
 
 MAX_TEXT_BYTES = 64 << 20
-"""Of a configuration or a vocabulary."""
+"""Largest size of a configuration or a vocabulary."""
 MAX_DEPTH = 3
-"""Of folders below the one that was given."""
+"""Levels of folders that are searched below the given one."""
 WRAPPERS = ("module.", "_orig_mod.", "module.")
-"""What torch puts before names: for training on several devices and for compiling, in either order."""
+"""Prefixes that torch adds to names in training on several devices and in compiling, in either order."""
 
 
 class Source:
-    """The file or folder given to `dalle import`, and what was read of it.
+    """The file or folder given to `dalle import`, with a cache of the contents that were read.
 
-    Raises `CheckpointError` if it is not there.
+    Raises `CheckpointError` if the path does not exist or cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise CheckpointError(f"{path} is not there; expected a checkpoint's file or folder")
+            raise CheckpointError(f"{path} does not exist; expected a checkpoint's file or folder")
         try:
             self.files = [self.path] if self.path.is_file() else sorted(_files_below(self.path, MAX_DEPTH))
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         self._contents: dict[Path, Any] = {}
-        self._strange: list[StrangeFileError] | None = None
-        """Of files that are of something else, where such may lie."""
+        self._skipped: list[UnknownFileError] | None = None
+        """Errors of files that are no checkpoints, in a folder where such files are skipped; None raises them."""
 
     @property
     def read(self) -> list[Path]:
-        """The files that were read, in that order."""
+        """The files that were read, in the order of reading."""
         return list(self._contents)
 
     def find(self, *patterns: str) -> list[Path]:
-        """The files whose names match one of the patterns, as `fnmatch` has them; of a pattern with a slash, the last
-        folders count too."""
+        """The files whose names match one of the glob patterns; a pattern with a slash is matched against the last
+        folders of the path too."""
         return [path for path in self.files if any(path.match(pattern) for pattern in patterns)]
 
     def torch_files(self, *patterns: str) -> list[Path]:
-        """What `find` finds; but a file that was itself given may have any name, if torch.save can have written it."""
+        """The files that `find` returns or, if the path is a file that torch.save may have written, that file under any
+        name."""
         return [self.path] if self.files == [self.path] and looks_saved(self.path) else self.find(*patterns)
 
     def one(self, pattern: str, meaning: str) -> Path:
-        """The one file that matches. Raises `CheckpointError`, saying what it would be, if there is none or several."""
+        """The one file that matches. Raises `CheckpointError`, with the `meaning`, if none or several match."""
         return self.only(self.find(pattern), pattern, meaning)
 
     def only(self, found: list[Path], pattern: str, meaning: str) -> Path:
-        """The one file that was found in looking for `pattern`. Raises as `one` does."""
+        """The one file in `found`, the result of a search for `pattern`. Raises `CheckpointError` as `one` does."""
         if not found:
-            raise CheckpointError(f"{self.path} has no {pattern}, which would be {meaning}")
+            raise CheckpointError(f"{self.path} has no {pattern} ({meaning})")
         if len(found) > 1:
             names = ", ".join(map(str, found))
             raise CheckpointError(f"{self.path} has several files for {meaning}: {names}; give the path of one of them")
         return found[0]
 
     def nearest(self, find: Callable[["Source"], list[Path]], levels: int = 2) -> list[Path]:
-        """What `find` finds among the files or, if that is nothing, in the nearest folder that has some: the one around
-        the path or those above it, as many as `levels`, each with the folders in it. For what projects keep beside a
-        checkpoint."""
-        strange: list[StrangeFileError] = []
+        """Files that a project keeps beside a checkpoint: the result of `find` on this source or, if that is empty, on
+        the nearest folder above the path where it is not, up to `levels` of them, each with its subfolders."""
+        skipped: list[UnknownFileError] = []
         for folder in (None, *self.path.resolve().parents[:levels]):
             place = self
             if folder is not None:
-                place = copy.copy(self)  # which shares what has been read
+                place = copy.copy(self)  # shares the cache of contents
                 place.files = sorted(_files_below(folder, 1))
-                place._strange = strange
+                place._skipped = skipped
             if found := find(place):
                 return found
-        if strange:
+        if skipped:
             raise CheckpointError(
-                f"what {self.path} needs is not beside it, unless it is in a file that cannot be read: {strange[0]}"
+                f"a file that {self.path} needs is not beside it, unless it is one that cannot be read: {skipped[0]}"
             )
         return []
 
     def torch(self, path: Path) -> Any:
-        """What torch.save wrote, as `read_torch` gives it; None for a file of something else, where such may
-        lie."""
-        return self._tried(path, read_torch)
+        """The content of a file of torch.save, as `read_torch` returns it; None for a file of another kind that may be
+        skipped."""
+        return self._read_or_skip(path, read_torch)
 
     def tensors(self, path: Path) -> Any:
-        """The same, or the tensors by name of a safetensors file."""
-        return self._tried(path, _read_safetensors) if path.suffix == ".safetensors" else self.torch(path)
+        """The tensors by name of a safetensors file; the content of any other file as `torch` returns it."""
+        return self._read_or_skip(path, _read_safetensors) if path.suffix == ".safetensors" else self.torch(path)
 
     def text(self, path: Path) -> str:
         return self.once(path, _read_text)
@@ -117,18 +117,18 @@ class Source:
         return self._mapping(path, yaml.safe_load)
 
     def once(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """What a reader gives for a file, which is read once and counted as read."""
+        """The result of `read` for a file, called once and cached; the file is recorded as read."""
         if path not in self._contents:
             self._contents[path] = read(path)
         return self._contents[path]
 
-    def _tried(self, path: Path, read: Callable[[Path], Any]) -> Any:
+    def _read_or_skip(self, path: Path, read: Callable[[Path], Any]) -> Any:
         try:
             return self.once(path, read)
-        except StrangeFileError as error:
-            if self._strange is None:
+        except UnknownFileError as error:
+            if self._skipped is None:
                 raise
-            self._strange.append(error)
+            self._skipped.append(error)
             return None
 
     def _mapping(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
@@ -138,45 +138,46 @@ class Source:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{path} cannot be read: {reason}") from error
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is no mapping of names to values")
+            raise CheckpointError(f"{path} is not a mapping of names to values")
         return content
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What a checkpoint directory of ours is written from."""
+    """A converted checkpoint: the parts of a model directory, and notes about the conversion."""
 
     image_tokenizer: Part
     decoder: Part | None = None
     text_tokenizer: PromptTokenizer | None = None
     sampling: SamplingParams | None = None
     about: Mapping[str, str]
-    """Free text by key; at least `licence`, of the weights if it is known."""
+    """Free text by key; at least `licence`, that of the weights if it is known."""
     ignored: tuple[str, ...] = ()
-    """What was in the files and is not needed, in words."""
+    """Descriptions of what the files contain and a model directory does not need."""
     derived: tuple[str, ...] = ()
-    """What is not in the files and was concluded from them, in words."""
+    """Descriptions of values that are not in the files and were inferred or assumed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A project whose checkpoints can be read."""
+    """A project whose checkpoints can be imported."""
 
     name: str
-    """As in `--family`."""
+    """The name that `--family` takes."""
     expects: str
-    """The files of a checkpoint, for whoever has given the wrong ones."""
+    """Description of a checkpoint's files, for error messages."""
     recognise: Callable[[Source], str | None]
-    """Why a source is of this family, or None. Looks at names of files, configurations and names of tensors only."""
+    """Returns why a source is recognised as this family, or None. It reads names of files and of tensors, and
+    configurations only."""
     convert: Callable[[Source], Converted]
-    """Raises `CheckpointError`, naming the file and what was expected, if the source cannot be converted."""
+    """Converts a source. Raises `CheckpointError`, which names the file and what was expected, if that fails."""
 
 
 def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
-    """The tensors by name that a torch file holds, under the first of these keys that it has; without keys, or where a
-    file has weights and nothing around them, as a whole.
+    """The tensors by name in the content of a torch file: under the first of the `keys` that it has or, without keys or
+    in a file of bare weights, at the top.
 
-    Whatever is no tensor is left out. Raises `CheckpointError` if there are none.
+    Values that are not tensors are left out. Raises `CheckpointError` if there are no tensors.
     """
     for key in keys:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -193,7 +194,7 @@ def state_dict(path: Path, content: Any, *keys: str) -> dict[str, LazyTensor]:
 
 
 def unwrapped(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """What has names, without the `WRAPPERS` that stand before all of them."""
+    """The weights without those `WRAPPERS` that all their names begin with."""
     for wrapper in WRAPPERS:
         if all(isinstance(name, str) and name.startswith(wrapper) for name in weights):
             weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
@@ -207,10 +208,11 @@ def fit(
     weights: Mapping[str, LazyTensor],
     names: Mapping[str, str],
 ) -> Part:
-    """Weights under foreign names as those of a network of ours; `names` leads from each of our names to theirs.
+    """A network of ours as its configuration and weights, from weights under foreign names; `names` maps our names to
+    theirs.
 
-    Raises `CheckpointError` if one is missing, has another shape, or is left over: what is not needed has to be put
-    aside knowingly before.
+    Raises `CheckpointError` if a weight is missing, has another shape, or is left over: callers remove the weights that
+    are not needed first.
     """
     with torch.device("meta"):
         expected = network_class(config).state_dict()
@@ -220,7 +222,7 @@ def fit(
             raise CheckpointError(f"{path} lacks {theirs}, of shape {tuple(value.shape)}")
         if weights[theirs].shape != tuple(value.shape):
             raise CheckpointError(
-                f"{path}: {theirs} has shape {weights[theirs].shape}; with the rest, expected {tuple(value.shape)}"
+                f"{path}: {theirs} has shape {weights[theirs].shape}; the others imply {tuple(value.shape)}"
             )
     if left_over := sorted({*weights} - {names[ours] for ours in expected}):
         raise CheckpointError(f"{path} has {left_over[0]}, which no {network_class.__name__} has a place for")
@@ -233,15 +235,15 @@ def _at_most_float32(tensor: LazyTensor) -> LazyTensor:
 
 
 def agree(described: Path, facts: Mapping[str, tuple[Any, Any]], weights: Path) -> None:
-    """Compare what a file says of a network, unless that is None, with what its weights are: facts are names -> (said,
-    found). Raises `CheckpointError` for the first that differ."""
+    """Check that a configuration file agrees with the weights: `facts` maps names to (described, found), where a
+    described value of None is not compared. Raises `CheckpointError` for the first that differ."""
     for name, (said, found) in facts.items():
         if said is not None and said != found:
             raise CheckpointError(f"{described} says {name} {said}; the weights of {weights} have {found}")
 
 
 def take(weights: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor]:
-    """The weights whose names have the prefix, without it."""
+    """The weights whose names have the prefix, under their names without it."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
@@ -257,17 +259,17 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         return read_safetensors(path)
     except KeyError as error:
-        raise StrangeFileError(f"{path} has numbers of type {error}, which no known family has") from error
+        raise UnknownFileError(f"{path} has tensors of type {error}, which no known family uses") from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no safetensors file, or not a whole one: {error}") from error
+        raise CheckpointError(f"{path} is not a safetensors file, or an incomplete one: {error}") from error
 
 
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            raise CheckpointError(f"{path} has more than {MAX_TEXT_BYTES >> 20} MB, which is no configuration")
+            raise CheckpointError(f"{path} has more than {MAX_TEXT_BYTES >> 20} MB, too much for a configuration")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is no text: {error}") from error
+        raise CheckpointError(f"{path} is not a text file: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -1,8 +1,8 @@
 """Flax's msgpack files, read and written without JAX: nested dicts of arrays as lazy tensors by their joined names.
 
-MessagePack (github.com/msgpack/msgpack) is read from the mapped file, so that no array is in memory before it is asked
-for; of the format only what Flax writes is known: maps, strings, and arrays as extension 1, which is a message of its
-own: shape, type, bytes. An array of more than a gigabyte is a map: its shape, and its numbers in runs.
+The reader maps the file into memory and loads an array only when it is needed. It knows the part of MessagePack
+(github.com/msgpack/msgpack) that Flax writes: maps, strings, and arrays as extension 1, whose content is a message with
+shape, type and bytes. Flax writes an array of more than a gigabyte as a map with its shape and its numbers in chunks.
 """
 
 import math
@@ -22,9 +22,9 @@ __all__ = ["read_flax", "write_flax"]
 Item = TypeVar("Item")
 
 ARRAY = 1
-"""Flax's extension type of an array."""
+"""Flax's extension type for an array."""
 CHUNKED = "__msgpack_chunked_array__"
-"""First key of a map that is an array in runs."""
+"""First key of a map that is an array in chunks."""
 TRUE = 0xC3
 MAX_DEPTH = 32
 DTYPES = {
@@ -44,12 +44,12 @@ LENGTHS = {
     **{0xDC + i: ("array", 2 << i) for i in range(2)},
     **{0xDE + i: ("map", 2 << i) for i in range(2)},
 }
-"""First byte -> what follows, and the bytes of its length."""
+"""First byte of a message -> its kind, and the number of bytes of its length."""
 INTEGERS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
 
 
 class _Reader:
-    """Reads messages from bytes; strings of bytes are given as (start, length) instead of being copied."""
+    """Reads messages from mapped bytes; the content of arrays is located, not copied."""
 
     def __init__(self, data: mmap.mmap, start: int = 0, stop: int | None = None) -> None:
         self.data = data
@@ -57,7 +57,7 @@ class _Reader:
         self.stop = len(data) if stop is None else stop
 
     def take(self, size: int) -> int:
-        """Move on, and say from where."""
+        """Advance by `size` bytes and return the position before."""
         start = self.at
         if start + size > self.stop:
             raise ValueError(f"it ends at byte {self.stop}, in the middle of {size} bytes from {start}")
@@ -84,7 +84,7 @@ class _Reader:
         if first in INTEGERS:
             return "int", self.number(struct.calcsize(INTEGERS[first]))
         if first not in LENGTHS:
-            raise ValueError(f"a message of type {first:#x} at byte {self.at - 1}, which Flax does not write")
+            raise ValueError(f"a message of type {first:#x} at byte {self.at - 1}, a type that Flax does not write")
         kind, size = LENGTHS[first]
         return kind, self.number(size)
 
@@ -100,7 +100,7 @@ class _Reader:
         return str(self.data[start : start + length], "utf-8")
 
     def array(self, path: Path) -> LazyTensor:
-        """An extension whose head has been read up to its type."""
+        """Read the content of an array extension whose head and type have been read."""
         if self.expect("array") != 3:
             raise ValueError(f"no shape, type and bytes at byte {self.at}")
         shape = tuple(self.expect("int") for _ in range(self.expect("array")))
@@ -117,26 +117,27 @@ class _Reader:
         return LazyTensor(shape, DTYPES[name], lambda: read_numbers(path, start, numel, DTYPES[name]).reshape(shape))
 
     def extension(self, path: Path, length: int) -> LazyTensor:
-        """An extension whose length has been read."""
+        """Read an array extension whose length has been read."""
         if self.number(1) != ARRAY:
             raise ValueError(f"no array in the extension at byte {self.at}")
         stop = self.at + length
         return _Reader(self.data, self.take(length), stop).array(path)
 
     def chunked(self, path: Path) -> LazyTensor:
-        """A map whose head and first key have been read: {CHUNKED: true, "shape": {"0": ...}, "chunks": {"0": ...}}."""
+        """Read an array in chunks, {CHUNKED: true, "shape": {"0": ...}, "chunks": {"0": ...}}, after the first key."""
         if self.number(1) != TRUE or self.text() != "shape":
-            raise ValueError(f"no shape of an array in runs at byte {self.at}")
+            raise ValueError(f"no shape of an array in chunks at byte {self.at}")
         shape = tuple(self._numbered(lambda: self.expect("int")))
         if self.text() != "chunks":
-            raise ValueError(f"no runs of an array at byte {self.at}")
-        runs = self._numbered(lambda: self.extension(path, self.expect("ext")))
-        if sum(math.prod(run.shape) for run in runs) != math.prod(shape) or len({run.dtype for run in runs}) != 1:
-            raise ValueError(f"an array of shape {shape} in runs of {[run.shape for run in runs[:20]]}")
-        return LazyTensor.joined(*(run.then(torch.flatten) for run in runs)).then(lambda t: t.reshape(shape))
+            raise ValueError(f"no chunks of an array at byte {self.at}")
+        chunks = self._numbered(lambda: self.extension(path, self.expect("ext")))
+        numel = sum(math.prod(chunk.shape) for chunk in chunks)
+        if numel != math.prod(shape) or len({chunk.dtype for chunk in chunks}) != 1:
+            raise ValueError(f"an array of shape {shape} in chunks of {[chunk.shape for chunk in chunks[:20]]}")
+        return LazyTensor.joined(*(chunk.then(torch.flatten) for chunk in chunks)).then(lambda t: t.reshape(shape))
 
     def _numbered(self, read: Callable[[], Item]) -> list[Item]:
-        """The values of a map with the keys "0", "1", ..., which is how Flax writes a sequence."""
+        """Read a sequence, which Flax writes as a map with the keys "0", "1", ..."""
         values = []
         for i in range(self.expect("map")):
             if self.text() != str(i):
@@ -146,9 +147,9 @@ class _Reader:
 
 
 def read_flax(path: Path) -> dict[str, LazyTensor]:
-    """The arrays of a `flax_model.msgpack`, by their names joined with slashes.
+    """Read the arrays of a `flax_model.msgpack`, by their names joined with slashes.
 
-    Raises `CheckpointError`, naming the file, if it is cut short or is none.
+    Raises `CheckpointError`, which names the file, if it is truncated or is no such file.
     """
     weights: dict[str, LazyTensor] = {}
 
@@ -175,12 +176,12 @@ def read_flax(path: Path) -> dict[str, LazyTensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is no msgpack file of Flax's, or not a whole one: {error}") from error
+        raise CheckpointError(f"{path} is not a msgpack file of Flax, or an incomplete one: {error}") from error
     return weights
 
 
 def write_flax(path: Path, weights: Mapping[str, LazyTensor]) -> None:
-    """The inverse of `read_flax`, as Flax would write it, one array at a time. Raises `OSError` as writing does."""
+    """Write arrays as Flax does, the inverse of `read_flax`, one at a time. Raises `OSError` if writing fails."""
     tree: dict[str, Any] = {}
     for name in sorted(weights):
         *parents, leaf = name.split("/")
@@ -224,7 +225,7 @@ def _text(text: str) -> bytes:
 
 
 def _head(kind: str, length: int) -> bytes:
-    """The first bytes of a message, in the shortest form."""
+    """The first bytes of a message, in their shortest form."""
     short = {"map": (0x80, 16), "array": (0x90, 16), "str": (0xA0, 32)}
     if kind in short and length < short[kind][1]:
         return bytes([short[kind][0] | length])

@@ -1,14 +1,20 @@
-"""LlamaGen (FoundationVision): `c2i_*.pt` and `t2i_*.pt`, decoders of classes and of captions, and `vq_ds*.pt`, their
-image tokenizer.
+"""Family `llamagen`: checkpoints of FoundationVision/LlamaGen.
 
-Special in the decoders: a class label is a text of one id, whose last is no class; a caption is a row of T5's features,
-and no caption is features too. Text does not turn with its position: its queries and keys are zero. The number of heads
-is not in the file; it is told by a JSON file of the arguments of `ModelArgs` beside it or, for the published sizes,
-known here. The size of the picture is told there too, or by the file's name.
+Files: `c2i_*.pt` or `t2i_*.pt` with `vq_ds*.pt` beside it, or `vq_ds*.pt` alone; safetensors too. A JSON file with the
+arguments of the project's `ModelArgs` beside the weights gives the values that the weights do not have.
+Networks: the VQGAN; class-conditional decoders (c2i) and decoders of T5's features (t2i).
+Not read: image tokenizers whose `encoder_ch_mult` and `decoder_ch_mult` differ (both sides have one list of widths
+here, and none of the project's programs makes others); the sampling option `--no-left-padding` (features are always
+moved to the end of the row, as in training).
 
-Special in the image tokenizer: the decoder's levels are in the order in which they run, the middle is a list, attention
-is at the coarsest level alone. Sizes are options of the project's programs, not in the file: they are read off the
-shapes. That codes are compared at unit length is the project's default, unless a JSON file of its `ModelArgs` says not.
+In the decoders, a class label is a text of one id, and the last id stands for no class; a caption is T5's features, and
+no caption is learned features. Queries and keys of text are zero, so that text has no rotary position. The number of
+heads is in the JSON file or, for the published sizes, in `NUM_HEADS`; the size of the picture is in the JSON file, in
+the training program's arguments or in the file's name.
+
+In the image tokenizer, the decoder's levels are in the order in which they run, the middle is a list, and attention is
+at the coarsest level only. Sizes are read from shapes. Codes are compared at unit length, the project's default, unless
+the JSON file says otherwise.
 """
 
 import contextlib
@@ -28,7 +34,7 @@ from dalle.errors import CheckpointError
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, agree, state_dict, unwrapped
 from dalle.interop.pickles import Stub
-from dalle.interop.vqgan import drawing, vqgan_part
+from dalle.interop.vqgan import inference_weights, vqgan_part
 from dalle.text.padded import ClassTokenizer
 from dalle.vq.vqgan import ImageTokenizerConfig
 
@@ -38,17 +44,18 @@ FILES = ("*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors")
 MIDDLE = ("block_1", "attn_1", "block_2")
 DEFAULT_IMAGE_SIZE = 256
 DEFAULT_NUM_LEVELS = 5
-"""Of an image tokenizer with 16 pixels per code, which all the project's programs take if they are told nothing."""
+"""Levels of an image tokenizer with 16 pixels per code, the default of all the project's programs."""
 MAX_SIDE = 128
+"""Largest number of codes along each side; masks grow with its fourth power."""
 KEYS = ("model", "ema", "module", "state_dict")
-"""Where weights are, the first of them that is there, as the project's own programs look."""
+"""Keys of a file that may hold the weights; the first that is there counts, as in the project's programs."""
 NUM_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
-"""Of the project's models, by their width."""
+"""Number of heads of the project's models, by width."""
 SAMPLING = {
     "c2i": SamplingParams(guidance_scale=4.0, top_k=2000),
     "t2i": SamplingParams(guidance_scale=7.5, top_k=1000),
 }
-"""Defaults of the project's programs."""
+"""Default sampling parameters of the project's programs."""
 
 
 def recognise(source: Source) -> str | None:
@@ -81,7 +88,7 @@ def convert(source: Source) -> Converted:
         config = dataclasses.replace(image_tokenizer.config, image_size=side * image_tokenizer.config.factor)
         image_tokenizer = dataclasses.replace(image_tokenizer, config=config)
         size = f"image_size {config.image_size}, of {side} codes a side"
-        ignored = (*ignored, *_beside(path, source.tensors(path)))
+        ignored = (*ignored, *_training_state(path, source.tensors(path)))
     return Converted(
         image_tokenizer=image_tokenizer,
         decoder=decoder,
@@ -93,16 +100,16 @@ def convert(source: Source) -> Converted:
     )
 
 
-def _beside(path: Path, content: Any) -> tuple[str, ...]:
-    """What else is in a file of the training programs, in words. Their samplers, too, leave moving averages there."""
+def _training_state(path: Path, content: Any) -> tuple[str, ...]:
+    """A description of what a file of the training programs has besides the weights, such as moving averages."""
     chosen = next((key for key in KEYS if isinstance(content, dict) and key in content), None)
     rest = sorted({*map(str, content)} - {chosen}) if chosen is not None else []
     return (f"state of training in {path.name}: {', '.join(rest)}",) if rest else ()
 
 
 def _fitting(source: Source, decoder: Path, found: list[Path]) -> list[Path]:
-    """Of several image tokenizers, as they lie together in a folder of downloads, those that are for a decoder: named
-    like it (vq_ds16_t2i.pt), with as many codes, and with the project's default of pixels per code."""
+    """Choose the image tokenizers that fit a decoder among several in a folder of downloads: by the number of codes,
+    then by the name (vq_ds16_t2i.pt for t2i), then by the project's default of pixels per code."""
     names = _names(source, decoder)
     kind = "t2i" if "cls_embedding.uncond_embedding" in names else "c2i"
     num_codes = names["tok_embeddings.weight"].shape[0]
@@ -121,7 +128,7 @@ def _fitting(source: Source, decoder: Path, found: list[Path]) -> list[Path]:
 
 
 def _decoders(source: Source) -> list[Path]:
-    """Files with the weights of a decoder of this project."""
+    """Files with the weights of one of LlamaGen's decoders."""
     return [
         path
         for path in source.torch_files(*FILES)
@@ -131,7 +138,7 @@ def _decoders(source: Source) -> list[Path]:
 
 
 def _image_tokenizers(source: Source) -> list[Path]:
-    """Files with the weights of an image tokenizer of this project."""
+    """Files with the weights of one of LlamaGen's image tokenizers."""
     first = "encoder.conv_blocks.0.res.0.conv1.weight"
     return [path for path in source.torch_files(*FILES) if first in _names(source, path)]
 
@@ -143,23 +150,24 @@ def _names(source: Source, path: Path) -> Mapping[str, Any]:
 
 
 def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...], str]:
-    """It, what was ignored, and how codes are compared, in words."""
+    """The image tokenizer, descriptions of what was ignored, and a description of how codes are compared."""
     content = source.tensors(path)
-    weights, ignored = drawing(state_dict(path, content, *(KEYS if any(key in content for key in KEYS) else ())))
+    keys = KEYS if any(key in content for key in KEYS) else ()
+    weights, ignored = inference_weights(state_dict(path, content, *keys))
     described, place = _described_tokenizer(source, path, weights)
     unit_length = described.get("codebook_l2_norm", True)
     size = described.get("image_size", DEFAULT_IMAGE_SIZE)
     part = vqgan_part(path, _to_taming(path, weights), image_size=size, normalize_codes=unit_length)
     compared = "at unit length" if unit_length else "as they are"
     reason = "the project's default" if place is None else f"as {place.name} says"
-    return part, (*ignored, *_beside(path, content)), f"codes are compared {compared}, {reason}"
+    return part, (*ignored, *_training_state(path, content)), f"codes are compared {compared}, {reason}"
 
 
 def _described_tokenizer(
     source: Source, path: Path, weights: Mapping[str, LazyTensor]
 ) -> tuple[dict[str, Any], Path | None]:
-    """The arguments of the image tokenizer's ModelArgs, from a JSON file beside the weights with a codebook of this
-    size, and that file."""
+    """The image tokenizer's ModelArgs, from a JSON file beside the weights whose codebook has the same size, and the
+    path of that file."""
     codebook = weights["quantize.embedding.weight"].shape if "quantize.embedding.weight" in weights else ()
     for place, content in _beside_in_json(source, path):
         if (content.get("codebook_size"), content.get("codebook_embed_dim")) == codebook:
@@ -172,14 +180,15 @@ def _described_tokenizer(
 
 
 def _beside_in_json(source: Source, path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """JSON files beside the weights, that whose name begins like theirs first."""
+    """JSON files beside the weights, first those whose names begin with the same three characters."""
     for place in sorted(path.parent.glob("*.json"), key=lambda place: not path.name.startswith(place.name[:3])):
-        with contextlib.suppress(CheckpointError):  # a JSON file of something else
+        with contextlib.suppress(CheckpointError):  # an unrelated JSON file
             yield place, source.json(place)
 
 
 def _to_taming(path: Path, weights: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Under taming-transformers' names. Raises `CheckpointError` if the sides are not of one shape."""
+    """The weights under taming-transformers' names. Raises `CheckpointError` if encoder and decoder differ in
+    widths."""
     widths = {
         side: {
             int(match[1]): value.shape[0]
@@ -193,7 +202,7 @@ def _to_taming(path: Path, weights: Mapping[str, LazyTensor]) -> dict[str, LazyT
     if there != back[::-1]:
         raise CheckpointError(
             f"{path} was made with encoder_ch_mult other than decoder_ch_mult: its encoder has levels of {there} "
-            f"channels, its decoder of {back}; expected the same, the other way round"
+            f"channels, its decoder of {back}; expected the same in reverse order"
         )
 
     def rename(name: str) -> str:
@@ -206,7 +215,7 @@ def _to_taming(path: Path, weights: Mapping[str, LazyTensor]) -> dict[str, LazyT
 
 
 def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, ...]]:
-    """It, and what was concluded, in words."""
+    """The decoder, and descriptions of what was inferred."""
     content = source.tensors(path)
     keys = KEYS if any(key in content for key in KEYS) else ()
     theirs = ForeignWeights(path, state_dict(path, content, *keys))
@@ -218,7 +227,7 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
     heads = () if "n_head" in described else (f"heads: {num_heads}, as in the project's models with {width} channels",)
     if type(num_heads) is not int or num_heads < 1 or width % num_heads:
         raise CheckpointError(
-            f"{path} does not say how many heads its {width} channels have, and it is no published size: put a JSON "
+            f"{path} does not say how many heads its {width} channels have, which is not a published size: put a JSON "
             'file with the arguments of its ModelArgs beside it, {"n_head": ..., "block_size": ...}'
         )
     head_dim = width // num_heads
@@ -229,7 +238,7 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
         else ("cls_embedding.embedding_table.weight", theirs.shape("cls_embedding.embedding_table.weight")[0])
     )
     num_classes = described.get("num_classes", num_conditions - 1)
-    # neither is there to guide with if it was not trained with captions, or classes, dropped
+    # a model that was trained without dropping captions or classes has no unconditional branch to guide with
     if by_caption:
         text_length = described.get("cls_token_num", num_conditions)
         guidance = text_length == num_conditions
@@ -299,8 +308,8 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
 
 
 def _described(source: Source, path: Path, kind: str, depth: int, width: int) -> tuple[dict[str, Any], Path]:
-    """The arguments of ModelArgs, and the file that has them: those of the training program, which it leaves in its
-    files, and from a JSON file beside the weights that has those of this size; empty if there is none."""
+    """The decoder's ModelArgs and the path that they come from: the training program's arguments in the file of the
+    weights, overridden by a JSON file beside it that describes a model of this size; empty if there are none."""
     described = _arguments(source.tensors(path))
     for place, content in _beside_in_json(source, path):
         size = (content.get("model_type", kind), content.get("n_layer", depth), content.get("dim", width))
@@ -310,7 +319,7 @@ def _described(source: Source, path: Path, kind: str, depth: int, width: int) ->
 
 
 def _arguments(content: Any) -> dict[str, Any]:
-    """Of the training program's arguments what says the sizes of its network, in the words of ModelArgs."""
+    """Sizes of the network from the training program's arguments, under their names in ModelArgs."""
     arguments = content.get("args") if isinstance(content, dict) else None
     fields = arguments.fields if isinstance(arguments, Stub) else {}
     known = {name: fields[name] for name in ("num_classes", "cls_token_num") if type(fields.get(name)) is int}
@@ -324,10 +333,10 @@ def _grid_side(path: Path, described: Mapping[str, Any], factor: int) -> int:
     if type(described.get("block_size")) is int:
         side = grid_side(path, described["block_size"])
     else:
-        said = [int(number) for number in re.findall(r"\d+", path.stem) if number[0] != "0"]  # no steps of training
+        said = [int(number) for number in re.findall(r"\d+", path.stem) if number[0] != "0"]  # not a step, 0050000
         usual = (number for number in reversed(said) if 128 <= number <= MAX_SIDE * factor and number % factor == 0)
         side = next(usual, DEFAULT_IMAGE_SIZE) // factor
-    if side > MAX_SIDE:  # no weight says it, and masks grow with its fourth power
+    if side > MAX_SIDE:  # no weight confirms it
         raise CheckpointError(f"{path} is said to draw {side} x {side} codes; the limit is {MAX_SIDE} x {MAX_SIDE}")
     return side
 

@@ -1,7 +1,10 @@
-"""min-dalle (kuprel), the port of DALL-E mini: `vqgan/detoker.pt`, which turns codes into pictures and nothing back.
+"""Family `min-dalle`: checkpoints of kuprel/min-dalle, the PyTorch port of DALL-E mini.
 
-Special: group norms have PyTorch's own epsilon, 1e-5; pixels are in [0, 1]. The rest of such a folder, an
-encoder-decoder Transformer, is no model of this library.
+Files: `detoker.pt`, or the folder with `vqgan/detoker.pt`.
+Networks: the decoder of the VQGAN, which turns codes into pictures; the file has no encoder.
+Not read: the Transformer in `dalle_bart_*` (an encoder-decoder; this library has decoder-only Transformers).
+
+Group norms have PyTorch's default epsilon, 1e-5, and pixels inside the network are in [0, 1].
 """
 
 from pathlib import Path
@@ -12,14 +15,14 @@ from dalle.interop.vqgan import vqgan_part
 __all__ = ["FAMILY"]
 
 GRID_SIZE = 16
-"""Codes on a side, fixed in the project's code."""
+"""Codes along each side, fixed in the project's code."""
 
 
 def recognise(source: Source) -> str | None:
     for path in _detokenizers(source):
         return f"{path} has an embedding, post_quant_conv and decoder.up, and no encoder"
     for path in _transformer(source):
-        return f"{path} is of its encoder-decoder Transformer"
+        return f"{path} belongs to its encoder-decoder Transformer"
     return None
 
 

@@ -1,9 +1,13 @@
-"""minDALL-E (kakaobrain): the folder that its `from_pretrained` reads, `config.yaml`, two stages and a tokenizer.
+"""Family `mindalle`: checkpoints of kakaobrain/minDALL-E.
 
-Stage 1, the image tokenizer, is taming-transformers' VQModel with `hparams` for `ddconfig`.
+Files: the folder that its `from_pretrained` reads: `config.yaml`, `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/`.
+Networks: stage 1, a VQGAN (taming-transformers' VQModel with `hparams` for `ddconfig`); stage 2, a decoder of captions;
+the 16k BPE.
+Not read: the ImageGPT of its transfer example, `type: igpt` (another network, which was never published).
 
-Special in stage 2: text and codes have embeddings, positions and heads of their own, which are ours one below the
-other, and queries, keys and values are three layers. Padding is attended to like any token; there is no guidance.
+In stage 2, text and codes have separate embeddings, positions and heads, which are concatenated here; queries, keys and
+values are three layers. Padding is attended to like any token. The model was not trained without captions, so that
+there is no guidance.
 """
 
 from pathlib import Path
@@ -16,7 +20,7 @@ from dalle.decoder.config import DecoderConfig
 from dalle.errors import CheckpointError
 from dalle.interop.decoders import ForeignWeights, decoder_part, grid_side
 from dalle.interop.family import Converted, Family, Source, agree, state_dict
-from dalle.interop.vqgan import described_vqgan, drawing
+from dalle.interop.vqgan import described_vqgan, inference_weights
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
 __all__ = ["FAMILY"]
@@ -25,12 +29,12 @@ CONFIG_FILE = "config.yaml"
 STAGE_1_FILE = "stage1_last.ckpt"
 STAGE_2_FILE = "stage2_last.ckpt"
 TYPE = "transformer1d"
-"""Of stage 2. The project's other, igpt, draws without captions and was never published."""
+"""Type of stage 2 that is read; the other, igpt, draws without captions and was never published."""
 LICENCE = "code Apache-2.0; the published weights of stage 2 are CC-BY-NC-SA 4.0: not for commercial use"
 
 DEFAULT_HEADS = 24
 DEFAULT_RESOLUTION = 256
-"""Both of the project's configuration, where the file says none."""
+"""Default of the project's configuration, like `DEFAULT_HEADS`, for a file that has none."""
 
 
 def recognise(source: Source) -> str | None:
@@ -42,14 +46,14 @@ def recognise(source: Source) -> str | None:
 
 
 def _configs(source: Source) -> list[Path]:
-    """What the project reads; where it is missing, what may be one of its other descriptions."""
+    """The configuration that the project reads or, without one, files that may be another of its configurations."""
     return source.find(CONFIG_FILE) or source.find("*.yaml", "*.yml")
 
 
 def _content(source: Source, path: Path) -> dict[str, Any]:
     try:
         return source.yaml(path)
-    except CheckpointError:  # a yaml file of something else
+    except CheckpointError:  # an unrelated YAML file
         if path.name == CONFIG_FILE:
             raise
         return {}
@@ -60,11 +64,11 @@ def convert(source: Source) -> Converted:
         stage = _content(source, path).get("stage2")
         if isinstance(stage, dict) and stage.get("type", TYPE) != TYPE:
             raise CheckpointError(
-                f"{path} has a stage2 of type {stage['type']}, which is not read; expected {TYPE}, the one of captions"
+                f"{path} has a stage2 of type {stage['type']}, which is not read; expected {TYPE}, for captions"
             )
     config_path = source.one(CONFIG_FILE, "the configuration of both stages")
     stages = source.yaml(config_path)
-    # the project merges what the file leaves out, be it a whole stage
+    # the project fills in defaults for what the file leaves out, even for a whole stage
     image_tokenizer, ignored = _image_tokenizer(source, stages.get("stage1") or {})
     whole = stages.get("stage2") or source.find(STAGE_2_FILE)
     text_tokenizer = _text_tokenizer(source, config_path) if whole else None
@@ -85,7 +89,7 @@ def _image_tokenizer(source: Source, stage: Any) -> tuple[Part, tuple[str, ...]]
     path = source.one(STAGE_1_FILE, "stage 1, the image tokenizer")
     described = {"resolution": DEFAULT_RESOLUTION, **stage.get("hparams", {})}
     described |= {"embed_dim": stage.get("embed_dim"), "n_embed": stage.get("n_embed")}
-    weights, ignored = drawing(state_dict(path, source.torch(path), "state_dict"))
+    weights, ignored = inference_weights(state_dict(path, source.torch(path), "state_dict"))
     return described_vqgan(path, weights, config_path, described), ignored
 
 
@@ -154,7 +158,7 @@ def _decoder(source: Source, config_path: Path, pad_id: int) -> Part:
 
 
 def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
-    """As the project's `build_tokenizer` puts it together."""
+    """The text tokenizer, built as in the project's `build_tokenizer`."""
     described = source.yaml(config_path).get("dataset") or {}
     if described.get("tokenizer_type", "CharBPE") != "CharBPE":
         raise CheckpointError(

@@ -1,7 +1,11 @@
-"""OpenAI's dVAE (openai/DALL-E): `encoder.pkl` and `decoder.pkl`, each a whole pickled module, or its state_dict.
+"""Family `openai-dvae`: the dVAE of openai/DALL-E.
 
-Special: convolutions call their weights `w` and `b`; blocks have names that count from 1. Sizes are read off the
-shapes; the gain of the residual paths is not stored and follows from the number of blocks.
+Files: the folder with `encoder.pkl` and `decoder.pkl`, each a pickled module or its state_dict.
+Networks: the dVAE, an image tokenizer.
+Not read: one of the two files alone (an image tokenizer needs both); the project has published no decoder.
+
+Weights of convolutions are named `w` and `b`, and blocks are numbered from 1. Sizes are read from shapes; the gain of
+the residual paths is not stored and follows from the number of blocks.
 """
 
 import re
@@ -20,7 +24,7 @@ LICENCE = "code and published weights under OpenAI's modified MIT licence: say c
 DEFAULT_IMAGE_SIZE = 256
 CLASSES = {"encoder": "dall_e.encoder.Encoder", "decoder": "dall_e.decoder.Decoder"}
 KERNEL_SIZES = {"encoder": 7, "decoder": 1}
-"""Of each half's first convolution, by which a state_dict tells which it is of."""
+"""Kernel size of each half's first convolution, which tells the halves' state_dicts apart."""
 
 
 def recognise(source: Source) -> str | None:
@@ -49,7 +53,7 @@ def _halves(source: Source, side: str) -> list[Path]:
 
 
 def _weights(source: Source, path: Path, side: str) -> dict[str, LazyTensor]:
-    """Those of one half; none if the file is of something else."""
+    """The weights of one half, `side`; empty if the file has something else."""
     content = source.torch(path)
     if isinstance(content, Stub):
         return module_weights(content) if content.name == CLASSES[side] else {}
@@ -59,9 +63,9 @@ def _weights(source: Source, path: Path, side: str) -> dict[str, LazyTensor]:
 
 
 def dvae_part(path: Path, weights: Mapping[str, LazyTensor], *, image_size: int) -> Part:
-    """The image tokenizer of both modules' weights, prefixed with `encoder.` and `decoder.`.
+    """The image tokenizer as a part, from the weights of both modules, prefixed with `encoder.` and `decoder.`.
 
-    Raises `CheckpointError` if they are none of a dVAE's.
+    Raises `CheckpointError` if they are not the weights of a dVAE.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -86,7 +90,7 @@ def dvae_part(path: Path, weights: Mapping[str, LazyTensor], *, image_size: int)
 
 
 def names_of(config: OpenAIDiscreteVAEConfig) -> dict[str, str]:
-    """Our names -> theirs."""
+    """Our names of a dVAE's weights -> openai/DALL-E's."""
     modules: dict[str, str] = {}
     sides = {"encoder": config.encoder_blocks_per_group, "decoder": config.decoder_blocks_per_group}
     for side, num_blocks in sides.items():

@@ -1,9 +1,9 @@
-"""The pickles of checkpoints, read without running any of them: plain containers, lazy tensors, and stubs with names.
+"""A restricted unpickler for checkpoints: plain containers, lazy tensors, and stubs for a list of foreign classes.
 
-A pickle is a program. This reader knows a short list of names: the containers, torch's tensors and storages, and the
-classes that the projects of `dalle.interop` are known to leave in their files, for each of which there is a stub that
-holds what it was given and does nothing. Any other name is refused, with the name in the message, before anything of
-it happens. A tensor's numbers stay in the file until they are asked for.
+A pickle is a program that may call anything. This reader allows a short list of names: containers, torch's tensors and
+storages, and the classes that the projects of `dalle.interop` leave in their files, each replaced by a stub that stores
+its state and does nothing. Any other name is rejected, and named in the message, before it is imported or called. A
+tensor's numbers stay in the file until they are needed.
 """
 
 import collections
@@ -22,12 +22,12 @@ from dalle.checkpoint.weights import LazyTensor, read_numbers
 __all__ = ["MAX_PICKLE_BYTES", "RefusedError", "Storage", "Stub", "Unpickler", "module_weights"]
 
 MAX_PICKLE_BYTES = 16 << 20
-"""Of the pickle alone, without the numbers: ten times that of the largest model with its optimizer's state. What a byte
-of a pickle makes may take two hundred of memory."""
+"""Largest size of a pickle without its tensors' numbers: ten times that of the largest model with its optimizer's
+state. One byte of a pickle may take two hundred bytes of memory."""
 MAX_COPIES = 1 << 20
-"""Items of lists that become sets and dicts: a state_dict of torch before 1.0 is made of one."""
+"""Most list items that may be copied into sets and dicts, as in the state_dict of a torch before 1.0."""
 MAX_AXES = 64
-"""Of a tensor; torch has no more."""
+"""Most axes of a tensor, which is torch's own limit."""
 
 STORAGES = {
     "BFloat16Storage": torch.bfloat16,
@@ -43,11 +43,11 @@ STORAGES = {
 }
 STUBS = frozenset(
     {
-        # Lightning keys the states of its callbacks by their classes
+        # Lightning stores the states of its callbacks under their classes
         "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        # LlamaGen keeps the arguments of its training programs
+        # LlamaGen stores the arguments of its training programs
         "argparse.Namespace",
-        # OpenAI published its image tokenizer as whole modules
+        # OpenAI published its image tokenizer as pickled modules
         "dall_e.decoder.Decoder",
         "dall_e.decoder.DecoderBlock",
         "dall_e.encoder.Encoder",
@@ -64,13 +64,13 @@ STUBS = frozenset(
 
 
 class Stub:
-    """Stands for an object of a foreign class; `fields` is the state that was pickled."""
+    """Placeholder for an object of a foreign class; `fields` is its pickled state."""
 
     name = ""
-    """Of the foreign class, in full."""
+    """Full name of the foreign class."""
     fields: dict[str, Any]
 
-    def __new__(cls, *_arguments: object) -> "Stub":  # the one that pickles call; what they pass is not needed
+    def __new__(cls, *_arguments: object) -> "Stub":  # pickles call it; the arguments are not needed
         stub = super().__new__(cls)
         stub.fields = {}
         return stub
@@ -81,7 +81,8 @@ _STUB_CLASSES = {name: type("Stub", (Stub,), {"name": name}) for name in STUBS}
 
 @dataclasses.dataclass
 class Storage:
-    """A run of numbers in the file. In the plain stream its place is known only after the pickle has been read."""
+    """A sequence of numbers in the file. In the legacy format its offset is known only after the pickle has been
+    read."""
 
     path: Path
     dtype: torch.dtype
@@ -90,7 +91,7 @@ class Storage:
 
 
 class _Bounded:
-    """A file that ends after `MAX_PICKLE_BYTES`: unpicklers ask for what the pickle says."""
+    """A file limited to `MAX_PICKLE_BYTES`, since an unpickler reads as many bytes as the pickle declares."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -108,22 +109,22 @@ class _Bounded:
 
 
 class RefusedError(pickle.UnpicklingError):
-    """The pickle asks for something that is not on the list."""
+    """The pickle asks for a name or an operation that is not allowed."""
 
 
 def _checked(keys: list[Any]) -> list[Any]:
-    """What is about to be hashed. Tuples within tuples are refused: Python hashes them without a limit to their depth,
-    which ends the process, and once for every way that leads to one, which takes forever. Frozensets, the only other
-    keys with something in them, cannot be made here."""
+    """Check keys before they are hashed. Tuples inside tuples are rejected: Python hashes them recursively without a
+    limit, which crashes the process, and once for every path to each, which may take forever. Frozensets, the only
+    other nested keys, cannot be made here."""
     for key in keys:
         if isinstance(key, tuple) and any(isinstance(part, tuple) for part in key):
             raise RefusedError("a key of tuples within tuples")
     return keys
 
 
-# The unpickler written in Python is slower than the one in C, and safer: memory is taken only for what is in the file.
+# Python's unpickler in Python is slower than the one in C and safer: it allocates memory only for bytes in the file.
 class Unpickler(pickle._Unpickler):
-    """Finds nothing but what is listed above."""
+    """Unpickler that finds only the names listed in this module."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -134,7 +135,7 @@ class Unpickler(pickle._Unpickler):
         self.copies_left = MAX_COPIES
 
     def load_build(self) -> None:
-        """Give a stub its state; what else would have one (the metadata of a state_dict) goes without."""
+        """Set the state of a stub; other states, such as the metadata of a state_dict, are dropped."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Stub) and isinstance(state, dict):
             self.stack[-1].fields = state
@@ -142,19 +143,19 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
-        """Python makes room for all of one before it reads."""
+        """Reject a bytearray, for which Python would allocate its declared size before reading."""
         raise RefusedError("a bytearray")
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def load_frozenset(self) -> None:
-        """Two equal ones that hold equal ones in turn take forever to compare."""
+        """Reject a frozenset: comparing nested equal ones may take forever."""
         raise RefusedError("a frozenset")
 
     dispatch[pickle.FROZENSET[0]] = load_frozenset
 
     def _copied(self, items: Iterable[Any]) -> list[Any]:
-        """A few bytes of a pickle copy a list that is there, as often as they like."""
+        """Copy items within the limit `MAX_COPIES`: a few bytes of a pickle may copy a long list again and again."""
         copy = list(items)
         self.copies_left -= len(copy)
         if self.copies_left < 0:
@@ -172,7 +173,7 @@ class Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        module = "builtins" if module == "__builtin__" else module  # as Python 2 called it, and protocol 2 does
+        module = "builtins" if module == "__builtin__" else module  # its name in Python 2 and in protocol 2
         match f"{module}.{name}":
             case "collections.OrderedDict":
                 return self._ordered_dict
@@ -191,7 +192,7 @@ class Unpickler(pickle._Unpickler):
         raise RefusedError(f"extension {code}")
 
     def persistent_load(self, pid: Any) -> Any:
-        if pid[0] == "module":  # the plain stream: a class, with its source code
+        if pid[0] == "module":  # the legacy format: a class with its source code
             return pid[1]
         kind, dtype, key, _place, numel, *view = pid
         if not isinstance(kind, str) or not isinstance(key, str | int):
@@ -199,21 +200,21 @@ class Unpickler(pickle._Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype) or (view and view[0] is not None):
             raise RefusedError(f"a persistent object of kind {kind!r}")
         if type(numel) is not int or numel < 0:
-            raise pickle.UnpicklingError("a storage whose size is none")
+            raise pickle.UnpicklingError("a storage of invalid size")
         return self.storage(str(key), dtype, numel)
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_rest: object) -> LazyTensor:
         if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-            raise pickle.UnpicklingError("a tensor that is none")
+            raise pickle.UnpicklingError("an invalid tensor")
         numbers = (offset, *size[: MAX_AXES + 1], *stride[: MAX_AXES + 1])
         if (
             any(type(number) is not int or not 0 <= number < 1 << 63 for number in numbers)
             or len(size) != len(stride)
             or len(size) > MAX_AXES
         ):
-            raise pickle.UnpicklingError("a tensor that is none")
+            raise pickle.UnpicklingError("an invalid tensor")
         shape = tuple(size)
-        numel = math.prod(shape)  # torch's own product wraps around
+        numel = math.prod(shape)  # torch's product would overflow
         span = 1 + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True)) if numel else 0
         if offset + span > storage.numel or numel > storage.numel:
             raise pickle.UnpicklingError(f"a tensor of shape {shape} reaches beyond its {storage.numel} numbers")
@@ -234,7 +235,7 @@ HASHING = {
     pickle.DICT: slice(None, None, 2),
     pickle.ADDITEMS: slice(None),
 }
-"""What hashes something, and where on the stack that is."""
+"""Opcodes that hash keys, and the places of the keys on the stack."""
 Unpickler.dispatch |= {code[0]: _hashing(Unpickler.dispatch[code[0]], keys) for code, keys in HASHING.items()}
 
 
@@ -248,7 +249,7 @@ def _read_tensor(storage: Storage, offset: int, span: int, shape: tuple[int, ...
 
 
 def module_weights(module: Stub, prefix: str = "") -> dict[str, LazyTensor]:
-    """The weights of a module that was pickled whole, by the names that its state_dict would have."""
+    """The weights of a pickled module, under the names of its state_dict."""
     weights = {
         f"{prefix}{name}": value
         for kind in ("_parameters", "_buffers")

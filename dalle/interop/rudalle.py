@@ -1,12 +1,17 @@
-"""ruDALL-E (ai-forever): Malevich and its kin, `pytorch_model_v2.bin` and `_v3.bin`, with `bpe.model`; the Gumbel VQGAN
-`vqgan.gumbelf8-sber.model.ckpt`, and its variant with a wavelet head.
+"""Family `rudalle`: checkpoints of ai-forever/ru-dalle.
 
-Special in the decoder: what it is like is in the project's code, not in its files. The number of heads is told by a
-`model_params.json` beside the weights or, for the published sizes, known here. Version 2 sets a second <BOS> before the
-row, and its masks were made without it. Masks lie in the file; they are derived here, and compared with it.
+Files: `pytorch_model_v2.bin` or `pytorch_model_v3.bin` with `bpe.model` and the VQGAN beside it; or the VQGAN alone,
+`vqgan.gumbelf8-sber.model.ckpt` or its variant `vqgan.gumbelf8-sber-dwt.model.ckpt`.
+Networks: the Gumbel VQGAN, also with a wavelet head; the decoders Malevich and others of its versions 2 and 3.
+Not read: decoders with `custom_relax`, `rudalle_relax` or `cogview_layernorm_prescale`, or without masks (other
+networks with the same weights; no published model is one).
 
-Special in the image tokenizer: the variant is one level deeper in its names, its picture twice as large as the
-one it encodes, and of two `post_quant_conv` the decoder's own is the one that is used.
+The decoder's architecture is in the project's code and not in its files. The number of heads is in a
+`model_params.json` beside the weights or, for the published sizes, in `HEAD_DIMS`. Version 2 has a second <BOS> before
+the row, which its masks do not count. Masks are computed here and compared with those in the file.
+
+In the image tokenizer with a wavelet head, names have one more level, the decoded picture is twice as large as the
+encoded one, and the `post_quant_conv` inside the decoder is the one that is used.
 """
 
 from pathlib import Path
@@ -18,7 +23,7 @@ from dalle.decoder.row_layout import RowLayout
 from dalle.errors import CheckpointError
 from dalle.interop.decoders import ForeignWeights, decoder_part
 from dalle.interop.family import Converted, Family, Source, state_dict, take, unwrapped
-from dalle.interop.vqgan import described_vqgan, drawing, vqgan_part
+from dalle.interop.vqgan import described_vqgan, inference_weights, vqgan_part
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 from dalle.transformer.masks import Pattern, attention_mask
 
@@ -28,9 +33,9 @@ DEFAULT_IMAGE_SIZE = 256
 PAD_ID, BEGIN_ID, END_ID = 0, 2, 3
 CONVOLUTION_SIZE = 11
 HEAD_DIMS = {768: 64, 2048: 128, 3840: 64}
-"""Of the published models, by their width."""
+"""Channels of each head of the published models, by width."""
 MASK_PLACES = ("", "transformer.")
-"""Of the masks' names: the model itself had them first."""
+"""Prefixes of the masks' names; in older versions the model itself has them."""
 MASKS: dict[str, Pattern] = {"row_mask": "local", "col_mask": "column"}
 OPTIONS = {
     "cogview_layernorm_prescale": (False,),
@@ -39,21 +44,22 @@ OPTIONS = {
     "use_masks": (True,),
     "mlp_activation": ("gelu_jit", "gelu"),
 }
-"""Arguments of the project's DalleModel that no weight tells, and their values in all published models."""
+"""Arguments of the project's DalleModel that do not show in the weights, and the values that are read."""
 CONVOLUTIONS: dict[str, Pattern] = {"v2": "convolution_wrapped", "v3": "convolution_centered"}
+"""Pattern of the last layer, by version."""
 
 
 def recognise(source: Source) -> str | None:
     for path in _decoders(source):
-        return f"{path} is a decoder of ruDALL-E's"
+        return f"{path} has the weights of a ruDALL-E decoder"
     for path in _image_tokenizers(source):
-        return f"{path} is a VQGAN of ruDALL-E's"
+        return f"{path} has the weights of a ruDALL-E VQGAN"
     return None
 
 
 def convert(source: Source) -> Converted:
     decoder, text_tokenizer = None, None
-    # whoever says that it is one of these may have given it another name
+    # with --family rudalle the image tokenizer may have any name
     found = _image_tokenizers(source) or _gumbel(source)
     if decoders := _decoders(source):
         decoder = _decoder(source, source.only(decoders, "pytorch_model_v*.bin", "the decoder"))
@@ -62,10 +68,10 @@ def convert(source: Source) -> Converted:
         path = source.only(vocabularies, "bpe.model", "the text tokenizer")
         text_tokenizer = _text_tokenizer(source, path, decoder.config.text_length)
         found = source.nearest(_image_tokenizers)
-    # both may be there, for the same codes: the plain one draws pictures of the size it was trained on
+    # both variants have the same codes; the plain one draws pictures of the size that it was trained on
     plain = [path for path in found if not _has_wavelets(source, path)]
     path = source.only(plain or found, "vqgan.gumbelf8-sber*.ckpt", "the image tokenizer")
-    others = [f"{other.name}: give its path to have it instead" for other in found if other != path]
+    others = [f"{other.name}: give its path to import it instead" for other in found if other != path]
     image_tokenizer, ignored = _image_tokenizer(source, path)
     return Converted(
         image_tokenizer=image_tokenizer,
@@ -76,7 +82,7 @@ def convert(source: Source) -> Converted:
             "project": "https://github.com/ai-forever/ru-dalle",
         },
         ignored=(*ignored, *others),
-        derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the likeliest, without noise"),
+        derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the most likely, without noise"),
     )
 
 
@@ -102,7 +108,7 @@ def _weights(source: Source, path: Path) -> dict[str, LazyTensor]:
     content = source.torch(path)
     try:
         return state_dict(path, content, "state_dict")
-    except CheckpointError:  # a file of something else
+    except CheckpointError:  # an unrelated file
         return {}
 
 
@@ -114,11 +120,11 @@ def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...]]
     weights = _weights(source, path)
     if _has_wavelets(source, path):
         inside = take(weights, "model.")
-        # decoder.decoder.* and decoder.post_quant_conv.* move up; the wavelets' own filters are known
+        # decoder.decoder.* and decoder.post_quant_conv.* move up one level; the wavelets' filters are constants
         decoder = {name: value for name, value in take(inside, "decoder.").items() if not name.startswith("idwt.")}
         above = ("decoder.", "post_quant_conv.")
         weights = {name: value for name, value in inside.items() if not name.startswith(above)} | decoder
-    weights, ignored = drawing(weights)
+    weights, ignored = inference_weights(weights)
     configs = sorted(path.parent.glob("*gumbelf8*.y*ml"))
     if not configs:
         return vqgan_part(path, weights, image_size=DEFAULT_IMAGE_SIZE), ignored
@@ -128,7 +134,7 @@ def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...]]
         **(params.get("ddconfig") or {}),
         "embed_dim": params.get("embed_dim"),
         "n_embed": params.get("n_embed"),
-        "out_ch": out_channels,  # both variants come with the plain one's file
+        "out_ch": out_channels,  # both variants are published with the plain one's configuration
     }
     return described_vqgan(path, weights, configs[0], described, out_channels=out_channels), ignored
 
@@ -187,7 +193,7 @@ def _decoder(source: Source, path: Path) -> Part:
         mlp_bias=True,
         head_bias=True,
     )
-    # version 3 has a position for the first <BOS> of version 2, and no use for it
+    # version 3 has a position for the first <BOS> of version 2, but does not use it
     num_positions = config.layout.first_code
     ours: dict[str, LazyTensor] = {
         "embedding.weight": theirs.take("text_embeddings.weight", "image_embeddings.weight"),
@@ -227,8 +233,8 @@ def _text_tokenizer(source: Source, path: Path, text_length: int) -> PaddedToken
 
 
 def _described(source: Source, path: Path, depth: int, width: int) -> dict[str, Any]:
-    """The arguments of the project's DalleModel with `hf_version`, from a `model_params.json` beside the weights or one
-    folder up that has those of this size; empty if there is none."""
+    """The arguments of the project's DalleModel, and `hf_version`, from a `model_params.json` beside the weights or one
+    folder up that describes a model of this size; empty if there is none."""
     for place in (path.parent / "model_params.json", path.parent.parent / "model_params.json"):
         if not place.is_file():
             continue
@@ -244,14 +250,14 @@ def _described(source: Source, path: Path, depth: int, width: int) -> dict[str, 
 
 
 def _check_options(path: Path, described: dict[str, Any]) -> None:
-    """Raise `CheckpointError` for what another network is made by, with the same weights."""
+    """Raise `CheckpointError` for arguments that make another network of the same weights."""
     for name, usual in OPTIONS.items():
         if described.get(name, usual[0]) not in usual:
-            raise CheckpointError(f"{path} is described with {name} {described[name]!r}; read is {usual[0]!r} alone")
+            raise CheckpointError(f"{path} is described with {name} {described[name]!r}; only {usual[0]!r} is read")
 
 
 def _version(path: Path, theirs: ForeignWeights, described: dict[str, Any], layout: RowLayout) -> str:
-    """v2 or v3, as the masks in the file have it, or else the description, or the file's name."""
+    """v2 or v3, from the masks in the file or, without them, from the description or the file's name."""
     stored = {
         name: theirs.take(f"{place}{name}").load().bool()
         for place in MASK_PLACES
@@ -260,7 +266,7 @@ def _version(path: Path, theirs: ForeignWeights, described: dict[str, Any], layo
     }
     for name, mask in stored.items():
         if name in MASKS and not mask.equal(attention_mask(layout, MASKS[name], CONVOLUTION_SIZE)):
-            raise CheckpointError(f"{path} has a {name} that no version of the project made; its masks are not read")
+            raise CheckpointError(f"{path} has a {name} that no version of the project makes; other masks are not read")
     versions = [
         version
         for version, pattern in CONVOLUTIONS.items()
@@ -268,7 +274,7 @@ def _version(path: Path, theirs: ForeignWeights, described: dict[str, Any], layo
     ]
     said = described.get("hf_version", "v2" if "v2" in path.name else "v3")
     if not versions or said not in CONVOLUTIONS:
-        raise CheckpointError(f"{path} is of version {said!r}, with a conv_mask that is not; expected v2 or v3")
+        raise CheckpointError(f"{path} is of version {said!r}, or its conv_mask of neither version; expected v2 or v3")
     return said if said in versions else versions[0]
 
 

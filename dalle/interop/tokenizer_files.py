@@ -1,5 +1,5 @@
-"""Text tokenizers' files that DALLE-pytorch takes, recognised by what is in them: CLIP's merges, a `tokenizer.json` of
-the `tokenizers` package, YouTokenToMe's model. All of them pad on the right with 0.
+"""Files of the text tokenizers that DALLE-pytorch supports, recognised by their content: CLIP's merges, a
+`tokenizer.json` of the `tokenizers` package, and YouTokenToMe's model. All of them pad on the right with 0.
 """
 
 import itertools
@@ -16,16 +16,16 @@ __all__ = ["read_tokenizer"]
 
 PAD_ID = 0
 CLIP_VOCAB_SIZE = 49408
-"""Which CLIP's tokenizer says of itself, whatever file it has read."""
+"""Number of ids that CLIP's tokenizer declares, whatever file it has read."""
 CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokenizer | None:
-    """The text tokenizer that a file holds, with rows of `text_length`; None if it is a file of something else."""
+    """The text tokenizer in a file, for rows of `text_length` ids; None if the file has something else."""
     try:
         text = source.text(path)
-    except CheckpointError:  # no text
+    except CheckpointError:  # not a text file
         return None
     first = text.partition("\n")[0]
     if path.suffix == ".txt" and first.startswith(("#version", '"bpe_simple_vocab')):
@@ -46,15 +46,15 @@ def _hugging_face(path: Path, text: str) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the package raises bare Exception
-        raise CheckpointError(f"{path} is no tokenizer.json of the tokenizers package: {error}") from error
-    # as DALLE-pytorch does: no [CLS] or [SEP], whatever the file adds
+        raise CheckpointError(f"{path} is not a tokenizer.json of the tokenizers package: {error}") from error
+    # no [CLS] or [SEP], even if the file adds them, as in DALLE-pytorch
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return tokenizer
 
 
 def _clip(text: str) -> tokenizers.Tokenizer:
-    """CLIP's SimpleTokenizer: ids are bytes, bytes at the end of a word, merges, and two special tokens."""
-    # as many as fit, in the file's order; also an empty last line has an id
+    """CLIP's SimpleTokenizer: the ids are bytes, bytes at the end of a word, merges, then two special tokens."""
+    # as many merges as fit, in the file's order; an empty last line has an id too
     merges = [tuple(line.split()) for line in text.split("\n")[1 : CLIP_VOCAB_SIZE - 512 - 2 + 1]]
     characters = [*map(chr, itertools.chain(range(33, 127), range(161, 173), range(174, 256)))]
     characters += [chr(256 + i) for i in range(256 - len(characters))]
@@ -69,7 +69,7 @@ def _clip(text: str) -> tokenizers.Tokenizer:
         ]
     )
     start, end = (AddedToken(token, normalized=False) for token in CLIP_SPECIAL)
-    tokenizer.add_special_tokens([start])  # which alone is left out in decoding
+    tokenizer.add_special_tokens([start])  # the only one that decoding leaves out
     tokenizer.add_tokens([end])
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     return tokenizer

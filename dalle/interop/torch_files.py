@@ -1,7 +1,7 @@
-"""The files of torch.save, in both of torch's layouts: the zip archive, and the plain stream of torch before 1.6.
+"""Reader for files of torch.save in both formats: the zip archive, and the legacy stream of torch before 1.6.
 
-A file is a pickle and runs of numbers. The pickle is read by `pickles`, which runs nothing of it. Here the runs are
-found, and sizes are checked against the file before memory is taken.
+A file is a pickle and the numbers of its storages. The pickle is read by `pickles`, which runs no code from it. This
+module locates the storages, and checks sizes against the file before memory is allocated.
 """
 
 import io
@@ -15,20 +15,20 @@ import torch
 from dalle.errors import CheckpointError
 from dalle.interop.pickles import MAX_PICKLE_BYTES, RefusedError, Storage, Unpickler
 
-__all__ = ["StrangeFileError", "looks_saved", "read_torch"]
+__all__ = ["UnknownFileError", "looks_saved", "read_torch"]
 
 ZIP = b"PK\x03\x04"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 
-class StrangeFileError(CheckpointError):
-    """The file is no checkpoint of a family that is known here, nor a part of one: torch.save did not write it, or it
-    asks for names that none needs."""
+class UnknownFileError(CheckpointError):
+    """The file belongs to no known family: torch.save did not write it, or its pickle asks for names that no family
+    needs."""
 
 
 def looks_saved(path: Path) -> bool:
-    """Whether a file begins as what torch.save writes does, in either layout."""
+    """Whether a file begins like one of torch.save's, in either format."""
     number = LEGACY_MAGIC.to_bytes(10, "little")
     try:
         with open(path, "rb") as file:
@@ -39,31 +39,31 @@ def looks_saved(path: Path) -> bool:
 
 
 def read_torch(path: Path) -> Any:
-    """What torch.save wrote into a file: dicts, lists and the like of `LazyTensor`s and `Stub`s.
+    """Read a file of torch.save: containers of `LazyTensor`s, `Stub`s and plain values.
 
-    Raises `CheckpointError`, naming the file: for one that is cut short or damaged, for one that torch.save did not
-    write, and for one whose pickle asks for a name that is not listed here.
+    Raises `CheckpointError`, which names the file, for one that is truncated or damaged; `UnknownFileError` for one
+    that torch.save did not write, or whose pickle asks for a name that `pickles` does not allow.
     """
     try:
         with open(path, "rb") as file:
             is_zip = file.read(len(ZIP)) == ZIP
         return _read_zip(path) if is_zip else _read_stream(path)
     except RefusedError as error:
-        raise StrangeFileError(
+        raise UnknownFileError(
             f"{path} asks for {error} on loading, which no checkpoint of a known family needs; nothing of it was run"
         ) from error
     except (zipfile.BadZipFile, EOFError) as error:
         if not looks_saved(path):
-            raise StrangeFileError(f"{path} is no file of torch.save's") from error
-        raise CheckpointError(f"{path} is cut short or damaged: is it a whole download?") from error
+            raise UnknownFileError(f"{path} is not a file of torch.save") from error
+        raise CheckpointError(f"{path} is truncated or damaged: is the download complete?") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a damaged pickle makes of the unpickler's stack
+    except Exception as error:  # a damaged pickle may raise anything in the unpickler
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        kind = CheckpointError if looks_saved(path) else StrangeFileError
-        raise kind(f"{path} is no file of torch.save's, or a damaged one ({reason})") from error
+        kind = CheckpointError if looks_saved(path) else UnknownFileError
+        raise kind(f"{path} is not a file of torch.save, or a damaged one ({reason})") from error
 
 
 def _read_zip(path: Path) -> Any:
@@ -71,7 +71,7 @@ def _read_zip(path: Path) -> Any:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise StrangeFileError(f"{path} is a zip file, but none of torch.save's: it has no single data.pkl")
+            raise UnknownFileError(f"{path} is a zip file, but not one of torch.save: it must have one data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         for name in ("data.pkl", "byteorder"):
             info = entries.get(f"{root}{name}")
@@ -101,13 +101,14 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_stream(path: Path) -> Any:
-    """Magic number, protocol, system, object, keys: five pickles; then each storage, as its length and its numbers."""
+    """Read the legacy format: five pickles (magic number, protocol, system, object, keys), then each storage as its
+    length and its numbers."""
     storages: dict[str, Storage] = {}
 
     def storage(key: str, dtype: torch.dtype, numel: int) -> Storage:
         if numel * dtype.itemsize > size:
             raise CheckpointError(
-                f"{path} is cut short: its storage {key} has {numel} numbers; is it a whole download?"
+                f"{path} is truncated: its storage {key} has {numel} numbers; is the download complete?"
             )
         return storages.setdefault(key, Storage(path, dtype, numel))
 
@@ -115,7 +116,7 @@ def _read_stream(path: Path) -> Any:
         size = os.fstat(file.fileno()).st_size
         magic, protocol, _system, content, keys = (Unpickler(file, storage).load() for _ in range(5))
         if (magic, protocol) != (LEGACY_MAGIC, LEGACY_PROTOCOL):
-            raise CheckpointError(f"{path} is no file of torch.save's")
+            raise CheckpointError(f"{path} is not a file of torch.save")
         for key in keys:
             if not isinstance(key, str | int):
                 raise CheckpointError(f"{path} is damaged: it has a storage without a name")
@@ -124,7 +125,7 @@ def _read_stream(path: Path) -> Any:
             found.offset = file.tell()
             stop = found.offset + found.numel * found.dtype.itemsize
             if numel != found.numel or stop > size:
-                raise CheckpointError(f"{path} is cut short in its storage {key}: is it a whole download?")
+                raise CheckpointError(f"{path} is truncated in its storage {key}: is the download complete?")
             file.seek(stop)
     if missing := [key for key, found in storages.items() if found.offset < 0]:
         raise CheckpointError(f"{path} is damaged: it lacks the storage {missing[0]}")

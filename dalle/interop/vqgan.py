@@ -1,8 +1,7 @@
-"""The VQGAN that most families share: the names of taming-transformers, and a configuration read off the shapes.
+"""Conversion of the VQGAN, shared by the families: taming-transformers' names, and a configuration read from shapes.
 
-The other families of this network are renamed to these names first; from there the way is the same for all. What a
-weight's shape tells is taken from it, since a project's options then need no list of ours; what a configuration file
-says besides is compared with it.
+Families with other names rename their weights to taming-transformers' first. Sizes are read from the shapes of the
+weights, so that a project's options need no list here; a configuration file that describes them too is compared.
 """
 
 import re
@@ -17,7 +16,7 @@ from dalle.errors import CheckpointError
 from dalle.interop.family import agree, fit
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
-__all__ = ["described_vqgan", "drawing", "names_of", "vqgan_part"]
+__all__ = ["described_vqgan", "inference_weights", "names_of", "vqgan_part"]
 
 TRAINING_ONLY = (
     "loss.",
@@ -28,7 +27,7 @@ TRAINING_ONLY = (
     "quantize.embedding.cluster_size",
     "quantize.embedding.embed_avg",
 )
-"""Prefixes of what may lie among the weights and draws nothing: perceptual loss, discriminator, counters, averages."""
+"""Prefixes of tensors that only training uses: perceptual loss, discriminator, counters, averages."""
 
 LEAVES = {
     "query": "q",
@@ -37,11 +36,11 @@ LEAVES = {
     "output": "proj_out",
     "shortcut": "nin_shortcut",
 }
-"""Our names within a block, and taming-transformers' where they differ."""
+"""Our names within a block -> taming-transformers', where they differ."""
 
 
-def drawing(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-    """The weights that draw, and in words what else there is, which is put aside knowingly."""
+def inference_weights(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """The weights without those that only training uses, and a description of what was left out."""
     needed = {name: value for name, value in weights.items() if not name.startswith(TRAINING_ONLY)}
     if len(needed) == len(weights):
         return needed, ()
@@ -52,10 +51,10 @@ def drawing(weights: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], t
 def vqgan_part(
     path: Path, weights: Mapping[str, LazyTensor], *, image_size: int, normalize_codes: bool = False, **options: Any
 ) -> Part:
-    """The image tokenizer of weights under taming-transformers' names. `options` are fields of the configuration that
-    no shape tells.
+    """The image tokenizer as a part, from weights under taming-transformers' names. `options` are fields of the
+    configuration that do not follow from shapes.
 
-    Raises `CheckpointError` if a weight is missing, has another shape than the rest implies, or is of no use.
+    Raises `CheckpointError` if a weight is missing, has another shape than the others imply, or has no place.
     """
     config = _describe(path, weights, image_size=image_size, normalize_codes=normalize_codes, **options)
     weights = dict(weights)
@@ -101,7 +100,8 @@ def _describe(path: Path, weights: Mapping[str, LazyTensor], **options: Any) -> 
 
 
 def names_of(config: ImageTokenizerConfig) -> dict[str, str]:
-    """Our names of a tokenizer's weights -> taming-transformers'. Without patches of pixels, which it does not have."""
+    """Our names of a VQGAN's weights -> taming-transformers', for a `patch_size` of 1, since that project has no
+    patches."""
     with torch.device("meta"):
         ours = ImageTokenizer(config).state_dict()
     modules = dict(_modules(config))
@@ -118,7 +118,7 @@ def _translate(name: str, modules: Mapping[str, str]) -> str:
 
 
 def _modules(config: ImageTokenizerConfig) -> Iterator[tuple[str, str]]:
-    """Where our modules are, by the order in which `image_tokenizer` puts them together."""
+    """Our names of modules, in the order in which `dalle.vq.vqgan` builds them, and taming-transformers' names."""
     last = len(config.widths) - 1
 
     def level_of(side: str, group: str, start: int, level: int, num_blocks: int) -> Iterator[tuple[str, str]]:
@@ -178,21 +178,21 @@ def described_vqgan(
     out_channels: int = 3,
     **options: Any,
 ) -> Part:
-    """The same where a file of the project describes the network, in taming-transformers' words (`ddconfig`, besides
-    `embed_dim` and `n_embed`): the image size is taken from there, the rest compared. out_channels: 12 if there is a
-    wavelet head.
+    """The image tokenizer as `vqgan_part` returns it, checked against a configuration file.
 
-    Raises `CheckpointError` as well where they contradict each other, and for options that no picture is drawn with.
+    described: the file's content under taming-transformers' names: `ddconfig`, and `embed_dim` and `n_embed`. The image
+        size is taken from it; everything else is compared with the weights.
+    out_channels: channels of the decoder's output: 3, or 12 with a wavelet head.
+    Raises `CheckpointError` as `vqgan_part` does, if file and weights contradict each other, and for a network that
+    does not decode to pictures.
     """
     if not isinstance(described, dict) or type(described.get("resolution")) is not int:
         raise CheckpointError(f"{config_path} does not describe a VQGAN with a resolution")
     if described.get("give_pre_end"):
-        raise CheckpointError(
-            f"{config_path} has give_pre_end: this network draws no pictures, but what is before them"
-        )
+        raise CheckpointError(f"{config_path} has give_pre_end: this network outputs hidden states instead of pictures")
     for name, expected in (("in_channels", 3), ("out_ch", out_channels)):
         if described.get(name, expected) != expected:
-            raise CheckpointError(f"{config_path} has {name} {described[name]}; expected {expected}, of colours")
+            raise CheckpointError(f"{config_path} has {name} {described[name]}; expected {expected} for colours")
     part = vqgan_part(path, weights, image_size=described["resolution"], **options)
     assert isinstance(part.config, ImageTokenizerConfig)
     _check_described(config_path, part.config, {**described, "out_ch": out_channels}, path)
@@ -203,8 +203,8 @@ def _check_described(path: Path, config: ImageTokenizerConfig, described: Mappin
     resolutions = {config.image_size >> level: level for level in range(len(config.widths))}
     sizes = described.get("attn_resolutions")
     levels = None if sizes is None else sorted({resolutions[size] for size in sizes if size in resolutions})
-    told = {"ch", "ch_mult"} <= {*described}
-    widths = [described["ch"] * times for times in described["ch_mult"]] if told else None
+    has_widths = {"ch", "ch_mult"} <= {*described}
+    widths = [described["ch"] * times for times in described["ch_mult"]] if has_widths else None
     facts = {
         "ch": (described.get("ch"), config.base_width),
         "ch * ch_mult": (widths, list(config.widths)),

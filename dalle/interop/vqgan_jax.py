@@ -1,7 +1,12 @@
-"""vqgan-jax (Suraj Patil), the image tokenizer of DALL-E mini: `config.json` and `flax_model.msgpack`; both ways.
+"""Family `vqgan-jax`: checkpoints of patil-suraj/vqgan-jax, DALL-E mini's image tokenizer; also exported.
 
-Special: axes are in Flax's order, and the network takes and draws pixels in [0, 1], as DALL-E mini uses it. The file's
-`architectures` is a slip of the project's ("del"), and nothing goes by it.
+Files: the folder with `config.json` and `flax_model.msgpack`.
+Networks: the VQGAN.
+Not read: `give_pre_end`, and `out_ch` other than 3 (the network does not decode to colours); DALL-E mini's Transformer
+(an encoder-decoder; this library has decoder-only Transformers).
+
+Axes are in Flax's order, and pixels inside the network are in [0, 1], as DALL-E mini uses it. The value of
+`architectures` in the published configuration is a mistake ("del") and is ignored.
 """
 
 import json
@@ -25,14 +30,14 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "flax_model.msgpack"
 LICENCE = "the project gives none for its code, nor do its published weights have one: see docs/interop.md"
 RANGE_KEY = "pixel_range"
-"""Ours, in their config.json: written where pixels are not in [0, 1], which is what the project takes for granted."""
+"""Key that this library adds to config.json for a network whose pixels are not in [0, 1], the project's only range."""
 
 
 def _to_taming(name: str) -> str:
-    """encoder/down_0/block_1/conv1/kernel -> encoder.down.0.block.1.conv1.weight"""
+    """Rename encoder/down_0/block_1/conv1/kernel to encoder.down.0.block.1.conv1.weight."""
     *parents, leaf = name.split("/")
     parents = [re.sub(r"^(down|up|block|attn)_(\d+)$", r"\1.\2", part) for part in parents]
-    if "mid" in parents:  # the blocks of the middle have numbers in their names
+    if "mid" in parents:  # in the middle the number is part of the block's name
         parents = [re.sub(r"^(block|attn)\.", r"\1_", part) for part in parents]
     return ".".join([*parents, "bias" if leaf == "bias" else "weight"])
 
@@ -56,7 +61,7 @@ def _to_flax(weight: Tensor) -> Tensor:
 
 def recognise(source: Source) -> str | None:
     if found := _weights(source):
-        return f"{found[0]} is Flax's, which of the families only this has"
+        return f"{found[0]} is a file of Flax, which only this family uses"
     for path in source.find(CONFIG_FILE):
         if {"ch_mult", "attn_resolutions", "n_embed"} <= {*source.json(path)}:
             return f"{path} has ch_mult, attn_resolutions and n_embed"
@@ -76,7 +81,7 @@ def convert(source: Source) -> Converted:
     if "bart" in str(described.get("model_type", "")):
         raise CheckpointError(
             f"{config_path} is for {described['model_type']}: DALL-E mini's encoder-decoder Transformer is not read, "
-            "but its image tokenizer is, from the folder of its own"
+            "but its image tokenizer is: give the folder of that"
         )
     arrays = source.once(path, read_flax)
     weights = {
@@ -103,9 +108,9 @@ FAMILY = Family(
 
 
 def write_vqgan_jax(folder: Path, config: ImageTokenizerConfig, weights: Mapping[str, LazyTensor]) -> None:
-    """Write an image tokenizer's weights, under our names, as vqgan-jax reads them.
+    """Write an image tokenizer, given by its configuration and weights under our names, as vqgan-jax reads it.
 
-    Raises `CheckpointError` if its network is one that vqgan-jax cannot describe, `OSError` as writing does.
+    Raises `CheckpointError` for a network that vqgan-jax cannot describe, `OSError` if writing fails.
     """
     described = _described(config)
     names = names_of(config)
@@ -121,7 +126,7 @@ def _described(config: ImageTokenizerConfig) -> dict[str, Any]:
     ch = config.encoder_widths[0]
     reasons = {
         "patch_size above 1": config.patch_size != 1,
-        f"widths that are no multiples of the first, {ch}": any(width % ch for width in config.widths),
+        f"widths that are not multiples of the first, {ch}": any(width % ch for width in config.widths),
         "norm_groups other than 32": config.norm_groups != 32,
         "norm_epsilon other than 1e-6": config.norm_epsilon != 1e-6,
         "no attention in the middle": not (config.middle_attention and config.encoder_middle_attention),
@@ -133,7 +138,7 @@ def _described(config: ImageTokenizerConfig) -> dict[str, Any]:
         "no encoder": config.decode_only,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
-        raise CheckpointError(f"vqgan-jax has no words for this image tokenizer: it has {', '.join(found)}")
+        raise CheckpointError(f"vqgan-jax cannot describe this image tokenizer: it has {', '.join(found)}")
     described = {
         "architectures": ["VQModel"],
         "attn_resolutions": [config.image_size >> level for level in config.attention_levels],

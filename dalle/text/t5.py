@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle.decoder.conditions import Features
 from dalle.errors import CheckpointError, ParameterError
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
@@ -47,12 +46,12 @@ class T5TextEncoder:
         self.network = _placed(network, device)
 
     @torch.inference_mode()
-    def features(self, text_ids: Tensor) -> Features:
+    def features(self, text_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Text ids (B, T) of `tokenizer` -> features (B, T, feature_width) and their mask, on the CPU."""
         mask = text_ids != self.tokenizer.config.pad_id
         found = self.network(input_ids=text_ids.to(self.device), attention_mask=mask.to(self.device))
         values: Tensor = found.last_hidden_state
-        return Features(values=values.float().cpu(), mask=mask)
+        return values.float().cpu(), mask
 
 
 def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:

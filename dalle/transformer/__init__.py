@@ -2,3 +2,5 @@
 
 They know tensors and sizes alone: nothing of text, pictures, codes or requests.
 """
+
+__all__: list[str] = []

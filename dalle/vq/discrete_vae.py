@@ -1,8 +1,8 @@
 """The discrete VAE of DALLE-pytorch: a plain convolutional image tokenizer that lucidrains/DALLE-pytorch trains.
 
-Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w), as in `image_tokenizer`. Strided 4 x 4
-convolutions lead down, transposed ones up, with residual blocks at the coarsest resolution; the encoder ends in a logit
-for each code. It is here to run such checkpoints; training it is DALLE-pytorch's business.
+Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w), as in `dalle.vq.kinds`. The encoder is strided
+4 x 4 convolutions and ends in a logit for each code; the decoder is transposed convolutions; both have residual blocks
+at the coarsest resolution. The network is here to run such checkpoints; they are trained with DALLE-pytorch.
 """
 
 import dataclasses
@@ -20,21 +20,22 @@ __all__ = ["DiscreteVAE", "DiscreteVAEConfig"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscreteVAEConfig(Config):
-    """Shape of a discrete VAE. Defaults are those of DALLE-pytorch."""
+    """Shape of a discrete VAE. The defaults are DALLE-pytorch's."""
 
     image_size: int = 256
     """Nominal height and width in pixels; a multiple of `factor`."""
     num_layers: int = 3
-    """Layers that halve the resolution."""
+    """Number of layers, each of which halves the resolution."""
     num_res_blocks: int = 0
-    """Residual blocks on either side, at the coarsest resolution."""
+    """Residual blocks of the encoder, and of the decoder, at the coarsest resolution."""
     width: int = 64
-    """Channels of every layer (`hidden_dim`)."""
+    """Channels of every layer (`hidden_dim` in DALLE-pytorch)."""
     codebook_size: int = 512
     codebook_dim: int = 512
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Of each colour in [0, 1]: what the network takes and gives is (pixel - mean) / std."""
+    """Mean of each colour in [0, 1]: inputs and outputs of the network are (pixel - mean) / std."""
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Standard deviation of each colour, above 0."""
 
     def __post_init__(self) -> None:
         require(self.num_layers < self.image_size.bit_length(), f"num_layers is {self.num_layers}, which is too many")
@@ -47,16 +48,16 @@ class DiscreteVAEConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Pixels per code, on a side."""
+        """Pixels per code, along each side."""
         return 2**self.num_layers
 
     picture_factor = factor
-    """The same for the images that are decoded."""
+    """Pixels per code, along each side, of a decoded image: the same as `factor`."""
     channels = 3
 
     @property
     def grid_size(self) -> int:
-        """Codes on a side of the nominal image."""
+        """Codes along each side of the nominal image."""
         return self.image_size // self.factor
 
 
@@ -72,7 +73,7 @@ class _ResidualBlock(nn.Module):
 
 
 class DiscreteVAE(nn.Module):
-    """Encoder, codebook and decoder; the contract is that of `ImageTokenizer`."""
+    """Encoder, codebook and decoder, with the contract of `dalle.vq.kinds`."""
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
@@ -91,9 +92,9 @@ class DiscreteVAE(nn.Module):
         self.decoder = nn.Sequential(*enter, *res[1], *up, nn.Conv2d(width, 3, 1))
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_size): a logit for each code.
+        """(B, 3, H, W) in [-1, 1] -> logits of the codes (B, h, w, codebook_size).
 
-        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
+        Raises `ImageError` for another number of channels, or sides that are not multiples of the factor.
         """
         check_images(images, self.config.factor)
         scale, shift = self._affine(images)
@@ -101,19 +102,20 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes: the likeliest. Raises `ImageError` as `logits` does."""
+        """(B, 3, H, W) in [-1, 1] -> the most likely codes (B, h, w). Raises `ImageError` as `logits` does."""
         return self.logits(images).argmax(-1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` on codes outside [0, codebook_size)."""
+        """(B, h, w) codes -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` for codes outside [0, codebook_size)."""
         check_codes(codes, self.config.codebook_size)
         pixels = self.decoder(rearrange(F.embedding(codes, self.codebook), "b h w d -> b d h w"))
         scale, shift = self._affine(pixels)
         return ((pixels - shift) / scale).clamp(-1, 1)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """From [-1, 1] to the network's own range: x * scale + shift, for each colour."""
+        """Scale and shift of each colour, (3, 1, 1) each, that map [-1, 1] to the network's range: x * scale +
+        shift."""
         mean, std = (
             rearrange(like.new_tensor(numbers), "c -> c 1 1")
             for numbers in (self.config.pixel_mean, self.config.pixel_std)

@@ -1,8 +1,8 @@
-"""Every kind of image tokenizer that a model directory may have, by the name that it has there.
+"""Registry of the kinds of image tokenizer that a model directory may have, by name, and their common contract.
 
-All keep one contract: `encode(images) -> codes` and `decode(codes) -> images`, with images float32 (B, channels, H,
+Every image tokenizer has `encode(images) -> codes` and `decode(codes) -> images`, with images float32 (B, channels, H,
 W) in [-1, 1] and codes int64 (B, h, w), and a `config` with `image_size`, `channels`, `factor`, `picture_factor`,
-`codebook_size` and `grid_size`. What pixels a network itself works on is its own affair.
+`codebook_size` and `grid_size`. Pixels may have another range inside a network.
 """
 
 from dalle.config import Config
@@ -24,6 +24,6 @@ KINDS: dict[str, tuple[type[AnyImageTokenizerConfig], type[AnyImageTokenizer]]] 
 
 
 def kind_of(config: Config) -> str:
-    """The name of the kind that a configuration is of."""
+    """The name in `KINDS` of the kind that a configuration describes."""
     (name,) = [name for name, (config_class, _) in KINDS.items() if type(config) is config_class]
     return name

@@ -1,8 +1,9 @@
-"""The discrete VAE of DALL-E (Ramesh et al. 2021, arXiv 2102.12092; openai/DALL-E): an image tokenizer of OpenAI's.
+"""The discrete VAE of DALL-E (Ramesh et al. 2021, arXiv 2102.12092; openai/DALL-E), OpenAI's image tokenizer.
 
-Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w), as in `image_tokenizer`. Four groups of
-pre-activation residual blocks, with max pooling between them on the way down and nearest-neighbour doubling on the way
-up, so that a code stands for 8 x 8 pixels. It is here to run that checkpoint and those made like it, not to be trained.
+Images are float32 (B, 3, H, W) in [-1, 1]; codes are int64 (B, h, w), as in `dalle.vq.kinds`. Encoder and decoder are
+four groups of pre-activation residual blocks each, with max pooling between the groups of the encoder and
+nearest-neighbour doubling between those of the decoder, so that a code stands for 8 x 8 pixels. The network is here to
+run OpenAI's checkpoint and others of its architecture, not for training.
 """
 
 import dataclasses
@@ -19,21 +20,21 @@ __all__ = ["OpenAIDiscreteVAE", "OpenAIDiscreteVAEConfig"]
 
 NUM_GROUPS = 4
 LOGIT_LAPLACE_EPSILON = 0.1
-"""Pixels in [0, 1] are squeezed into [0.1, 0.9], where the logit that the network foretells is finite."""
+"""Pixels in [0, 1] are mapped to [0.1, 0.9], where the logit that the decoder predicts is finite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OpenAIDiscreteVAEConfig(Config):
-    """Shape of the network. Defaults are those of the published one."""
+    """Shape of the network. The defaults are those of the published checkpoint."""
 
     image_size: int = 256
     """Nominal height and width in pixels; a multiple of `factor`."""
     encoder_width: int = 256
-    """Channels of the encoder's first group (`n_hid`); its groups have 1, 2, 4 and 8 times as many."""
+    """Channels of the encoder's first group (`n_hid` in openai/DALL-E); the groups have 1, 2, 4 and 8 times as many."""
     decoder_width: int = 256
-    """The same for the decoder's last group."""
+    """Channels of the decoder's last group; the groups have 8, 4, 2 and 1 times as many."""
     codebook_dim: int = 128
-    """Channels of a row that the decoder starts from (`n_init`)."""
+    """Channels of a codebook row, the decoder's input (`n_init` in openai/DALL-E)."""
     encoder_blocks_per_group: int = 2
     decoder_blocks_per_group: int = 2
     codebook_size: int = 8192
@@ -46,21 +47,21 @@ class OpenAIDiscreteVAEConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Pixels per code, on a side."""
+        """Pixels per code, along each side."""
         return 2 ** (NUM_GROUPS - 1)
 
     picture_factor = factor
-    """The same for the images that are decoded."""
+    """Pixels per code, along each side, of a decoded image: the same as `factor`."""
     channels = 3
 
     @property
     def grid_size(self) -> int:
-        """Codes on a side of the nominal image."""
+        """Codes along each side of the nominal image."""
         return self.image_size // self.factor
 
 
 class _Block(nn.Module):
-    """Four convolutions, each after a ReLU, beside a path that changes no more than the width."""
+    """Residual block: four convolutions, each after a ReLU, and a shortcut that changes at most the width."""
 
     def __init__(self, in_width: int, out_width: int, kernels: tuple[int, ...], gain: float) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ def _groups(in_width: int, widths: list[int], kernels: tuple[int, ...], num_bloc
 
 
 class OpenAIDiscreteVAE(nn.Module):
-    """Encoder and decoder, which has the codebook in its first layer; the contract is that of `ImageTokenizer`."""
+    """Encoder and decoder with the contract of `dalle.vq.kinds`; the decoder's first layer holds the codebook."""
 
     def __init__(self, config: OpenAIDiscreteVAEConfig) -> None:
         super().__init__()
@@ -107,13 +108,13 @@ class OpenAIDiscreteVAE(nn.Module):
         layers = [nn.Conv2d(config.codebook_size, config.codebook_dim, 1)]
         for group in decoder_groups[:-1]:
             layers += [group, nn.Upsample(scale_factor=2.0, mode="nearest")]
-        # six numbers a pixel: where its colours are, then how sure that is, which drawing does not need
+        # six numbers for each pixel: the location of its three colours, then their scale, which decoding does not use
         self.decoder = nn.Sequential(*layers, decoder_groups[-1], nn.ReLU(), nn.Conv2d(up[-1], 6, 1))
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w, codebook_size): a logit for each code.
+        """(B, 3, H, W) in [-1, 1] -> logits of the codes (B, h, w, codebook_size).
 
-        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor.
+        Raises `ImageError` for another number of channels, or sides that are not multiples of the factor.
         """
         check_images(images, self.config.factor)
         mapped = (1 - 2 * LOGIT_LAPLACE_EPSILON) * (images + 1) / 2 + LOGIT_LAPLACE_EPSILON
@@ -121,12 +122,12 @@ class OpenAIDiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, h, w) codes: the likeliest. Raises `ImageError` as `logits` does."""
+        """(B, 3, H, W) in [-1, 1] -> the most likely codes (B, h, w). Raises `ImageError` as `logits` does."""
         return self.logits(images).argmax(-1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, h, w) codes -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` on codes outside [0, codebook_size)."""
+        """(B, h, w) codes -> (B, 3, H, W) in [-1, 1]. Raises `ImageError` for codes outside [0, codebook_size)."""
         check_codes(codes, self.config.codebook_size)
         first = self.decoder[0]
         assert isinstance(first, nn.Conv2d) and first.bias is not None

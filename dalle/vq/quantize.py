@@ -1,10 +1,11 @@
-"""Vector quantizer: `encode` and `decode` are inverses on the codebook; around them what training needs.
+"""Vector quantizers: latents to codes and codes to codebook rows, with losses and moving averages for training.
 
-Latents are float tensors (..., D) and codes int64 tensors (...) in [0, K). The quantizer itself has no state but the
-codebook (K, D); `CodebookAverage` holds the moving averages of a codebook that is not trained by gradient.
+Latents are float tensors (..., D) and codes int64 tensors (...) in [0, K). `encode` and `decode` are inverses on the
+codebook. A quantizer has no state but its codebook (K, D); `CodebookAverage` holds the moving averages of a codebook
+that is not trained by gradient.
 
 Follows VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937), with moving averages from VQ-VAE-2 (Razavi et al. 2019),
-l2-normalised low-dimensional codes from ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627) as LlamaGen has them, and the
+l2-normalised low-dimensional codes from ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627) as in LlamaGen, and the
 restart of unused codes from Jukebox (Dhariwal et al. 2020).
 """
 
@@ -20,22 +21,22 @@ __all__ = ["CodebookAverage", "GumbelQuantizer", "Quantized", "VectorQuantizer",
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """What the quantizer gives to training, for latents (..., D)."""
+    """The quantizer's output in training, for latents (..., D)."""
 
     vectors: Tensor
-    """(..., D): the codebook rows, with the gradient passed straight through to the latents."""
+    """(..., D): the codebook rows, with a straight-through gradient to the latents."""
     latents: Tensor
-    """(..., D): the latents as they were compared with the codebook (of unit length if it is normalised)."""
+    """(..., D): the latents that were compared with the codebook, scaled to unit length if it is normalised."""
     codes: Tensor
     """(...): int64 in [0, K)."""
     commitment_loss: Tensor
-    """Scalar: mean squared distance that pulls the latents to their rows."""
+    """Scalar: mean squared distance between latents and rows, with a gradient to the latents alone."""
     codebook_loss: Tensor
-    """Scalar: the same distance, pulling the rows to the latents: for a codebook trained by gradient."""
+    """Scalar: the same distance with a gradient to the rows alone, for a codebook trained by gradient."""
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook of K rows of D numbers.
+    """Nearest-row quantizer with a codebook of K rows of D numbers.
 
     With `normalize`, latents and rows are scaled to unit length for the search and for the lookup alike; the stored
     rows may then have any length.
@@ -48,15 +49,15 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.codebook, -1 / codebook_size, 1 / codebook_size)
 
     def rows(self) -> Tensor:
-        """(K, D): the codebook as it is searched and looked up."""
+        """The rows (K, D) that are searched and looked up: the codebook, scaled to unit length if it is normalised."""
         return self.place(self.codebook)
 
     def place(self, vectors: Tensor) -> Tensor:
-        """(..., D) -> (..., D): scaled to unit length if the codebook is normalised, else as they are."""
+        """(..., D) -> (..., D): vectors scaled to unit length if the codebook is normalised, else unchanged."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def encode(self, latents: Tensor) -> Tensor:
-        """(..., D) -> (...): the index of the nearest row, by squared distance in float32; of equals, the lowest."""
+        """(..., D) -> (...): index of the nearest row by squared distance in float32; the lowest in a tie."""
         flat = self.place(latents).reshape(-1, latents.shape[-1]).float()
         rows = self.rows().float()
         # |x - r|^2 without |x|^2, which is the same for every row
@@ -64,11 +65,11 @@ class VectorQuantizer(nn.Module):
         return distances.argmin(-1).reshape(latents.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """(...) -> (..., D): the rows of these codes."""
+        """(...) -> (..., D): the codebook rows of codes."""
         return F.embedding(codes, self.rows())
 
     def forward(self, latents: Tensor) -> Quantized:
-        """(..., D) -> `Quantized`: the training view of `decode(encode(latents))`."""
+        """(..., D) -> `Quantized`: `decode(encode(latents))` with gradients and losses."""
         latents = self.place(latents)
         codes = self.encode(latents.detach())
         rows = self.decode(codes)
@@ -82,10 +83,10 @@ class VectorQuantizer(nn.Module):
 
 
 class GumbelQuantizer(VectorQuantizer):
-    """A codebook whose code is not that of the nearest row but the likeliest by a linear layer.
+    """Quantizer whose code is not the nearest row but the most likely one by a linear layer's logits.
 
-    Training draws the code with Gumbel noise (Jang et al. 2017, arXiv 1611.01144; taming-transformers' GumbelVQ), and
-    that project's own `encode` does so afterwards too; here encoding is without noise, and so has one answer.
+    It was trained by drawing codes with Gumbel noise (Jang et al. 2017, arXiv 1611.01144; taming-transformers'
+    GumbelVQ). That project's `encode` adds noise in evaluation too; here encoding is deterministic.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int) -> None:
@@ -93,23 +94,24 @@ class GumbelQuantizer(VectorQuantizer):
         self.to_logits = nn.Linear(codebook_dim, codebook_size)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """(..., D) -> (...): the code with the highest logit; of equals, the lowest."""
+        """(..., D) -> (...): the code with the highest logit; the lowest code in a tie."""
         return self.to_logits(latents).argmax(-1)
 
 
 class CodebookAverage(nn.Module):
-    """Moving averages that move a codebook instead of a gradient: each row follows the mean of its latents.
+    """Codebook training by exponential moving averages in place of a gradient: each row follows the mean of its
+    latents.
 
-    A row whose average use falls below `restart_below` of an equal share is dead, and starts again from a latent of
-    the batch at hand. Each row begins with an equal share, so that a trained codebook is not dead on arrival. One row
-    may be fixed: it stays where it is, and latents that have it move and restart nothing. The state is in two buffers,
-    so that it is saved and resumed like any other.
+    A row whose average use falls below `restart_below` of an equal share is dead, and restarts from a latent of the
+    current batch. Every row begins with an equal share, so that no row of a trained codebook counts as dead at the
+    start. One row may be fixed: it does not move, and latents quantized to it neither move nor restart a row. The state
+    is in two buffers, and is saved and resumed with them.
     """
 
     counts: Tensor
-    """(K,): average use of each row, in equal shares."""
+    """(K,): average use of each row, in units of an equal share."""
     sums: Tensor
-    """(K, D): the sum of its latents on the same scale; divided by the count, the row."""
+    """(K, D): average sum of each row's latents on the same scale; divided by the counts, the codebook."""
 
     def __init__(
         self, quantizer: VectorQuantizer, *, decay: float, restart_below: float, fixed_row: int | None = None
@@ -124,8 +126,8 @@ class CodebookAverage(nn.Module):
 
     @torch.no_grad()
     def start(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> None:
-        """Set every row but the fixed one to a latent drawn from `latents` (M, D), M >= 1: a codebook that covers what
-        the encoder gives has no collapse to recover from."""
+        """Initialise every row but the fixed one with a latent drawn from `latents` (M, D), M >= 1: a codebook that
+        covers the encoder's latents does not start collapsed."""
         num_rows = len(quantizer.codebook)
         drawn = torch.randint(len(latents), (num_rows,), generator=generator)
         if len(latents) >= num_rows:
@@ -139,7 +141,8 @@ class CodebookAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, quantizer: VectorQuantizer, quantized: Quantized, generator: torch.Generator) -> int:
-        """Move the codebook towards this batch and restart dead rows. Returns how many were restarted."""
+        """Move the codebook towards the latents of a batch and restart dead rows; returns the number of restarted
+        rows."""
         latents = quantized.latents.detach().reshape(-1, self.sums.shape[-1]).float()
         codes = quantized.codes.reshape(-1)
         if self.fixed_row is not None:
@@ -166,9 +169,9 @@ class CodebookAverage(nn.Module):
 
 
 def codebook_statistics(counts: Tensor) -> tuple[float, float]:
-    """Usage and perplexity of a codebook, from how often each code occurred (K,) over a whole data set.
+    """Usage and perplexity of a codebook, from the number of times that each code occurred (K,) in a data set.
 
-    Usage is the share of codes that occurred at all, in [0, 1]; perplexity is exp of the entropy, in [1, K].
+    Usage is the share of codes that occurred, in [0, 1]; perplexity is exp of the entropy, in [1, K].
     """
     share = counts.double() / counts.sum().clamp_min(1)
     entropy = -(share * share.clamp_min(1e-12).log()).sum()

@@ -1,13 +1,13 @@
-"""Image tokenizer: a convolutional VQ autoencoder. `encode(images) -> codes` and `decode(codes) -> images`.
+"""VQGAN, the convolutional image tokenizer: `encode(images) -> codes` and `decode(codes) -> images`.
 
-Images are float32 (B, C, H, W) in [-1, 1], as `images` describes them: C is 3, or 4 for a model that draws
-transparency. Codes are int64 (B, h, w) in [0, codebook_size), where h = H / factor and w = W / factor. Nothing depends
-on the nominal image size, so any picture whose sides are multiples of the factor works.
+Images are float32 (B, C, H, W) in [-1, 1], as in `dalle.images`: C is 3, or 4 for a model that draws transparency.
+Codes are int64 (B, h, w) in [0, codebook_size), where h = H / factor and w = W / factor. The network is independent of
+the nominal image size: it works on any picture whose sides are multiples of the factor.
 
 The network is the VQGAN of Esser et al. 2021 (arXiv 2012.09841, taming-transformers), block for block, so that
-checkpoints of that family fit in: taming-transformers, vqgan-jax, minDALL-E, LlamaGen, ruDALL-E, min-dalle. One
-addition: a `patch_size` above 1 folds pixels into channels before the first convolution and unfolds them after the
-last, which is what makes it quick on a CPU. Other kinds of networks with the same contract are in `image_tokenizers`.
+checkpoints of taming-transformers, vqgan-jax, minDALL-E, LlamaGen, ruDALL-E and min-dalle fit. One addition: a
+`patch_size` above 1 folds pixels into channels before the first convolution and unfolds them after the last, which
+makes the network fast on a CPU. `dalle.vq.kinds` lists the other kinds of image tokenizer.
 """
 
 import torch
@@ -23,7 +23,8 @@ __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_image
 
 
 BLANK = 0.98
-"""In [-1, 1]: above it all channels of a pixel are white; below its negative, all of an RGBA pixel transparent."""
+"""Threshold for blank pixels in [-1, 1]: an RGB pixel is blank (white) if all its channels are above it, an RGBA pixel
+(transparent) if all are below its negative."""
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +42,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One head over all places of the grid."""
+    """Self-attention with one head over all positions of the grid."""
 
     def __init__(self, config: ImageTokenizerConfig, width: int) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        # padded right and below only, as taming-transformers does
+        # padded on the right and at the bottom only, as in taming-transformers
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -129,7 +130,7 @@ class ImageEncoder(nn.Sequential):
 class InverseHaar(nn.Module):
     """(B, 12, H, W) coefficients of a Haar wavelet transform -> (B, 3, 2 H, 2 W) pixels.
 
-    First the three colours' low bands, then each colour's details: between rows, between columns, between diagonals.
+    The channels are the three colours' low bands, then each colour's details between rows, columns and diagonals.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ class ImageDecoder(nn.Sequential):
 
 
 def check_images(images: Tensor, factor: int, channels: int = 3) -> None:
-    """Raise `ImageError` unless images have the shape (B, channels, H, W), H and W multiples of the factor."""
+    """Raise `ImageError` unless images have the shape (B, channels, H, W) with H and W multiples of the factor."""
     if images.ndim != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
         raise ImageError(
             f"images of shape {tuple(images.shape)}; expected (B, {channels}, H, W), H and W multiples of {factor}"
@@ -187,10 +188,11 @@ def check_codes(codes: Tensor, codebook_size: int) -> None:
 
 
 class ImageTokenizer(nn.Module):
-    """Encoder, quantizer and decoder. `encode` and `decode` are the contract; the rest is for training."""
+    """VQGAN: encoder, quantizer and decoder. `encode` and `decode` are the contract of `dalle.vq.kinds`; the other
+    methods are for training."""
 
     encoder: ImageEncoder
-    """Not there if the configuration says `decode_only`."""
+    """The encoder; absent if the configuration is `decode_only`."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -206,11 +208,11 @@ class ImageTokenizer(nn.Module):
         self.decoder = ImageDecoder(config)
 
     def latents(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, h, w, codebook_dim), before quantization. Those of blank patches are the row
-        of `blank_code`, if there is one.
+        """(B, C, H, W) in [-1, 1] -> latents before quantization (B, h, w, codebook_dim). With a `blank_code`, the
+        latent of a blank patch is the row of that code.
 
-        Raises `ImageError` for another number of channels, or sides that are no multiples of the factor, and if there
-        is no encoder.
+        Raises `ImageError` for another number of channels, for sides that are not multiples of the factor, and if
+        there is no encoder.
         """
         if self.config.decode_only:
             raise ImageError("this image tokenizer only decodes: its checkpoint came without an encoder")
@@ -223,17 +225,18 @@ class ImageTokenizer(nn.Module):
         return torch.where(self.blank_patches(images)[..., None], blank_row, latents)
 
     def pixels(self, vectors: Tensor) -> Tensor:
-        """(B, h, w, codebook_dim) -> (B, C, H, W), in [-1, 1] but not clamped, differentiable."""
+        """Codebook rows (B, h, w, codebook_dim) -> pixels (B, C, H, W), nominally in [-1, 1], not clamped;
+        differentiable."""
         pixels = self.decoder(rearrange(vectors, "b h w d -> b d h w"))
         return pixels if self.config.pixel_range == "signed" else 2 * pixels - 1
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, h, w) codes. Raises `ImageError` as `latents` does."""
+        """(B, C, H, W) in [-1, 1] -> codes (B, h, w). Raises `ImageError` as `latents` does."""
         return self.quantizer.encode(self.latents(images))
 
     def blank_patches(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, h, w) bool: whether every pixel of a patch is white, or with 4 channels
+        """(B, C, H, W) in [-1, 1] -> (B, h, w) bool: whether every pixel of the patch is white or, with 4 channels,
         transparent."""
         size = self.config.factor
         patches = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
@@ -242,11 +245,11 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """(B, h, w) codes in [0, codebook_size) -> (B, C, H, W) in [-1, 1], H and W `picture_factor` times h and w.
-        Raises `ImageError` on other codes."""
+        Raises `ImageError` for other codes."""
         check_codes(codes, self.config.codebook_size)
         return self.pixels(self.quantizer.decode(codes)).clamp(-1, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """(B, C, H, W) -> reconstruction (B, C, H, W), not clamped, and what was quantized."""
+        """(B, C, H, W) -> the reconstruction (B, C, H, W), not clamped, and the quantizer's output."""
         quantized = self.quantizer(self.latents(images))
         return self.pixels(quantized.vectors), quantized

@@ -1,6 +1,7 @@
-"""The shape and the habits of a VQGAN, as data: what `image_tokenizer` builds it from.
+"""`ImageTokenizerConfig`: the architecture of a VQGAN as data, for `dalle.vq.vqgan`.
 
-Every field but the sizes has a default that is what the shipped model has always been.
+The defaults, sizes apart, are those of the shipped model and stay unchanged, since a model directory may leave fields
+out.
 """
 
 import dataclasses
@@ -13,60 +14,64 @@ __all__ = ["ImageTokenizerConfig"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageTokenizerConfig(Config):
-    """Shape of an image tokenizer. A level halves the resolution of the one before it."""
+    """Architecture of a VQGAN. Each level has half the resolution of the level before it."""
 
     image_size: int = 128
     """Nominal height and width in pixels; a multiple of `factor`."""
     channels: int = 3
-    """3 for RGB; 4 for RGBA, colours premultiplied by alpha."""
+    """3 for RGB; 4 for RGBA with colours premultiplied by alpha."""
     patch_size: int = 1
-    """Pixels folded into channels at either end, per side. 1 is the plain VQGAN."""
+    """Side of the square of pixels that is folded into channels at the input and unfolded at the output. 1 is the plain
+    VQGAN."""
     widths: tuple[int, ...] = (128, 128, 256, 256)
     """Channels of each level, from the finest to the coarsest."""
     base_width: int | None = None
-    """Channels of the encoder's first convolution (`ch` in taming-transformers); None: those of the finest level."""
+    """Channels of the encoder's first convolution (`ch` in taming-transformers); None: as many as the finest
+    level."""
     num_res_blocks: int = 2
-    """Residual blocks for each level of the encoder."""
+    """Residual blocks in each level of the encoder."""
     decoder_widths: tuple[int, ...] | None = None
-    """Channels of each level of the decoder, from the finest to the coarsest; None: those of the encoder."""
+    """Channels of each level of the decoder, from the finest to the coarsest; None: the same as the encoder."""
     num_decoder_blocks: int | None = None
-    """Residual blocks for each level of the decoder; None: one more than in the encoder."""
+    """Residual blocks in each level of the decoder; None: one more than in the encoder."""
     attention_levels: tuple[int, ...] = ()
-    """Levels with attention after each residual block; 0 is the finest."""
+    """Levels that have attention after each residual block; 0 is the finest."""
     middle_attention: bool = True
     """Attention between the two residual blocks at the coarsest resolution."""
     encoder_middle_attention: bool = True
-    """The same in the encoder. Without it a code says what is in and near its patch, not what is anywhere in the
-    picture, and a decoder of rows can foretell it."""
+    """Apply `middle_attention` to the encoder too. Without it a code describes its patch and the surroundings
+    rather than the whole picture, and the Transformer can predict it better."""
     norm_groups: int = 32
-    """Groups of the group norms; divides every width."""
+    """Number of groups of the group norms; divides every width."""
     norm_epsilon: float = 1e-6
     resample_with_conv: bool = True
-    """Convolutions where the resolution changes (`resamp_with_conv`); without, means of four and repeated pixels."""
+    """Resample with convolutions (`resamp_with_conv`); otherwise by 2 x 2 average pooling and nearest-neighbour
+    doubling."""
     pixel_range: Literal["signed", "unit"] = "signed"
-    """What the network itself takes and gives: pixels in [-1, 1], or in [0, 1] as in DALL-E mini. `encode` and `decode`
-    have [-1, 1] either way."""
+    """Range of pixels inside the network: [-1, 1], or [0, 1] as in DALL-E mini. `encode` and `decode` use [-1, 1] in
+    either case."""
     wavelet_head: bool = False
-    """The decoder ends in Haar wavelet coefficients, which make a picture twice as high and wide (ruDALL-E)."""
+    """Let the decoder predict Haar wavelet coefficients, which give a picture of twice the height and width
+    (ruDALL-E)."""
     decode_only: bool = False
-    """There is no encoder: the checkpoint came without (min-dalle)."""
+    """The tokenizer has no encoder, since its checkpoint has none (min-dalle)."""
     quantizer: Literal["nearest", "gumbel"] = "nearest"
-    """How a latent becomes a code: that of the nearest row, or the likeliest by a linear layer, which was trained with
-    Gumbel noise."""
+    """How a latent becomes a code: `nearest` takes the nearest codebook row, `gumbel` the most likely code by a linear
+    layer that was trained with Gumbel noise."""
     z_channels: int | None = None
-    """Channels between the encoder's last and the decoder's first convolution, if 1 x 1 convolutions (`quant_conv`,
-    `post_quant_conv`) lead from them to `codebook_dim` and back; None: there are none."""
+    """Channels of the encoder's output and the decoder's input, where 1 x 1 convolutions (`quant_conv`,
+    `post_quant_conv`) map them to `codebook_dim` and back; None: no such convolutions."""
     double_z: bool = False
-    """The encoder's last convolution has twice `z_channels`, and the first 1 x 1 convolution takes them all (vqgan-jax;
-    in latent diffusion they are means and variances)."""
+    """Give the encoder's output twice `z_channels`, all of which the first 1 x 1 convolution takes (vqgan-jax; in
+    latent diffusion they are means and variances)."""
     codebook_size: int = 4096
     codebook_dim: int = 16
     normalize_codes: bool = True
-    """Compare and look up codes at unit length (ViT-VQGAN, LlamaGen)."""
+    """Compare and look up codebook rows at unit length (ViT-VQGAN, LlamaGen)."""
     blank_code: int | None = None
-    """Code of every patch of white pixels, or with 4 channels of transparent ones; None leaves it to the encoder. One
-    that sees beyond the patch hides in its code what lies around it: hundreds of codes that look alike, which no
-    decoder of rows can foretell."""
+    """Code of every patch whose pixels are all white or, with 4 channels, all transparent; None lets the encoder
+    choose. An encoder that sees beyond the patch gives such patches hundreds of codes that look alike and depend on
+    their surroundings, which the Transformer cannot predict."""
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
@@ -104,17 +109,17 @@ class ImageTokenizerConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Pixels per code, on a side, of the images that are encoded."""
+        """Pixels per code, along each side, of an image to encode."""
         return self.patch_size * 2 ** (len(self.widths) - 1)
 
     @property
     def picture_factor(self) -> int:
-        """Pixels per code, on a side, of the images that are decoded: `factor`, but with a wavelet head twice that."""
+        """Pixels per code, along each side, of a decoded image: `factor`, or twice that with a wavelet head."""
         return 2 * self.factor if self.wavelet_head else self.factor
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:
-        """Channels after the encoder's first convolution, then of its levels."""
+        """Channels of the encoder's first convolution, then of its levels from the finest to the coarsest."""
         return (self.widths[0] if self.base_width is None else self.base_width, *self.widths)
 
     @property
@@ -124,10 +129,10 @@ class ImageTokenizerConfig(Config):
 
     @property
     def blocks_of_decoder(self) -> int:
-        """Residual blocks for each level of the decoder."""
+        """Residual blocks in each level of the decoder."""
         return self.num_res_blocks + 1 if self.num_decoder_blocks is None else self.num_decoder_blocks
 
     @property
     def grid_size(self) -> int:
-        """Codes on a side of the nominal image."""
+        """Codes along each side of the nominal image."""
         return self.image_size // self.factor

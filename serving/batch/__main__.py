@@ -1,4 +1,4 @@
-"""`python -m serving.batch`: pictures of all prompts in a file, whatever happens on the way.
+"""`python -m serving.batch`: draws the pictures of a file of prompts, and resumes where it was stopped.
 
 python -m serving.batch prompts.jsonl --out pictures
 """
@@ -21,92 +21,131 @@ __all__ = ["main"]
 
 
 def batch(
-    prompts: Annotated[str, typer.Argument(help="A file, or a URL of fsspec: .jsonl, .csv, .parquet or .txt.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="Folder, or URL such as s3://bucket/folder.")],
-    model: Annotated[str, typer.Option(help="Name (see `dalle models`) or directory.")] = DEFAULT_MODEL,
+    prompts: Annotated[str, typer.Argument(help="File of prompts, a path or a URL: .jsonl, .csv, .parquet or .txt.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Folder for the pictures, a path or a URL such as s3://bucket/folder.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="Model that draws: a name (see `dalle models`) or a directory.")
+    ] = DEFAULT_MODEL,
     n: Annotated[
-        int, typer.Option("--n", "-n", min=1, max=MAX_PICTURES, help="Pictures of each prompt that does not say.")
+        int,
+        typer.Option(
+            "--n", "-n", min=1, max=MAX_PICTURES, help="Number of pictures per item; an item may override it."
+        ),
     ] = 1,
     seed: Annotated[
-        int, typer.Option(min=0, help="A row without a seed gets one computed from this and its id, or line number.")
+        int,
+        typer.Option(min=0, help="Seed of the batch: an item without its own gets one computed from this and its id."),
     ] = 0,
     output_format: Annotated[
-        Literal["png", "jpeg", "webp"], typer.Option("--format", help="Of pictures; a row may say otherwise.")
+        Literal["png", "jpeg", "webp"],
+        typer.Option("--format", help="Format of the pictures; an item may override it."),
     ] = "png",
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of JPEG and WebP; 90 if not given.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, show_default="90", help="JPEG/WebP quality.")] = None,
     background: Annotated[
         Background,
         typer.Option(
-            help="transparent, opaque (over white), or auto: transparent for PNG and WebP of a model that draws "
-            "transparency, else opaque. A row may say otherwise."
+            help="Background of the pictures: transparent, opaque (white), or auto: transparent in PNG and WebP if the "
+            "model draws transparency, else opaque. An item may override it."
         ),
     ] = "auto",
     webdataset: Annotated[
-        bool, typer.Option("--webdataset", help="A tar archive for each shard, no loose files.")
+        bool, typer.Option("--webdataset", help="Write a tar archive per shard instead of a file per picture.")
     ] = False,
     codes: Annotated[
-        bool, typer.Option("--codes", help="No pictures; `dalle decode` makes them of the manifest.")
+        bool,
+        typer.Option("--codes", help="Write codes only, into the manifest; `dalle decode` makes pictures from it."),
     ] = False,
-    shard_size: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures that are committed together.")] = 64,
-    strict: Annotated[bool, typer.Option("--strict", help="Draw nothing if any line is refused.")] = False,
+    shard_size: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Number of pictures that are committed together.")
+    ] = 64,
+    strict: Annotated[bool, typer.Option("--strict", help="Draw nothing if any line is invalid.")] = False,
     retry_failed: Annotated[
         bool,
         typer.Option(
             "--retry-failed",
-            help="Try pictures again that could not be drawn. Lines that were refused are read again in any case.",
+            help="Draw failed pictures again. Invalid lines are read again in any case.",
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count, and measure with a few pictures.")] = False,
-    contact_sheet: Annotated[bool, typer.Option("--contact-sheet", help="The first 144 pictures on one.")] = False,
-    gallery: Annotated[bool, typer.Option("--gallery", help="index.html: all pictures, to look through.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing: count, and estimate time and size by drawing a few pictures."),
+    ] = False,
+    contact_sheet: Annotated[
+        bool, typer.Option("--contact-sheet", help="Write contact-sheet.png with the first 144 pictures.")
+    ] = False,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="Write index.html, a page to browse and filter all pictures.")
+    ] = False,
     backend: Annotated[
         Literal["local", "ray"] | None,
-        typer.Option(help="In this process, or Ray Data. Default: ray if RAY_ADDRESS is set."),
+        typer.Option(
+            help="Draw in this process (local) or on a Ray cluster.",
+            show_default="ray if RAY_ADDRESS is set, else local",
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Of Ray. Default: as many as there is room for.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of workers on Ray.", show_default="as many as fit")
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Of each worker on the CPU; on Ray also the CPUs it reserves. Default: all of this "
-            "machine's, or one on Ray; a folder that was begun keeps its number.",
+            help="CPU threads per worker; on Ray also the CPUs reserved per worker. A resumed batch keeps its number.",
+            show_default="all of this machine, 1 on Ray",
         ),
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="That each worker reserves on Ray.")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs reserved per worker on Ray; may be a fraction.")] = 0,
     slots: Annotated[
-        int | None, typer.Option(min=2, max=1024, help="Rows in a step: two for each guided picture. Default: 8.")
+        int | None,
+        typer.Option(
+            min=2,
+            max=1024,
+            help="Slots of the engine: a guided picture takes two, any other one. A resumed batch keeps its number.",
+            show_default="8",
+        ),
     ] = None,
     c2pa_certificate: Annotated[
-        str | None, typer.Option(help="PEM chain: sign each PNG as drawn by a model (needs the extra c2pa).")
+        str | None,
+        typer.Option(
+            help="Sign each PNG as made by a model, with this PEM chain of certificates (needs the extra c2pa)."
+        ),
     ] = None,
-    c2pa_key: Annotated[str | None, typer.Option(help="PEM file with the certificate's private key.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another name of torch.")] = "auto",
+    c2pa_key: Annotated[str | None, typer.Option(help="PEM file with the private key of the certificate.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Device that draws: auto, cpu, cuda, or any name that torch accepts.")
+    ] = "auto",
 ) -> None:
-    """Draw pictures of all prompts in a file into a folder.
+    """Draw the pictures of a file of prompts into a folder.
 
-    A run that was stopped in any way goes on when the same command is given
-    again: only what is missing or damaged is drawn. Rows have the fields of
-    the service's requests, and an id if you like; OpenAI's Batch JSONL is read
-    too, and answered in kind.
+    An item is a line with a prompt, and optionally an id and any field of a
+    request to the service. OpenAI's Batch JSONL is read too, and its results
+    are written in OpenAI's format. Invalid lines are reported and skipped.
 
-    Exit codes: 0 every prompt is drawn; 2 a mistake, and nothing was drawn; 3
-    some lines were refused or pictures failed, and refused.jsonl lists them; 4
-    stopped on the way (a full disk, say), and the same command goes on; 130
-    interrupted.
+    A run that was stopped for any reason is resumed by the same command: only
+    pictures that are missing or damaged are drawn.
+
+    Exit codes: 0 all pictures are drawn; 2 a mistake in the command or in its
+    files, and nothing was drawn; 3 some lines are invalid or some pictures
+    failed, see refused.jsonl; 4 stopped, for example by a full disk; 130
+    interrupted. After 4 and 130 the same command resumes the batch.
     """
     try:
         layout = _layout(webdataset, codes)
         if layout != "files" and (contact_sheet or gallery):
-            raise DalleError("--contact-sheet and --gallery show loose files: leave out --webdataset and --codes")
+            raise DalleError(
+                "--contact-sheet and --gallery need a file per picture: leave out --webdataset and --codes"
+            )
         if quality is not None and output_format == "png":
-            raise DalleError("--quality is of jpeg and webp; png is lossless")
+            raise DalleError("--quality applies to jpeg and webp; png is lossless")
         if (c2pa_certificate is None) != (c2pa_key is None):
-            raise DalleError("--c2pa-certificate and --c2pa-key belong together")
+            raise DalleError("--c2pa-certificate and --c2pa-key must be given together")
         if c2pa_certificate is not None and (output_format != "png" or codes):
-            raise DalleError("only PNGs are signed: leave out --format and --codes")
+            raise DalleError("only PNG files can be signed: leave out --format and --codes")
         backend = backend or ("ray" if os.environ.get("RAY_ADDRESS") else "local")
         if backend == "local" and (workers is not None or gpus):
-            raise DalleError("--workers and --gpus are of Ray: add --backend ray")
+            raise DalleError("--workers and --gpus need Ray: add --backend ray")
         code = run_batch(
             Batch(
                 prompts=prompts,
@@ -148,7 +187,7 @@ def batch(
 
 def _layout(webdataset: bool, codes: bool) -> Literal["files", "tar", "codes"]:
     if webdataset and codes:
-        raise DalleError("--webdataset and --codes are two ways to keep pictures: choose one")
+        raise DalleError("--webdataset and --codes exclude each other: choose one")
     return "tar" if webdataset else "codes" if codes else "files"
 
 

@@ -1,7 +1,7 @@
-"""Content Credentials: a manifest of C2PA in a PNG, signed, that says a model has drawn it.
+"""Content Credentials: signed C2PA manifests in PNGs, which state that a model has generated the picture.
 
-Off unless a certificate is given. A signature has a random number in it, so a picture that is signed twice has other
-bytes each time, and one that is signed already is left as it is. Nobody is asked for the time: no network is used.
+Pictures are signed only if a certificate is given. A signature contains a random number, so signing a picture again
+gives other bytes; a picture with a valid signature is therefore kept. No timestamp authority is used, and no network.
 """
 
 import contextlib
@@ -15,15 +15,18 @@ from dalle.version import __version__
 __all__ = ["Credentials"]
 
 ALGORITHMS = (b"es256", b"es384", b"es512", b"ps256", b"ed25519")
-DRAWN_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+TRAINED_ALGORITHMIC_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 class Credentials:
-    """Signs PNGs."""
+    """Signs PNGs with a certificate, and checks their signatures."""
 
     def __init__(self, certificate: str, key: str) -> None:
-        """PEM files: a chain of certificates, the signer's first, and its private key (PKCS#8). What kind of key it is
-        is tried. Raises `DalleError` for files that cannot be used, and without the package c2pa-python."""
+        """Load two PEM files: a chain of certificates, the signer's first, and its private key (PKCS#8).
+
+        The signature algorithm is found by trying. Raises `DalleError` for files that cannot be used, or if the package
+        c2pa-python is not installed.
+        """
         try:
             import c2pa
         except ImportError as error:
@@ -44,9 +47,9 @@ class Credentials:
             raise DalleError(f"{certificate} and {key} cannot sign: they must be a PEM chain and its PKCS#8 key")
 
     def sign(self, png: bytes) -> bytes:
-        """The PNG with a signed manifest. Raises `DalleError` if the certificate is not one for signing content."""
+        """Add a signed manifest to a PNG. Raises `DalleError` if the certificate does not allow signing content."""
         software = {"name": "dalle", "version": __version__}
-        created = {"action": "c2pa.created", "digitalSourceType": DRAWN_BY_A_MODEL, "softwareAgent": software}
+        created = {"action": "c2pa.created", "digitalSourceType": TRAINED_ALGORITHMIC_MEDIA, "softwareAgent": software}
         manifest = {
             "claim_generator_info": [software],
             "assertions": [{"label": "c2pa.actions", "data": {"actions": [created]}}],
@@ -60,7 +63,7 @@ class Credentials:
         return signed.getvalue()
 
     def has_signed(self, png: bytes) -> bool:
-        """Whether it has a signed manifest that fits it."""
+        """Whether a PNG has a signed manifest that is valid for its content."""
         try:
             with self._c2pa.Reader("image/png", io.BytesIO(png)) as reader:
                 return reader.get_validation_state() in ("Valid", "Trusted")

@@ -1,14 +1,14 @@
-"""A batch from its file of prompts to its folder, on either backend.
+"""Runs a batch, from its file of prompts to its folder of pictures, on either backend.
 
-The prompts are read three times, as a stream each time: to count and check them and see what is already there, to draw
-what is missing, and to merge what was drawn. Nothing that grows with their number is held in memory, but a number for
-each shard that is pending, and a digest of each custom_id of OpenAI's.
+The prompts are read as a stream three times: to validate them and find the shards that are pending, to draw these, and
+to merge the manifests of all shards. Memory does not grow with the number of prompts, except for a number per pending
+shard and a digest per custom_id of OpenAI's format.
 """
 
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,35 +18,31 @@ from dalle.checkpoint import ModelFacts, load_facts
 from dalle.checkpoint.store import find_model
 from dalle.errors import DalleError, DataError
 from dalle.images import chosen_background
+from dalle.model import NUM_SLOTS
 from dalle.receipt import printable
-from serving.batch import estimate, local, pages
-from serving.batch.description import (
-    Log,
-    check_description,
-    circumstances,
-    read_description,
-    write_description,
-)
-from serving.batch.manifest import is_done, shares_none
-from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Shard
+from serving.batch import estimate, pages
+from serving.batch.description import check_description, read_description, write_description
+from serving.batch.items import Shard
+from serving.batch.log import Log, run_facts
+from serving.batch.manifest import has_only_other_pictures, is_done
+from serving.batch.merge import REFUSED_FILE, Counts, merge
+from serving.batch.plan import FIELDS, Planner, PlanSettings
 from serving.batch.progress import Progress, follow
 from serving.batch.prompts import read_prompts
-from serving.batch.results import REFUSED, Counts, merge
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
-from serving.batch.worker import WorkerSettings
+from serving.batch.survey import Survey, print_invalid_lines, survey_shards
+from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INTERRUPTED", "MISTAKE", "REFUSED_SOME", "STOPPED", "Batch", "run_batch"]
+__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "MISTAKE", "STOPPED", "Batch", "run_batch"]
 
-DONE, MISTAKE, REFUSED_SOME, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
+DONE, MISTAKE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 2, 3, 4, 130
 """Exit codes."""
-SHOWN = 5
-"""Refused lines that are printed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What to do."""
+    """The options of a run; `python -m serving.batch --help` explains each."""
 
     prompts: str
     out: str
@@ -67,27 +63,12 @@ class Batch:
     gallery: bool = False
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Count:
-    """Of the first reading."""
-
-    num_lines: int = 0
-    num_refused: int = 0
-    num_pictures: int = 0
-    num_left: int = 0
-    """Pictures in shards that are pending."""
-    num_rows_left: int = 0
-    pending: set[int] = dataclasses.field(default_factory=set)
-    refused: list[Refusal] = dataclasses.field(default_factory=list)
-    """The first few."""
-
-
 def run_batch(batch: Batch) -> int:
-    """Do it, and return the exit code. Raises `DalleError` for a mistake that is seen before anything is drawn."""
+    """Run a batch and return the exit code. Raises `DalleError` for a mistake found before anything is drawn."""
     folder = find_model(batch.model).absolute()
     facts = load_facts(folder)
     plan = batch.plan
-    # an option that no line could follow is one mistake, and not one of every line
+    # a background that no item could have is reported once, and not for every line
     chosen_background(plan.background, mode=facts.image_mode, model=facts.name, format=plan.image_format)
     planner = Planner(facts, Path(batch.model).name, plan)
     storage = open_storage(batch.out)
@@ -95,71 +76,77 @@ def run_batch(batch: Batch) -> int:
     def shards() -> Iterator[Shard]:
         return planner.shards(read_prompts(batch.prompts, FIELDS))
 
-    described = read_description(storage)
-    check_description(storage, described, planner)
-    settings = _worker_settings(batch, str(folder), facts, described)
-    doing = "checking what is there" if settings.resumed else "reading the prompts"
-    count = _count(
-        follow(shards(), doing), lambda shard: _is_done(storage, shard, batch, facts, resumed=settings.resumed)
-    )
-    if not count.num_lines:
+    description = read_description(storage)
+    check_description(storage, description, planner)
+    settings = _worker_settings(batch, str(folder), facts, description)
+
+    def is_committed(shard: Shard) -> bool:
+        return settings.resumed and is_done(storage, shard, facts, layout=plan.layout, retry_failed=batch.retry_failed)
+
+    doing = "checking existing pictures" if settings.resumed else "reading the prompts"
+    survey = survey_shards(follow(shards(), doing), is_committed)
+    if not survey.num_lines:
         raise DalleError(f"there are no prompts in {batch.prompts}")
-    if described is not None and shares_none(storage, shards(), facts):
+    if description is not None and has_only_other_pictures(storage, shards(), facts):
         raise DalleError(
-            f"none of the pictures in {storage} is of these prompts: choose another folder (a row without an id is "
-            "known by its number, which a line that is inserted changes)"
+            f"none of the pictures in {storage} belongs to these prompts: choose another folder (an item without an "
+            "id is identified by its line number, which changes when lines are inserted before it)"
         )
-    _print_refused(count)
-    if batch.strict and count.num_refused:
-        raise DalleError(f"{count.num_refused} of {count.num_lines} lines are refused; nothing was drawn (--strict)")
+    print_invalid_lines(survey)
+    if batch.strict and survey.num_invalid:
+        raise DalleError(f"{survey.num_invalid} of {survey.num_lines} lines are invalid; nothing was drawn (--strict)")
     if batch.dry_run:
         print(
-            estimate.text(
+            estimate.estimate_text(
                 settings,
                 shards(),
-                num_prompts=count.num_lines - count.num_refused,
-                num_pictures=count.num_pictures,
-                num_left=count.num_left,
-                num_rows=count.num_rows_left,
+                num_prompts=survey.num_lines - survey.num_invalid,
+                num_pictures=survey.num_pictures,
+                num_left=survey.num_pending_pictures,
+                num_rows=survey.num_pending_rows,
             )
         )
-        return REFUSED_SOME if count.num_refused else DONE
+        return INCOMPLETE if survey.num_invalid else DONE
     storage.prepare()
     num_drawn = 0
     with storage.lock(), Log(storage) as log:
         write_description(storage, planner, settings)
         try:
-            if count.pending:
-                _warn_of_space(storage, planner, count)
-                log.write(event="start", num_pictures=count.num_left, backend=batch.backend, **circumstances(settings))
-                pending = (shard for shard in shards() if shard.number in count.pending)
-                for done in _draw(batch, settings, pending, count, facts):
+            if survey.pending:
+                _warn_of_space(storage, planner, survey.num_pending_pictures)
+                num_pictures = survey.num_pending_pictures
+                log.write(event="start", num_pictures=num_pictures, backend=batch.backend, **run_facts(settings))
+                pending = (shard for shard in shards() if shard.number in survey.pending)
+                for done in _draw_shards(batch, settings, pending, survey, facts):
                     num_drawn += done.num_drawn
                     log.write(event="shard", **dataclasses.asdict(done))
                 log.write(event="end", num_drawn=num_drawn)
-            counts = merge(storage, follow(shards(), "merging the manifests", count.num_lines))
-            shown = _pages(batch, storage)
+            counts = merge(storage, follow(shards(), "merging the manifests", survey.num_lines))
+            names = _write_pages(batch, storage)
             log.close()
             storage.flush()
             storage.remove(WORK)
-        except (StorageError, DataError) as error:  # of the folder; of the prompts, which are read again
-            return _stopped(str(error), count, num_drawn)
+        except (StorageError, DataError) as error:  # the folder, or the prompts, which are read again
+            _print_stopped(str(error), num_drawn, survey.num_pending_pictures)
+            return STOPPED
         except KeyboardInterrupt:
-            _stopped("interrupted", count, num_drawn)
+            _print_stopped("interrupted", num_drawn, survey.num_pending_pictures)
             return INTERRUPTED
-    _print_summary(storage, counts, num_drawn, shown)
-    return REFUSED_SOME if counts.num_refused + counts.num_failed else DONE
+    _print_summary(storage, counts, num_drawn, names)
+    return INCOMPLETE if counts.num_invalid + counts.num_failed else DONE
 
 
-def _worker_settings(batch: Batch, folder: str, facts: ModelFacts, described: dict[str, Any] | None) -> WorkerSettings:
-    """What decides the last bit of a picture stays as it was when the folder was begun, unless it is asked for."""
-    before = (described or {}).get("computed", {})
-    asked = {"num_slots": batch.num_slots, "threads": batch.threads}
-    for name, value in asked.items():
+def _worker_settings(
+    batch: Batch, folder: str, facts: ModelFacts, description: dict[str, Any] | None
+) -> WorkerSettings:
+    """Slots and threads decide how logits are rounded, so a resumed run keeps those of the folder by default."""
+    before = (description or {}).get("computed", {})
+    options = {"num_slots": batch.num_slots, "threads": batch.threads}
+    for name, value in options.items():
         if before and value not in (None, before[name]):
             print(
-                f"warning: {name} was {before[name]} when this folder was begun, and is {value} now: pictures that are "
-                "drawn from here on may differ in their last bits",
+                f"warning: this folder was started with {name} {before[name]}, and this run has {value}: logits may be "
+                "rounded differently, so pictures drawn now may differ from those of an unbroken run",
                 file=sys.stderr,
             )
     threads = 1 if batch.backend == "ray" else torch.get_num_threads()
@@ -168,98 +155,85 @@ def _worker_settings(batch: Batch, folder: str, facts: ModelFacts, described: di
         model_digest=facts.digest,
         device=batch.device,
         threads=batch.threads or before.get("threads") or threads,
-        num_slots=batch.num_slots or before.get("num_slots") or estimate.DEFAULT_SLOTS,
+        num_slots=batch.num_slots or before.get("num_slots") or NUM_SLOTS,
         out=str(open_storage(batch.out)),
         layout=batch.plan.layout,
         certificate=_absolute(batch.certificate),
         certificate_key=_absolute(batch.certificate_key),
-        resumed=described is not None,
+        resumed=description is not None,
     )
 
 
 def _absolute(path: str | None) -> str | None:
-    """Actors have working directories of their own."""
+    """An absolute path: actors of Ray have working directories of their own."""
     return None if path is None else str(Path(path).absolute())
 
 
-def _is_done(storage: Storage, shard: Shard, batch: Batch, facts: ModelFacts, *, resumed: bool) -> bool:
-    return resumed and is_done(storage, shard, facts, layout=batch.plan.layout, retry_failed=batch.retry_failed)
-
-
-def _count(shards: Iterator[Shard], done: Callable[[Shard], bool]) -> _Count:
-    count = _Count()
-    for shard in shards:
-        count.num_lines += len(shard.entries)
-        count.num_refused += shard.num_refused
-        count.num_pictures += shard.num_pictures
-        refused = (entry for entry in shard.entries if isinstance(entry, Refusal))
-        count.refused += [*refused][: SHOWN - len(count.refused)]
-        if not done(shard):
-            count.pending.add(shard.number)
-            count.num_left += shard.num_pictures
-            count.num_rows_left += shard.num_rows
-    return count
-
-
-def _draw(
-    batch: Batch, settings: WorkerSettings, shards: Iterator[Shard], count: _Count, facts: ModelFacts
+def _draw_shards(
+    batch: Batch, settings: WorkerSettings, shards: Iterator[Shard], survey: Survey, facts: ModelFacts
 ) -> Iterator[ShardDone]:
     num_codes = facts.grid[0] * facts.grid[1]
-    progress = Progress(num_pictures=count.num_left, num_rows=count.num_rows_left, num_codes=num_codes)
+    progress = Progress(num_pictures=survey.num_pending_pictures, num_rows=survey.num_pending_rows, num_codes=num_codes)
     drawing: Generator[ShardDone]
     if batch.backend == "local":
-        drawing = local.draw(settings, shards, progress)
+        drawing = _draw_in_this_process(settings, shards, progress)
     else:
         from serving.batch import ray_data
 
-        drawing = ray_data.draw(settings, shards, progress, len(count.pending), workers=batch.workers, gpus=batch.gpus)
+        drawing = ray_data.draw_shards(
+            settings, shards, progress, len(survey.pending), workers=batch.workers, gpus=batch.gpus
+        )
     with progress, contextlib.closing(drawing):
         yield from drawing
 
 
-def _pages(batch: Batch, storage: Storage) -> list[str]:
-    """What a person looks at; names of files."""
-    shown = []
+def _draw_in_this_process(
+    settings: WorkerSettings, shards: Iterator[Shard], progress: Progress
+) -> Generator[ShardDone]:
+    worker = Worker(settings)
+    for done in worker.run(shards, progress.step):
+        progress.skip(done.num_rows - done.num_rows_drawn)
+        yield done
+
+
+def _write_pages(batch: Batch, storage: Storage) -> list[str]:
+    """Write the contact sheet and the gallery, if wanted. Returns the names of their files."""
+    names = []
     if batch.contact_sheet and (sheet := pages.write_contact_sheet(storage)) is not None:
-        shown.append(sheet)
+        names.append(sheet)
     if batch.gallery:
-        shown.append(pages.write_gallery(storage))
-    return shown
+        names.append(pages.write_gallery(storage))
+    return names
 
 
-def _warn_of_space(storage: Storage, planner: Planner, count: _Count) -> None:
-    needed = count.num_left * estimate.picture_bytes(planner.facts, planner.settings)
+def _warn_of_space(storage: Storage, planner: Planner, num_pictures: int) -> None:
+    needed = num_pictures * estimate.picture_bytes(planner.facts, planner.settings)
     free = storage.free_bytes()
     if free is not None and free < needed:
         print(
-            f"warning: some {estimate.size_text(needed)} will be written, and {storage} has {estimate.size_text(free)} "
-            "free; if it gets full, the batch stops and can be resumed",
+            f"warning: about {estimate.size_text(needed)} will be written, and {storage} has "
+            f"{estimate.size_text(free)} free; if it runs full, the batch stops and can be resumed",
             file=sys.stderr,
         )
 
 
-def _print_refused(count: _Count) -> None:
-    for refusal in count.refused:
-        print(printable(f"line {refusal.line} is refused: {refusal.message}").replace("\n", " "), file=sys.stderr)
-    if count.num_refused > len(count.refused):
-        print(f"... and {count.num_refused - len(count.refused)} more lines", file=sys.stderr)
-
-
-def _stopped(reason: str, count: _Count, num_drawn: int) -> int:
+def _print_stopped(reason: str, num_drawn: int, num_pictures: int) -> None:
     print(
-        f"stopped: {printable(reason)}\n{num_drawn} of {count.num_left} pictures were finished in this run; the same "
-        "command goes on from here",
+        f"stopped: {printable(reason)}\n{num_drawn} of {num_pictures} pictures were finished in this run; the same "
+        "command resumes the batch",
         file=sys.stderr,
     )
-    return STOPPED
 
 
-def _print_summary(storage: Storage, counts: Counts, num_drawn: int, shown: list[str]) -> None:
-    print(f"{counts.num_drawn} pictures are in {storage}, {num_drawn} of them drawn now; manifest.jsonl lists them")
-    if counts.num_refused + counts.num_failed:
+def _print_summary(storage: Storage, counts: Counts, num_drawn: int, names: list[str]) -> None:
+    print(
+        f"{counts.num_drawn} pictures are in {storage}, {num_drawn} of them drawn in this run; "
+        "manifest.jsonl lists them"
+    )
+    if counts.num_invalid + counts.num_failed:
         print(
-            f"refused lines: {counts.num_refused}, failed pictures: {counts.num_failed}; see {storage}/{REFUSED}"
-            + ("; --retry-failed tries those that failed again" if counts.num_failed else "")
+            f"invalid lines: {counts.num_invalid}, failed pictures: {counts.num_failed}; see {storage}/{REFUSED_FILE}"
+            + ("; --retry-failed draws failed pictures again" if counts.num_failed else "")
         )
-    for name in [*shown, *counts.openai_files]:
+    for name in [*names, *counts.openai_files]:
         print(f"{storage}/{name}")

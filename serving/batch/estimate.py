@@ -1,4 +1,4 @@
-"""What a batch will take, before it is drawn: seconds, measured on its first pictures, and bytes."""
+"""Estimates of a batch's duration, measured on its first pictures, and of its size on the disk."""
 
 import time
 from collections.abc import Iterator
@@ -10,21 +10,20 @@ from dalle import DALLE
 from dalle.checkpoint import ModelFacts
 from dalle.decoder.engine import Engine
 from dalle.images import ImageFormat, encode_image
-from dalle.model import NUM_SLOTS
-from serving.batch.plan import PlanSettings, Shard
+from serving.batch.items import Shard
+from serving.batch.plan import PlanSettings
 from serving.batch.worker import WorkerSettings
 
-__all__ = ["DEFAULT_SLOTS", "picture_bytes", "size_text", "text"]
+__all__ = ["estimate_text", "picture_bytes", "size_text"]
 
-DEFAULT_SLOTS = NUM_SLOTS
 SHARE_OF_PIXELS: dict[ImageFormat, float] = {"png": 0.6, "jpeg": 0.15, "webp": 0.1}
-"""Bytes of a file for each byte of its pixels, on the high side."""
+"""Size of a picture's file as a share of its uncompressed pixels; rather too high than too low."""
 RECORD_BYTES = 3000
-"""Of a picture in the manifests, all of them together."""
+"""Size in bytes of a picture's records, in all manifests together."""
 
 
 def picture_bytes(facts: ModelFacts, settings: PlanSettings) -> int:
-    """What a picture may need in the folder, on the high side, before any is drawn."""
+    """An upper estimate of a picture's size in the folder, in bytes, made before any is drawn."""
     height, width = facts.image_size
     channels = len(facts.image_mode)
     pixels = 0 if settings.layout == "codes" else channels * height * width * SHARE_OF_PIXELS[settings.image_format]
@@ -32,7 +31,7 @@ def picture_bytes(facts: ModelFacts, settings: PlanSettings) -> int:
 
 
 def size_text(num_bytes: float) -> str:
-    """For a person: `1.2 GB`."""
+    """A size for people to read, such as `1.2 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -40,7 +39,7 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
-def text(
+def estimate_text(
     settings: WorkerSettings,
     shards: Iterator[Shard],
     *,
@@ -49,7 +48,11 @@ def text(
     num_left: int,
     num_rows: int,
 ) -> str:
-    """Counts, and what is measured by drawing as many of the first pictures as there are slots."""
+    """The report of `--dry-run`: counts, and duration and size, measured by drawing as many of the first pictures as
+    there are slots.
+
+    num_left: pictures to be drawn; num_rows: their rows (token sequences), two for a guided picture.
+    """
     counts = f"{num_prompts} prompts, {num_pictures} pictures, {num_left} of them to be drawn"
     if not num_left:
         return counts
@@ -57,26 +60,26 @@ def text(
     model = DALLE.load(settings.model, device=settings.device)
     engine = Engine(model.decoder, num_slots=settings.num_slots)
     num_used, requests = 0, []
-    pictures = ((one, one.first_index + i) for shard in shards for one in shard.rows for i in range(one.n))
-    for row, index in pictures:
-        params = row.sampling
+    pictures = ((item, item.first_index + i) for shard in shards for item in shard.items for i in range(item.n))
+    for item, index in pictures:
+        params = item.sampling
         taken = 2 if params.guided else 1
         if num_used + taken > settings.num_slots:
             break
-        request = model.request(row.prompt, params, seed=row.seed, index=index, negative_prompt=row.negative_prompt)
-        requests.append((row, request))
+        request = model.request(item.prompt, params, seed=item.seed, index=index, negative_prompt=item.negative_prompt)
+        requests.append((item, request))
         num_used += taken
     start = time.perf_counter()
     drawn = engine.run([request for _, request in requests])
     num_bytes = 0.0
-    for (row, request), codes in zip(requests, drawn, strict=True):
-        picture = model.picture(request, codes, background=row.background)
-        chunks = picture.receipt.to_text() if row.image_format == "png" else None
-        size = len(encode_image(picture.image, format=row.image_format, quality=row.quality, text=chunks))
-        in_base64 = row.openai is not None and row.openai["response_format"] == "b64_json"
+    for (item, request), codes in zip(requests, drawn, strict=True):
+        picture = model.picture(request, codes, background=item.background)
+        chunks = picture.receipt.to_text() if item.image_format == "png" else None
+        size = len(encode_image(picture.image, format=item.image_format, quality=item.quality, text=chunks))
+        in_base64 = item.openai is not None and item.openai["response_format"] == "b64_json"
         num_bytes += 0 if settings.layout == "codes" else size * (1 + 4 / 3 * in_base64)
     seconds = (time.perf_counter() - start) * num_rows / num_used
-    measured = f"{len(requests)} pictures were drawn to measure"
+    measured = f"measured by drawing {len(requests)} pictures"
     lines = [
         counts,
         f"about {tqdm.format_interval(seconds)} ({seconds:.0f} s with one worker; {measured})",

@@ -1,7 +1,7 @@
-"""What a person looks at: a contact sheet, and a gallery in HTML that opens from the disk.
+"""A contact sheet (PNG) and a gallery (HTML) of the pictures of a batch.
 
-The gallery is one page with its style and program in it, and files of data beside it that it loads as scripts, since a
-page from the disk may not read other files. Prompts reach it as data, and it shows them as text.
+The gallery opens from the disk, where a page may not read other files: so it loads its data as scripts, which lie
+beside it. Prompts are data to it, and are shown as text.
 """
 
 import json
@@ -23,7 +23,7 @@ PICTURES_PER_FILE = 5000
 TEMPLATE = Path(__file__).with_name("gallery.html")
 
 
-def _drawn(storage: Storage) -> Iterator[dict[str, Any]]:
+def _picture_records(storage: Storage) -> Iterator[dict[str, Any]]:
     for line in storage.lines("manifest.jsonl"):
         record = json.loads(line)
         if record["file"] is not None:
@@ -31,8 +31,8 @@ def _drawn(storage: Storage) -> Iterator[dict[str, Any]]:
 
 
 def write_contact_sheet(storage: Storage) -> str | None:
-    """The first pictures, each over its prompt. Returns the file's name, None if there is no picture."""
-    records = list(islice(_drawn(storage), MAX_SHEET_PICTURES))
+    """Write one image with the first pictures, each above its prompt. Returns its name, None if there is no picture."""
+    records = list(islice(_picture_records(storage), MAX_SHEET_PICTURES))
     if not records:
         storage.remove(SHEET)
         return None
@@ -47,10 +47,10 @@ def write_contact_sheet(storage: Storage) -> str | None:
 
 
 def write_gallery(storage: Storage) -> str:
-    """The page and its data. Returns the page's name."""
+    """Write the gallery: a page, and files of data. Returns the page's name."""
     names: list[str] = []
-    drawn = _drawn(storage)
-    while records := list(islice(drawn, PICTURES_PER_FILE)):
+    records_left = _picture_records(storage)
+    while records := list(islice(records_left, PICTURES_PER_FILE)):
         name = f"gallery/data-{len(names):04d}.js"
         storage.write(name, _script(records))
         names.append(name)
@@ -65,11 +65,11 @@ def write_gallery(storage: Storage) -> str:
 
 def _script(records: Iterable[dict[str, Any]]) -> bytes:
     entries = [_entry(record) for record in records]
-    # no prompt can end the script
+    # an escaped < keeps a prompt with "</script>" from ending the script
     return f"add({json.dumps(entries, ensure_ascii=False).replace('<', chr(92) + 'u003c')});\n".encode()
 
 
 def _entry(record: dict[str, Any]) -> list[Any]:
-    """What the page knows of a picture; `true` at the end says that it is transparent."""
-    known = [record[name] for name in ("file", "prompt", "seed", "index", "id")]
-    return known + [True] * (record["parameters"].get("background") == "transparent")
+    """A picture in the gallery's data: file, prompt, seed, index, id; and `true` if the picture is transparent."""
+    entry = [record[name] for name in ("file", "prompt", "seed", "index", "id")]
+    return entry + [True] * (record["parameters"].get("background") == "transparent")

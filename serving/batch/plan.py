@@ -1,15 +1,14 @@
-"""Lines -> what they ask for, in shards: a pure function of the prompts, the model and the settings.
+"""Lines -> validated items, in shards: a pure function of the prompts, the model and the settings.
 
-A line becomes a `Row`, or a `Refusal` with the reason. Rows are checked as bodies of `POST /v1/images/generations` are,
-by the same code, so that a line here and a request there mean the same. Consecutive lines make a shard, the unit of
-work and of commitment. A picture's name is a digest of all that it is drawn from.
+A line is validated by the same code as a body of `POST /v1/images/generations`, so that both accept the same fields
+with the same meaning. A line that fails becomes an `InvalidLine` with the service's error code and message.
 """
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -17,178 +16,88 @@ from dalle.checkpoint import ModelFacts
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
-from dalle.images import Background, DrawnBackground, ImageFormat
+from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts
 from serving.background import background_of
+from serving.batch.items import InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
 from serving.errors import ApiError, check_output, field_error
 from serving.schemas import GenerationRequest, sampling_of
 
-__all__ = ["FIELDS", "Layout", "PlanSettings", "Planner", "Refusal", "Row", "Shard", "picture_key", "row_seed"]
-
-Layout = Literal["files", "tar", "codes"]
+__all__ = ["FIELDS", "PlanSettings", "Planner", "item_seed"]
 
 MAX_ID = MAX_SHOWN = 1000
-"""Characters of a line's name; and of what is told of a line that is refused."""
-NEVER_OFFLINE = {
+"""Limits in characters: of an item's id, and of each text in the report of an invalid line."""
+UNSUPPORTED = {
     "stream": "a batch does not stream",
     "partial_images": "a batch sends no previews",
-    "deadline": "a batch takes the time it takes",
+    "deadline": "a batch has no deadlines",
 }
+"""Fields of a request that a line may not use, with the reasons."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What decides, besides the prompts and the model, which pictures there will be and where."""
+    """The options that decide, with the prompts and the model, which pictures are drawn and where they are kept."""
 
     seed: int = 0
-    """Rows that have no seed get one of this and their id."""
+    """Seed of the batch. An item without a seed gets one computed from this and its id."""
     n: int = 1
-    """Pictures of a row that does not say."""
+    """Number of pictures per item, unless the item gives its own."""
     image_format: ImageFormat = "png"
+    """Format of picture files, unless the item gives its own."""
     quality: int | None = None
+    """Quality of JPEG and WebP, 1 to 100; None for the default of `encode_image`."""
     background: Background = "auto"
-    """Background of pictures of a row that does not say."""
+    """Background of pictures, unless the item gives its own."""
     layout: Layout = "files"
     signed: bool = False
-    """Whether PNGs have a signed manifest of C2PA."""
+    """Whether PNGs get a signed C2PA manifest."""
     shard_size: int = 64
-    """Pictures, at least, of a shard that is not the last."""
+    """Minimum number of pictures in every shard but the last."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by name, but for the background `auto`: releases that knew no other wrote folders without it."""
+        """All settings by name, without the background if it is `auto`: earlier releases wrote no such key."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if (name, value) != ("background", "auto")}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """A line that will be drawn."""
-
-    line: int
-    id: str
-    prompt: str
-    negative_prompt: str | None
-    seed: int
-    first_index: int
-    n: int
-    parameters: dict[str, Any]
-    """All of `SamplingParams`, those of the model included; and `background` if the model draws transparency."""
-    image_format: ImageFormat
-    quality: int | None
-    openai: dict[str, Any] | None
-    """What its result in OpenAI's form needs to know; None if it is not wanted."""
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """The sampling parameters."""
-        return SamplingParams.from_dict({key: self.parameters[key] for key in self.parameters.keys() - {"background"}})
-
-    @property
-    def background(self) -> DrawnBackground:
-        """The background of the row's pictures: opaque if the model draws no transparency."""
-        background: DrawnBackground = self.parameters.get("background", "opaque")
-        return background
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """A line that cannot be drawn, and why."""
-
-    line: int
-    id: str
-    prompt: str
-    code: str
-    message: str
-    param: str | None
-    openai: dict[str, Any] | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shard:
-    """Consecutive lines."""
-
-    number: int
-    entries: tuple[Row | Refusal, ...]
-    digest: str
-    """Of the entries, the model and the settings."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.number:06d}"
-
-    @property
-    def rows(self) -> Iterator[Row]:
-        return (entry for entry in self.entries if isinstance(entry, Row))
-
-    @property
-    def num_pictures(self) -> int:
-        return sum(row.n for row in self.rows)
-
-    @property
-    def num_refused(self) -> int:
-        return sum(isinstance(entry, Refusal) for entry in self.entries)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the engine that all pictures take: guided ones two each."""
-        return sum(row.n * (2 if row.parameters["guidance_scale"] != 1 else 1) for row in self.rows)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Shard":
-        """The inverse of `to_json`."""
-        values = json.loads(text)
-        entries = tuple(Refusal(**one) if "code" in one else Row(**one) for one in values["entries"])
-        return cls(number=values["number"], entries=entries, digest=values["digest"])
-
-
-def row_seed(seed: int, row_id: str) -> int:
-    """The seed of a row that has none: 31 bits of a digest of the batch's seed and the row's id."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{row_id}".encode()).digest()[:4]) >> 1
-
-
-def picture_key(model_digest: str, row: Row, index: int) -> str:
-    """32 hexadecimal digits of SHA-256 over all that decides a picture's bytes: its name."""
-    parameters = sorted(row.parameters.items())
-    drawn_from = [model_digest, row.prompt, row.negative_prompt, parameters, row.seed, index]
-    text = json.dumps([*drawn_from, row.image_format, row.quality], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def item_seed(seed: int, item_id: str) -> int:
+    """The seed of an item without one: 31 bits of a digest of the batch's seed and the item's id."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{item_id}".encode()).digest()[:4]) >> 1
 
 
 class _Body(GenerationRequest):
-    """A line: a body, and the line's name."""
+    """The fields of a line: those of a request, and an id."""
 
     id: str | None = Field(default=None, max_length=MAX_ID)
 
     @field_validator("id", mode="before")
     @classmethod
     def _number_as_text(cls, value: object) -> object:
-        """A table with gaps has floats for numbers."""
+        """Turn a number into text: a column of integers with gaps is read as floats, 7.0 for 7."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return str(value) if isinstance(value, int | float) else value
 
 
 FIELDS = sorted(_Body.model_fields)
-"""What a line may say."""
+"""Names of all fields that a line may have."""
 
 
 class Planner:
-    """Turns lines into shards."""
+    """Validates lines and groups them into shards."""
 
     def __init__(self, facts: ModelFacts, model_id: str, settings: PlanSettings) -> None:
-        """model_id: what lines may call the model."""
+        """model_id: the name by which lines may refer to the model, besides its own name."""
         self.facts = facts
         self.model_id = model_id
         self.settings = settings
         self._salt = json.dumps([facts.digest, settings.to_dict()])
 
     def shards(self, lines: Iterable[Line]) -> Iterator[Shard]:
-        """All shards, in order. Only the last may have fewer pictures than a shard should have."""
-        entries: list[Row | Refusal] = []
+        """Yield all shards, in order. Each has at least `shard_size` pictures, except the last."""
+        entries: list[Item | InvalidLine] = []
         number = size = 0
         for line in lines:
             entry = self.entry(line)
@@ -200,26 +109,27 @@ class Planner:
         if entries:
             yield self._shard(number, entries)
 
-    def _size(self, line: Line, entry: Row | Refusal) -> int:
-        """Its pictures; of a refused line those that it asks for: mending it moves no other to the next shard."""
-        if isinstance(entry, Row):
+    def _size(self, line: Line, entry: Item | InvalidLine) -> int:
+        """The number of pictures of a line. An invalid line counts with the number that it asks for, so that correcting
+        it does not move the lines after it to other shards."""
+        if isinstance(entry, Item):
             return entry.n
         try:
             return min(max(1, int(line.fields.get("n", self.settings.n))), MAX_PICTURES)
         except (TypeError, ValueError, OverflowError):
             return self.settings.n
 
-    def _shard(self, number: int, entries: list[Row | Refusal]) -> Shard:
+    def _shard(self, number: int, entries: list[Item | InvalidLine]) -> Shard:
         content = json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False)
         digest = hashlib.sha256((self._salt + content).encode()).hexdigest()
         return Shard(number=number, entries=tuple(entries), digest=digest)
 
-    def entry(self, line: Line) -> Row | Refusal:
-        """What a line asks for, or why it is refused."""
+    def entry(self, line: Line) -> Item | InvalidLine:
+        """Validate a line: returns the item that it asks for, or why it is invalid."""
         try:
             if line.fault is not None:
                 raise ApiError(400, line.fault, code="invalid_line")
-            return self._row(line)
+            return self._item(line)
         except ApiError as error:
             code, message, param = error.code, error.message, error.param
         except PromptError as error:
@@ -228,11 +138,11 @@ class Planner:
         except (ParameterError, ConfigError) as error:
             code, message, param = "invalid_value", str(error), None
         except UnicodeEncodeError:
-            code, message, param = "invalid_value", "a text has half a surrogate pair, which is no character", None
+            code, message, param = "invalid_value", "a text contains an unpaired surrogate (no character)", None
         except RecursionError:
-            code, message, param = "invalid_value", "a value is nested too deep", None
+            code, message, param = "invalid_value", "a value is nested too deeply", None
         prompt, name = line.fields.get("prompt"), line.fields.get("id")
-        return Refusal(
+        return InvalidLine(
             line=line.number,
             id=(_shown(str(name)) if isinstance(name, str | int) else "") or f"line-{line.number}",
             prompt=_shown(prompt) if isinstance(prompt, str) else "",
@@ -242,13 +152,14 @@ class Planner:
             openai={} if line.openai else None,
         )
 
-    def _row(self, line: Line) -> Row:
+    def _item(self, line: Line) -> Item:
         body = self._body(line)
         params = SamplingParams.from_dict(self.facts.sampling.to_dict() | sampling_of(body))
         check_prompts(body.prompt, body.negative_prompt, params)
         if params.guided and not self.facts.guidance:
             raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
-        self.facts.text_tokenizer.encode(body.prompt)
+        tokens = self.facts.text_tokenizer.tokenize(body.prompt)
+        self.facts.text_tokenizer.fit(tokens)
         try:
             if body.negative_prompt:
                 self.facts.text_tokenizer.encode(body.negative_prompt)
@@ -257,7 +168,7 @@ class Planner:
         name = body.id or f"line-{line.number}"
         for text in (body.prompt, body.negative_prompt or "", name):
             if "\0" in text:
-                raise ApiError(400, "a text has a NUL, which no PNG can carry", code="invalid_value")
+                raise ApiError(400, "a text contains a NUL character, which a PNG cannot store", code="invalid_value")
         quality = self.settings.quality
         if body.output_compression is not None:
             quality = max(1, body.output_compression)  # the lowest of `encode_image` is 1, OpenAI's 0
@@ -265,22 +176,22 @@ class Planner:
         background = background_of(body, self.model_id, self.facts.image_mode)
         if self.facts.image_mode == "RGBA":
             parameters["background"] = background
-        return Row(
+        return Item(
             line=line.number,
             id=name,
             prompt=body.prompt,
             negative_prompt=body.negative_prompt,
-            seed=row_seed(self.settings.seed, name) if body.seed is None else body.seed,
+            seed=item_seed(self.settings.seed, name) if body.seed is None else body.seed,
             first_index=body.first_index,
             n=body.n,
             parameters=parameters,
             image_format=body.output_format,
             quality=None if body.output_format == "png" else quality,
-            openai=self._openai(body) if line.openai else None,
+            openai=self._openai(body, len(tokens)) if line.openai else None,
         )
 
     def _body(self, line: Line) -> _Body:
-        """The line as a body of the service. Raises `ApiError` as the service does."""
+        """Validate a line as the body of a request to the service. Raises `ApiError`, as the service does."""
         settings = self.settings
         defaults = {"n": settings.n, "output_format": settings.image_format, "background": settings.background}
         values = defaults | line.fields
@@ -288,7 +199,7 @@ class Planner:
             body = _Body.model_validate(values)
         except ValidationError as error:
             raise field_error(list(error.errors()), FIELDS) from error
-        for name, reason in NEVER_OFFLINE.items():
+        for name, reason in UNSUPPORTED.items():
             if getattr(body, name):
                 raise ApiError(400, f"{name} is not supported: {reason}", code="unsupported_parameter", param=name)
         if body.model not in (None, self.model_id, self.facts.name):
@@ -299,18 +210,18 @@ class Planner:
         check_output(body, self.model_id, self.facts.image_size)
         return body
 
-    def _openai(self, body: GenerationRequest) -> dict[str, Any]:
+    def _openai(self, body: GenerationRequest, num_text_tokens: int) -> dict[str, Any]:
         height, width = self.facts.image_size
         return {
             "model": body.model,
             "response_format": body.response_format,
             "return_codes": body.return_codes,
             "safety_identifier": body.safety_identifier,
-            "num_text_tokens": len(self.facts.text_tokenizer.tokenize(body.prompt)),
+            "num_text_tokens": num_text_tokens,
             "size": f"{width}x{height}",
         }
 
 
 def _shown(text: str) -> str:
-    """A text from a line, fit to be written."""
+    """A text from a line, truncated and without unpaired surrogates, so that it can be written to a report."""
     return text[:MAX_SHOWN].encode(errors="replace").decode()

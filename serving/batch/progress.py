@@ -1,7 +1,7 @@
-"""How far a batch is: a bar on a terminal, elsewhere a line every minute.
+"""Progress of a batch: a bar on a terminal, a line every minute elsewhere.
 
-Every picture takes a known number of steps, so the time left is computed from rows still to be drawn, guided pictures
-counting twice, and from how long rows have taken in this run.
+Every picture of a model takes the same number of steps, so the time left follows from the number of rows (token
+sequences) still to be drawn, two for a guided picture, and from the speed so far.
 """
 
 import sys
@@ -12,7 +12,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from serving.batch.plan import Shard
+from serving.batch.items import Shard
 
 __all__ = ["Progress", "follow"]
 
@@ -20,9 +20,9 @@ LINE_SECONDS = 60.0
 
 
 def follow(shards: Iterable[Shard], doing: str, num_lines: int | None = None) -> Iterator[Shard]:
-    """The same shards, while a person sees how many lines have been read: a bar if it takes longer than a second.
+    """Yield the same shards, and show how many lines have been read. The bar appears after a second.
 
-    doing: what is being done with them, in words.
+    doing: the label of the bar, such as "reading the prompts".
     """
     num_read = 0
     last_line = time.monotonic()
@@ -38,16 +38,18 @@ def follow(shards: Iterable[Shard], doing: str, num_lines: int | None = None) ->
 
 
 class Progress:
-    """Told of rows and pictures; used in a `with`."""
+    """Shows the progress of drawing; a context manager."""
 
     def __init__(self, *, num_pictures: int, num_rows: int, num_codes: int) -> None:
-        """Of what is still to be drawn: pictures, rows of the engine, and steps for each row."""
+        """Totals to be drawn: pictures, their rows (token sequences), and steps per row."""
         self.num_pictures = num_pictures
         self.total = num_rows * num_codes
+        """Codes to be drawn, counted per row: a guided picture's codes count twice."""
         self.num_codes = num_codes
         self._steps = 0
-        """Row by row, like the total."""
+        """Codes drawn in this run, counted per row as in `total`."""
         self._skipped = 0
+        """Codes that did not have to be drawn in this run."""
         self._start = self._last_line = time.monotonic()
         self._bar = tqdm(total=self.total, disable=None, bar_format="{l_bar}{bar}| {postfix}", leave=False)
 
@@ -60,17 +62,17 @@ class Progress:
         self._bar.close()
 
     def step(self, num_rows: int) -> None:
-        """A step has drawn this many rows."""
+        """Count a step that has drawn one code for each of this many rows."""
         self._steps += num_rows
         self._show(num_rows)
 
     def skip(self, num_rows_skipped: int) -> None:
-        """This many rows took no step here: they were drawn before, or by somebody else."""
+        """Count rows that took no step in this run: their codes were recovered."""
         self._skipped += num_rows_skipped * self.num_codes
         self._show(num_rows_skipped * self.num_codes)
 
     def text(self) -> str:
-        """Pictures done, pictures in a second, time left."""
+        """Pictures done, pictures per second, and time left, as text."""
         done = self._steps + self._skipped
         seconds = time.monotonic() - self._start
         pictures = round(self.num_pictures * done / max(self.total, 1))

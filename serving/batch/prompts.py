@@ -1,7 +1,8 @@
-"""Files of prompts -> lines: JSONL, CSV, Parquet, plain text, OpenAI's Batch JSONL. What lines mean is not said here.
+"""Readers of files of prompts: JSONL, CSV, Parquet, plain text, and OpenAI's Batch JSONL. Each yields `Line`s.
 
-A line that cannot be read is a `Line` with the fault in words, and takes no other with it. Memory holds one line at a
-time, or one group of rows of a Parquet file; and a digest of each custom_id, of which none may come twice.
+Fields are read here and validated in `plan`. A line that cannot be read becomes a `Line` with a fault, and the lines
+after it are read as usual. Memory holds a line at a time, or a batch of rows of a Parquet file; and a digest per
+custom_id, since each must be unique.
 """
 
 import csv
@@ -23,28 +24,29 @@ from dalle.errors import DataError
 __all__ = ["Line", "read_prompts"]
 
 MAX_LINE = 2**20
-"""Characters; a longer line is a fault, and is not held in memory."""
+"""Limit on the length of a line, in characters. A longer line is a fault, and is not held in memory."""
 OPENAI_URL = "/v1/images/generations"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the file: its fields, or what is wrong with it."""
+    """A line of the file: its fields, or why it cannot be read."""
 
     number: int
-    """From 1, in the file as an editor shows it; in Parquet that of the row."""
+    """Line number in the file, from 1, as editors count; in Parquet the number of the row."""
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """As of a body of `POST /v1/images/generations`, and `id`."""
+    """Fields of a body of `POST /v1/images/generations`, and `id`. Not validated yet."""
     fault: str | None = None
+    """Why the line cannot be read; None if it can."""
     openai: bool = False
-    """Whether it is of OpenAI's Batch format, and its result is wanted in that too."""
+    """Whether the line has OpenAI's Batch format. Its result is then written in that format, too."""
 
 
 def read_prompts(path: str, known: Sequence[str]) -> Iterator[Line]:
-    """The lines of a file, by path or URL. Blank lines are none.
+    """Yield the lines of a file, given by path or URL. Blank lines are left out.
 
-    known: what columns may be called.
-    Raises `DataError` for a file that cannot be opened, of an unknown kind, or with a header that cannot be meant.
+    known: names that columns of CSV and Parquet may have.
+    Raises `DataError` for a file that cannot be read, has an unknown extension, or has an invalid header.
     """
     readers: dict[str, Callable[[TextIO], Iterator[Line]]] = {
         "jsonl": _read_jsonl,
@@ -54,13 +56,13 @@ def read_prompts(path: str, known: Sequence[str]) -> Iterator[Line]:
     }
     kind = path.rpartition(".")[2].lower()
     if kind != "parquet" and kind not in readers:
-        raise DataError(f"{path} is of no known kind: the name must end in .jsonl, .csv, .parquet or .txt")
+        raise DataError(f"{path} has an unknown extension: it must be .jsonl, .csv, .parquet or .txt")
     try:
         if kind == "parquet":
             with fsspec.open(path, "rb") as file:
                 yield from _read_parquet(path, file, known)
         else:
-            # what is no UTF-8 becomes lone surrogates, which the line is then refused for
+            # bytes that are not UTF-8 become lone surrogates, which make the line invalid
             with fsspec.open(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 yield from readers[kind](file)
     except DataError:
@@ -70,7 +72,7 @@ def read_prompts(path: str, known: Sequence[str]) -> Iterator[Line]:
 
 
 def _raw_lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
-    """Number and content of each line, with its end; None for one that is too long."""
+    """Yield number and content of each line, with its line end; None for a line that is too long."""
     number = 0
     while text := file.readline(MAX_LINE):
         number += 1
@@ -81,7 +83,7 @@ def _raw_lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
 
 
 def _lines(file: TextIO) -> Iterator[tuple[int, str | None]]:
-    """Number and content of each line that is not blank; None for one that is too long."""
+    """Yield number and stripped content of each line that is not blank; None for a line that is too long."""
     for number, text in _raw_lines(file):
         if text is None or text.strip():
             yield number, text and text.strip()
@@ -114,7 +116,7 @@ def _read_jsonl(file: TextIO) -> Iterator[Line]:
             yield Line(number=number, fault=f"the line is not valid JSON: {error}")
             continue
         if not isinstance(values, dict):
-            yield Line(number=number, fault=f"the line is JSON, but no object: {text[:80]}")
+            yield Line(number=number, fault=f"the line is JSON, but not an object: {text[:80]}")
         elif "custom_id" in values or values.keys() == {"method", "url", "body"}:
             yield _openai_line(number, values, first_uses)
         else:
@@ -122,13 +124,14 @@ def _read_jsonl(file: TextIO) -> Iterator[Line]:
 
 
 def _openai_line(number: int, values: dict[str, Any], first_uses: dict[bytes, int]) -> Line:
-    """first_uses: digest of each custom_id so far -> its line. Results are found by it, so that none may come twice."""
+    """Read a request of OpenAI's Batch format. first_uses: digest of each custom_id so far -> number of its line;
+    results are matched by custom_id, so a second use is a fault."""
     name, body = values.get("custom_id"), values.get("body")
     identity: dict[str, Any] = {"id": name}
     if not name or not isinstance(name, str):
-        fault = "the request has no custom_id, or one that is no text"
+        fault = "the request has no custom_id, or one that is not a text"
     elif (first := first_uses.setdefault(_digest(name), number)) != number:
-        fault = f"the custom_id is that of line {first} already"
+        fault = f"the custom_id is already used in line {first}"
     elif values.get("method") != "POST" or values.get("url") != OPENAI_URL:
         asked = f"{values.get('method')} {values.get('url')}"
         fault = f"the request is {asked[:80]!r}; it must be 'POST {OPENAI_URL}'"
@@ -142,7 +145,7 @@ def _openai_line(number: int, values: dict[str, Any], first_uses: dict[bytes, in
 
 
 def _digest(text: str) -> bytes:
-    """8 bytes, where the texts themselves would fill the memory."""
+    """A digest of 8 bytes: keeping the texts themselves would take too much memory."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8]
 
 
@@ -161,15 +164,16 @@ def _read_csv(file: TextIO, known: Sequence[str]) -> Iterator[Line]:
             continue
         fault = _fault_of("".join(cells))
         if len(cells) > len(header):
-            fault = f"the line has {len(cells)} cells, and the header {len(header)}"
+            fault = f"the line has {len(cells)} cells, but the header has {len(header)}"
         fields = {name: cell for name, cell in zip(header, cells, strict=False) if cell.strip()}
         yield Line(number=number, fault=fault) if fault else Line(number=number, fields=fields)
 
 
 def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
-    """The number of the first line of each record, and its cells, or what is wrong with that line.
+    """Yield each record: the number of its first line, and its cells or the error in that line.
 
-    A quote that is not closed would make one cell of all that follows, so that lines after a wrong one are read again.
+    An unclosed quote would turn the rest of the file into one cell. So after an error only the first line is given up,
+    and the lines read after it are parsed again.
     """
     lines = _raw_lines(file)
     ahead: deque[tuple[int, str | None]] = deque()
@@ -212,7 +216,7 @@ def _read_parquet(path: str, file: io.BufferedIOBase, known: Sequence[str]) -> I
 
 
 def _is_missing(value: object) -> bool:
-    """Tables of numbers say so with a NaN."""
+    """Whether a cell is empty: None, or NaN in a column of floats."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -220,9 +224,9 @@ def _check_header(names: list[str], known: Sequence[str]) -> None:
     if "prompt" not in names:
         raise DataError(f"there is no column 'prompt'; the columns are {', '.join(map(repr, names))}")
     if len(set(names)) < len(names):
-        raise DataError(f"a column is there twice: {', '.join(map(repr, names))}")
+        raise DataError(f"column names must be unique; the columns are {', '.join(map(repr, names))}")
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]}?" if near else f"known columns are {', '.join(known)}"
             raise DataError(f"unknown column {name[:80]!r}; {hint}")

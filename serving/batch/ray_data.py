@@ -1,10 +1,10 @@
-"""The backend on a Ray cluster: Ray Data over pending shards, with a pool of actors around the one worker.
+"""The Ray backend: Ray Data distributes pending shards to a pool of actors, each around one `Worker`.
 
-A row of the dataset is a pending shard, a block a few of them, which one call of an actor draws together. An actor that
-dies is started again by Ray, and its call repeated: what it had committed or noted is not drawn a second time.
+A row of the dataset is a pending shard, and a block a few of them, which one call of an actor draws together. Ray
+restarts an actor that dies and repeats its call; what the actor had committed or noted is not drawn again.
 
-Two things are seen to beforehand, since Ray would not say a word: a pool that reserves every CPU hangs for ever, and a
-folder that is not shared would get its pictures on machines where nobody looks.
+Two mistakes are detected before anything is drawn, since Ray reports neither: a pool that reserves every CPU, which
+would hang, and a folder that the nodes do not share, which would scatter the pictures over their disks.
 """
 
 import dataclasses
@@ -18,37 +18,37 @@ from itertools import islice
 from typing import Any
 
 from dalle.errors import DalleError
-from serving.batch.plan import Shard
+from serving.batch.items import Shard
 from serving.batch.progress import Progress
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 from serving.cluster.connect import connect
 
-__all__ = ["check_folder", "draw", "pool_size"]
+__all__ = ["check_folder", "draw_shards", "pool_size"]
 
 WINDOW = 4096
-"""Shards that are handed to Ray at once: what the driver holds in memory, over 100 MB of prompts at most times."""
+"""Number of shards given to Ray at once. The driver holds their prompts in memory, rarely more than 100 MB."""
 SHARDS_PER_CALL = 8
 CALLS_PER_WORKER = 4
-"""At least, so that all workers are done at about the same time."""
+"""Minimum number of calls per worker, so that all workers finish at about the same time."""
 PROBE_SECONDS = 300.0
-"""A node may have to start a process that imports torch."""
+"""Timeout of a node's check of the folder. The node may have to start a process that imports torch."""
 FREE_SECONDS = 10.0
-"""In which what a program that has just ended held is free again."""
+"""Time to wait for resources of a program that has just ended to become free."""
 
 
-class _Drawer:
-    """The worker as an actor of Ray Data."""
+class _WorkerActor:
+    """A `Worker` as an actor of Ray Data."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         try:
             self._worker: Worker | DalleError = Worker(WorkerSettings(**settings))
-        except DalleError as error:  # Ray would start the actor again and again
+        except DalleError as error:  # an exception would make Ray restart the actor again and again
             self._worker = error
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[str]]]:
-        """JSON of shards in, JSON of `ShardDone` out, or `stopped` and the reason."""
+        """Draw shards given as JSON. Yields JSON of `ShardDone`, or `{"stopped": reason}`."""
         shards = map(Shard.from_json, batch["shard"])
         try:
             if isinstance(self._worker, DalleError):
@@ -59,7 +59,7 @@ class _Drawer:
             yield {"result": [json.dumps({"stopped": str(error)})]}
 
 
-def draw(
+def draw_shards(
     settings: WorkerSettings,
     shards: Iterator[Shard],
     progress: Progress,
@@ -68,9 +68,9 @@ def draw(
     workers: int | None,
     gpus: float,
 ) -> Generator[ShardDone]:
-    """Draw shards on the cluster of RAY_ADDRESS, or on a Ray of this machine's own. They come back in any order.
+    """Draw shards on the cluster of RAY_ADDRESS, or on a local Ray; yields them in any order.
 
-    Raises `DalleError` before anything is drawn for a pool or a folder that cannot work; `StorageError` later.
+    Raises `DalleError`, before anything is drawn, for a pool or a folder that cannot work; `StorageError` afterwards.
     """
     try:
         connect(log_to_driver=False, logging_level=logging.ERROR)
@@ -86,7 +86,7 @@ def draw(
         size = pool_size(nodes, workers=workers, cpus=settings.threads, gpus=gpus, num_shards=num_shards)
         if not gpus and any(node.get("GPU") for node in nodes):
             print(
-                "warning: the cluster has GPUs, and workers reserve none: they draw on CPUs (--gpus)", file=sys.stderr
+                "warning: the cluster has GPUs, but workers reserve none and draw on CPUs (see --gpus)", file=sys.stderr
             )
         size = _room_now(size, workers=workers, cpus=settings.threads, gpus=gpus)
         check_folder(open_storage(settings.out))
@@ -96,7 +96,7 @@ def draw(
         while window := [{"shard": shard.to_json()} for shard in islice(shards, WINDOW)]:
             data = ray.data.from_items(window, override_num_blocks=-(-len(window) // per_call))
             drawn = data.map_batches(
-                _Drawer,
+                _WorkerActor,
                 batch_size=None,
                 compute=ActorPoolStrategy(size=size),
                 fn_constructor_kwargs={"settings": dataclasses.asdict(settings)},
@@ -113,7 +113,7 @@ def draw(
                 yield done
     except RayError as error:
         print(error, file=sys.stderr)
-        raise StorageError(f"Ray has failed: {type(error).__name__}") from error
+        raise StorageError(f"Ray failed: {type(error).__name__}") from error
     finally:
         ray.shutdown()
 
@@ -121,14 +121,13 @@ def draw(
 def pool_size(
     nodes: Sequence[Mapping[str, float]], *, workers: int | None, cpus: int, gpus: float, num_shards: int
 ) -> int:
-    """How many workers the pool gets: as many as are asked for, or as there is room and work for.
+    """Number of workers in the pool: `workers`, or if None as many as fit, at most one per shard.
 
-    nodes: what each node has, as Ray tells it; cpus, gpus: what each worker reserves, on one node.
-    Raises `DalleError` for a pool that does not fit or would take every CPU: Ray Data needs one besides, and waits for
-    either for ever.
+    nodes: resources of each node, as Ray reports them; cpus, gpus: reserved per worker, on one node.
+    Raises `DalleError` for a pool that does not fit, or leaves no CPU for Ray Data: Ray would wait forever.
     """
     if gpus > 1 and gpus != int(gpus):
-        raise DalleError(f"gpus is {gpus:g}; Ray gives a worker whole GPUs, or a part of one")
+        raise DalleError(f"gpus is {gpus:g}; a worker reserves whole GPUs, or a part of one")
     all_cpus, all_gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     room = min(sum(_room(node, cpus, gpus) for node in nodes), int((all_cpus - 1) // cpus))
     if room < 1 or (workers or 1) > room:
@@ -136,17 +135,17 @@ def pool_size(
             f"{_workers(workers or 1, cpus, gpus)} do not fit in a cluster of {all_cpus:g} CPUs"
             + (f" and {all_gpus:g} GPUs" if gpus else "")
             + (f" on {len(nodes)} nodes" if len(nodes) > 1 else "")
-            + f", of which one must be left for Ray Data, or it would wait for ever: there is room for {max(room, 0)}"
+            + f", of which one must be left for Ray Data: there is room for {max(room, 0)}"
         )
     return workers or min(room, num_shards)
 
 
 def _room(node: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """For how many workers a node has room."""
+    """Number of workers that fit on a node."""
     room = int(node.get("CPU", 0.0) // cpus)
     if gpus >= 1:
         return min(room, int(node.get("GPU", 0.0) // gpus))
-    if gpus > 0:  # no worker has parts of two
+    if gpus > 0:  # a worker's share must be on one GPU
         return min(room, int(node.get("GPU", 0.0)) * int(1 / gpus + 1e-6))
     return room
 
@@ -156,8 +155,10 @@ def _workers(number: int, cpus: int, gpus: float) -> str:
 
 
 def _room_now(size: int, *, workers: int | None, cpus: int, gpus: float) -> int:
-    """How many of `size` workers what other programs hold leaves room for. Raises `DalleError` if not for those that
-    were asked for: a service holds what it has for ever."""
+    """Number of workers, at most `size`, that fit beside other programs on the cluster.
+
+    Raises `DalleError` if `workers` do not, or not a single one: a service never frees its resources.
+    """
     import ray
 
     until = time.monotonic() + FREE_SECONDS
@@ -182,24 +183,24 @@ def _room_now(size: int, *, workers: int | None, cpus: int, gpus: float) -> int:
 
 
 def check_folder(storage: Storage) -> None:
-    """See that every node can write to the folder, and that all mean the same one. Raises `DalleError`."""
+    """Check that every node can write to the folder, and that all nodes share it. Raises `DalleError`."""
     import ray
     from ray.exceptions import GetTimeoutError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def probe_from(place: str, other: str, own: str) -> str:
-        """On a node: write a file, and look for the one written here. Returns what is wrong."""
+        """Run on a node: write a file, and read the driver's. Returns the error, empty if there is none."""
         try:
             there = open_storage(place)
             there.write(own, b"")
-            return "" if there.read(other) is not None else "its folder of this name is another one"
+            return "" if there.read(other) is not None else "it has another folder of this name"
         except StorageError as error:
             return str(error)
 
     remote = ray.remote(num_cpus=0)(probe_from)
     ours = f"{WORK}/probe-driver"
     storage.write(ours, b"")
-    # where a CPU is: nothing is drawn elsewhere
+    # nodes without CPUs draw nothing
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node for node in alive if node["Resources"].get("CPU")]
     probes = {
@@ -212,10 +213,10 @@ def check_folder(storage: Storage) -> None:
         try:
             fault = ray.get(probe, timeout=PROBE_SECONDS)
         except GetTimeoutError:
-            fault = f"it does not answer within {PROBE_SECONDS:g} seconds"
+            fault = f"no answer within {PROBE_SECONDS:g} seconds"
         if fault:
             raise DalleError(f"the node {address} cannot write to {storage}: {fault}")
     for node in nodes:
         if storage.read(f"{WORK}/probe-{node['NodeID']}") is None:
             address = node["NodeManagerAddress"]
-            raise DalleError(f"{storage} is not shared: what the node {address} writes there is not seen here")
+            raise DalleError(f"{storage} is not shared: files written by the node {address} are not seen here")

@@ -1,8 +1,8 @@
-"""The folder that a batch is written to: on a disk, or on whatever storage fsspec reaches (`s3://bucket/folder`).
+"""The folder that a batch is written to: on a disk, or on any storage that fsspec reaches (`s3://bucket/folder`).
 
-A file is there whole or not at all. On a disk it is written under another name in `.work/`, flushed to the disk and
-renamed, and its folder is flushed before its shard is committed; object stores replace an object at once by themselves.
-Whatever goes wrong is one `StorageError` in words.
+A file exists completely or not at all. On a disk it is written under another name in `.work/`, flushed to the disk and
+renamed, and its folder is flushed before the shard is committed. Object stores replace objects atomically themselves.
+Every failure is raised as a `StorageError` with a readable message.
 """
 
 import contextlib
@@ -24,54 +24,55 @@ from dalle.errors import DalleError
 __all__ = ["WORK", "LocalStorage", "Storage", "StorageError", "open_storage"]
 
 WORK = ".work"
-"""What is of use only while a batch is not finished; removed when it is."""
+"""Folder of files that are needed only until the batch is finished; removed then."""
 
 
 class StorageError(DalleError):
-    """The folder cannot be read or written: it is full, gone, or not ours."""
+    """The folder cannot be read or written: it is full or missing, or belongs to another batch."""
 
 
 class Storage(Protocol):
-    """Files by name, a path with `/` relative to the folder."""
+    """Files in a folder. A file's name is its path relative to the folder, with `/`."""
 
     def __str__(self) -> str: ...
 
     def prepare(self) -> None:
-        """Make the folder, and see that it can be written to. Raises `StorageError`."""
+        """Create the folder, and check that it can be written to. Raises `StorageError`."""
 
     def read(self, name: str) -> bytes | None:
-        """A file, or None if it is not there. Raises `StorageError`."""
+        """The content of a file, None if it does not exist. Raises `StorageError`."""
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """The lines of a file, read as they are asked for. Raises `StorageError`, also if it is not there."""
+        """Yield the lines of a file. Raises `StorageError`, also if it does not exist."""
 
     def write(self, name: str, content: bytes) -> None:
-        """A file whole or not at all, over one that may be there. Raises `StorageError`."""
+        """Write a file atomically, in place of an existing one. Raises `StorageError`."""
 
     def replace(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """As `write`, for a file too large for memory: it takes its place at the end of the `with`."""
+        """Write a file atomically, as `write` does, through a file object: it replaces an existing file at the end of
+        the `with`."""
 
     def flush(self) -> None:
-        """See that what was written outlasts a loss of power. Raises `StorageError`."""
+        """Make everything written so far survive a loss of power. Raises `StorageError`."""
 
     def append(self, name: str, content: bytes) -> bool:
-        """Add to the end of a file. False where the storage cannot do that. Raises `StorageError`."""
+        """Append to a file. Returns False if the storage cannot append. Raises `StorageError`."""
 
     def list(self, folder: str) -> list[str]:
-        """Names of the files directly in a folder, sorted; none if it is not there. Raises `StorageError`."""
+        """Names of the files directly in a folder, sorted; empty if it does not exist. Raises `StorageError`."""
 
     def remove(self, name: str) -> None:
-        """Remove a file or a whole folder, if it is there. Raises `StorageError`."""
+        """Remove a file or a whole folder, if it exists. Raises `StorageError`."""
 
     def free_bytes(self) -> int | None:
-        """What can still be written; None if that is not known."""
+        """Free space in bytes, None if unknown."""
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other runs out of the folder, as far as the storage can. Raises `StorageError` if one is in it."""
+        """Keep other runs out of the folder, if the storage supports locks. Raises `StorageError` if it is locked."""
 
 
 def open_storage(place: str) -> Storage:
-    """The storage at a path, or at a URL that fsspec knows. Nothing is made or touched yet. Raises `StorageError`."""
+    """The storage at a path, or at a URL that fsspec supports. Nothing is created yet. Raises `StorageError`."""
     protocol, separator, path = place.partition("://")
     if not separator or protocol in ("file", "local"):
         return LocalStorage(Path(path if separator else place).absolute())
@@ -82,12 +83,12 @@ def open_storage(place: str) -> Storage:
 
 
 class LocalStorage:
-    """A folder on a disk, which may be one that several machines share."""
+    """A folder on a disk, which several machines may share."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._unflushed: set[Path] = set()
-        """Folders with new names."""
+        """Folders with new entries, to be flushed."""
 
     def __str__(self) -> str:
         return str(self.root)
@@ -158,7 +159,7 @@ class LocalStorage:
                 path.unlink()
 
     def free_bytes(self) -> int | None:
-        with self._in_words("look at"):
+        with self._in_words("get the free space of"):
             return shutil.disk_usage(self.root).free
 
     @contextlib.contextmanager
@@ -169,13 +170,14 @@ class LocalStorage:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StorageError(f"another batch is at work in {self}: wait until it is done") from None
+                raise StorageError(f"another run is writing to {self}: wait until it has finished") from None
             except OSError:
                 pass  # a file system without locks
             yield
 
     def _make_folder(self, name: str) -> None:
-        """The folders of a file, but never the root: if that is gone, it shall not come back without what was in it."""
+        """Create the folders of a file, but never the root: if it was removed during the run, it must not be created
+        empty."""
         for parent in reversed(list(PurePosixPath(name).parents)[:-1]):
             folder = self.root / parent
             if not folder.is_dir():
@@ -191,13 +193,13 @@ class LocalStorage:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Without this a name may be lost with the power, though what it names was flushed. Done for many files at once it
-    costs next to nothing."""
+    """Flush a folder's entries. Without this a loss of power may lose a file's name, though its content was flushed.
+    Once for many files, it costs next to nothing."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # not all file systems can
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # some file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
@@ -212,7 +214,7 @@ class _RemoteStorage:
         self.fs: Any = fs
         self.root = str(root).rstrip("/")
         self._made: set[str] = set()
-        """Folders."""
+        """Folders that exist."""
 
     def __str__(self) -> str:
         return self.url
@@ -278,7 +280,7 @@ class _RemoteStorage:
         yield
 
     def _make_folder(self, name: str) -> None:
-        """Object stores have no folders, but some of what fsspec reaches has."""
+        """Create the folder of a file: object stores have none, but other storages of fsspec do."""
         folder = f"{self.root}/{name}".rpartition("/")[0]
         if folder not in self._made:
             self.fs.makedirs(folder, exist_ok=True)
@@ -290,5 +292,5 @@ class _RemoteStorage:
             yield
         except StorageError:
             raise
-        except Exception as error:  # every client of an object store has errors of its own
+        except Exception as error:  # every client of an object store has its own exceptions
             raise StorageError(f"cannot {doing} {self}: {error}") from error

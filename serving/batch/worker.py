@@ -1,11 +1,11 @@
-"""The one worker of both backends: shards in, committed shards out, with the engine's slots full all the while.
+"""The worker of both backends: shards in, committed shards out.
 
-Pictures of the next shard enter the engine as soon as slots are free, whatever shard they are of. One thread draws and
-decodes, in the order in which codes are finished; one more turns pixels into files and writes them, so that one torch
-thread pool is busy and no other.
+Pictures of the next shard enter the engine as soon as slots are free, so all slots stay busy across shards. One thread
+draws codes and decodes them to pixels, so that a single torch thread pool is busy; a second one encodes and writes
+files.
 
-A picture is drawn at most once: its codes are noted in the shard's journal before its file is written, and from codes,
-be they of the journal, of a manifest or of the receipt in a PNG, the same file can be made at any time.
+A picture's codes are drawn once. They are appended to the shard's journal before the picture's file is written, and the
+same file can be made again from the codes in a journal, in a manifest, or in the receipt of a PNG.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
 from dalle.decoder.engine import Engine
 from dalle.errors import DalleError
+from dalle.pipeline import PromptRequest
 from dalle.receipt import pack_codes, unpack_codes
 from dalle.version import __version__
 from serving.batch.credentials import Credentials
+from serving.batch.items import Layout, Shard
 from serving.batch.manifest import blank_records, codes_digest
-from serving.batch.opened import OpenShard, Picture, codes_of_before
-from serving.batch.plan import Layout, Shard
+from serving.batch.open_shard import OpenShard, Picture, recover_codes
 from serving.batch.storage import LocalStorage, open_storage
 from serving.batch.writer import ShardDone, Writer
 
@@ -34,29 +35,29 @@ __all__ = ["Worker", "WorkerSettings"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """What a worker must know; the same on every machine."""
+    """Settings of a worker, the same on every machine."""
 
     model: str
-    """Name or directory."""
+    """Name or directory of the model."""
     model_digest: str
     device: str
     threads: int
-    """Of torch, on the CPU."""
+    """Number of torch threads on the CPU."""
     num_slots: int
     out: str
     layout: Layout
     certificate: str | None
-    """PEM file of a chain of certificates, with which PNGs are signed; None does not sign."""
+    """PEM file with a chain of certificates to sign PNGs with. None leaves PNGs unsigned."""
     certificate_key: str | None
     resumed: bool
-    """Whether the folder may have pictures of an earlier run. On a disk it costs nothing to look in any case."""
+    """Whether the folder may have pictures of an earlier run. A folder on a disk is searched for them in any case."""
 
 
 class Worker:
-    """A model and an engine, and the folder that pictures go to."""
+    """Draws shards with one model and one engine, and writes them to one folder."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        """Raises `DalleError` if the model is not here, or is not the one that was asked for."""
+        """Load the model. Raises `DalleError` if this machine does not have it, or has it with another digest."""
         self.settings = settings
         self.model = DALLE.load(settings.model, device=settings.device)
         if self.model.digest != settings.model_digest:
@@ -74,11 +75,14 @@ class Worker:
     def run(
         self, shards: Iterable[Shard], on_step: Callable[[int], None] = lambda num_rows: None
     ) -> Iterator[ShardDone]:
-        """Draw shards, and yield each when it is committed. `on_step` is told how many rows a step has drawn.
+        """Draw shards, and yield each when it is committed. `on_step` gets the number of rows that a step has drawn.
 
-        Raises `StorageError` when something cannot be written; what was committed and noted until then stays.
+        The loop is not `Engine.stream`, which reads all requests before its first step: here shards are read while
+        others are drawn, and are committed and reported between steps even if none of their pictures has to be drawn.
+
+        Raises `StorageError` when something cannot be written; everything committed or noted until then is kept.
         """
-        torch.set_num_threads(self.settings.threads)  # of this thread
+        torch.set_num_threads(self.settings.threads)  # applies to this thread only
         with Writer(self.storage, self.settings.layout, self._facts, self._credentials) as writer:
             drawing: dict[int, str] = {}
             wanted: dict[str, list[Picture]] = {}
@@ -108,17 +112,17 @@ class Worker:
                     yield from writer.done(wait=False)
                 yield from writer.done(wait=True)
             finally:
-                # left early: what is in the engine is of no use to the next call
+                # after an early exit the engine must be empty for the next call
                 for request_id in drawing:
                     self.engine.cancel(request_id)
 
     def _feed(self, shards: Iterable[Shard], writer: Writer) -> Iterator[Picture | None]:
-        """The pictures that have to be drawn, one by one; None after each shard."""
+        """Yield the pictures that have to be drawn, and None after each shard."""
         for shard in shards:
             opened = self._open(shard)
             known = {}
             if self.settings.resumed or isinstance(self.storage, LocalStorage):
-                known = codes_of_before(self.storage, opened, self._facts, self.settings.layout)
+                known = recover_codes(self.storage, opened, self._facts, self.settings.layout)
             for key, picture in opened.pictures.items():
                 if key in known:
                     codes = torch.tensor(unpack_codes(known[key]))
@@ -131,26 +135,25 @@ class Worker:
 
     def _open(self, shard: Shard) -> OpenShard:
         opened = OpenShard(shard, [], {}, 0)
-        for row, record in blank_records(shard, self.model.name, self.model.digest):
+        requests: dict[int, PromptRequest] = {}
+        for item, record in blank_records(shard, self.model.name, self.model.digest):
             opened.records.append(record)
-            if row is None:
+            if item is None:
                 continue
             if record["key"] in opened.pictures:
-                opened.pictures[record["key"]].same.append(record)
+                opened.pictures[record["key"]].duplicates.append(record)
                 continue
-            request = self.model.request(
-                row.prompt,
-                row.sampling,
-                seed=row.seed,
-                index=record["index"],
-                negative_prompt=row.negative_prompt,
-            )
-            opened.pictures[record["key"]] = Picture(opened, row, record, request)
+            if item.line not in requests:
+                requests[item.line] = self.model.request(
+                    item.prompt, item.sampling, seed=item.seed, negative_prompt=item.negative_prompt
+                )
+            request = dataclasses.replace(requests[item.line], index=record["index"])
+            opened.pictures[record["key"]] = Picture(opened, item, record, request)
         opened.num_left = len(opened.pictures)
         return opened
 
     def _finish(self, picture: Picture, grid: Tensor, writer: Writer, *, drawn: bool) -> None:
-        """Pixels of codes (H, W), then the file, by the other thread."""
+        """Decode codes (H, W) to pixels, and queue the file for the writing thread."""
         record, opened = picture.record, picture.shard
         codes = grid.tolist()
         packed = pack_codes(codes)
@@ -162,7 +165,7 @@ class Worker:
         image, text = None, {}
         if self.settings.layout != "codes":
             try:
-                made = self.model.picture(picture.request, grid.flatten(), background=picture.row.background)
+                made = self.model.picture(picture.request, grid.flatten(), background=picture.item.background)
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)

@@ -1,6 +1,7 @@
-"""The one thread that turns pixels into files and writes them, beside the one that draws.
+"""The thread that encodes pictures into files and writes them, beside the thread that draws.
 
-It does things in the order that they are asked for: so when it comes to commit a shard, all files of it are written.
+There is one thread, so tasks run in the order in which they are submitted: when a shard's commit runs, all of its
+pictures are written.
 """
 
 import dataclasses
@@ -19,35 +20,35 @@ from dalle.checkpoint import ModelFacts
 from dalle.errors import DalleError
 from dalle.images import encode_image
 from serving.batch.credentials import Credentials
+from serving.batch.items import Layout
 from serving.batch.manifest import Record, archive, picture_file, write_manifest
-from serving.batch.opened import OpenShard, Picture, codes_in_file, journal_name
-from serving.batch.plan import Layout
+from serving.batch.open_shard import OpenShard, Picture, codes_in_png, journal_name
 from serving.batch.storage import Storage, StorageError
 
 __all__ = ["ShardDone", "Writer"]
 
 MAX_UNWRITTEN = 64
-"""Pictures that may wait to be written."""
+"""Limit on pictures that wait to be written; `Writer.put` blocks beyond it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardDone:
-    """A shard that is committed."""
+    """A committed shard. The log has these fields as they are."""
 
     number: int
     num_pictures: int
     num_drawn: int
-    """Of these pictures, those whose codes were drawn now; the others' were there, or failed."""
+    """Number of these pictures whose codes were drawn in this run. All others were drawn before, or failed."""
     num_rows: int
-    """Rows of the engine that these pictures take, drawn now or before."""
+    """Number of rows (token sequences) of these pictures: two for a guided picture, one for any other."""
     num_rows_drawn: int
-    """Of these rows, those that were drawn now."""
+    """Number of these rows that were drawn in this run."""
     times: dict[str, float]
-    """When each picture was finished, in seconds since the epoch, by key."""
+    """Time at which each picture was finished, in seconds since the epoch, by key."""
 
 
 class Writer:
-    """Used in a `with`, whose end waits until everything is written."""
+    """Encodes and writes pictures on a thread of its own; a context manager, whose end waits for all writes."""
 
     def __init__(self, storage: Storage, layout: Layout, facts: ModelFacts, credentials: Credentials | None) -> None:
         self.storage = storage
@@ -67,29 +68,35 @@ class Writer:
     ) -> None:
         self._thread.shutdown()
 
-    # -- on the thread that draws
+    # -- called by the thread that draws
 
     def put(self, picture: Picture, image: Image.Image | None, text: dict[str, str], *, note: bool) -> None:
-        """Have a picture written, and its codes noted; waits while too many others wait. text: of a PNG."""
+        """Queue a picture to be encoded and written. Blocks while `MAX_UNWRITTEN` pictures are queued.
+
+        image: None writes no file. text: text chunks of a PNG. note: whether to append the codes to the journal first.
+        """
         names = ("key", "codes", "codes_sha256")
         noted = {name: picture.record[name] for name in names} if note else None
         self._unwritten.acquire()
-        self._thread.submit(self._in_turn, lambda: self._write(picture, noted, image, text))
+        self._thread.submit(self._run_task, lambda: self._write(picture, noted, image, text))
 
     def commit(self, opened: OpenShard) -> None:
-        """Have a shard committed, after all pictures of it have been put."""
+        """Queue a shard to be committed. All of its pictures must have been put before."""
         self._commits.append(self._thread.submit(self._commit, opened))
 
     def done(self, *, wait: bool) -> Iterator[ShardDone]:
-        """The shards that were committed since, or all that will be. Raises what kept the thread from writing."""
+        """Yield the shards that have been committed since the last call; with `wait`, all that are queued, too.
+
+        Raises the error that stopped the writing thread.
+        """
         while self._commits and (wait or self._commits[0].done()):
             yield self._commits.popleft().result()
         if self._failure is not None:
             raise self._failure
 
-    # -- on the thread that writes
+    # -- run on the thread that writes
 
-    def _in_turn(self, task: Callable[[], None]) -> None:
+    def _run_task(self, task: Callable[[], None]) -> None:
         try:
             if self._failure is None:
                 task()
@@ -99,51 +106,51 @@ class Writer:
             self._unwritten.release()
 
     def _write(self, picture: Picture, noted: Record | None, image: Image.Image | None, text: dict[str, str]) -> None:
-        row, record, shard = picture.row, picture.record, picture.shard.shard
+        item, record, shard = picture.item, picture.record, picture.shard.shard
         if noted is not None:
-            # a line feed in front: the line before may have been cut by a kill
+            # the leading line feed ends a line that a kill may have cut off
             self.storage.append(journal_name(shard), b"\n" + json.dumps(noted).encode() + b"\n")
         if image is None:
             return
         try:
             picture.content = encode_image(
-                image, format=row.image_format, quality=row.quality, text=text if row.image_format == "png" else None
+                image, format=item.image_format, quality=item.quality, text=text if item.image_format == "png" else None
             )
-            if self.credentials is not None and row.image_format == "png":
+            if self.credentials is not None and item.image_format == "png":
                 picture.content = self._signed(self.credentials, picture)
         except StorageError:
             raise
         except DalleError as error:
             picture.fail(error)
             return
-        record["file"] = picture_file(shard, row, record["key"], self.layout)
+        record["file"] = picture_file(shard, item, record["key"], self.layout)
         record["sha256"] = hashlib.sha256(picture.content).hexdigest()
         if self.layout == "files":
             self.storage.write(record["file"], picture.content)
             picture.content = b""
 
     def _signed(self, credentials: Credentials, picture: Picture) -> bytes:
-        """The picture's file with a signature; the one that is there, if it is good: a new one would be another."""
-        name = picture_file(picture.shard.shard, picture.row, picture.record["key"], self.layout)
-        there = self.storage.read(name) if name is not None and self.layout == "files" else None
+        """The picture's file with a signature. A valid signed file is kept: every new signature has other bytes."""
+        name = picture_file(picture.shard.shard, picture.item, picture.record["key"], self.layout)
+        existing = self.storage.read(name) if name is not None and self.layout == "files" else None
         if (
-            there is not None
-            and credentials.has_signed(there)
-            and codes_in_file(self.storage, picture, self.facts, self.layout)
+            existing is not None
+            and credentials.has_signed(existing)
+            and codes_in_png(self.storage, picture, self.facts, self.layout)
         ):
-            return there
+            return existing
         return credentials.sign(picture.content)
 
     def _commit(self, opened: OpenShard) -> ShardDone:
-        """Write what makes a shard done. All its pictures have been written before: there is one thread."""
+        """Write the shard's archive, if any, and its manifest. Earlier tasks have written all of its pictures."""
         if self._failure is not None:
             raise self._failure
         for picture in opened.pictures.values():
-            for record in picture.same:
+            for record in picture.duplicates:
                 record.update({name: value for name, value in picture.record.items() if record[name] is None})
         if self.layout == "tar":
             good = [one for one in opened.pictures.values() if one.record["error"] is None]
-            packed = archive((one.row, one.record, one.content) for one in good)
+            packed = archive((one.item, one.record, one.content) for one in good)
             self.storage.write(f"pictures/{opened.shard.name}.tar", packed)
         self.storage.flush()
         write_manifest(self.storage, opened.shard, opened.records)

@@ -1,4 +1,4 @@
-"""Ray as the applications here start it: on the cluster that RAY_ADDRESS names, or on this machine and for it alone."""
+"""Start Ray on this machine, for it alone, or join the cluster that RAY_ADDRESS names."""
 
 import contextlib
 import os
@@ -14,23 +14,23 @@ QUIET = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-"""Where Ray shares its cores with the model: nobody reads its own metrics and its records of handlers and tasks, its
-controller looks after the replicas twice a second instead of ten times, and a request changes threads less often.
-Measured in docs/log.md."""
+"""Environment that saves CPU time where Ray shares the cores with the model. Ray's own metrics and its records of
+handlers and tasks, which nothing reads here, are off; Serve's controller checks the replicas twice a second instead of
+ten times; a request changes threads less often. Measured in docs/log.md."""
 
 
 def connect(**options: Any) -> bool:
-    """Start or join Ray; options are those of `ray.init`.
+    """Start or join Ray. `options` are passed to `ray.init`.
 
-    Returns whether it was started on this machine, where it has all cores. Ray must not have been imported before: it
-    reads the environment once.
+    Returns whether Ray was started on this machine, with all of its cores. Call this before Ray is imported: it reads
+    the environment only once.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # drawing is what the machine is for: Ray's own processes would come first, a quarter of the speed was measured
+    # by default Ray lowers the priority of workers below its own processes, which costs a quarter of the speed
     os.environ.setdefault("RAY_worker_niceness", "0")
     alone = not os.environ.get("RAY_ADDRESS")
     if alone:
-        # what Ray does on macOS and Windows: every port of its own listens on the loopback interface alone
+        # as on macOS and Windows: every port of Ray listens on the loopback interface alone
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
@@ -45,6 +45,6 @@ def connect(**options: Any) -> bool:
 
 
 def _keep_token_private() -> None:
-    """Ray leaves the token of its clusters readable by all who reach the home directory."""
+    """Make the token of Ray's clusters readable by its owner alone: Ray leaves it readable by all."""
     with contextlib.suppress(OSError):
         Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token").chmod(0o600)

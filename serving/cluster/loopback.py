@@ -1,4 +1,4 @@
-"""Keep a replica's own server on this machine."""
+"""Bind the servers of Ray Serve's replicas to the loopback interface."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ __all__ = ["stay_on_loopback"]
 
 
 def stay_on_loopback() -> None:
-    """Where Ray keeps to the loopback interface, let replicas do so too.
+    """Bind this replica's own server to the loopback interface if the node's address is on it.
 
     Ray Serve 2.60 binds the server through which deployments call each other to every interface, whatever the node's
-    address is. This is called while a replica is being made, before it starts that server.
+    address is. Call this in the constructor of a replica, before Serve starts that server.
     """
     if ray.util.get_node_ip_address() != "127.0.0.1":  # type: ignore[no-untyped-call]
         return

@@ -1,7 +1,7 @@
-"""The models as Ray Serve runs them: replicas that may die at any moment.
+"""`RayBackend`: models on Ray Serve, whose replicas can die at any moment.
 
 A job's seed is fixed before it is sent, and the pictures that have arrived are known. So when a replica dies, the rest
-of the job goes to another one, and the caller gets the pictures that the first would have drawn, none of them twice.
+of the job is sent to another one, and the caller gets the same pictures as from the first, none of them twice.
 """
 
 import asyncio
@@ -23,20 +23,21 @@ __all__ = ["RayBackend"]
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+"""Replicas that a job is sent to before it is refused."""
 RETRY_SECONDS = 1.0
-"""Before the second attempt, and once more before each further one: Serve needs a moment to see who is gone."""
+"""Pause before the second attempt; each later pause is longer by the same. Serve needs a moment to notice a death."""
 INFO_SECONDS = 10.0
-"""How long what is known of a model is believed: a rolling update may bring another one."""
+"""Time for which the facts about a model are cached: a rolling update can change them."""
 PATIENCE = 5.0
-"""Seconds for an answer of a replica that has nothing to compute for it."""
+"""Timeout of calls to a replica that need no computation, in seconds."""
 LOST = Refused(
     status=503, code="replica_lost", message="the replicas that drew this request have died; try again", retry_after=5
 )
-SILENT = Refused(status=408, code="deadline_exceeded", message="the deadline has passed without an answer of a replica")
+SILENT = Refused(status=408, code="deadline_exceeded", message="the deadline has passed, and no replica has answered")
 
 
 class RayBackend:
-    """Models by id, each a deployment; and the ingress' own, for its metrics."""
+    """Models by id, each a deployment. `ingress` is the deployment of the ingress, for its metrics."""
 
     def __init__(self, models: Mapping[str, DeploymentHandle[Any]], ingress: DeploymentHandle[Any]) -> None:
         self.names = list(models)
@@ -45,7 +46,7 @@ class RayBackend:
         self._infos: dict[str, tuple[float, ModelInfo]] = {}
 
     async def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
-        """As `AsyncEngine.draw`, over the death of replicas."""
+        """Draw a job like `AsyncEngine.draw`; retries when a replica dies."""
         progress = _Progress(job)
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -54,7 +55,7 @@ class RayBackend:
             try:
                 while (event := await _next_event(stream, job.deadline)) is not None:
                     if isinstance(event, Accepted) and progress.drawn_by not in (None, event.fingerprint):
-                        yield LOST  # what it would draw are not the pictures that the first one promised
+                        yield LOST  # another fingerprint: its pictures could differ from those of the first replica
                         return
                     if progress.is_new(event):
                         yield event
@@ -68,7 +69,9 @@ class RayBackend:
                 yield Refused(status=429, code="queue_full", message="too many requests wait; try again", retry_after=1)
                 return
             except (RayError, RayServeException) as error:
-                logger.warning("a replica of %s was lost with %s (attempt %d): %s", model, job.id, attempt + 1, error)
+                logger.warning(
+                    "a replica of %s was lost while it drew %s (attempt %d): %s", model, job.id, attempt + 1, error
+                )
                 if not progress.missing:
                     return
                 if job.deadline < time.time():
@@ -98,7 +101,7 @@ class RayBackend:
         return [({"replica": replica}, text) for answer in answers for replica, text in answer]
 
     async def _refresh(self, name: str) -> bool:
-        """Ask a model what it is. False if it does not answer; what was known of it is kept."""
+        """Update the facts about a model. False if no replica answers; older facts are kept."""
         try:
             info = await asyncio.wait_for(self._models[name].info.remote(), PATIENCE)
         except (RayError, RayServeException, TimeoutError) as error:
@@ -108,7 +111,7 @@ class RayBackend:
         return True
 
     async def _broadcast(self, handle: DeploymentHandle[Any], method: str, *arguments: Any) -> list[Any]:
-        """The answers of all replicas that give one in time."""
+        """Call a method of all replicas. Returns the results of those that answer in time."""
         try:
             response = handle.broadcast(method, *arguments)
             answers = await response.results_async(timeout_s=PATIENCE, return_exceptions=True)
@@ -119,21 +122,21 @@ class RayBackend:
 
 
 class _Progress:
-    """How far a job is, over the replicas that have worked on it."""
+    """Progress of a job over all replicas that have worked on it."""
 
     def __init__(self, job: Job) -> None:
         self.missing = list(job.indices)
         self.drawn_by: str | None = None
-        """Fingerprint of the first engine that accepted it."""
+        """Fingerprint of the first engine that accepted the job."""
         self._job = job
         self._previews = Counter[int]()
 
     def rest(self) -> Job:
-        """The job, without the pictures that are there."""
+        """The job without the pictures that have arrived."""
         return dataclasses.replace(self._job, indices=tuple(self.missing))
 
     def is_new(self, event: Event) -> bool:
-        """Whether the caller has not had it from a replica before; notes it."""
+        """Record an event. Returns whether it is the first of its kind, not a repetition by another replica."""
         match event:
             case Accepted():
                 first, self.drawn_by = self.drawn_by is None, event.fingerprint
@@ -148,7 +151,8 @@ class _Progress:
 
 
 async def _next_event(stream: Any, deadline: float) -> Event | None:
-    """None at the end. Raises `TimeoutError` if nobody answers by the deadline, when an engine would have refused."""
+    """The next event of a stream, None at its end. Raises `TimeoutError` if none comes by the deadline and `PATIENCE`:
+    a live engine would have stopped the job by then."""
     left = deadline + PATIENCE - time.time()
     event: Event | None = await asyncio.wait_for(anext(stream, None), max(0.0, left))
     return event

@@ -1,4 +1,4 @@
-"""A replica of a model: an engine and its thread, as a Ray Serve deployment."""
+"""`Replica`: an engine with its thread, as a replica of a Ray Serve deployment."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from dalle import DALLE
-from serving.cluster.autoscaling import ROWS
+from serving.cluster.autoscaling import SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 def _leave_the_cores_to_the_engine() -> None:
-    """Two things that cost an engine a third of its speed when its thread is not the only one that computes.
+    """Avoid two costs that slow an engine by a third when it does not run on the process's first thread.
 
-    OpenMP keeps a pool of threads for each thread that asks for several: this one, which loads the model, shall have
-    none. And glibc gives every thread but the first an arena that returns memory to the kernel after each step.
+    OpenMP keeps a pool of threads for each thread that uses several; this one, which loads the model, needs none.
+    glibc gives every thread but the first an arena that returns memory to the kernel after each step; one arena for all
+    does not.
     """
     torch.set_num_threads(1)
     with contextlib.suppress(OSError, AttributeError):  # no glibc
@@ -35,7 +36,7 @@ def _leave_the_cores_to_the_engine() -> None:
 
 
 class Replica:
-    """Loads its model and draws its self-test before it counts as ready."""
+    """A replica of a model. Its constructor loads the model and runs the self-test; the replica is ready after it."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         stay_on_loopback()
@@ -46,17 +47,17 @@ class Replica:
         logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Change the limit of the queue while the service runs."""
+        """Change the limit of the queue while the service runs; Ray Serve calls this."""
         try:
             settings = QueueSettings(**({"max_queue": self.engine.settings.max_queue} | user_config))
         except ValidationError as error:
-            # raised, it would make Serve kill a replica that is well
-            logger.error("user_config is refused, and the queue stays as it was: %s", mistakes(error))
+            # if it were raised, Serve would kill a healthy replica
+            logger.error("user_config is rejected, and the queue stays as it was: %s", mistakes(error))
             return
         self.engine.max_queue = settings.max_queue
 
     async def draw(self, job: Job) -> AsyncGenerator[Event]:
-        """As `AsyncEngine.draw`."""
+        """Draw a job: see `AsyncEngine.draw`."""
         events = self.engine.draw(job)
         try:
             async for event in events:
@@ -65,7 +66,7 @@ class Replica:
             await events.aclose()
 
     async def cancel(self, job_id: str, owner: str) -> bool:
-        """As `AsyncEngine.cancel`."""
+        """Stop a job: see `AsyncEngine.cancel`."""
         return self.engine.cancel(job_id, owner)
 
     async def info(self) -> ModelInfo:
@@ -76,11 +77,11 @@ class Replica:
         return serve.get_replica_context().replica_id.unique_id, self.engine.metrics.text()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `SlotsPolicy` goes by."""
-        return {ROWS: self.engine.num_rows}
+        """The figure by which `SlotsPolicy` scales; Ray Serve calls this."""
+        return {SLOTS_WANTED: self.engine.num_slots_wanted}
 
     async def check_health(self) -> None:
-        """Raises if the engine's thread is gone or stuck: Serve then replaces the replica."""
+        """Raise if the engine's thread has ended or is stuck: Serve then replaces the replica."""
         self.engine.check()
 
     def __del__(self) -> None:

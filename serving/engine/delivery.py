@@ -1,7 +1,7 @@
-"""From an engine's codes to its callers' events: codes become pixels, pixels become files, files become events.
+"""`Delivery`: decodes an engine's codes to pixels, encodes the pixels as files, and posts them as events.
 
-The first happens on the thread that calls, which is the engine's (`async_engine` says why); the rest on a thread of
-this module's own, so that no step waits for a file.
+Decoding runs on the calling thread, which is the engine's (`async_engine` says why). Encoding runs on a thread of this
+module, so that no step waits for a file.
 """
 
 import contextlib
@@ -27,51 +27,51 @@ logger = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Posts previews and pictures of one model to the jobs that they are of, in the order in which they are given."""
+    """Posts the previews and pictures of one model to their jobs, in the order of the calls."""
 
     def __init__(self, model: DALLE, schedule: Schedule[OpenPicture], metrics: EngineMetrics) -> None:
         self._model = model
         self._schedule = schedule
-        """Is told how long codes take to become pixels."""
+        """Receives the measured duration of decoding."""
         self._metrics = metrics
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def close(self) -> None:
-        """Finish the files that were begun, and end the thread."""
+        """Finish the files that were started, and end the thread."""
         self._encoder.shutdown()
 
-    def drawn(self, picture: OpenPicture, codes: Tensor) -> None:
-        """Deliver a picture that is finished, of codes (N,). Raises whatever making its pixels does."""
-        one, job = picture.owner, picture.owner.job
+    def post_picture(self, picture: OpenPicture, codes: Tensor) -> None:
+        """Decode and post a finished picture of codes (N,). Raises what decoding raises."""
+        open_job, job = picture.open_job, picture.open_job.job
         with self._decoding():
             drawn = self._model.picture(picture.request, codes, background=job.background)
         text = drawn.receipt.to_text() if job.output_format == "png" else None
-        queue_seconds = picture.started - one.arrived
+        queue_seconds = picture.started - open_job.arrived
         grid = [list(row) for row in drawn.receipt.codes]
         self._encode(
-            one,
+            open_job,
             drawn.image,
             text,
             lambda image: Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds),
         )
         self._metrics.pictures.inc()
 
-    def preview(self, picture: OpenPicture, codes: Tensor) -> None:
-        """Deliver a picture of the first codes (M,). Raises whatever making its pixels does."""
-        one, number, index, num_codes = picture.owner, picture.num_previews, picture.request.index, len(codes)
+    def post_preview(self, picture: OpenPicture, codes: Tensor) -> None:
+        """Decode and post a preview of the first codes (M,). Raises what decoding raises."""
+        open_job, number, index, num_codes = picture.open_job, picture.num_previews, picture.request.index, len(codes)
         picture.num_previews += 1
-        if not one.previewed:
-            one.previewed = True
-            self._metrics.first_preview_seconds.observe(time.monotonic() - one.arrived)
+        if not open_job.previewed:
+            open_job.previewed = True
+            self._metrics.first_preview_seconds.observe(time.monotonic() - open_job.arrived)
         with self._decoding():
-            image = with_background(preview(self._model, codes), one.job.background)
+            image = with_background(preview(self._model, codes), open_job.job.background)
         self._encode(
-            one, image, None, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
+            open_job, image, None, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
         )
 
     @contextlib.contextmanager
     def _decoding(self) -> Iterator[None]:
-        """Measures how long codes take to become pixels."""
+        """Measure the duration of decoding."""
         start = time.monotonic()
         yield
         seconds = time.monotonic() - start
@@ -79,16 +79,16 @@ class Delivery:
         self._metrics.decode_seconds.observe(seconds)
 
     def _encode(
-        self, one: OpenJob, image: Image.Image, text: dict[str, str] | None, event: Callable[[bytes], Event]
+        self, open_job: OpenJob, image: Image.Image, text: dict[str, str] | None, event: Callable[[bytes], Event]
     ) -> None:
-        """Make the file of a picture beside the engine's thread, and post its event."""
+        """Encode a picture's file on the other thread, and post its event."""
 
         def encode() -> None:
             try:
-                job = one.job
-                one.post(event(encode_image(image, format=job.output_format, quality=job.quality, text=text)))
+                job = open_job.job
+                open_job.post(event(encode_image(image, format=job.output_format, quality=job.quality, text=text)))
             except Exception:
-                one.post(FAILED)
+                open_job.post(FAILED)
                 logger.exception("a picture could not be encoded")
 
         self._encoder.submit(encode)

@@ -1,4 +1,4 @@
-"""A queue that is fair to its callers: first come first served for each, and callers in turn."""
+"""`FairQueue`: a round-robin queue over callers, first come, first served for each caller."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Items of several callers. Whoever was served last waits until every other caller with items was served."""
+    """Items of several callers. After a caller is served, every other caller with items is served before it again."""
 
     def __init__(self, like: "FairQueue[T] | None" = None) -> None:
-        """Empty, or with the items and turns of another one."""
+        """An empty queue, or a copy of another one with its items and turns."""
         others = like._items.items() if like is not None else ()
         self._items: OrderedDict[str, deque[T]] = OrderedDict((key, deque(items)) for key, items in others)
 
@@ -21,7 +21,7 @@ class FairQueue(Generic[T]):
         return sum(map(len, self._items.values()))
 
     def __iter__(self) -> Iterator[T]:
-        """All items in the order in which they would be served if nothing else came."""
+        """All items in the order in which `pop` would return them, if no more were pushed."""
         turns = [list(items) for items in self._items.values()]
         for i in range(max(map(len, turns), default=0)):
             yield from (items[i] for items in turns if i < len(items))
@@ -30,11 +30,11 @@ class FairQueue(Generic[T]):
         self._items.setdefault(key, deque()).append(item)
 
     def peek(self) -> T:
-        """The item that `pop` would take. There must be one."""
+        """The item that `pop` would return. The queue must not be empty."""
         return next(iter(self._items.values()))[0]
 
     def pop(self) -> T:
-        """Take the next item. There must be one."""
+        """Remove and return the next item. The queue must not be empty."""
         key, items = next(iter(self._items.items()))
         item = items.popleft()
         self._items.move_to_end(key)
@@ -43,7 +43,7 @@ class FairQueue(Generic[T]):
         return item
 
     def remove(self, unwanted: Callable[[T], bool]) -> None:
-        """Take out all items of a kind."""
+        """Remove all items for which `unwanted` is true."""
         for key, items in list(self._items.items()):
             kept = deque(item for item in items if not unwanted(item))
             if kept:

@@ -1,117 +1,25 @@
-"""Pictures that callers give, and pictures that are not all drawn yet.
+"""Encoding given pictures to kept codes, and decoding previews of pictures that are not finished.
 
-A given picture is read, turned, cropped and resized where it arrives (`prepare`, in a thread of the ingress), so that
-no file of a caller's holds up an engine; the engine makes codes of its pixels (`kept_codes`).
+A given picture arrives as pixels of the model's size: `serving.ingress.given` has read and cropped the caller's file.
 """
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from dalle.errors import ImageError, ParameterError
-from dalle.images import load_image, open_image, to_pil
+from dalle.images import to_pil
 from dalle.pipeline import DALLE
-from dalle.receipt import Receipt
-from serving.jobs import Given, ModelInfo
+from serving.jobs import Given
 
-__all__ = ["MaskError", "kept_codes", "prepare", "preview", "prompt_of"]
+__all__ = ["kept_codes", "preview"]
 
 NOT_DRAWN_YET = 235
-"""Grey of the part of a preview that is still to come."""
-
-
-class MaskError(ImageError):
-    """A mask that cannot be used."""
-
-
-def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: ModelInfo, *, max_pixels: int) -> Given:
-    """A picture for a model, and which of its codes are kept: all that the mask does not leave transparent, or the
-    upper `keep_rows` rows, by default half of them. The picture's own transparency is kept if the model draws
-    transparency, and lies over white if not; it is never a mask.
-
-    max_pixels: height times width beyond which a file is refused before it is decoded.
-    Raises `ImageError` for a picture that cannot be used, `MaskError` for a mask, `ParameterError` for rows that are
-    not there.
-    """
-    rows, columns = info.rows, info.num_codes // info.rows
-    keep = np.ones((rows, columns), dtype=bool)
-    if mask is not None:
-        keep &= ~_transparent(image, mask, info, max_pixels)
-        if keep.all():
-            raise MaskError("the mask has no transparent pixel: there is nothing to draw")
-    else:
-        num_kept = rows // 2 if keep_rows is None else keep_rows
-        if not 0 <= num_kept < rows:
-            raise ParameterError(f"keep_rows is {num_kept}; it must be in 0..{rows - 1}")
-        keep[num_kept:] = False
-    fitted = load_image(image, size=(info.height, info.width), max_pixels=max_pixels, mode=info.image_mode)
-    return Given(pixels=fitted.tobytes(), mode=info.image_mode, keep=tuple(keep.flatten().tolist()))
-
-
-def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) -> "np.ndarray[tuple[int, int], Any]":
-    """(rows, columns) bool: which codes have a pixel that the mask leaves transparent, after the picture's own crop."""
-    with open_image(image, max_pixels=max_pixels) as opened:
-        width, height = _upright_size(opened)
-    with _open_mask(mask, max_pixels) as opened_mask:
-        # both as they are seen: a mask is painted over a picture that a viewer has turned upright
-        upright = ImageOps.exif_transpose(opened_mask)
-        if upright.size != (width, height):
-            raise MaskError(
-                f"the mask is {upright.height} x {upright.width} and the picture {height} x {width}: "
-                "they must be of one size"
-            )
-        if not upright.has_transparency_data:
-            raise MaskError("the mask has no transparency: what is transparent in it is drawn anew")
-        holes = np.asarray(upright.convert("RGBA").getchannel("A")) == 0
-    # the largest centred rectangle of the model's proportions, as `load_image` takes it
-    scale = min(width / info.width, height / info.height)
-    above = _overlaps(info.rows, height, scale * info.height)
-    beside = _overlaps(info.num_codes // info.rows, width, scale * info.width)
-    return (above @ holes.astype(np.float32) @ beside.T) > 0
-
-
-@contextlib.contextmanager
-def _open_mask(mask: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    try:
-        with open_image(mask, max_pixels=max_pixels) as opened:
-            yield opened
-    except MaskError:
-        raise
-    except ImageError as error:
-        raise MaskError(str(error).replace("the picture", "the mask", 1)) from error
-
-
-def _overlaps(num_codes: int, num_pixels: int, length: float) -> "np.ndarray[tuple[int, int], Any]":
-    """(num_codes, num_pixels) float32, 1 where a pixel reaches into a code's share of `length` pixels in the middle."""
-    edges = (num_pixels - length) / 2 + length * np.arange(num_codes + 1) / num_codes
-    pixels, tolerance = np.arange(num_pixels), 1e-6
-    reaches = (pixels < edges[1:, None] - tolerance) & (pixels + 1 > edges[:-1, None] + tolerance)
-    return reaches.astype(np.float32)
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once EXIF orientation is honoured, without a look at the pixels."""
-    on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return image.size[::-1] if on_its_side else image.size
-
-
-def prompt_of(image: bytes, *, max_pixels: int) -> str | None:
-    """The prompt in the receipt of a picture, if it has one."""
-    try:
-        with open_image(image, formats=("PNG",), max_pixels=max_pixels) as opened:
-            return Receipt.from_text(opened.text).prompt or None  # type: ignore[attr-defined]
-    except ImageError:
-        return None
+"""Grey level of the part of a preview that is not drawn yet."""
 
 
 @torch.inference_mode()
 def kept_codes(model: DALLE, given: Given) -> Tensor:
-    """(N,) int64: the codes of the picture, -1 where one is to be drawn."""
+    """(N,) int64: the codes of the picture, -1 for every code to be drawn."""
     height, width = model.image_size
     codes = model.encode(Image.frombytes(given.mode, (width, height), given.pixels)).flatten()
     return codes.masked_fill(~torch.tensor(given.keep), -1)
@@ -119,10 +27,10 @@ def kept_codes(model: DALLE, given: Given) -> Tensor:
 
 @torch.inference_mode()
 def preview(model: DALLE, codes: Tensor) -> Image.Image:
-    """The picture of the first codes (M,), 0 < M < N, of the model's `image_mode`; what is to come is grey and
-    opaque."""
+    """Decode the first codes (M,), 0 < M < N, to a picture of the model's `image_mode`. The part that is not drawn yet
+    is grey and opaque."""
     layout, factor = model.decoder.layout, model.image_tokenizer.config.picture_factor
-    # what is to come repeats the last code, so that nothing foreign shines through at the border; it is covered
+    # the missing codes repeat the last one, so that the decoder shows nothing else at the border; grey covers them
     whole = torch.cat([codes, codes[-1:].expand(layout.num_codes - len(codes))])
     grid = layout.grid(whole[None]).to(model.decoder.embedding.weight.device)
     pixels = model.image_tokenizer.decode(grid)[0]

@@ -1,4 +1,4 @@
-"""What decides the bytes of a picture besides its request, and the test that nothing else does."""
+"""The fingerprint of everything besides the request that decides a picture's bytes, and the self-test of a replica."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ __all__ = ["fingerprint", "self_test"]
 
 
 def fingerprint(model: DALLE, settings: ModelSettings, threads: int) -> str:
-    """Of all that decides the bytes of a picture besides the request. `threads` are those that torch runs on."""
+    """Hash of everything besides the request that decides the bytes of a picture. `threads`: torch's CPU threads."""
     weight = model.decoder.embedding.weight
     place = torch.cuda.get_device_name(weight.device) if weight.is_cuda else torch.backends.cpu.get_cpu_capability()
     decides = (
@@ -33,21 +33,21 @@ def fingerprint(model: DALLE, settings: ModelSettings, threads: int) -> str:
 
 
 def self_test(engine: Engine, model: DALLE, settings: ModelSettings) -> tuple[float, float]:
-    """Draw the same picture alone and in company, and see that it is the same.
+    """Draw the same picture alone and in a full batch, and compare the codes.
 
-    Returns the seconds of a step with all slots busy, and those in which codes become pixels. Raises `RuntimeError` if
-    a picture depends on its company, unless the mode is `fast`, where it may.
+    Returns (seconds of a step with all slots busy, seconds to decode a picture). Raises `RuntimeError` if the codes
+    differ in mode `strict`; in mode `fast` they may.
     """
     request = model.request(None, model.sampling, seed=0)
     (alone,) = engine.run([request])
     num_steps, start = engine.num_steps, time.monotonic()
     others = [dataclasses.replace(request, seed=seed) for seed in range(1, settings.num_slots + 1)]
-    in_company = engine.run([*others, request])[-1]
+    in_batch = engine.run([*others, request])[-1]
     step_seconds = (time.monotonic() - start) / (engine.num_steps - num_steps)
-    if settings.mode == "strict" and not torch.equal(alone, in_company):
+    if settings.mode == "strict" and not torch.equal(alone, in_batch):
         raise RuntimeError("self-test: a picture depends on what is drawn beside it; this device needs mode fast")
     decode_seconds = 0.0
-    for _ in range(2):  # the first one is slow
+    for _ in range(2):  # the first call is slow
         start = time.monotonic()
         model.picture(request, alone, background="opaque")
         decode_seconds = time.monotonic() - start

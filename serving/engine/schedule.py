@@ -1,11 +1,12 @@
-"""Who has slots, who waits, and when whoever comes would be done. No thread, no clock, no tensor.
+"""Admission control: which pictures hold slots, which are queued, and when a new job would finish.
 
-Every picture takes a known number of steps and is never put back, so the future is computed, not guessed. A job is
-accepted if there is room in the queue, if all its pictures will be done by its deadline, and if nobody to whom that was
-promised before would be late because of it. What can never be done is told apart from what is worth trying again.
+The module has no thread, no clock and no tensor. Every picture takes a known number of steps and is never preempted, so
+finish times are computed, not guessed. A job is accepted if the queue has room, if all its pictures will be finished by
+its deadline, and if no job that was accepted before would miss its deadline because of it. A job that could never be
+accepted is refused with status 400, any other with 429 and a time after which to retry.
 
-Callers take turns (`FairQueue`). The room is shared by dynamic thresholds (Choudhury and Hahne 1998): a caller may have
-as many pictures waiting as there is room left for others, so that nobody fills the queue alone.
+Callers take turns (`FairQueue`). The queue's room is shared by dynamic thresholds (Choudhury and Hahne 1998): a caller
+can have as many pictures queued as there is room left for others, so that no caller fills the queue alone.
 """
 
 import dataclasses
@@ -22,16 +23,17 @@ __all__ = ["Schedule", "Scheduled"]
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Scheduled:
-    """A picture on its way: what decides when it will be done."""
+    """A picture that is queued or being drawn, with everything that decides when it will be finished."""
 
     caller: str
     deadline: float
-    """In seconds since the epoch."""
-    rows: int
-    """Slots that it takes."""
+    """Time by which it must be finished, in seconds since the epoch."""
+    num_slots: int
+    """Slots that it takes: 2 with guidance, else 1."""
     num_codes: int
-    """That it has, those given in front included."""
+    """Codes that it has so far, including codes kept in front of the first one to draw."""
     total_codes: int
+    """Codes of the finished picture."""
     previews: list[int]
     """Numbers of codes at which a preview is due, in rising order."""
 
@@ -41,7 +43,7 @@ class Scheduled:
 
     @property
     def decodes_left(self) -> list[int]:
-        """After how many of its own steps codes become pixels: for each preview, and at the end."""
+        """Numbers of its own steps after which it is decoded: for each preview, and at the end."""
         return [*(preview - self.num_codes for preview in self.previews), self.steps_left]
 
 
@@ -54,25 +56,27 @@ class Schedule(Generic[S]):
     def __init__(self, *, num_slots: int, max_queue: int) -> None:
         self.num_slots = num_slots
         self.max_queue = max_queue
-        """Pictures that may wait."""
+        """Largest number of queued pictures."""
         self.queue: FairQueue[S] = FairQueue()
         self.active: dict[int, S] = {}
-        """Those that have slots, by the engine's id."""
+        """Pictures that hold slots, by the engine's id."""
         self.step_seconds = 0.0
+        """Seconds of a step, as the owner of the schedule measures them."""
         self.decode_seconds = 0.0
+        """Seconds to decode a picture, measured likewise."""
 
     @property
     def num_free_slots(self) -> int:
-        return self.num_slots - sum(picture.rows for picture in self.active.values())
+        return self.num_slots - sum(picture.num_slots for picture in self.active.values())
 
     @property
-    def num_rows(self) -> int:
-        """Rows that have slots or wait for them."""
-        return sum(picture.rows for picture in [*self.active.values(), *self.queue])
+    def num_slots_wanted(self) -> int:
+        """Slots that pictures hold or are queued for."""
+        return sum(picture.num_slots for picture in [*self.active.values(), *self.queue])
 
     def consider(self, new: Sequence[S], now: float) -> Refused | tuple[int, float]:
-        """What would become of a job with these pictures, which are not in the queue yet: why it is refused, or
-        (pictures that get slots before its first, seconds until all are done). `now` is in seconds since the epoch."""
+        """Decide on a job with these pictures, which are not queued yet: why it is refused, or (number of pictures that
+        get slots before its first, seconds until all are finished). `now` is in seconds since the epoch."""
         order = self._order(new)
         times = self._times(order)
         estimate = max(end for picture, (_, end) in zip(order, times, strict=True) if picture in new)
@@ -81,20 +85,21 @@ class Schedule(Generic[S]):
         return refused or (order.index(new[0]), estimate)
 
     def _order(self, new: Sequence[S]) -> list[S]:
-        """Who would get slots, one after the other, if these came."""
+        """All queued pictures in the order in which they would get slots, if these were queued too."""
         trial: FairQueue[S] = FairQueue(self.queue)
         for picture in new:
             trial.push(picture.caller, picture)
         return list(trial)
 
     def _times(self, order: Sequence[S], *, alone: bool = False) -> list[tuple[float, float]]:
-        """(start, end) of each in seconds from now, if they get slots in this order; `alone`, with nothing active."""
+        """(start, end) of each picture in seconds from now, if they get slots in this order. `alone` assumes that no
+        other picture holds slots."""
         active = [] if alone else list(self.active.values())
-        waiting = [(picture.steps_left, picture.rows) for picture in order]
+        waiting = [(picture.steps_left, picture.num_slots) for picture in order]
         free = self.num_slots if alone else self.num_free_slots
-        ends = finish_steps([(picture.steps_left, picture.rows) for picture in active], waiting, free)
+        ends = finish_steps([(picture.steps_left, picture.num_slots) for picture in active], waiting, free)
         starts = [end - picture.steps_left for picture, end in zip(order, ends, strict=True)]
-        # codes become pixels between two steps, and everybody waits for it
+        # decoding runs between two steps and delays every picture
         decodes = [step for picture in active for step in picture.decodes_left]
         decodes += [start + step for picture, start in zip(order, starts, strict=True) for step in picture.decodes_left]
         decodes.sort()
@@ -105,25 +110,26 @@ class Schedule(Generic[S]):
         return [(seconds(start), seconds(end)) for start, end in zip(starts, ends, strict=True)]
 
     def _impossible(self, new: Sequence[S], now: float) -> Refused | None:
-        """What would not even be done with nothing else to do."""
-        most = self.num_slots // new[0].rows + self._share(0)
+        """The refusal of a job that could not be accepted even on an idle engine."""
+        most = self.num_slots // new[0].num_slots + self._share(0)
         if len(new) > most:
-            message = f"n is {len(new)}; the limit here is {most}, the pictures of one caller that are drawn or wait"
+            message = f"n is {len(new)}; the limit is {most}, as many of a caller as are drawn or queued at once"
             return Refused(status=400, code="invalid_value", message=message, param="n")
         seconds, left = max(end for _, end in self._times(new, alone=True)), new[0].deadline - now
         if seconds > left:
             message = (
-                f"it takes {seconds:.1f} s, and the deadline is in {left:.1f} s: "
-                "ask for fewer pictures or previews, or for a later deadline"
+                f"the request takes {seconds:.1f} s, and its deadline is in {left:.1f} s: "
+                "ask for fewer pictures or previews, or set a later deadline"
             )
             return Refused(status=400, code="deadline_unreachable", message=message, param="deadline")
         return None
 
     def _share(self, num_others: int) -> int:
-        """How many pictures of a caller may wait beside those of others: half of what they leave, rounded up."""
+        """Most queued pictures of a caller beside those of others: half of the room that they leave, rounded up."""
         return (self.max_queue - num_others + 1) // 2
 
     def _no_room(self, new: Sequence[S], order: Sequence[S], times: Sequence[tuple[float, float]]) -> Refused | None:
+        """The refusal of a job whose caller would exceed its share of the queue."""
         waiting = [(picture, start) for picture, (start, _) in zip(order, times, strict=True) if start > 0]
         mine = [start for picture, start in waiting if picture.caller == new[0].caller]
         num_others = len(waiting) - len(mine)
@@ -133,24 +139,25 @@ class Schedule(Generic[S]):
         retry = max(1.0, mine[len(mine) - share - 1])
         others = f", and {num_others} of others" if num_others else ""
         message = (
-            f"{len(mine)} of your pictures would wait{others}; the limit for you is {share} of {self.max_queue} now; "
+            f"{len(mine)} of your pictures would be queued{others}; your limit is {share} of {self.max_queue} now; "
             f"try again in {retry:.0f} s"
         )
         return Refused(status=429, code="queue_full", message=message, retry_after=retry)
 
     @staticmethod
     def _too_late(estimate: float, left: float) -> Refused | None:
+        """The refusal of a job that would finish after its deadline."""
         if estimate <= left:
             return None
         retry = max(1.0, estimate - left)
         message = (
-            f"it would take {estimate:.1f} s from now, and the deadline is in {left:.1f} s; "
+            f"the request would be finished in {estimate:.1f} s, and its deadline is in {left:.1f} s; "
             f"try again in {retry:.0f} s, or ask for fewer pictures or a later deadline"
         )
         return Refused(status=429, code="deadline_unreachable", message=message, retry_after=retry)
 
     def _others_late(self, order: Sequence[S], times: Sequence[tuple[float, float]], now: float) -> Refused | None:
-        """Whether somebody would be late who would not be without it."""
+        """The refusal of a job that would make an accepted picture miss its deadline."""
         after = {id(picture): end for picture, (_, end) in zip(order, times, strict=True)}
         accepted = list(self.queue)
         lateness = [
@@ -161,5 +168,5 @@ class Schedule(Generic[S]):
         if not lateness:
             return None
         retry = max(1.0, *lateness)
-        message = f"pictures that were promised to others would be late; try again in {retry:.0f} s"
+        message = f"accepted pictures of others would miss their deadlines; try again in {retry:.0f} s"
         return Refused(status=429, code="queue_full", message=message, retry_after=retry)

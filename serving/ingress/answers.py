@@ -1,4 +1,4 @@
-"""How the events of a job become an answer: one body, or a stream of server-sent events."""
+"""The response to a job's events: one JSON body, or a stream of server-sent events."""
 
 import asyncio
 import base64
@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
-from serving.errors import internal_error, refused
+from serving.errors import internal_error, to_http
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
@@ -20,10 +20,11 @@ __all__ = ["Answer"]
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
+"""Silence after which a stream sends a comment, so that proxies keep the connection open."""
 
 
 class Answer:
-    """How a job's events become an answer."""
+    """Builds the response to a request from the events of its job."""
 
     accepted: Accepted
 
@@ -45,7 +46,7 @@ class Answer:
         }
 
     def usage(self, num_pictures: int) -> Usage:
-        """Of this many pictures."""
+        """Token counts of this many pictures."""
         kept = self.accepted.num_kept_codes * num_pictures
         drawn = self.info.num_codes * num_pictures - kept
         text = self.accepted.num_text_tokens
@@ -62,7 +63,7 @@ class Answer:
         return Timing(queue=round(queue_seconds, 4), estimate=round(self.accepted.estimate, 4), total=round(total, 4))
 
     async def whole(self, drawn: list[Drawn]) -> dict[str, Any]:
-        """The body of an answer that is no stream."""
+        """The JSON body of a response that is not streamed."""
         drawn = sorted(drawn, key=lambda one: one.index)
         body = ImagesResponse(
             created=self.created,
@@ -91,14 +92,14 @@ class Answer:
         return data.model_copy(update={"b64_json": base64.b64encode(one.image).decode()})
 
     async def stream(self, events: AsyncIterator[Event], stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
-        """Server-sent events. `stack` is closed at the end, whatever happens."""
+        """The job's events as server-sent events. `stack` is closed at the end in every case."""
         async with stack:
             try:
                 async for event in _with_keep_alive(events):
                     if event is None:
                         yield b": keepalive\n\n"
                     elif isinstance(event, Refused):
-                        yield _sse("error", refused(event).body)
+                        yield _sse("error", to_http(event).body)
                         return
                     else:
                         yield self._event(event)
@@ -141,7 +142,7 @@ def _sse(kind: str, data: dict[str, Any]) -> bytes:
 
 
 async def _with_keep_alive(events: AsyncIterator[Event]) -> AsyncIterator[Event | None]:
-    """The events, and None whenever nothing came for a while."""
+    """The events, and None after every `KEEP_ALIVE_SECONDS` without one."""
     waiting: asyncio.Future[Event | None] | None = None
     try:
         while True:

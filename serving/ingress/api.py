@@ -1,6 +1,6 @@
-"""The HTTP side: OpenAI's images API, and around it what a service needs. It knows no Ray, only a `Backend`.
+"""The HTTP application: OpenAI's images API, the web page, health checks and metrics, over any `Backend`.
 
-`create_app(backend, settings)` gives the application. Whatever goes wrong is an answer with OpenAI's error body.
+`create_app(backend, settings)` returns the application. Every error is a response with OpenAI's error body.
 """
 
 from collections.abc import Callable
@@ -36,13 +36,13 @@ EXPOSED = (
     *("X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After", "X-Should-Retry"),
     *(f"X-RateLimit-{what}-Requests" for what in ("Limit", "Remaining", "Reset")),
 )
-"""Headers of ours that pages of other origins may read."""
+"""Response headers that pages of other origins may read."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """Without FastAPI's own answer to a body that is none: ours is a 400."""
+        """The OpenAPI document without FastAPI's status 422: invalid bodies get 400 here."""
         document = super().openapi()
         for operations in document["paths"].values():
             for operation in operations.values():
@@ -52,8 +52,8 @@ class _Application(FastAPI):
         return document
 
 
-def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = True) -> FastAPI:
-    """The application over these models. `tell_request_id` is off behind a proxy that sends `X-Request-Id` itself.
+def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = True) -> FastAPI:
+    """The application over these models. Set `send_request_id` to False behind a proxy that sends `X-Request-Id`.
 
     Raises `ConfigError` for a key file or a store that cannot be used.
     """
@@ -70,7 +70,7 @@ def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = 
         limits = app.state.callers.limits
         return limits.max_upload_bytes if get_route_path(scope) in UPLOADS else limits.max_body_bytes
 
-    # the last one added is the outermost
+    # the middleware added last is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)
     app.add_middleware(RequestBounds, limit=limit, seconds=lambda: app.state.callers.limits.deadline)
     app.add_middleware(Failures)
@@ -79,10 +79,10 @@ def create_app(backend: Backend, settings: Settings, *, tell_request_id: bool = 
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],  # of these origins alone; OpenAI's client sends a dozen of its own
+            allow_headers=["*"],  # for these origins alone; OpenAI's client sends a dozen of its own
             expose_headers=EXPOSED,
         )
-    app.add_middleware(AccessLog, metrics=app.state.metrics, tell_id=tell_request_id)
+    app.add_middleware(AccessLog, metrics=app.state.metrics, send_id=send_request_id)
     _add_error_handlers(app)
     app.include_router(router)
     _add_models(app)
@@ -121,12 +121,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 def _add_models(app: FastAPI) -> None:
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
-        """The models that are ready to draw."""
+        """List the models that have been loaded, the default first."""
         return ModelList(data=[_card(info) for info in await app.state.backend.models()])
 
     @app.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> ModelCard:
-        """One of them."""
+        """Describe one model."""
         return _card(await find_model(app.state.backend, model))
 
 
@@ -136,7 +136,7 @@ def _card(info: ModelInfo) -> ModelCard:
         created=info.created,
         digest=info.digest,
         size=f"{info.width}x{info.height}",
-        rows=info.rows,
+        rows=info.grid_rows,
         num_codes=info.num_codes,
         max_prompt_tokens=info.max_prompt_tokens,
         transparency=info.image_mode == "RGBA",
@@ -150,12 +150,12 @@ def _card(info: ModelInfo) -> ModelCard:
 def _add_operations(app: FastAPI) -> None:
     @app.get("/health", tags=["operations"])
     async def health() -> dict[str, str]:
-        """The process is alive."""
+        """Report that the process is alive."""
         return {"status": "alive"}
 
     @app.get("/ready", tags=["operations"])
     async def ready() -> dict[str, Any]:
-        """Every model is loaded and has drawn its self-test."""
+        """Report whether every model is loaded and has passed its self-test; status 503 if not."""
         loaded = await app.state.backend.ready()
         missing = [model.id for model in app.state.settings.models if model.id not in loaded]
         if missing:
@@ -164,7 +164,7 @@ def _add_operations(app: FastAPI) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics of all replicas in Prometheus' text format."""
         return Response(join(await app.state.backend.metrics(app.state.metrics.text())), media_type=METRICS_TYPE)
 
 

@@ -1,7 +1,7 @@
-"""Who calls, and how much they may: API keys, requests over time, requests at once.
+"""Callers and their limits: API keys, rate limits, and limits of concurrent requests.
 
-Keys are compared as digests in constant time. Limits over time are those of the `limits` library, in the memory of one
-ingress; with several ingress replicas a caller gets as much from each.
+Keys are compared as digests in constant time. Rates are counted by the `limits` library in the memory of one ingress;
+with several ingress replicas, the limits apply to each of them separately.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ MIN_KEY_LENGTH = 16
 
 
 def read_keys(path: Path | None) -> dict[str, bytes] | None:
-    """Digest of the key of each caller, by name, from a file with a line `NAME KEY` for each; None without a file.
+    """Digest of each caller's key, by name, from a file with a line `NAME KEY` for each caller; None without a file.
 
     Raises `ConfigError` for a file that cannot be read, a line of another form, a key below 16 characters, or none.
     """
@@ -57,7 +57,7 @@ def _digest(key: str) -> bytes:
 
 
 class Callers:
-    """Keys and limits of one ingress."""
+    """API keys and limits of one ingress."""
 
     def __init__(self, keys: dict[str, bytes] | None, limits: LimitSettings) -> None:
         self._keys = keys
@@ -66,13 +66,13 @@ class Callers:
         self.limits = limits
 
     def name(self, authorization: str | None, host: str) -> str:
-        """Who calls: the name of the key, or the host if there are no keys. Raises `ApiError` 401."""
+        """Name of the caller: that of the key, or the host if there are no keys. Raises `ApiError` 401."""
         if self._keys is None:
             return host
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
         found = None
-        for name, digest in self._keys.items():  # all of them, so that time tells nothing
+        for name, digest in self._keys.items():  # compares all keys, so that the duration reveals nothing
             if hmac.compare_digest(digest, given):
                 found = name
         if found is None:
@@ -86,13 +86,13 @@ class Callers:
         return found
 
     def turn(self, caller: str, user: str | None) -> str:
-        """Whose turn in the queue a request takes. A key has one, whatever users it names; where there are no keys,
-        those behind one address are told apart by what they call themselves."""
+        """Key of a request's turn in the queue: the caller if there are API keys, whatever users it names; else the
+        host together with the user."""
         return caller if self._keys is not None else f"{caller}/{user or ''}"
 
     async def spend(self, caller: str) -> dict[str, str]:
-        """Count a request against the caller's rate. Returns the headers that tell what is left; raises `ApiError`
-        429."""
+        """Count a request against the caller's rate. Returns the headers that report the remaining requests; raises
+        `ApiError` 429."""
         if self.limits.rate is None:
             return {}
         rate = parse(self.limits.rate)
@@ -115,12 +115,12 @@ class Callers:
 
     @contextmanager
     def at_once(self, caller: str) -> Iterator[None]:
-        """Count a request as running while the body runs. Raises `ApiError` 429."""
+        """Count a request as running within a `with` block. Raises `ApiError` 429."""
         limit = self.limits.concurrency
         if limit is not None and self._running[caller] >= limit:
             raise ApiError(
                 429,
-                f"{self._running[caller]} requests are running, and the limit is {limit}: wait for one to end",
+                f"{self._running[caller]} requests are running, and the limit is {limit}: wait until one ends",
                 code="too_many_concurrent_requests",
                 headers={"Retry-After": "1"},
             )

@@ -1,4 +1,4 @@
-"""The endpoints that draw: a request is checked, becomes a job, and the job's events become the answer."""
+"""The endpoints that draw pictures: validate a request, send it to its model as a job, and return the job's events."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from dalle.errors import DalleError, PromptError
 from serving.backend import Backend
 from serving.background import background_of
-from serving.engine.open_jobs import refusal_of
-from serving.engine.pictures import prepare, prompt_of
-from serving.errors import ApiError, check_output, refused
+from serving.errors import ApiError, check_output, to_http
 from serving.ingress.answers import Answer
 from serving.ingress.callers import Callers
+from serving.ingress.given import prepare, prompt_of
 from serving.ingress.middleware import CLIENT_GONE, describe_prompt
 from serving.ingress.store import ImageStore
 from serving.ingress.uploads import Upload, form_of, read_form
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
+from serving.refusals import refusal_from
 from serving.schemas import (
     MAX_PROMPT_LENGTH,
     EditFields,
@@ -37,7 +37,7 @@ from serving.settings import LimitSettings
 __all__ = ["find_model", "router"]
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-"""For the OpenAPI document: what else a drawing answers, if a stream is asked for."""
+"""Second content type of the response in the OpenAPI document, for requests with `stream`."""
 
 router = APIRouter(tags=["images"])
 
@@ -45,52 +45,52 @@ router = APIRouter(tags=["images"])
 @router.post("/v1/images/generations", response_model=ImagesResponse, responses=STREAM)
 async def generations(request: Request, body: Annotated[GenerationRequest, Body()]) -> Response:
     """Draw pictures of a prompt."""
-    return await _draw(request, body, None, "image_generation")
+    return await _answer_with_pictures(request, body, None, "image_generation")
 
 
 @router.post("/v1/images/edits", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(EditFields))
 async def edits(request: Request) -> Response:
-    """Keep a part of a picture, and draw the rest to a prompt: all below the first `keep_rows` rows of codes, or what
-    the mask leaves transparent. Codes are drawn in reading order, each seeing only those before it, so what is drawn
-    fits what is above and left of it, and not what is kept below."""
+    """Keep a part of a picture, and draw the rest from a prompt: everything below the first `keep_rows` grid rows (rows
+    of codes), or the transparent part of the mask. Codes are drawn in reading order, and each depends only on the codes
+    before it, so the new part matches what is above and to the left of it, but not what is kept below."""
     fields, upload = await read_form(request, EditFields)
     if upload.mask is None and fields.keep_rows is None:
         raise ApiError(
             400,
-            "say what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent pixels are "
-            "drawn anew",
+            "it is not said what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent "
+            "pixels are drawn",
             code="missing_required_parameter",
             param="mask",
         )
-    return await _draw(request, fields, upload, "image_edit")
+    return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
 @router.post(
     "/v1/images/variations", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(VariationFields)
 )
 async def variations(request: Request) -> Response:
-    """Keep the upper rows of a picture, and draw the rest with another seed."""
+    """Keep the upper grid rows (rows of codes) of a picture, and draw the rest with another seed."""
     fields, upload = await read_form(request, VariationFields)
-    return await _draw(request, fields, upload, "image_edit")
+    return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
 @router.delete("/v1/requests/{request_id}")
 async def cancel(request: Request, request_id: str) -> dict[str, Any]:
-    """Stop a request of one's own: its slots are free within one step, and it ends with an error
-    `request_cancelled`."""
+    """Cancel a request of yours, by the id in the header `X-Job-Id` of its response. It ends with the error
+    `request_cancelled`, and its slots are free within one step."""
     if not await request.app.state.backend.cancel(request_id, request.state.caller):
-        raise ApiError(404, f"there is no request {request_id[:80]!r}: it is done or unknown", param="request_id")
+        raise ApiError(404, f"there is no request {request_id[:80]!r}: it is finished or unknown", param="request_id")
     return {"id": request_id, "object": "request", "cancelled": True}
 
 
 @router.get("/files/{name}", include_in_schema=False)
 async def file(request: Request, name: str) -> Response:
-    """A picture that was asked for as a URL."""
+    """A stored picture, by the name in its URL."""
     store: ImageStore | None = request.app.state.store
     picture = await asyncio.to_thread(store.get, name) if store is not None else None
     if picture is None:
-        raise ApiError(404, f"there is no picture {name[:80]!r}, or its time is over")
-    # a page of another origin that was given the URL may show it
+        raise ApiError(404, f"there is no picture {name[:80]!r}, or it has expired")
+    # pages of other origins that know the URL may show the picture
     headers = {"Cache-Control": "private, max-age=3600, immutable", "Cross-Origin-Resource-Policy": "cross-origin"}
     return Response(picture, media_type=f"image/{name.rpartition('.')[2]}", headers=headers)
 
@@ -109,18 +109,20 @@ async def find_model(backend: Backend, name: str | None) -> ModelInfo:
 
 
 def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageStore | None) -> None:
-    """What depends on the model and on the service. Raises `ApiError`."""
+    """Validate fields whose limits depend on the model or the service. Raises `ApiError`."""
     if fields.n > limits.max_n:
         raise ApiError(400, f"n is {fields.n}; the limit is {limits.max_n}", code="invalid_value", param="n")
     if fields.deadline is not None and fields.deadline > limits.deadline:
         message = f"deadline is {fields.deadline} s; the limit is {limits.deadline:g} s"
         raise ApiError(400, message, code="invalid_value", param="deadline")
     check_output(fields, info.id, (info.height, info.width))
-    if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.rows:
-        message = f"keep_rows is {rows}; the model {info.id} has {info.rows} rows of codes, of which one must be left"
+    if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.grid_rows:
+        message = (
+            f"keep_rows is {rows}; the model {info.id} has {info.grid_rows} rows of codes, and must draw one at least"
+        )
         raise ApiError(400, message, code="invalid_value", param="keep_rows")
-    if fields.partial_images > info.rows:
-        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.rows} rows of codes"
+    if fields.partial_images > info.grid_rows:
+        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.grid_rows} rows of codes"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
     if fields.negative_prompt is not None and (fields.guidance_scale or info.sampling["guidance_scale"]) == 1:
         message = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
@@ -128,20 +130,21 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
     if fields.response_format == "url" and (store is None or fields.stream):
-        reason = "a stream carries its pictures" if fields.stream else "this service keeps no pictures"
+        reason = "a stream contains its pictures" if fields.stream else "this service stores no pictures"
         message = f"response_format url is not possible: {reason}; send b64_json"
         raise ApiError(400, message, code="unsupported_value", param="response_format")
 
 
 def _quality(fields: Fields) -> int | None:
-    """As `encode_image` takes it: its lowest is 1, OpenAI's 0."""
+    """Quality for `encode_image`, whose lowest is 1, where OpenAI's is 0."""
     if fields.output_format == "png" or fields.output_compression is None:
         return None
     return max(1, fields.output_compression)
 
 
-async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
-    """Draw, and answer with pictures or a stream of events."""
+async def _answer_with_pictures(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
+    """Send a job to its model, and answer with its pictures or a stream of events. `kind` prefixes the names of
+    events."""
     app, state = request.app, request.state
     callers: Callers = app.state.callers
     info = await find_model(app.state.backend, fields.model)
@@ -178,7 +181,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         if first is None:
             return Response(status_code=CLIENT_GONE)
         if isinstance(first, Refused):
-            raise refused(first)
+            raise to_http(first)
         assert isinstance(first, Accepted)
         answer.accepted = first
         if fields.stream:
@@ -188,7 +191,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
         drawn = []
         async for event in events:
             if isinstance(event, Refused):
-                raise refused(event)
+                raise to_http(event)
             if isinstance(event, Drawn):
                 drawn.append(event)
         if len(drawn) < len(job.indices):
@@ -199,7 +202,7 @@ async def _draw(request: Request, fields: Fields, upload: Upload | None, kind: s
 
 
 def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> tuple[str | None, Given]:
-    """The prompt of the fields, or else of the picture's receipt; and the picture made ready. Raises `ApiError`."""
+    """The prompt of the fields, or else of the picture's receipt; and the prepared picture. Raises `ApiError`."""
     prompt = fields.prompt
     try:
         if prompt is None:
@@ -209,11 +212,11 @@ def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> t
         keep_rows = getattr(fields, "keep_rows", None)
         return prompt, prepare(upload.image, upload.mask, keep_rows, info, max_pixels=max_pixels)
     except DalleError as error:
-        raise refused(refusal_of(error)) from error
+        raise to_http(refusal_from(error)) from error
 
 
 async def _until_gone(request: Request, backend: Backend, info: ModelInfo, job: Job) -> AsyncGenerator[Event]:
-    """The events of a job, until the client is gone. Leaving early cancels the job."""
+    """The events of a job, until the client disconnects. Leaving early cancels the job."""
     events = backend.draw(info.id, job)
     gone = asyncio.create_task(_wait_until_gone(request))
     try:

@@ -1,6 +1,6 @@
-"""What every request passes through: an id, the access log, failures, sizes, who calls.
+"""Middleware of every request: request ids, the access log, unexpected exceptions, size limits, authentication.
 
-Plain ASGI, so that streams stay streams.
+It is plain ASGI, so that streams are not buffered.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-from starlette._utils import get_route_path  # what routes go by: nothing public tells it
+from starlette._utils import get_route_path  # the path that routes match; there is no public name for it
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,21 +34,21 @@ MAX_HEADER_BYTES = 16 * 1024
 CLIENT_GONE = 499
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/metrics", "/openapi.json"})
 OPEN_FOLDERS = ("/static/", "/files/")
-"""What needs no key: the page, probes, and pictures whose names nobody guesses."""
+"""Paths that need no API key, with `OPEN_PATHS`: the page, probes, and pictures whose names cannot be guessed."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class AccessLog:
-    """Gives every request an id and every answer its headers; writes a line of JSON for it when it is over.
+    """Gives every request an id and every response its headers; logs a line of JSON when the response ends.
 
-    A caller may send an id of its own, to find the request in the log again. `tell_id` is off behind a proxy that
-    sends the id back itself.
+    A caller can choose the id with the header `X-Request-Id`, to find the request in the log. `send_id` is False behind
+    a proxy that returns the id itself.
     """
 
-    def __init__(self, app: ASGIApp, metrics: HTTPMetrics, *, tell_id: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: HTTPMetrics, *, send_id: bool) -> None:
         self.app = app
         self.metrics = metrics
-        self.tell_id = tell_id
+        self.send_id = send_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +66,7 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                if self.tell_id:
+                if self.send_id:
                     headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round(1000 * (time.monotonic() - start)))
                 for name, value in SECURITY_HEADERS.items():
@@ -78,7 +78,7 @@ class AccessLog:
         finally:
             seconds = time.monotonic() - start
             route = scope.get("route")
-            self.metrics.answered(getattr(route, "path", "other"), status, seconds)
+            self.metrics.count_response(getattr(route, "path", "other"), status, seconds)
             line = {
                 "id": request_id,
                 "method": scope["method"],
@@ -91,9 +91,11 @@ class AccessLog:
 
 
 class Failures:
-    """Turns a mistake of ours into an answer, and logs it. What stands around it still sees an answer, and so gives it
-    an id, the security headers, and those that let another web page read it. Starlette's own handler stands around
-    everything, and its answers had none of them."""
+    """Turns an unexpected exception into a response, and logs it.
+
+    The middleware around it then adds the id, the security headers and the CORS headers. Starlette's own handler is
+    outside of all middleware, and its responses would have none of them.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -108,25 +110,25 @@ class Failures:
 
         try:
             await self.app(scope, receive, noted)
-        except ClientDisconnect:  # while its body was read: there is nobody to answer
+        except ClientDisconnect:  # while the body was read: the client is gone
             return
         except Exception:
             if scope["type"] != "http" or started:
-                raise  # whoever reads the stream sees it break off
+                raise  # the reader of the stream sees it break off
             logger.exception("the request %s has failed", scope["state"]["request_id"])
             await internal_error().response()(scope, receive, send)
 
 
 def describe_prompt(prompt: str | None, *, whole: bool) -> dict[str, Any]:
-    """What the access log says of a prompt: its length and a hash, or all of it."""
+    """A prompt's entries in the access log: its length and a hash, or all of it."""
     if prompt is None or whole:
         return {"prompt": prompt}
     return {"prompt_characters": len(prompt), "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16]}
 
 
 class RequestBounds:
-    """Refuses headers and bodies that are too large, the body while it is read, since a declared length may lie; and
-    bodies that do not come in time."""
+    """Refuses headers and bodies that are too large, and bodies that do not arrive in time. A body is counted while it
+    is read, since its declared length can be false."""
 
     def __init__(self, app: ASGIApp, limit: Callable[[Scope], int], seconds: Callable[[], float]) -> None:
         self.app = app
@@ -159,7 +161,7 @@ class RequestBounds:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError as error:
-                raise ApiError(408, f"the body has not come within {seconds:g} s") from error
+                raise ApiError(408, f"the body has not arrived within {seconds:g} s") from error
             whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > limit:
@@ -174,8 +176,8 @@ def _too_large(size: int, limit: int) -> ApiError:
 
 
 class Authentication:
-    """Finds out who calls, for everything but what is open, and counts what they ask for against their limits: before
-    the body is read, so that what is refused takes no room."""
+    """Identifies the caller of every request to a path that is not open, and counts it against the caller's limits. The
+    body is read afterwards, so that a refused request takes no memory."""
 
     def __init__(self, app: ASGIApp, callers: Callers) -> None:
         self.app = app
@@ -185,11 +187,11 @@ class Authentication:
         if scope["type"] != "http" or _is_open(scope):
             await self.app(scope, receive, send)
             return
-        left: dict[str, str] = {}
+        rate: dict[str, str] = {}
 
-        async def send_with_what_is_left(message: Message) -> None:
+        async def send_with_rate(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(left)
+                MutableHeaders(scope=message).update(rate)
             await send(message)
 
         with contextlib.ExitStack() as running:
@@ -198,12 +200,12 @@ class Authentication:
                 caller = self.callers.name(Headers(scope=scope).get("authorization"), client[0] if client else "local")
                 scope["state"]["caller"] = scope["state"]["log"]["caller"] = caller
                 if scope["method"] == "POST":
-                    left = await self.callers.spend(caller)
+                    rate = await self.callers.spend(caller)
                     running.enter_context(self.callers.at_once(caller))
             except ApiError as error:
-                await error.response()(scope, receive, send_with_what_is_left)
+                await error.response()(scope, receive, send_with_rate)
                 return
-            await self.app(scope, receive, send_with_what_is_left)
+            await self.app(scope, receive, send_with_rate)
 
 
 def _is_open(scope: Scope) -> bool:

@@ -1,6 +1,6 @@
-"""Pictures that are asked for as URLs: files with names that nobody guesses, in a folder, for a while.
+"""`ImageStore`: pictures of requests with `response_format: url`, as files with unguessable names that expire.
 
-What the folder holds besides is left alone. All methods wait for the file system: call them beside the event loop.
+Other files in the folder are left alone. All methods block on the file system: call them in a thread.
 """
 
 import re
@@ -19,13 +19,14 @@ __all__ = ["ImageStore"]
 NAME = re.compile(r"[A-Za-z0-9_-]{32}\.(png|jpeg|webp)")
 PART = re.compile(rf"\.{NAME.pattern}\.part")
 SWEEP_SECONDS = 60.0
-"""So long a picture may outlive its time, and so old may be what a store knows of others that write to its folder."""
+"""Longest time between two sweeps. Expired pictures stay on the disk for as long, and pictures that other stores write
+to the folder are counted as late."""
 
 
 class ImageStore:
-    """A folder of pictures that live for `seconds` and take `max_bytes` at most: the oldest go first.
+    """A folder of pictures that expire after `seconds` and take `max_bytes` at most; the oldest are removed first.
 
-    Several stores may share a folder. Together they may exceed `max_bytes` by what they write between two sweeps.
+    Several stores can share a folder. Together they can exceed `max_bytes` by what they write between two sweeps.
     """
 
     def __init__(self, folder: Path, seconds: float, max_bytes: int) -> None:
@@ -34,7 +35,7 @@ class ImageStore:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._room = 0
-        """Bytes that may still be written before the next sweep."""
+        """Bytes that can still be written before the next sweep."""
         self._swept = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -44,7 +45,7 @@ class ImageStore:
             raise ConfigError(f"the store {folder} cannot be written to: {error}") from error
 
     def put(self, image: bytes, extension: str) -> str:
-        """Keep a picture; returns its name, of 192 random bits. Now and then removes what is too old or too much."""
+        """Store a picture. Returns its name, of 192 random bits. Some calls also remove old pictures (a sweep)."""
         with self._lock:
             if len(image) > self._room or time.monotonic() > self._swept + SWEEP_SECONDS:
                 self._sweep(len(image))
@@ -56,7 +57,7 @@ class ImageStore:
         return name
 
     def get(self, name: str) -> bytes | None:
-        """The picture of a name that `put` gave; None if it is unknown, or was removed, or its time is over."""
+        """The picture with a name that `put` returned; None if it is unknown, removed or expired."""
         if NAME.fullmatch(name) is None:
             return None
         path = self.folder / name
@@ -66,7 +67,7 @@ class ImageStore:
             return None
 
     def _sweep(self, num_bytes: int) -> None:
-        """Remove pictures until there is room for as many bytes, and a tenth of the store to spare."""
+        """Remove expired pictures, and the oldest ones until at least `num_bytes` and a tenth of the store are free."""
         now, kept, full = time.time(), 0, False
         newest_first = sorted(self._entries(), key=lambda found: found[1].st_mtime, reverse=True)
         room = self.max_bytes - max(num_bytes, self.max_bytes // 10)

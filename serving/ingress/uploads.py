@@ -1,4 +1,4 @@
-"""Forms with pictures: fields and files of edits and variations."""
+"""Multipart forms of edits and variations: their fields, and their picture files."""
 
 import dataclasses
 from collections import Counter
@@ -18,15 +18,15 @@ B = TypeVar("B", EditFields, VariationFields)
 
 FORM = "multipart/form-data"
 MAX_FILES = 16
-"""More than are ever used, so that one too many is refused by its name."""
+"""Most files that are read: more than a form uses, so that an unknown file is refused by its name."""
 
 
 def form_of(kind: type[EditFields] | type[VariationFields]) -> dict[str, Any]:
-    """What the OpenAPI document says of a form: its files, and the fields of `kind`."""
-    files = {"image": "The picture of which a part is kept."}
+    """The request body of a form in the OpenAPI document: its files, and the fields of `kind`."""
+    files = {"image": "Picture of which a part is kept."}
     schema = kind.model_json_schema()
     if kind is EditFields:
-        files["mask"] = "Of the same size; what is transparent in it is drawn anew. Instead of keep_rows."
+        files["mask"] = "Picture of the same size; what is transparent in it is drawn. An alternative to keep_rows."
         schema["oneOf"] = [{"required": ["keep_rows"]}, {"required": ["mask"]}]
     for field in schema["properties"].values():
         if "anyOf" in field:  # a form has no null
@@ -43,14 +43,14 @@ def form_of(kind: type[EditFields] | type[VariationFields]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """Image files, as they were sent."""
+    """Contents of the files of a form."""
 
     image: bytes
     mask: bytes | None
 
 
 async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
-    """The fields of a form, and its picture and mask. Raises `ApiError` for what is missing, unknown or too much."""
+    """Read a form's fields and files. Raises `ApiError` for parts that are missing, unknown, invalid or repeated."""
     if content_type(request) != FORM:
         raise wrong_type(request, FORM)
     limits = request.app.state.callers.limits
@@ -63,14 +63,14 @@ async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
     try:
         _refuse_repeats(form)
         pictures = {_name(name): one for name, one in form.items() if isinstance(one, UploadFile)}
-        # an empty value is what a form has for null
+        # a form has no null: an empty value takes its place
         values = {
-            name: None if one == "" and kind.may_be_left_out(name) else one
+            name: None if one == "" and kind.is_optional(name) else one
             for name, one in form.items()
             if not isinstance(one, UploadFile)
         }
         for name in pictures.keys() - {"image", "mask"}:
-            raise ApiError(400, f"{name!r} is no picture that is expected: image and mask are", param=name)
+            raise ApiError(400, f"unexpected file {name!r}: a form has the files image and mask", param=name)
         if "image" not in pictures:
             raise ApiError(400, "the file image is missing", code="missing_required_parameter", param="image")
         fields = kind.model_validate(values)
@@ -81,14 +81,16 @@ async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
         await form.close()
     keep_rows = getattr(fields, "keep_rows", None)
     if "mask" in files and keep_rows is not None:
-        raise ApiError(400, "keep_rows and a mask say twice what to keep: send one of them", param="keep_rows")
+        raise ApiError(400, "keep_rows and a mask both say what to keep: send one of them", param="keep_rows")
     if "mask" in files and kind is VariationFields:
-        raise ApiError(400, "a variation has no mask: see /v1/images/edits", code="unsupported_parameter", param="mask")
+        raise ApiError(
+            400, "a variation takes no mask: use /v1/images/edits", code="unsupported_parameter", param="mask"
+        )
     return fields, Upload(files["image"], files.get("mask"))
 
 
 def _name(part: str) -> str:
-    """OpenAI's client calls a list of one so."""
+    """Name of a part. OpenAI's client sends a list of one picture as `image[]`."""
     return "image" if part == "image[]" else part
 
 

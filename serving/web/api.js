@@ -1,7 +1,7 @@
-/** The service, as seen from here: its endpoints, its key, its events, and its errors in words. Knows nothing of the page. */
+/** Client of the service: its endpoints, API key, events, and error messages. It does not depend on the page. */
 
 const KEY = "dalle-key";
-/** What the status would have been of an error that comes when the status line has long been sent. */
+/** Status of an error that comes in a stream, after the status line, by its code. */
 const STATUSES = {
   deadline_exceeded: 408,
   request_cancelled: 409,
@@ -11,7 +11,7 @@ const STATUSES = {
   shutting_down: 503,
 };
 
-/** The API key, for as long as the tab lives. Where storage is forbidden, for as long as the page does. */
+/** The API key, kept until the tab is closed; where storage is forbidden, until the page is left. */
 export const apiKey = {
   value: readKey(),
   set(value) {
@@ -33,7 +33,7 @@ function readKey() {
   }
 }
 
-/** Anything but success. `status` 0: no answer, or one that broke off. `retryAfter`: seconds, or null. */
+/** A failed request. `status` 0: no response, or one that broke off. `retryAfter`: seconds, or null. */
 export class ServiceError extends Error {
   constructor(status, { message = "", param = null, retryAfter = null, requestId = null } = {}) {
     super(message);
@@ -60,11 +60,11 @@ export class ServiceError extends Error {
     return titles[this.status] ?? (this.status >= 500 ? "Something went wrong in the service." : titles[400]);
   }
 
-  /** What is behind it and what to do, in one or two more. */
+  /** The reason and what to do, in one or two more sentences. */
   get detail() {
     const said = sentence(this.message, this.param);
     if (this.status === 0) return said || "Is it running, and are you connected?";
-    if (this.status === 401) return apiKey.value ? "It did not accept the one that was sent." : "Give it above.";
+    if (this.status === 401) return apiKey.value ? "It did not accept the key that was sent." : "Enter it above.";
     if (this.status === 500 && this.requestId) return `${said} Its operator can look up ${this.requestId}.`.trim();
     if (this.status === 429 && this.retryAfter === null) return said || "Try again in a moment.";
     if (this.status === 503) return said || "It may be starting.";
@@ -72,7 +72,7 @@ export class ServiceError extends Error {
   }
 }
 
-/** The service's words, as a sentence among others. The name of a parameter stays as it is. */
+/** The service's message as a sentence. The name of a parameter at its start stays as it is. */
 function sentence(text, param) {
   const words = text.trim();
   if (!words) return "";
@@ -110,7 +110,7 @@ export async function* draw(endpoint, { fields, image, signal, onStart }) {
   }
 }
 
-/** Stops a request. Whatever comes of it, the caller has closed its stream by then, which stops it too. */
+/** Cancels a request. Errors are ignored: the caller closes its stream too, which also cancels it. */
 export function cancel(id) {
   return call(`v1/requests/${encodeURIComponent(id)}`, { method: "DELETE", keepalive: true }).catch(() => {});
 }
@@ -142,7 +142,7 @@ async function refusal(answer) {
   try {
     error = (await answer.json()).error ?? {};
   } catch {
-    // A proxy's page, or nothing: the status has to do.
+    // The body is a proxy's page, or empty: only the status is known.
   }
   return new ServiceError(answer.status, {
     message: error.message ?? "",
@@ -152,7 +152,7 @@ async function refusal(answer) {
   });
 }
 
-/** Of a Retry-After header: seconds from now, or a date. */
+/** Seconds from now in a Retry-After header, which has seconds or a date; null without one. */
 function seconds(header) {
   if (!header) return null;
   const until = Number.isNaN(Number(header)) ? (Date.parse(header) - Date.now()) / 1000 : Number(header);

@@ -21,7 +21,7 @@ async function drawForm() {
   if (await haveModels()) run({ endpoint: "generations", fields: form.read() });
 }
 
-/** Keeps the upper half of a picture, with its own words and settings, and draws the rest with a new seed. */
+/** Keeps the upper half of a picture, with its own prompt and settings, and draws the rest with a new seed. */
 async function vary(picture) {
   if (!(await haveModels())) return;
   const { id: model, rows, transparency } = form.card(picture.fields.model);
@@ -65,13 +65,13 @@ async function remove(picture) {
   toast("Picture deleted", { name: "Undo", act: undo });
 }
 
-/** What an error says beyond its words: a field to look at, or a key to give. */
+/** Shows where an error can be mended: the field that it names, or the form for the key. */
 function refused(error, job) {
   if (error.status === 401) showKeyForm(true);
   else if (error.status === 400 && job?.endpoint === "generations") form.point(error.param);
 }
 
-/** Whether the service has told its models; asks again if not, and says what is wrong. */
+/** Whether the models are known. Requests them if not, and shows the error if that fails. */
 async function haveModels() {
   if (form.model) return true;
   try {
@@ -136,5 +136,5 @@ function wireShortcut() {
 wireKey();
 wireClear();
 wireShortcut();
-if (!store.lasting) byId("about-store").textContent = "This browser keeps nothing: pictures are gone with this page.";
+if (!store.lasting) byId("about-store").textContent = "This browser stores nothing: pictures are lost when this page is closed.";
 await Promise.all([gallery.load(), haveModels()]);

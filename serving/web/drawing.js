@@ -1,11 +1,11 @@
-/** One request, from pressing Draw to its last picture: its line of words, its tiles, its cancelling and trying again. */
+/** One request, from pressing Draw to its last picture: its status line, its tiles, cancelling and retrying. */
 
 import { cancel, draw, ServiceError } from "./api.js";
 import { announce, byId, duration, fromTemplate, plural } from "./dom.js";
 
-/** Of each picture, at most: the service decodes one while it could draw two more codes. */
+/** Most previews of each picture: decoding one takes the service as long as drawing two codes. */
 const MAX_PREVIEWS = 4;
-/** How long cancelling waits for the service's word before it closes the stream. */
+/** How long cancelling waits for the service's response before it closes the stream. */
 const CANCEL_PATIENCE_MS = 1000;
 
 /**
@@ -66,7 +66,7 @@ function showPreview(tile, { b64_json, output_format, background, codes_done, nu
   tile.querySelector("progress").value = codes_done / num_codes;
 }
 
-/** What is kept of a finished picture: all that is needed to show it, to explain it and to draw it again. */
+/** The record of a finished picture: everything needed to show it, to describe it and to draw it again. */
 function pictureOf(job, event, started) {
   const { n, seed, first_index, ...fields } = job.fields;
   const bytes = Uint8Array.from(atob(event.b64_json), (character) => character.charCodeAt(0));
@@ -84,12 +84,12 @@ function pictureOf(job, event, started) {
   };
 }
 
-/** Requests that are over leave with the next one. */
+/** Removes the lines of requests that have ended. */
 function clearEnded() {
   for (const ended of byId("requests").querySelectorAll(".ended")) ended.remove();
 }
 
-/** The line above the gallery that tells how a request is doing. */
+/** The line above the gallery that shows the status of a request. */
 class Line {
   #abort = new AbortController();
   #element = fromTemplate("request-template");
@@ -116,7 +116,7 @@ class Line {
     byId("requests").prepend(this.#element);
   }
 
-  /** Whether its user does not want it any more. */
+  /** Whether the user has cancelled it. */
   get cancelled() {
     return this.#state === "cancelled";
   }

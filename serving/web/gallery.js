@@ -110,7 +110,7 @@ export class Gallery {
     byId("gallery-count").textContent = count ? count.toLocaleString("en") : "";
     byId("gallery-empty").hidden = this.grid.childElementCount > 0;
     byId("clear").hidden = !count;
-    byId("confirm-words").textContent = `${plural(count, "picture")} will be gone for good.`;
+    byId("confirm-words").textContent = `${plural(count, "picture")} will be deleted for good.`;
   }
 
   #card(picture) {

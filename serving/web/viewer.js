@@ -1,10 +1,10 @@
-/** One picture, large: where it came from, what can be done with it, and where to go on from. */
+/** One picture, large, with its settings and the actions on it. */
 
 import { byId, copy, plural } from "./dom.js";
 import { asCurl, asPython, fileName } from "./recipes.js";
 
 const NAMES = {
-  negative_prompt: "Not",
+  negative_prompt: "Negative prompt",
   guidance_scale: "Guidance",
   guidance_schedule: "Schedule",
   temperature: "Temperature",
@@ -24,7 +24,7 @@ export class Viewer {
 
   /**
    * on: what the page does with a picture: reuse(picture), vary(picture), remove(picture),
-   * continueFrom(picture, keepRows, prompt), and start(), which tells {rows, prompt, n} to go on with.
+   * continueFrom(picture, keepRows, prompt), and start(), which returns {rows, prompt, n} for a continuation.
    */
   constructor({ gallery, on }) {
     this.#gallery = gallery;

@@ -15,12 +15,12 @@ HOSTILE = "</script>"
 @pytest.fixture(scope="module")
 def page(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("gallery")
-    rows: list[dict[str, object]] = [
+    items: list[dict[str, object]] = [
         {"prompt": "a red panda", "n": 210},
         {"prompt": HOSTILE, "id": "<i><b>1"},
         {"prompt": "판다", "seed": 77},
     ]
-    assert run(model_folder, prompts_file(folder, rows), folder / "out", gallery=True) == 0
+    assert run(model_folder, prompts_file(folder, items), folder / "out", gallery=True) == 0
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium on the path (Debian: apt install chromium)")
@@ -50,8 +50,8 @@ def test_transparent_pictures_lie_on_a_checkerboard_and_no_others(
 ) -> None:
     behind = "image => getComputedStyle(image).backgroundImage"
     assert page.get_by_role("img", name="a red panda").first.evaluate(behind) == "none"
-    rows = [{"prompt": "a fish"}, {"prompt": "a fish", "background": "opaque"}]
-    assert run(clear_folder, prompts_file(tmp_path, rows), tmp_path / "out", gallery=True) == 0
+    items = [{"prompt": "a fish"}, {"prompt": "a fish", "background": "opaque"}]
+    assert run(clear_folder, prompts_file(tmp_path, items), tmp_path / "out", gallery=True) == 0
     browser = page.context.browser
     assert browser is not None
     other = browser.new_page()

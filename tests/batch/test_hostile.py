@@ -1,4 +1,4 @@
-"""Batches of lines, files and folders that would harm their neighbours, or what is there already."""
+"""Batches with lines, files and folders that could damage others, or the files that already exist."""
 
 import base64
 import json
@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from dalle.checkpoint import load_facts
 from dalle.errors import DalleError
 from serving.batch.__main__ import batch
-from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Row
+from serving.batch.items import InvalidLine, Item
+from serving.batch.merge import merge
+from serving.batch.plan import FIELDS, Planner, PlanSettings
 from serving.batch.prompts import Line, read_prompts
-from serving.batch.results import merge
 from serving.batch.storage import LocalStorage, StorageError
 from tests.support.batches import PROMPTS, contents, log_of, manifest, prompts_file, run
 
@@ -31,7 +32,7 @@ def planner(model_folder: Path) -> Planner:
     return Planner(load_facts(model_folder), "lively", PlanSettings())
 
 
-def entry(planner: Planner, **fields: Any) -> Row | Refusal:
+def entry(planner: Planner, **fields: Any) -> Item | InvalidLine:
     return planner.entry(Line(number=7, fields=fields))
 
 
@@ -60,7 +61,7 @@ def test_what_ends_a_line_elsewhere_ends_none_here(model_folder: Path, tmp_path:
     assert contents(tmp_path / "out") == before and num_drawn(tmp_path / "out") == 4
 
 
-def test_what_cannot_be_written_is_refused_and_told(model_folder: Path, tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_written_is_invalid(model_folder: Path, tmp_path: Path) -> None:
     depths = [100, 500, 800, 900, 950, 970, 980, 985, 990, 995, 2000]
     bad = [
         r'{"prompt": "a", "id": "\ud800"}',
@@ -73,7 +74,7 @@ def test_what_cannot_be_written_is_refused_and_told(model_folder: Path, tmp_path
         *('{"prompt": ' + "[" * depth + "]" * depth + "}" for depth in depths),
         *('{"prompt": "a", "n": ' + '{"x":' * depth + "1" + "}" * depth + "}" for depth in depths),
     ]
-    prompts = prompts_file(tmp_path, [row for one in bad for row in (one, {"prompt": "a", "seed": 1})])
+    prompts = prompts_file(tmp_path, [item for one in bad for item in (one, {"prompt": "a", "seed": 1})])
     assert run(model_folder, prompts, tmp_path / "out") == 3
     records = manifest(tmp_path / "out")
     assert all(record["error"] is None for record in records[1::2])
@@ -82,9 +83,9 @@ def test_what_cannot_be_written_is_refused_and_told(model_folder: Path, tmp_path
 
 
 def test_a_quote_that_is_not_closed_takes_no_line_with_it(tmp_path: Path) -> None:
-    rows = ["prompt,id", '"open,1', "good,2", '"two', 'lines",4', 'a 5" pizza,5', '"q"x,6', '"never,7', "last,8"]
+    items = ["prompt,id", '"open,1', "good,2", '"two', 'lines",4', 'a 5" pizza,5', '"q"x,6', '"never,7', "last,8"]
     for end in ("\n", "\r\n", "\r"):
-        (tmp_path / "p.csv").write_bytes(end.join(rows).encode())
+        (tmp_path / "p.csv").write_bytes(end.join(items).encode())
         lines = list(read_prompts(f"{tmp_path}/p.csv", FIELDS))
         assert [(line.number, line.fields.get("id")) for line in lines] == [
             (2, None),
@@ -113,34 +114,34 @@ def test_ids_of_tables_are_kept(planner: Planner, tmp_path: Path) -> None:
     assert [one.prompt for one in entries] == ["a", "b", "c"]
     named = entry(planner, prompt="a", id="x" * 1000)
     assert named.id == "x" * 1000
-    refusal = entry(planner, prompt="a", id="x" * 1001)
-    assert isinstance(refusal, Refusal) and "at most 1000 characters" in refusal.message
+    invalid = entry(planner, prompt="a", id="x" * 1001)
+    assert isinstance(invalid, InvalidLine) and "at most 1000 characters" in invalid.message
 
 
 def test_a_negative_prompt_at_fault_is_named(planner: Planner) -> None:
-    refusal = entry(planner, prompt="a", negative_prompt="word " * 50)
-    assert isinstance(refusal, Refusal)
-    assert refusal.param == "negative_prompt" and "the negative prompt" in refusal.message
+    invalid = entry(planner, prompt="a", negative_prompt="word " * 50)
+    assert isinstance(invalid, InvalidLine)
+    assert invalid.param == "negative_prompt" and "the negative prompt" in invalid.message
 
 
 def test_the_lowest_quality_is_drawn(model_folder: Path, tmp_path: Path) -> None:
-    row = {"prompt": "a", "output_format": "jpeg", "output_compression": 0}
-    assert run(model_folder, prompts_file(tmp_path, [row]), tmp_path / "out") == 0
+    item = {"prompt": "a", "output_format": "jpeg", "output_compression": 0}
+    assert run(model_folder, prompts_file(tmp_path, [item]), tmp_path / "out") == 0
 
 
 # -- files of prompts
 
 
-def test_a_line_that_is_mended_is_drawn_alone(model_folder: Path, tmp_path: Path) -> None:
-    """Though no receipt tells the codes of the others, and the line has several pictures."""
-    rows: list[dict[str, Any] | str] = [{"prompt": prompt} for prompt in PROMPTS]
+def test_only_a_corrected_line_is_drawn(model_folder: Path, tmp_path: Path) -> None:
+    """Also if there are no receipts with the codes of the other lines, and the line has several pictures."""
+    items: list[dict[str, Any] | str] = [{"prompt": prompt} for prompt in PROMPTS]
     bad: list[dict[str, Any] | str] = ["{", {"prompt": "", "n": 2}]
     options: dict[str, Any] = {"plan": {"n": 3, "shard_size": 6, "layout": "codes"}}
-    assert run(model_folder, prompts_file(tmp_path, [*bad, *rows]), tmp_path / "out", **options) == 3
+    assert run(model_folder, prompts_file(tmp_path, [*bad, *items]), tmp_path / "out", **options) == 3
     good: list[dict[str, Any] | str] = [{"prompt": "a"}, {"prompt": "b", "n": 2}]
     before = num_drawn(tmp_path / "out")
-    assert before == 3 * len(rows)
-    assert run(model_folder, prompts_file(tmp_path, [*good, *rows]), tmp_path / "out", **options) == 0
+    assert before == 3 * len(items)
+    assert run(model_folder, prompts_file(tmp_path, [*good, *items]), tmp_path / "out", **options) == 0
     assert num_drawn(tmp_path / "out") == before + 5
 
 
@@ -148,12 +149,12 @@ def test_another_batch_is_not_written_over(model_folder: Path, tmp_path: Path) -
     options: dict[str, Any] = {"plan": {"layout": "tar"}}
     assert run(model_folder, prompts_file(tmp_path, PROMPTS, "p.txt"), tmp_path / "out", **options) == 0
     before = contents(tmp_path / "out")
-    with pytest.raises(DalleError, match=r"none of the pictures in .* is of these prompts: choose another folder"):
+    with pytest.raises(DalleError, match=r"none of the pictures in .* belongs to these prompts: choose another folder"):
         run(model_folder, prompts_file(tmp_path, ["other"], "q.txt"), tmp_path / "out", **options)
     assert contents(tmp_path / "out") == before
 
 
-def test_prompts_that_vanish_stop_the_run_in_words(
+def test_prompts_that_vanish_stop_the_run_with_a_reason(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, out = prompts_file(tmp_path, [{"prompt": "a", "n": 100}]), tmp_path / "out"
@@ -175,7 +176,7 @@ def test_prompts_that_vanish_stop_the_run_in_words(
 def test_dry_run_measures_full_slots(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = prompts_file(tmp_path, [openai("x", prompt="a", n=50)])
     assert run(model_folder, prompts, tmp_path / "out", dry_run=True, num_slots=8) == 0
-    assert "4 pictures were drawn to measure" in capsys.readouterr().out
+    assert "measured by drawing 4 pictures" in capsys.readouterr().out
 
 
 def test_more_pictures_than_a_prompt_may_have_are_a_mistake() -> None:
@@ -185,44 +186,44 @@ def test_more_pictures_than_a_prompt_may_have_are_a_mistake() -> None:
     assert done.exit_code == 2 and "be less than or equal to 1000" in done.output
 
 
-def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
-    rows = [{name: value for name, value in openai("x", prompt="a").items() if name != "custom_id"}]
-    rows += [openai("", prompt="a"), openai("x", prompt="a") | {"custom_id": 5}]
-    for line in read_prompts(str(prompts_file(tmp_path, rows)), FIELDS):
-        assert line.openai and line.fault == "the request has no custom_id, or one that is no text"
+def test_a_request_without_a_custom_id_is_invalid(tmp_path: Path) -> None:
+    items = [{name: value for name, value in openai("x", prompt="a").items() if name != "custom_id"}]
+    items += [openai("", prompt="a"), openai("x", prompt="a") | {"custom_id": 5}]
+    for line in read_prompts(str(prompts_file(tmp_path, items)), FIELDS):
+        assert line.openai and line.fault == "the request has no custom_id, or one that is not a text"
 
 
 def test_a_custom_id_names_one_request(tmp_path: Path) -> None:
-    rows = [openai("x", prompt="a"), openai("y", prompt="a"), openai("x", prompt="b"), openai("x", prompt="c")]
-    lines = [*read_prompts(str(prompts_file(tmp_path, rows)), FIELDS)]
+    items = [openai("x", prompt="a"), openai("y", prompt="a"), openai("x", prompt="b"), openai("x", prompt="c")]
+    lines = [*read_prompts(str(prompts_file(tmp_path, items)), FIELDS)]
     assert [line.fault for line in lines[:2]] == [None, None]
-    assert [line.fault for line in lines[2:]] == ["the custom_id is that of line 1 already"] * 2
+    assert [line.fault for line in lines[2:]] == ["the custom_id is already used in line 1"] * 2
     assert all(line.openai and line.fields["id"] == "x" for line in lines[2:])
 
 
-def test_reading_a_long_file_is_followed(
+def test_progress_of_reading_a_long_file_is_printed(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.batch.progress.LINE_SECONDS", 0)
     prompts, out = prompts_file(tmp_path, [{"prompt": "a"}] * 3), tmp_path / "out"
-    for first in ("reading the prompts", "checking what is there"):
+    for first in ("reading the prompts", "checking existing pictures"):
         assert run(model_folder, prompts, out, plan={"shard_size": 1}) == 0
         told = capsys.readouterr().err
         assert [f"{first}: {number} lines" in told for number in (1, 2, 3)] == [True] * 3
         assert "merging the manifests: 3 of 3 lines" in told
 
 
-def test_options_of_ray_alone_are_not_passed_over(tmp_path: Path) -> None:
+def test_options_that_need_ray_are_not_ignored(tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(batch)
     done = CliRunner(env={"RAY_ADDRESS": ""}).invoke(app, ["p.txt", "--out", str(tmp_path), "--workers", "2"])
-    assert done.exit_code == 2 and "--workers and --gpus are of Ray" in done.output
+    assert done.exit_code == 2 and "--workers and --gpus need Ray" in done.output
 
 
 # -- the folder
 
 
-def test_a_sheet_of_no_picture_is_none(model_folder: Path, tmp_path: Path) -> None:
+def test_without_pictures_there_is_no_contact_sheet(model_folder: Path, tmp_path: Path) -> None:
     prompts = prompts_file(tmp_path, [{"prompt": ""}])
     assert run(model_folder, prompts, tmp_path / "out", contact_sheet=True, gallery=True) == 3
     assert not (tmp_path / "out/contact-sheet.png").exists() and not (tmp_path / "out/.work").exists()
@@ -260,13 +261,13 @@ def test_every_byte_of_an_archive_is_compared(part: str, model_folder: Path, tmp
         assert len(archive.getnames()) == 8
 
 
-def test_no_answer_has_a_picture_that_is_gone(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
+def test_no_result_is_written_for_a_missing_picture(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
     prompts, out = prompts_file(tmp_path, [openai("x", prompt="a")]), tmp_path / "out"
     assert run(model_folder, prompts, out, plan={"shard_size": 64}) == 0
     (out / manifest(out)[0]["file"]).unlink()
     storage = LocalStorage(out)
     storage.prepare()
-    with pytest.raises(StorageError, match="is gone or damaged since it was written"):
+    with pytest.raises(StorageError, match="is missing or damaged: it has changed since it was written"):
         merge(storage, planner.shards(read_prompts(str(prompts), FIELDS)))
     shutil.rmtree(out / ".work")
     assert run(model_folder, prompts, out, plan={"shard_size": 64}) == 0

@@ -43,7 +43,7 @@ class Runs:
     def __init__(self, model: Path) -> None:
         self.model = model
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["tests.support.batches", "serving.batch.local", "torch._refs"])
+        self.context.set_forkserver_preload(["tests.support.batches", "serving.batch.driver", "torch._refs"])
 
     def start(self, prompts: Path, out: Path, **options: Any) -> tuple[BaseProcess, Any]:
         code = self.context.Value("i", -1)
@@ -58,7 +58,8 @@ class Runs:
         return int(code.value)
 
     def kill_after(self, num_steps: int, seconds: float, prompts: Path, out: Path, **options: Any) -> bool:
-        """Kill it so long after it has committed or noted something so many times. Whether it was still at work."""
+        """Kill a batch a number of seconds after its folder has got `num_steps` more files. Returns whether it was
+        still running."""
         process, _ = self.start(prompts, out, **options)
         before = num_files(out)
         while process.is_alive() and num_files(out) < before + num_steps:
@@ -70,7 +71,7 @@ class Runs:
 
 
 def num_files(out: Path) -> int:
-    """Files that are there as they shall be, and journals."""
+    """Number of finished files and of journals."""
     return sum(
         len(list(out.glob(pattern))) for pattern in ("shards/*", "pictures/*/*", "pictures/*.tar", ".work/*.jsonl")
     )
@@ -82,11 +83,11 @@ def runs(model_folder: Path) -> Runs:
 
 
 def all_kinds(folder: Path) -> Path:
-    """Prompts with and without seeds, guidance and twins, and lines to be refused."""
-    rows: list[dict[str, Any] | str] = [{"prompt": PROMPTS[i % 6], "n": 1 + i % 3} for i in range(24)]
-    rows[5:5] = ["{", {"prompt": ""}, {"prompt": "a", "seed": 1}, {"prompt": "a", "guidance_scale": 1, "n": 5}]
-    rows[20:20] = [{"prompt": "a", "seed": 1}, {"prompt": "b", "output_format": "webp"}, {"prompt": "c", "n": 0}]
-    return prompts_file(folder, rows)
+    """Prompts with and without seeds, guidance and duplicates, and invalid lines."""
+    items: list[dict[str, Any] | str] = [{"prompt": PROMPTS[i % 6], "n": 1 + i % 3} for i in range(24)]
+    items[5:5] = ["{", {"prompt": ""}, {"prompt": "a", "seed": 1}, {"prompt": "a", "guidance_scale": 1, "n": 5}]
+    items[20:20] = [{"prompt": "a", "seed": 1}, {"prompt": "b", "output_format": "webp"}, {"prompt": "c", "n": 0}]
+    return prompts_file(folder, items)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -132,7 +133,7 @@ def test_what_was_drawn_before_a_kill_is_not_drawn_again(layout: str, runs: Runs
 
 
 def test_the_command_is_killed_and_given_again(model_folder: Path, tmp_path: Path) -> None:
-    """As a person does it, to the whole process group."""
+    """The kill goes to the whole process group, as from a terminal."""
     prompts, out = all_kinds(tmp_path), tmp_path / "out"
     command = [sys.executable, "-m", "serving.batch", str(prompts), "--out", str(out), "--shard-size", "8"]
     command += ["--model", str(model_folder), "--slots", "4", "--threads", "1", "--contact-sheet", "--gallery"]
@@ -145,8 +146,8 @@ def test_the_command_is_killed_and_given_again(model_folder: Path, tmp_path: Pat
     assert not (out / "manifest.jsonl").exists()
     second = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert second.returncode == 3, second.stderr
-    assert "line 6 is refused: the line is not valid JSON" in second.stderr
-    assert f"refused lines: 3, failed pictures: 0; see {out}/refused.jsonl" in second.stdout
+    assert "line 6 is invalid: the line is not valid JSON" in second.stderr
+    assert f"invalid lines: 3, failed pictures: 0; see {out}/refused.jsonl" in second.stdout
     drawn = int(second.stdout.partition(" pictures are in ")[0])
     assert drawn == len([record for record in manifest(out) if record["error"] is None])
     whole = tmp_path / "whole"
@@ -167,8 +168,8 @@ def test_ctrl_c_keeps_what_is_drawn(runs: Runs, tmp_path: Path) -> None:
     assert log_of(out)[-1]["event"] != "end"
 
 
-def test_a_full_disk_stops_in_words_and_goes_on(model_folder: Path, tmp_path: Path) -> None:
-    """On a real file system of a few hundred kilobytes, where one may be mounted."""
+def test_a_full_disk_stops_with_a_reason_and_is_resumed(model_folder: Path, tmp_path: Path) -> None:
+    """On a real file system of 200 kB; skipped where it cannot be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)], capture_output=True)
@@ -180,9 +181,9 @@ def test_a_full_disk_stops_in_words_and_goes_on(model_folder: Path, tmp_path: Pa
         command += ["--model", str(model_folder), "--slots", "4"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
         assert done.returncode == 4
-        assert "warning: some" in done.stderr and "will be written, and" in done.stderr
+        assert "warning: about" in done.stderr and "will be written, and" in done.stderr
         assert "No space left on device" in done.stderr
-        assert "the same command goes on from here" in done.stderr
+        assert "the same command resumes the batch" in done.stderr
         assert not list((disk / "out").rglob("*.part")), "nothing half-written stays"
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         assert run(model_folder, prompts, disk / "out", plan={"shard_size": 64}) == 0
@@ -192,7 +193,7 @@ def test_a_full_disk_stops_in_words_and_goes_on(model_folder: Path, tmp_path: Pa
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_file_that_cannot_be_written_stops_in_words(runs: Runs, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_stops_with_a_reason(runs: Runs, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk where none can be mounted."""
     prompts, out = prompts_file(tmp_path, [{"prompt": "a", "n": 30}]), tmp_path / "out"
     assert runs.finish(prompts, out, file_limit=700) == 4

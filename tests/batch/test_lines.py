@@ -1,4 +1,4 @@
-"""Lines of files of prompts: how they are read, what they mean, and why they are refused."""
+"""Lines of files of prompts: how they are read and validated."""
 
 import base64
 import csv
@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from dalle import DALLE
 from dalle.checkpoint import load_facts
-from serving.batch.plan import FIELDS, Planner, PlanSettings, Refusal, Row, row_seed
+from serving.batch.items import InvalidLine, Item
+from serving.batch.plan import FIELDS, Planner, PlanSettings, item_seed
 from serving.batch.prompts import Line, read_prompts
 from tests.support.batches import manifest, prompts_file, run
 from tests.support.service import service
@@ -23,14 +24,14 @@ def planner(model_folder: Path) -> Planner:
     return Planner(load_facts(model_folder), "lively", PlanSettings())
 
 
-def refused(planner: Planner, fields: dict[str, Any]) -> Refusal:
+def invalid_line(planner: Planner, fields: dict[str, Any]) -> InvalidLine:
     entry = planner.entry(Line(number=7, fields=fields))
-    assert isinstance(entry, Refusal), entry
+    assert isinstance(entry, InvalidLine), entry
     return entry
 
 
 def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
+    items: list[dict[str, Any]] = [
         {"prompt": 'a "red", panda', "id": "x", "n": 2, "temperature": 0.5},
         {"prompt": "판다 🐼", "seed": 3},
     ]
@@ -38,15 +39,17 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
     with open(tmp_path / "p.csv", "w", newline="", encoding="utf-8-sig") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
-    parquet.write_table(pa.table({name: [row.get(name) for row in rows] for name in columns}), tmp_path / "p.parquet")
-    prompts_file(tmp_path, rows, "p.jsonl")
+        writer.writerows(items)
+    parquet.write_table(
+        pa.table({name: [item.get(name) for item in items] for name in columns}), tmp_path / "p.parquet"
+    )
+    prompts_file(tmp_path, items, "p.jsonl")
     read = {
         kind: [line.fields for line in read_prompts(f"{tmp_path}/p.{kind}", FIELDS)]
         for kind in ("jsonl", "csv", "parquet")
     }
-    assert read["jsonl"] == rows == read["parquet"]
-    assert read["csv"] == [{name: str(value) for name, value in row.items()} for row in rows]
+    assert read["jsonl"] == items == read["parquet"]
+    assert read["csv"] == [{name: str(value) for name, value in item.items()} for item in items]
 
 
 def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('prompt,id\n"two\nlines",1\n\nthree,3,more\nfour,4\n')
     lines = list(read_prompts(f"{tmp_path}/p.csv", FIELDS))
     assert [line.number for line in lines] == [2, 5, 6]
-    assert lines[1].fault == "the line has 3 cells, and the header 2"
+    assert lines[1].fault == "the line has 3 cells, but the header has 2"
     assert lines[2].fields == {"prompt": "four", "id": "4"}
 
 
@@ -84,10 +87,10 @@ def test_a_bad_line_takes_no_other_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.doc", b"", "is of no known kind"),
+        ("p.doc", b"", "has an unknown extension"),
         ("none.txt", None, "none.txt cannot be read"),
         ("p.csv", b"text\na fish\n", "there is no column 'prompt'"),
-        ("p.csv", b"prompt,prompt\n", "a column is there twice"),
+        ("p.csv", b"prompt,prompt\n", "column names must be unique"),
         ("p.csv", b"prompt,tempature\na,1\n", "unknown column 'tempature'; did you mean temperature?"),
         ("p.parquet", b"no parquet", "p.parquet cannot be read"),
         ("p.txt", b"\n", "there are no prompts in"),
@@ -128,14 +131,16 @@ def test_a_file_of_no_use_is_a_mistake(
         ({"prompt": 5}, "invalid_value", "prompt is 5"),
     ],
 )
-def test_a_line_is_refused_in_words(planner: Planner, fields: dict[str, Any], code: str, message: str) -> None:
-    refusal = refused(planner, fields)
-    assert (refusal.code, refusal.line) == (code, 7)
-    assert message in refusal.message
+def test_an_invalid_line_has_a_code_and_a_reason(
+    planner: Planner, fields: dict[str, Any], code: str, message: str
+) -> None:
+    invalid = invalid_line(planner, fields)
+    assert (invalid.code, invalid.line) == (code, 7)
+    assert message in invalid.message
 
 
 def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner, tmp_path: Path) -> None:
-    """What the one refuses the other does, with the same words; and both draw the same bytes."""
+    """Both reject the same fields with the same messages, and draw the same bytes."""
     bodies: list[dict[str, Any]] = [
         {"prompt": "a", "sed": 1},
         {"prompt": ""},
@@ -148,8 +153,8 @@ def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner
     with service(DALLE.load(model_folder)) as one, httpx.Client() as client:
         for body in bodies:
             error = client.post(one.url + "/v1/images/generations", json=body).json()["error"]
-            refusal = refused(planner, body)
-            assert (error["code"], error["message"]) == (refusal.code, refusal.message.replace("id, ", ""))
+            invalid = invalid_line(planner, body)
+            assert (error["code"], error["message"]) == (invalid.code, invalid.message.replace("id, ", ""))
         good = {"prompt": "a red panda", "seed": 5, "n": 2, "first_index": 3, "top_k": 9, "negative_prompt": "a fish"}
         answer = client.post(one.url + "/v1/images/generations", json=good).json()
     prompts = prompts_file(tmp_path, [good])
@@ -159,11 +164,11 @@ def test_a_line_and_a_request_mean_the_same(model_folder: Path, planner: Planner
 
 
 def test_a_seed_that_is_not_given_is_a_function_of_the_id(planner: Planner) -> None:
-    def row(number: int, **fields: Any) -> Row:
+    def item(number: int, **fields: Any) -> Item:
         entry = planner.entry(Line(number=number, fields={"prompt": "a", **fields}))
-        assert isinstance(entry, Row)
+        assert isinstance(entry, Item)
         return entry
 
-    assert row(1).seed == row_seed(0, "line-1") == 756455318 != row(2).seed
-    assert row(1, id="x").seed == row(2, id="x").seed == row_seed(0, "x")
-    assert row(1, seed=0).seed == 0
+    assert item(1).seed == item_seed(0, "line-1") == 756455318 != item(2).seed
+    assert item(1, id="x").seed == item(2, id="x").seed == item_seed(0, "x")
+    assert item(1, seed=0).seed == 0

@@ -22,13 +22,13 @@ PLAN = {"shard_size": 10}
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [{"prompt": PROMPTS[i % 6], "n": 5} for i in range(NUM_PICTURES // 5)]
-    return prompts_file(tmp_path_factory.mktemp("prompts"), [*rows, {"prompt": ""}])
+    items = [{"prompt": PROMPTS[i % 6], "n": 5} for i in range(NUM_PICTURES // 5)]
+    return prompts_file(tmp_path_factory.mktemp("prompts"), [*items, {"prompt": ""}])
 
 
 @pytest.fixture(scope="module")
 def whole(model_folder: Path, prompts: Path) -> dict[str, bytes]:
-    """What an unbroken run in one process leaves."""
+    """The files of an unbroken run in one process."""
     assert run(model_folder, prompts, prompts.parent / "whole", plan=PLAN) == 3
     return contents(prompts.parent / "whole")
 
@@ -55,7 +55,7 @@ def child(process: subprocess.Popen[str], wanted: Callable[[psutil.Process], boo
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """What it has said, when it is gone and so are its children."""
+    """Wait for the process to end. Returns its output."""
     said, _ = process.communicate(timeout=240)
     return said
 
@@ -69,7 +69,7 @@ def test_an_actor_is_killed_and_the_run_goes_on(
         for connection in one.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN:
                 assert connection.laddr.ip.removeprefix("::ffff:") in ("127.0.0.1", "::1"), (one.name(), connection)
-    child(process, lambda one: one.cmdline()[:1] == ["ray::MapWorker(MapBatches(_Drawer)).submit"]).kill()
+    child(process, lambda one: one.cmdline()[:1] == ["ray::MapWorker(MapBatches(_WorkerActor)).submit"]).kill()
     said = finish(process)
     assert process.returncode == 3, said
     assert contents(tmp_path / "out") == whole
@@ -79,7 +79,7 @@ def test_an_actor_is_killed_and_the_run_goes_on(
 def test_what_is_killed_is_finished_by_another_run(
     victim: str, model_folder: Path, prompts: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """In one process: the backends go on where the other was stopped."""
+    """In one process: each backend resumes a batch that the other has started."""
     process = start(model_folder, prompts, tmp_path / "out")
     wait_for(tmp_path / "out", 8, process)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -108,7 +108,7 @@ def test_what_is_killed_is_finished_by_another_run(
         ([{"CPU": 8.0, "GPU": 3.0}], {"gpus": 0.7}, 3),
         ([{"CPU": 8.0}, {"CPU": 0.0, "GPU": 1.0}], {"gpus": 1}, "on 2 nodes, of which .* there is room for 0"),
         ([{"CPU": 2.0}] * 4, {"cpus": 4}, "1 workers of 4 CPUs do not fit in a cluster of 8 CPUs on 4 nodes"),
-        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus": 1.5}, "gpus is 1.5; Ray gives a worker whole GPUs"),
+        ([{"CPU": 8.0, "GPU": 4.0}], {"gpus": 1.5}, "gpus is 1.5; a worker reserves whole GPUs"),
         (
             [{"CPU": 2.0}],
             {"workers": 2},
@@ -156,7 +156,7 @@ _room_now(1, workers=None, cpus=1, gpus=0)
 
 
 def test_a_pool_that_would_wait_for_a_service_is_refused() -> None:
-    """A service on the cluster holds its CPUs for ever."""
+    """A service on the cluster never frees its CPUs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
     command = [sys.executable, "-c", HELD]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)

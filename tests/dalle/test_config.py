@@ -1,4 +1,4 @@
-"""Configuration as data: through JSON and back, and what each wrong value is told."""
+"""Configuration as data: the round trip through JSON, and the error for each wrong value."""
 
 import dataclasses
 import json

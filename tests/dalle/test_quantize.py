@@ -1,4 +1,4 @@
-"""The quantizer: inverses on the codebook, gradients where they belong, and a codebook that stays alive."""
+"""Quantizers: encode and decode are inverses on the codebook, gradients, moving averages and restarted rows."""
 
 import math
 
@@ -32,7 +32,7 @@ def gradient(of: Tensor) -> Tensor:
 def test_encode_inverts_decode_on_every_code(size: int, dim: int, normalize: bool) -> None:
     rows = torch.randn(size, dim)
     if dim == 1:
-        rows = torch.tensor([[-0.3], [2.0]])  # on a line there are only two rows of unit length
+        rows = torch.tensor([[-0.3], [2.0]])  # in one dimension only two rows have unit length
     codes = torch.randperm(size).reshape(2, -1)
     vectors = quantizer(rows, normalize=normalize).decode(codes)
     assert vectors.shape == (*codes.shape, dim)
@@ -69,7 +69,7 @@ def test_normalized_search_is_by_direction_alone() -> None:
 
 
 def test_the_lowest_index_of_equals_is_chosen() -> None:
-    """Whole numbers, so that equal distances are equal in floating point too."""
+    """Latents and rows of whole numbers, so that equal distances are equal in floating point too."""
     rows = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])
     latents = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [-1.0, 1.0], [5.0, 0.0]])
     assert quantizer(rows, normalize=False).encode(latents).tolist() == [1, 1, 2, 2, 1]
@@ -164,7 +164,7 @@ def test_no_more_rows_are_started_again_than_there_are_latents() -> None:
 @NORMALIZED
 @pytest.mark.parametrize("num_latents", [8, 20_000])
 def test_a_trained_codebook_survives_small_and_large_batches(num_latents: int, normalize: bool) -> None:
-    """Training that starts from a model must not throw its codebook away because the averages are new."""
+    """Training that starts from a trained model keeps its codebook although the averages are new."""
     made = quantizer(torch.randn(64, 4), normalize=normalize)
     average = CodebookAverage(made, decay=0.99, restart_below=0.05)
     before = made.rows().detach().clone()
@@ -202,7 +202,7 @@ def test_start_covers_the_latents(normalize: bool) -> None:
 
 
 def test_averages_are_saved_and_resumed() -> None:
-    """Two halves with the state carried over are the whole, bit for bit."""
+    """Two halves of a run with the state carried over equal the whole run, bit for bit."""
     batches = torch.randn(6, 50, 4)
 
     def run(made: VectorQuantizer, average: CodebookAverage, steps: range) -> None:

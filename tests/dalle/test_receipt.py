@@ -90,7 +90,7 @@ def test_chunks_are_readable_but_for_the_codes() -> None:
 
 
 def test_strings_are_plain(tmp_path: Path) -> None:
-    """Pillow reads text chunks as a subclass of str."""
+    """A receipt has plain strings, although Pillow reads text chunks as a subclass of str."""
     receipt = _round_trip(dataclasses.replace(RECEIPT, negative_prompt="x"), tmp_path)
     values = (receipt.prompt, receipt.negative_prompt, receipt.model, receipt.model_digest, receipt.version)
     assert {type(value) for value in values} == {str}
@@ -182,7 +182,7 @@ def test_bomb_in_a_compressed_chunk_is_refused(tmp_path: Path) -> None:
 
 
 def test_chunks_after_the_pixels_are_read(tmp_path: Path) -> None:
-    """Programs that edit metadata move text there."""
+    """Programs that edit metadata move text chunks behind the pixels."""
     path = _write(tmp_path / "edited.png", RECEIPT.to_text())
     content = path.read_bytes()
     first, pixels, end = content.index(b"iTXt") - 4, content.index(b"IDAT") - 4, content.index(b"IEND") - 4

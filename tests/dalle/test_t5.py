@@ -68,12 +68,12 @@ def test_features_are_those_of_transformers(model: DALLE, folder: Path) -> None:
     assert model.text_tokenizer is not None and model.text_encoder is not None
     short = model.text_tokenizer.encode("abc")
     assert short.tolist() == [3, 4, 5, 6, 1, 0]
-    features = model.text_encoder.features(short[None])
+    values, mask = model.text_encoder.features(short[None])
     network: torch.nn.Module = transformers.T5EncoderModel.from_pretrained(folder)
     with torch.inference_mode():
         expected = network(short[None], attention_mask=(short != 0)[None].long()).last_hidden_state
-    assert (features.values - expected).abs().max() < 1e-5
-    assert features.mask is not None and features.mask.tolist() == [[True] * 5 + [False]]
+    assert (values - expected).abs().max() < 1e-5
+    assert mask.tolist() == [[True] * 5 + [False]]
 
 
 def test_a_prompt_is_drawn_as_its_features_are(model: DALLE) -> None:

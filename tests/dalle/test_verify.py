@@ -1,4 +1,4 @@
-"""`dalle verify` and `dalle decode`: what is as it was drawn, what is not, and pictures of codes."""
+"""`dalle verify` and `dalle decode`: genuine and altered pictures, and pictures decoded from codes."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from tests.support.batches import PROMPTS, contents, manifest, prompts_file, run
 
 @pytest.fixture
 def drawn(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PNG, of a model that is found by its digest."""
+    """A PNG of an installed model, which is found by its digest."""
     monkeypatch.setenv("DALLE_MODELS", str(model_folder.parent))
     (picture,) = DALLE.load(model_folder).generate("a red panda", seed=7)
     return write(tmp_path / "picture.png", picture.image, picture.receipt)
@@ -33,7 +33,7 @@ def write(path: Path, image: Image.Image, receipt: Receipt | None) -> Path:
 
 
 def dalle(*arguments: object) -> tuple[int, str]:
-    """Exit code, and all that was said."""
+    """The exit code, and everything that was printed."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     return done.exit_code, done.output
 
@@ -82,7 +82,7 @@ def altered(path: Path, change: str) -> None:
         ("a pixel", "0.4 % of its pixels are not what its codes give"),
         ("an impossible code", "ids up to 99; those of lively are 4 x 4 below 32"),
         ("another size", "it has 8 x 8 pixels, and its codes give 16 x 16"),
-        ("model", "its model is called 'greater', and the one of its digest 'lively'"),
+        ("model", "its receipt names the model 'greater', but its digest is that of 'lively'"),
     ],
 )
 def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path) -> None:
@@ -94,13 +94,13 @@ def test_altered_pixels_and_codes_are_seen(change: str, reason: str, drawn: Path
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ("prompt", "codes are others"),
-        ("seed", "codes are others"),
-        ("index", "codes are others"),
-        ("negative prompt", "codes are others"),
-        ("another temperature", "codes are others"),
-        ("another parameter", "it cannot have been drawn from what its receipt says"),
-        ("parameters", "it cannot have been drawn from what its receipt says: temperature is -1"),
+        ("prompt", "codes differ"),
+        ("seed", "codes differ"),
+        ("index", "codes differ"),
+        ("negative prompt", "codes differ"),
+        ("another temperature", "codes differ"),
+        ("another parameter", "it cannot be drawn from its receipt"),
+        ("parameters", "it cannot be drawn from its receipt: temperature is -1"),
     ],
 )
 def test_an_altered_receipt_is_seen_when_it_is_drawn_again(change: str, reason: str, drawn: Path) -> None:
@@ -120,7 +120,7 @@ def test_kept_codes_are_kept_when_it_is_drawn_again(drawn: Path, model_folder: P
 def clear_drawn(
     request: pytest.FixtureRequest, clear: DALLE, clear_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A PNG of a model that draws transparency, named by its background."""
+    """A PNG of a model that draws transparency, named after its background."""
     monkeypatch.setenv("DALLE_MODELS", str(clear_folder.parent))
     (picture,) = clear.generate("a red panda", seed=7, background=request.param)
     assert read_receipt(write(tmp_path / "x.png", picture.image, picture.receipt)) == picture.receipt
@@ -144,7 +144,7 @@ def test_an_altered_alpha_is_seen(clear_drawn: Path) -> None:
 
 
 def test_a_colour_below_an_alpha_of_0_is_no_alteration(clear: DALLE, clear_folder: Path, tmp_path: Path) -> None:
-    """It is not seen: programs that optimise PNGs change it."""
+    """The colour of transparent pixels is ignored, since programs that optimise PNGs change it."""
     (picture,) = clear.generate("a red panda", seed=7)
     pixels = np.array(picture.image)
     assert (pixels[..., 3] == 0).any()
@@ -261,11 +261,11 @@ def test_a_folder_without_pictures_is_not_good(drawn: Path, tmp_path: Path) -> N
 
 
 def test_a_picture_that_moves_is_altered(drawn: Path) -> None:
-    """Its first frame is as it was drawn; a viewer shows the other."""
+    """An animation is altered even if its first frame is as it was drawn, since a viewer shows the others."""
     receipt, image = read_receipt(drawn), load_image(drawn)
     text = PngInfo()
     for name, value in receipt.to_text().items():
         text.add_itxt(name, value)
     image.save(drawn, pnginfo=text, save_all=True, append_images=[Image.new("RGB", image.size)])
     code, said = dalle("verify", drawn)
-    assert code == 1 and "altered: it has 2 pictures in it" in said
+    assert code == 1 and "altered: it is an animation of 2 frames" in said

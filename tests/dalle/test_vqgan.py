@@ -1,4 +1,4 @@
-"""The image tokenizer: shapes of every configuration, refusals, and what encode and decode owe to each other."""
+"""VQGAN: shapes of every configuration, rejected values, and the contract of encode and decode."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[dict[str, object], int]] = {
 
 
 def lively(changes: dict[str, object]) -> ImageTokenizer:
-    """An untrained tokenizer whose codebook covers what its encoder gives, so that pictures have many codes."""
+    """An untrained tokenizer whose codebook covers the encoder's latents, so that pictures have many codes."""
     tokenizer = ImageTokenizer(config(**changes)).eval()
     with torch.no_grad():
         images = pictures(8, tokenizer.config.image_size, channels=tokenizer.config.channels)
@@ -59,7 +59,7 @@ def lively(changes: dict[str, object]) -> ImageTokenizer:
 
 
 def pictures(num: int, size: int, width: int | None = None, *, channels: int = 3) -> Tensor:
-    """(num, channels, size, width or size) in [-1, 1]: on a coloured ground, a square of another colour."""
+    """Pictures (num, channels, size, width or size) in [-1, 1]: a square on a ground of another colour."""
     width = size if width is None else width
     colours = 2 * torch.rand(2, num, channels) - 1
     images = colours[0, :, :, None, None].expand(-1, -1, size, width).clone()
@@ -117,7 +117,7 @@ def test_training_pass_is_encode_and_decode() -> None:
 
 
 def test_downsampling_pads_right_and_below() -> None:
-    """As taming-transformers does: the first tap of the kernel meets every second pixel, from the first on."""
+    """The first tap of the kernel meets every second pixel from the first on, as in taming-transformers."""
     layer = Downsample(1)
     with torch.no_grad():
         layer.conv.weight.zero_()[0, 0, 0, 0] = 1
@@ -197,7 +197,7 @@ def test_config_round_trip(changes: dict[str, object]) -> None:
 
 
 def palette_squares(num: int) -> Tensor:
-    """(num, 3, 16, 16): squares on grounds of eight colours, on a raster of 4: a language that is learnt in seconds."""
+    """Pictures (num, 3, 16, 16) that are learnt in seconds: squares on grounds of eight colours, on a raster of 4."""
     corners = torch.cartesian_prod(*[torch.tensor([-0.8, 0.8])] * 3)
     images = torch.empty(num, 3, 4, 4)
     for image in images:
@@ -211,7 +211,7 @@ def palette_squares(num: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def trained() -> ImageTokenizer:
-    """A tokenizer that has learnt the squares, by the plain recipe of VQ-VAE."""
+    """A tokenizer trained on the squares with the plain recipe of VQ-VAE."""
     torch.manual_seed(0)
     changes = {"image_size": 16, "patch_size": 4, "widths": (32,), "middle_attention": False, "norm_groups": 8}
     tokenizer = ImageTokenizer(config(codebook_size=32, codebook_dim=8, **changes))
@@ -293,8 +293,8 @@ def test_transparent_patches_have_one_code_where_configured() -> None:
     images = pictures(2, 32, channels=4) * 0.9
     images[0, :, :4, 4:8] = -1.0
     images[1, :, 28:, :12] = -0.99
-    images[1, 3, 28, 0] = -0.9  # one speck, which can hardly be seen
-    images[:, :, 8:12, 8:12] = 1.0  # white is no blank here
+    images[1, 3, 28, 0] = -0.9  # one speck, hardly visible
+    images[:, :, 8:12, 8:12] = 1.0  # white is not blank with 4 channels
     blank = torch.zeros(2, 8, 8, dtype=torch.bool)
     blank[0, 0, 1] = blank[1, 7, 1:3] = True
     assert torch.equal(tokenizer.blank_patches(images), blank)

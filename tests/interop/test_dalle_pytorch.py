@@ -69,7 +69,7 @@ def test_dalle_pytorch_of_other_shapes_and_options(path: Path, tmp_path: Path) -
     ],
 )
 def test_windows_of_convolution_by_version(name: str, version: str | None, window: str, tmp_path: Path) -> None:
-    """They changed in 1.5. A file without a version is older, or is put together by hand from a newer one's parts."""
+    """The windows changed in 1.5. A file without a version is older, or was assembled by hand from a newer one."""
     content = torch.load(DATA / f"options/dalle-pytorch/{name}.pt", weights_only=True) | {"version": version}
     torch.save(content, tmp_path / "dalle.pt")
     import_checkpoint(tmp_path / "dalle.pt", tmp_path / "ours")
@@ -79,7 +79,7 @@ def test_windows_of_convolution_by_version(name: str, version: str | None, windo
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_names_with_a_wrapper_before_them(prefix: str, tmp_path: Path) -> None:
-    """What training on several devices, or compiling, leaves in a state_dict; and axial positions under newer names."""
+    """Prefixes in a state_dict from training on several devices or compiling; axial positions under newer names."""
     content = torch.load(DATA / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
     expected = load_file(DATA / "options/dalle-pytorch/plain_axial_pos.safetensors")
     names = {name: prefix + name.replace("pos_emb.weights_", "pos_emb.weights.") for name in content["weights"]}
@@ -101,7 +101,7 @@ def test_names_with_a_wrapper_before_them(prefix: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_dalle_pytorch_of_other_types(dtype: torch.dtype, tmp_path: Path) -> None:
-    """In half precision the angles of the rotary positions are rounded too, and the project draws with them so."""
+    """In half precision the angles of the rotary positions are rounded too, and the project uses them so."""
     content = torch.load(DATA / "DALLE-pytorch/dalle_full_noshift.pt", weights_only=True)
     content["weights"] = {name: value.to(dtype) for name, value in content["weights"].items()}
     torch.save(content, tmp_path / "dalle.pt")
@@ -125,7 +125,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_text_tokenizers_of_dalle_pytorch(name: str, tmp_path: Path) -> None:
-    """Beside a decoder with as many text ids; each is saved with the model, and is the same when it is loaded."""
+    """Each tokenizer lies beside a decoder with as many text ids; it is saved with the model and loads unchanged."""
     file, num_ids = TOKENIZERS[name]
     theirs, prompts = decoder_of(tmp_path / "theirs", num_ids), prompts_of_dalle_pytorch()
     shutil.copy(DATA / "DALLE-pytorch/tokenizers" / file, theirs)
@@ -143,10 +143,10 @@ def test_text_tokenizers_of_dalle_pytorch(name: str, tmp_path: Path) -> None:
 
 def test_a_text_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     theirs = decoder_of(tmp_path / "theirs", 299)
-    shutil.copy(DATA / "DALLE-pytorch/vae.pt", theirs)  # which the decoder has in it
+    shutil.copy(DATA / "DALLE-pytorch/vae.pt", theirs)  # dalle.pt contains it
     shutil.copy(DATA / "DALLE-pytorch/tokenizers/yttm.model", theirs)
     with pytest.raises(
-        CheckpointError, match=r"trained with 299 text ids; no text tokenizer has as many: .*yttm.model 300"
+        CheckpointError, match=r"trained with 299 text ids, and no text tokenizer has that number: .*yttm.model 300"
     ):
         import_checkpoint(theirs, tmp_path / "ours")
 

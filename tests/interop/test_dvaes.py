@@ -1,4 +1,4 @@
-"""Image tokenizers of DALLE-pytorch and OpenAI: shapes and options that the goldens have not."""
+"""Image tokenizers of DALLE-pytorch and OpenAI: shapes and options that the golden sets do not have."""
 
 import sys
 import types
@@ -54,7 +54,7 @@ def test_discrete_vaes_of_other_shapes(changes: dict[str, Any], inside: bool, tm
 
 
 def image_part(path: Path, out: Path) -> AnyImageTokenizer:
-    """The image tokenizer alone, whatever else is in the file."""
+    """The image tokenizer of a file, without its decoder."""
     from dalle.interop import dalle_pytorch
     from dalle.interop.family import Source
     from dalle.vq.kinds import KINDS, kind_of
@@ -67,7 +67,7 @@ def image_part(path: Path, out: Path) -> AnyImageTokenizer:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_image_tokenizers_that_dalle_pytorch_downloads(named: bool, tmp_path: Path) -> None:
-    """Inside dalle.pt: OpenAI's and taming-transformers', without their parameters; older versions do not name them."""
+    """dalle.pt with OpenAI's or taming-transformers' tokenizer: no parameters and, in older versions, no class name."""
     images = torch.rand(2, 3, 32, 32)
     dvae = OpenAIDVAE(n_hid=8, dec_hid=12, n_init=6, n_blk=1, dec_blk=2, vocab_size=40)
     weights = {}
@@ -96,7 +96,7 @@ def test_image_tokenizers_that_dalle_pytorch_downloads(named: bool, tmp_path: Pa
 
 @pytest.fixture
 def dall_e(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, dict[str, Tensor]], nn.Module]:
-    """A maker of modules of OpenAI's classes, by their names alone: what a pickle of theirs holds."""
+    """A function that makes modules of OpenAI's classes by name, as a pickle of the project contains them."""
     classes = {"dall_e.encoder": "Encoder", "dall_e.decoder": "Decoder", "dall_e.utils": "Conv2d"}
     monkeypatch.setitem(sys.modules, "dall_e", types.ModuleType("dall_e"))
     for module, name in classes.items():
@@ -148,5 +148,5 @@ def test_a_damaged_module_is_an_error_in_words(
     else:
         module.__dict__["_modules"]["own"] = module
     torch.save(module, tmp_path / "encoder.pkl")
-    with pytest.raises(CheckpointError, match="is no whole checkpoint of openai-dvae"):
+    with pytest.raises(CheckpointError, match="is not a complete checkpoint of openai-dvae"):
         import_checkpoint(tmp_path, tmp_path / "ours")

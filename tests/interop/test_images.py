@@ -1,10 +1,8 @@
-"""Image tokenizers of other projects: features, codes and pictures are those that the projects' own code computes."""
+"""Image tokenizers of other shapes and options, compared with independent implementations of the projects' networks."""
 
 import json
 import re
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,110 +16,11 @@ from dalle.errors import CheckpointError, ImageError
 from dalle.interop.convert import import_checkpoint
 from dalle.interop.export import export_checkpoint
 from dalle.interop.flax_msgpack import read_flax, write_flax
-from dalle.vq.discrete_vae import DiscreteVAE
-from dalle.vq.openai_dvae import OpenAIDiscreteVAE
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support import golden
 from tests.support.golden import TOLERANCE, distance
-from tests.support.interop_images import compare, ddconfig, discrete_vae, drawn, imported, square, vqgan, write_taming
+from tests.support.interop_images import compare, ddconfig, discrete_vae, drawn, imported, vqgan, write_taming
 from tests.support.references import VQGAN
-
-# the goldens: each comparison takes the set's path and a folder to import into
-
-
-def same_as_signed_vqgan(path: Path, out: Path, project: str, prefix: str) -> None:
-    expected = golden.vectors(project, prefix)
-    tokenizer = vqgan(path, out)
-    images = expected["image"]
-    raw = expected["decoded_raw" if project == "ru-dalle" else "decoded"]
-    if project == "ru-dalle":
-        images = 2 * images - 1
-    with torch.no_grad():
-        features = tokenizer.latents(images).permute(0, 3, 1, 2)
-    assert distance(features, expected["prequant"]) < TOLERANCE
-    assert torch.equal(tokenizer.encode(images).flatten(1), expected["codes"].long())
-    codes = square(expected["rand_codes"].flatten(1))
-    assert distance(drawn(tokenizer, codes), raw) < TOLERANCE
-    assert distance(tokenizer.decode(codes), raw.clamp(-1, 1)) < TOLERANCE
-    if "gumbel_logits" in expected:
-        with torch.no_grad():
-            logits = tokenizer.quantizer.to_logits(tokenizer.latents(images))  # type: ignore[operator]
-        assert distance(logits.permute(0, 3, 1, 2), expected["gumbel_logits"]) < TOLERANCE
-    if "recon" in expected:
-        assert distance(tokenizer.decode(tokenizer.encode(images)), expected["recon"].clamp(-1, 1)) < TOLERANCE
-
-
-def same_as_vqgan_jax(path: Path, out: Path) -> None:
-    expected = golden.vectors("vqgan-jax")
-    tokenizer = vqgan(path, out)
-    images, decoded, recon = (expected[name].permute(0, 3, 1, 2) for name in ("image", "decoded", "recon"))
-    with torch.no_grad():
-        assert distance(tokenizer.latents(2 * images - 1), expected["prequant"]) < TOLERANCE
-    codes = tokenizer.encode(2 * images - 1)
-    assert torch.equal(codes.flatten(1), expected["codes"].long())
-    assert distance(tokenizer.quantizer.decode(codes), expected["quant"]) == 0
-    random_codes = square(expected["rand_codes"])
-    assert distance((drawn(tokenizer, random_codes) + 1) / 2, decoded) < TOLERANCE
-    assert distance((tokenizer.decode(random_codes) + 1) / 2, decoded.clamp(0, 1)) < TOLERANCE
-    assert distance((drawn(tokenizer, codes) + 1) / 2, recon) < TOLERANCE
-
-
-def same_as_discrete_vae(path: Path, out: Path) -> None:
-    expected = golden.vectors("DALLE-pytorch", "vae.")
-    tokenizer, _ = imported(path, out)
-    images = 2 * expected["image"] - 1
-    assert isinstance(tokenizer, DiscreteVAE)
-    with torch.no_grad():
-        assert distance(tokenizer.logits(images).permute(0, 3, 1, 2), expected["enc_logits"]) < TOLERANCE
-    assert torch.equal(tokenizer.encode(images).flatten(1), expected["codes"].long())
-    assert distance(tokenizer.decode(square(expected["rand_codes"])), expected["decoded"].clamp(-1, 1)) < TOLERANCE
-
-
-def same_as_openai_dvae(path: Path, out: Path) -> None:
-    expected = golden.vectors("openai-dVAE")
-    tokenizer, _ = imported(path, out)
-    images = 2 * expected["image"] - 1
-    assert isinstance(tokenizer, OpenAIDiscreteVAE)
-    with torch.no_grad():
-        assert distance(tokenizer.logits(images).permute(0, 3, 1, 2), expected["z_logits"]) < TOLERANCE
-    assert torch.equal(tokenizer.encode(images), expected["codes"].long())
-    for codes, pictures in (("rand_codes", "decoded"), ("codes", "recon")):
-        assert distance((tokenizer.decode(expected[codes].long()) + 1) / 2, expected[pictures]) < TOLERANCE
-
-
-def same_as_min_dalle(path: Path, out: Path) -> None:
-    expected = golden.vectors("min-dalle", "detoker.")
-    tokenizer = vqgan(path, out)
-    raw = expected["small_decoded_raw"]
-    assert distance((drawn(tokenizer, square(expected["small_tokens"])) + 1) / 2, raw) < TOLERANCE
-    picture = (tokenizer.decode(square(expected["tokens"]))[0].permute(1, 2, 0) + 1) / 2 * 255
-    assert distance(picture[96:160], expected["image_0_255_rows96_160"]) < 255 * TOLERANCE
-
-
-GOLDENS: dict[str, Callable[[Path, Path], None]] = {
-    "vqgan-jax/checkpoint": same_as_vqgan_jax,
-    "taming/vqgan_f2_200": partial(same_as_signed_vqgan, project="taming", prefix="vqgan_f2_200."),
-    "taming/gumbel_f4_144": partial(same_as_signed_vqgan, project="taming", prefix="gumbel_f4_144."),
-    "minDALL-E/checkpoint": partial(same_as_signed_vqgan, project="minDALL-E", prefix="stage1."),
-    "LlamaGen/vq_ds.pt": partial(same_as_signed_vqgan, project="LlamaGen", prefix="vq."),
-    "ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt": partial(same_as_signed_vqgan, project="ru-dalle", prefix="vae."),
-    "ru-dalle/vae/vqgan.gumbelf8-sber-dwt.model.ckpt": partial(
-        same_as_signed_vqgan, project="ru-dalle", prefix="vae_dwt."
-    ),
-    "DALLE-pytorch/vae.pt": same_as_discrete_vae,
-    "openai-dVAE": same_as_openai_dvae,
-    "min-dalle/vqgan/detoker.pt": same_as_min_dalle,
-}
-
-
-@pytest.mark.parametrize("name", [name for name in GOLDENS if golden.find(name)])
-def test_golden(name: str, tmp_path: Path) -> None:
-    path = golden.find(name)
-    assert path is not None
-    GOLDENS[name](path, tmp_path / "model")
-
-
-# other shapes and options, against the projects' networks written down once more
 
 DDCONFIGS: dict[str, dict[str, Any]] = {
     "wide coarse levels, two blocks": {"ch_mult": [1, 2, 4], "num_res_blocks": 2, "attn_resolutions": [4]},
@@ -195,7 +94,7 @@ def test_mindalle_of_another_shape(tmp_path: Path) -> None:
 
 
 def llamagen_names(reference: VQGAN, *, last: int) -> dict[str, Tensor]:
-    """The weights under LlamaGen's names: the decoder's levels are counted the other way; `last` is the coarsest."""
+    """The weights under LlamaGen's names, which number the decoder's levels in reverse; `last` is the coarsest."""
 
     def rename(name: str) -> str:
         name = re.sub(r"(down|up)\.(\d)\.block\.", r"\1.\2.res.", name)
@@ -210,7 +109,7 @@ def llamagen_names(reference: VQGAN, *, last: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("key", ["model", "ema", "state_dict"])
 def test_llamagen_of_another_shape(key: str, tmp_path: Path) -> None:
-    """Its levels of attention are the coarsest alone, its codes of unit length, its names its own."""
+    """LlamaGen has attention at the coarsest level only, codes of unit length, and its own names."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[4], num_res_blocks=2), embed_dim=8, n_embed=50)
 
     weights = llamagen_names(reference, last=2)
@@ -222,7 +121,7 @@ def test_llamagen_of_another_shape(key: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unit_length", [True, False])
 def test_llamagen_says_how_codes_are_compared(unit_length: bool, tmp_path: Path) -> None:
-    """In a JSON file of its ModelArgs beside the weights; one of another codebook says nothing."""
+    """A JSON file of ModelArgs beside the weights decides; one for another codebook is ignored."""
     reference = VQGAN(ddconfig(ch_mult=[1, 2], attn_resolutions=[8], num_res_blocks=2), embed_dim=8, n_embed=50)
     torch.save({"model": llamagen_names(reference, last=1)}, tmp_path / "vq_ds2.pt")
     described = {"codebook_size": 50, "codebook_embed_dim": 8, "codebook_l2_norm": unit_length, "image_size": 48}
@@ -239,7 +138,7 @@ def test_llamagen_says_how_codes_are_compared(unit_length: bool, tmp_path: Path)
 
 @pytest.mark.parametrize("family", ["mindalle", "rudalle", "llamagen"])
 def test_what_only_training_needs_is_ignored_and_said(family: str, tmp_path: Path) -> None:
-    """Whoever saves a run's whole state_dict has the loss's networks in it, and counters."""
+    """The state_dict of a whole training run contains the networks of the loss, and counters."""
     changes = {"ch_mult": [1, 2], "attn_resolutions": [8], "num_res_blocks": 2}
     reference = VQGAN(ddconfig(z_channels=8, **changes), embed_dim=8, n_embed=50, gumbel=family == "rudalle")
     weights = {**reference.w, "loss.discriminator.main.0.weight": torch.zeros(3), "loss.logvar": torch.zeros(1)}
@@ -268,7 +167,7 @@ def test_what_only_training_needs_is_ignored_and_said(family: str, tmp_path: Pat
 
 
 def test_mindalle_with_what_its_configuration_leaves_out(tmp_path: Path) -> None:
-    """The project merges a configuration with its defaults, a picture of 256 pixels among them."""
+    """The project merges a configuration with its defaults, such as pictures of 256 pixels."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 2], attn_resolutions=[]), embed_dim=6, n_embed=50)
     hparams = {name: value for name, value in reference.d.items() if name not in ("resolution", "attn_resolutions")}
     stage = {"embed_dim": 6, "n_embed": 50, "hparams": hparams}
@@ -297,7 +196,7 @@ def test_min_dalle_of_another_shape(num_res_blocks: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("with_config", [True, False])
 def test_rudalle_with_wavelets(with_config: bool, tmp_path: Path) -> None:
-    """Twelve channels are a picture twice as large: for each 2 x 2 of it, the mean and what is left of it."""
+    """Twelve channels become a picture of twice the size: the sum and the details of each 2 x 2 pixels."""
     reference = VQGAN(ddconfig(ch_mult=[1, 1, 1], z_channels=8, out_ch=12), embed_dim=8, n_embed=30, gumbel=True)
     weights = {"model.decoder.idwt.g0_col": torch.ones(2), "model.post_quant_conv.weight": torch.ones(8, 8, 1, 1)}
     weights["model.post_quant_conv.bias"] = torch.ones(8)
@@ -329,10 +228,10 @@ def test_a_family_that_is_given_need_not_be_recognised_by_a_name(tmp_path: Path)
     path = golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt")
     assert path is not None
     shutil.copy(path, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="is of no family that is known here"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a known family"):
         import_checkpoint(tmp_path / "last.ckpt", tmp_path / "model")
     tokenizer, done = imported(tmp_path / "last.ckpt", tmp_path / "model", family="rudalle")
-    assert done.reason == "it was given" and isinstance(tokenizer, ImageTokenizer)
+    assert done.reason == "the family was given" and isinstance(tokenizer, ImageTokenizer)
     expected = golden.vectors("ru-dalle", "vae.")
     assert torch.equal(tokenizer.encode(2 * expected["image"] - 1).flatten(1), expected["codes"].long())
 

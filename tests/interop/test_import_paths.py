@@ -1,4 +1,4 @@
-"""`dalle import` of what users have on disk: files by other names, strangers beside them, weights without the rest."""
+"""`dalle import` of files as users have them: renamed, beside unrelated files, or weights alone."""
 
 import shutil
 from pathlib import Path
@@ -48,15 +48,15 @@ def test_a_file_that_is_given_may_have_any_name(name: str, legacy: bool, tmp_pat
 
 def test_a_file_of_something_else_is_of_no_family(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("dear")
-    with pytest.raises(CheckpointError, match="notes is of no family that"):
+    with pytest.raises(CheckpointError, match="notes is not a checkpoint of a known family"):
         import_checkpoint(tmp_path / "notes", tmp_path / "ours")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "notes")
-    with pytest.raises(CheckpointError, match="notes is of no family that"):
+    with pytest.raises(CheckpointError, match="notes is not a checkpoint of a known family"):
         import_checkpoint(tmp_path / "notes", tmp_path / "ours")
 
 
 def test_the_configuration_that_is_named_like_the_weights(tmp_path: Path) -> None:
-    """Several models in one folder, as notebooks download them; none has anything of the others."""
+    """Several models in one folder, as notebooks download them, are kept apart."""
     for name, size in (("vqgan_f2_16", 16), ("vqgan_f2_160", 20), ("vqgan_f2_1600", 30)):
         reference = VQGAN(ddconfig(ch_mult=[1, 1]), embed_dim=6, n_embed=size)
         params = {"ddconfig": reference.d, "embed_dim": 6, "n_embed": size}
@@ -93,12 +93,12 @@ def test_pictures_of_other_channels_are_refused(tmp_path: Path) -> None:
         content = yaml.safe_load(config.read_text())
         content["model"]["params"]["ddconfig"] |= changes
         config.write_text(yaml.safe_dump(content))
-        with pytest.raises(CheckpointError, match=f"has {said}; expected 3, of colours"):
+        with pytest.raises(CheckpointError, match=f"has {said}; expected 3 for colours"):
             import_checkpoint(tmp_path / "run", tmp_path / "ours")
 
 
 def test_weights_of_other_channels_are_refused(tmp_path: Path) -> None:
-    """A head of wavelets has 12, and its project says so."""
+    """A wavelet head has 12 channels, which only ruDALL-E's family accepts."""
     write_taming(tmp_path / "run", TAMING)
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
@@ -111,7 +111,7 @@ def test_weights_of_other_channels_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_plain_checkpoint_beside_another_description(tmp_path: Path) -> None:
-    """minDALL-E's own configuration counts, whatever else lies in its folder."""
+    """minDALL-E's own configuration is used, even if another one lies in its folder."""
     folder = tmp_path / "theirs"
     shutil.copytree(DATA / "minDALL-E/checkpoint", folder)
     (folder / "transfer.yaml").write_text(yaml.safe_dump({"stage1": {}, "stage2": {"type": "igpt"}}))

@@ -1,4 +1,4 @@
-"""Imported models are used like ours: served with previews and edits, drawn in batches, verified."""
+"""Imported models are used like our own: served with previews and edits, drawn in batches, verified."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ GENERATORS = {
     "LlamaGen/c2i_stage.pt": "3",
     "DALLE-pytorch/tokenizers/yttm.model": "a red panda",
 }
-"""A prompt for each."""
+"""Golden sets, and a prompt for each."""
 
 
 @pytest.fixture(scope="module", params=GENERATORS)

@@ -1,5 +1,5 @@
-"""Checkpoints as people have them: converted to other containers, under other names, wrapped by torch, beside files of
-something else, and with a description that is of another network."""
+"""Checkpoints as users have them: in other containers, renamed, wrapped by torch, beside unrelated files, and with the
+configuration of another network."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def flax_text(text: str) -> bytes:
 
 
 def chunked(value: Tensor, size: int, scratch: Path, *, shape: tuple[int, ...] | None = None) -> bytes:
-    """The bytes of an array as Flax writes it in runs, where one is too large for a message."""
+    """The bytes of an array in chunks, as Flax writes one that is too large for a message."""
     runs = []
     for i, run in enumerate(value.flatten().split(size)):
         write_flax(scratch, {"x": LazyTensor.of(run)})
@@ -69,7 +69,7 @@ def test_flax_arrays_in_runs(tmp_path: Path) -> None:
         one.replace(b"\x82" + flax_text("0"), b"\x80" + flax_text("0")),
     ):
         path.write_bytes(b"\x81\xa1a" + damaged)
-        with pytest.raises(CheckpointError, match=r"flax_model\.msgpack is no msgpack file of Flax's"):
+        with pytest.raises(CheckpointError, match=r"flax_model\.msgpack is not a msgpack file of Flax"):
             read_flax(path)
 
 
@@ -92,7 +92,7 @@ def same_as(peer: LlamaGen, path: Path, out: Path) -> Imported:
 
 
 def test_llamagen_as_its_scripts_push_it_to_the_hub(tmp_path: Path) -> None:
-    """A folder for each network: model.safetensors, and the arguments of ModelArgs in config.json."""
+    """Each network is a folder with model.safetensors, and the arguments of ModelArgs in config.json."""
     peer = llamagen()
     tokenizer = torch.load(DATA / "LlamaGen/vq_ds.pt", weights_only=True)["model"]
     described = {"codebook_size": 256, "codebook_embed_dim": 8, "codebook_l2_norm": True}
@@ -108,24 +108,24 @@ def test_llamagen_as_its_scripts_push_it_to_the_hub(tmp_path: Path) -> None:
     assert "codes are compared at unit length, as config.json says" in done.converted.derived
     content = (tmp_path / "theirs/gpt/model.safetensors").read_bytes()
     (tmp_path / "theirs/gpt/model.safetensors").write_bytes(content[:-1])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is no safetensors file, or not a whole one"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file, or an incomplete one"):
         import_checkpoint(tmp_path / "theirs", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_llamagen_wrapped_renamed_and_among_strangers(wrapper: str, tmp_path: Path) -> None:
-    """The file of the decoder is given; beside it lie a file that cannot be read and a picture's."""
+    """The path is the decoder's file; beside it lie a file that cannot be read and an image tokenizer."""
     theirs, peer = tmp_path / "theirs", llamagen()
     theirs.mkdir()
     shutil.copy(DATA / "LlamaGen/vq_ds.pt", theirs / "tokenizer.ckpt")
     torch.save({"model": {wrapper + name: value for name, value in peer.w.items()}}, theirs / "mine.bin")
     (theirs / "mine_config.json").write_text(json.dumps(ARGUMENTS))
-    torch.save(torch.nn.Linear(2, 2), theirs / "another.pt")  # whose class is refused
+    torch.save(torch.nn.Linear(2, 2), theirs / "another.pt")  # a class that is rejected
     (theirs / "picture.pt").write_bytes(b"\x89PNG\r\n")
     same_as(peer, theirs / "mine.bin", tmp_path / "ours")
     content = (theirs / "tokenizer.ckpt").read_bytes()
     (theirs / "tokenizer.ckpt").write_bytes(content[:-1000])
-    with pytest.raises(CheckpointError, match=r"tokenizer\.ckpt is cut short"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.ckpt is truncated"):
         import_checkpoint(theirs / "mine.bin", tmp_path / "cut")
     (theirs / "tokenizer.ckpt").unlink()
     with pytest.raises(
@@ -200,7 +200,7 @@ def mindalle(folder: Path, change: Any) -> Path:
 
 
 def test_mindalle_without_what_its_weights_tell(tmp_path: Path) -> None:
-    """The project merges defaults, so a configuration may leave a stage out; merges may have been through Windows."""
+    """A configuration may leave a stage out, since the project merges defaults; merges may have Windows line ends."""
 
     def change(config: dict[str, Any]) -> None:
         del config["stage1"]
@@ -240,7 +240,7 @@ def test_mindalle_described_as_another(stage: str, changes: dict[str, Any], said
 
 
 def test_what_mindalle_is_fine_tuned_to_is_refused_by_name(tmp_path: Path) -> None:
-    """Its ImageGPT of classes: one file of Lightning's, and a configuration of any name."""
+    """minDALL-E's class-conditional ImageGPT: one file of Lightning, and a configuration of any name."""
     (tmp_path / "transfer-imagenet-clscond-gen.yaml").write_text(
         yaml.safe_dump({"stage1": {"type": "vqgan"}, "stage2": {"type": "igpt", "use_cls_cond": True}})
     )

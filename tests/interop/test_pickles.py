@@ -1,4 +1,4 @@
-"""Pickles of others: tensors are read, nothing is run, and whatever is damaged or asks for more is one clear error."""
+"""Pickles of other projects: tensors are read, no code is run, and damaged or hostile files raise one clear error."""
 
 import argparse
 import collections
@@ -28,7 +28,7 @@ def save(content: Any, path: Path, *, legacy: bool = False) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """What is said when the file is read: one line that names it."""
+    """The error of reading the file: one line that names it."""
     with pytest.raises(CheckpointError) as caught:
         read_torch(path)
     text = str(caught.value)
@@ -69,7 +69,7 @@ def test_tensors_of_every_type_and_layout(legacy: bool, tmp_path: Path) -> None:
 def test_what_training_programs_leave_beside_weights(
     legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning's callbacks by class, argparse's arguments, optimizer states, sets and ordered dicts."""
+    """Files with Lightning's callbacks by class, argparse's arguments, optimizer states, sets and ordered dicts."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module = types.ModuleType(name)
     callback = type("ModelCheckpoint", (), {"__module__": name})
@@ -102,7 +102,7 @@ def test_what_training_programs_leave_beside_weights(
 
 
 class Runs:
-    """A pickle of it calls a function when it is loaded."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -160,7 +160,7 @@ HARMLESS = (
     PROGRAMS["setting a function's code"],
     PROGRAMS["setting a class's attribute"],
 )
-"""They come to nothing: a state is given to stubs alone, and what a memo remembers is as large as what it is given."""
+"""Programs without effect: only stubs get a state, and a memo is no larger than its content."""
 
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
@@ -180,7 +180,7 @@ def test_half_a_download(legacy: bool, share: float, tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     text = refusal(path)
-    assert share < 0.3 or "is it a whole download?" in text
+    assert share < 0.3 or "is the download complete?" in text
 
 
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_file_that_is_cut_after_it_was_opened(tmp_path: Path) -> None:
 
 
 def rewritten(path: Path, old: bytes, new: bytes) -> Path:
-    """The archive with bytes of its pickle replaced."""
+    """Rewrite an archive with some bytes of its pickle replaced."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -222,13 +222,13 @@ def test_sizes_are_compared_with_the_file(tmp_path: Path) -> None:
     assert "reaches beyond its 20000 numbers" in refusal(content)
     numel = b"M" + struct.pack("<H", 20000)
     assert "its storage 0 is missing, compressed or of another size" in refusal(rewritten(fresh(), numel, huge))
-    assert "a tensor that is none" in refusal(rewritten(fresh(), strides, b"J\xff\xff\xff\xffK\x01\x86"))
+    assert "an invalid tensor" in refusal(rewritten(fresh(), strides, b"J\xff\xff\xff\xffK\x01\x86"))
 
     assert "its storage 0 is missing, compressed or of another size" in refusal(deflated(fresh(), "/data/0"))
 
 
 def deflated(path: Path, suffix: str, content: bytes | None = None) -> Path:
-    """The archive with one entry compressed, and maybe replaced."""
+    """Rewrite an archive with one entry compressed, and optionally replaced."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -239,7 +239,7 @@ def deflated(path: Path, suffix: str, content: bytes | None = None) -> Path:
 
 
 def test_small_archives_that_would_fill_the_memory(tmp_path: Path) -> None:
-    """Sixteen thousand bytes on the disk, sixteen million in the archive, gigabytes when they are unpickled."""
+    """A bomb: 16 thousand bytes on disk, 16 million in the archive, gigabytes when unpickled."""
     path = save({"weight": torch.zeros(3)}, tmp_path / "a.pt")
     sets = b"\x80\x04(" + b"\x8f" * (15 << 20) + b"l."
     assert "its data.pkl is compressed, which torch.save does not do" in refusal(deflated(path, "/data.pkl", sets))
@@ -251,7 +251,7 @@ def test_small_archives_that_would_fill_the_memory(tmp_path: Path) -> None:
 def test_a_zip_file_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("README", "hello")
-    assert "none of torch.save's" in refusal(tmp_path / "a.pt")
+    assert "not one of torch.save" in refusal(tmp_path / "a.pt")
     assert "cannot be read" in refusal(tmp_path / "missing.pt")
     with zipfile.ZipFile(tmp_path / "big.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("big/data.pkl", bytes(17 << 20))
@@ -270,7 +270,7 @@ def test_a_module_that_was_pickled_whole(tmp_path: Path) -> None:
 
 
 def nested(depth: int) -> bytes:
-    """() in ((), ()) in ...: each tuple holds the one before twice."""
+    """Nested tuples, each of which holds the one before twice: (), ((), ()), ..."""
     return b")" + b"q\x000h\x00h\x00\x86" * depth
 
 

@@ -1,4 +1,4 @@
-"""The files of deployment, held against the code and against each other. No container runs here.
+"""The deployment files agree with the code and with each other. No container runs here.
 
 tests/data/compose-spec.json is the schema of compose-spec/compose-spec (Apache-2.0), as check-jsonschema 0.39.0 has it.
 """
@@ -53,7 +53,7 @@ from tests.support.deployment import (
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings."""
+    """Remove settings of this machine from the environment."""
     for name in [name for name in os.environ if name.startswith(("DALLE_", "RAY_"))]:
         monkeypatch.delenv(name)
 
@@ -191,7 +191,7 @@ def test_the_head_waits_longer_for_the_models_than_it_may() -> None:
 
 def test_environment_names_are_known_to_those_who_read_them() -> None:
     entrypoint = read("deploy/entrypoint.sh")
-    library = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dalle").glob("*.py"))
+    library = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dalle").rglob("*.py"))
     ray = "".join(path.read_text(encoding="utf-8") for path in (RAY / "_private").rglob("*.py"))
     binary = (RAY / "_raylet.so").read_bytes()
     for where, name, _ in environments():
@@ -250,7 +250,7 @@ def test_the_configuration_is_serve_s() -> None:
 
 
 def unknown_keys(values: dict[str, Any], model: BaseModel) -> set[str]:
-    """Keys that Serve ignores, for the sake of later releases."""
+    """Keys that Serve ignores: it accepts any, for later releases."""
     fields = type(model).model_fields
     unknown = set(values) - set(fields)
     for name in set(values) & set(fields):
@@ -307,7 +307,7 @@ def test_the_image_runs_the_entrypoint_as_nobody_in_particular() -> None:
     assert f'\nENTRYPOINT ["{entrypoint}"]' in last and '\nCMD ["head"]' in last
     assert f'CMD ["{entrypoint}", "check", "service"]' in last
     assert instructions("EXPOSE") == [str(PORT)]
-    # Kubernetes starts Ray past the entrypoint
+    # Kubernetes starts Ray without the entrypoint
     assert f"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={CALLBACK}" in last
     assert "RAY_worker_niceness=0" in last and b"worker_niceness" in (RAY / "_raylet.so").read_bytes()
     uid = int(arguments()["UID"])

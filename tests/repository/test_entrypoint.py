@@ -1,5 +1,5 @@
-"""`deploy/entrypoint.sh` among programs in the place of Ray's that only write down how they were called. It runs on a
-real Ray in test_cluster.py."""
+"""`deploy/entrypoint.sh` with programs in place of Ray's that only record their arguments. It runs on a real Ray in
+test_cluster.py."""
 
 import contextlib
 import http.server
@@ -36,7 +36,7 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 PROGRAMS = {
-    # Ends when it is told to, or after RAY_LIFE seconds.
+    # Ends on SIGTERM, or after RAY_LIFE seconds.
     "ray": """
         printf '%s\\n' "$@" > "$RECORD/ray.txt"
         echo "ray $1" >> "$RECORD/calls.txt"
@@ -54,7 +54,7 @@ PROGRAMS = {
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """Ray's dashboard and the service at once."""
+    """A server in place of Ray's dashboard and of the service."""
 
     ready = 200
     prefixed: ClassVar[dict[str, int]] = {}
@@ -72,7 +72,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 
 class Node:
-    """The entrypoint among programs that only record."""
+    """Runs the entrypoint with programs that only record their arguments."""
 
     def __init__(self, folder: Path, port: int, answers: type[Answers]) -> None:
         self.record = folder
@@ -90,13 +90,13 @@ class Node:
             "DALLE_RAY_DASHBOARD_PORT": str(port),
             "DALLE_RAY_AGENT_PORT": str(port),
             "DALLE_RAY_ADDRESS": f"127.0.0.1:{port}",
-            # A proxy that refuses everything: nothing of the machine itself may be asked for through it.
+            # A proxy that refuses everything: requests to this machine must not use it.
             "http_proxy": "http://127.0.0.1:9",
         }
 
     @contextlib.contextmanager
     def started(self, *words: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-        """The running entrypoint, of which nothing is left afterwards."""
+        """The running entrypoint within a `with` block; all of its processes end with it."""
         with subprocess.Popen(
             [ENTRYPOINT, *words],
             env={**self.environment, **environment},
@@ -123,7 +123,7 @@ class Node:
 
     @property
     def calls(self) -> list[str]:
-        """Programs and what was asked of them."""
+        """Programs that were called, with their arguments."""
         return [" ".join(line.split()[:2]) for line in self.text("calls").splitlines()]
 
 
@@ -142,7 +142,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def options_that_ray_knows(arguments: list[str]) -> dict[str, Any]:
-    """What `ray start` makes of its arguments; it raises for those that it does not know."""
+    """Arguments as `ray start` parses them. Raises for unknown ones."""
     from ray.scripts.scripts import start
 
     command, *rest = arguments
@@ -160,7 +160,7 @@ def test_the_head_deploys_answers_and_ends_well(node: Node) -> None:
         rest = process.communicate(timeout=60)[1]
     assert f"http://127.0.0.1:{node.environment['DALLE_SERVE_PORT']}" in messages
     assert process.returncode == 0, rest
-    # The application first, its proxy still alive; Ray after it.
+    # The application stops first, while its proxy is alive; then Ray stops.
     assert node.calls == ["ray start", "serve deploy", "serve deploy", "serve status", "ray ended"]
     deployed, empty, _ = (yaml.safe_load(text) for text in node.text("deployed").split("---\n"))
     assert deployed["http_options"]["host"] == "0.0.0.0"

@@ -16,9 +16,44 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("dalle", "serving", "training")
 MAY_IMPORT = {"dalle": {"dalle"}, "serving": {"serving", "dalle"}, "training": {"training", "dalle"}}
-"""Of what lies at the root of the checkout, what each package may import."""
+"""The folders at the root of the checkout that each package may import."""
 OURS = {*PACKAGES, "benchmarks", "tests"}
-ENGINE = ("engine", "decoder", "sampling", "cache", "row_layout")
+
+BELOW_CHECKPOINT = {"errors", "config", "files", "images", "transformer", "decoder", "vq", "text"}
+BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device"}
+BELOW_PIPELINE = {*BELOW_MODEL, "model", "receipt", "version"}
+BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "version": set(),
+    "config": {"errors"},
+    "device": {"errors"},
+    "files": {"errors"},
+    "images": {"errors"},
+    "transformer": {"config", "errors"},
+    "decoder": {"transformer", "config", "errors"},
+    "vq": {"config", "errors"},
+    "text": {"config", "errors", "files"},
+    "receipt": {"decoder", "errors", "images"},
+    "checkpoint": BELOW_CHECKPOINT,
+    "model": BELOW_MODEL,
+    "pipeline": BELOW_PIPELINE,
+    "verify": {*BELOW_PIPELINE, "pipeline"},
+    "interop": {*BELOW_CHECKPOINT, "checkpoint"},
+    "cli": {*BELOW_COMMAND, "interop"},
+}
+"""The folders and modules of `dalle`, lowest first, and the others that each may import.
+
+Text, image tokenizers and decoder know nothing of each other; only the command reads other projects' files.
+"""
+IDS_ONLY = ("errors", "config", "transformer", "decoder")
+"""Parts of `dalle` that compute on ids and tensors alone."""
+THREADS_AND_CLOCKS = {
+    *("_thread", "asyncio", "concurrent", "multiprocessing", "queue", "sched", "signal", "subprocess", "threading"),
+    *("datetime", "random", "time"),
+}
+KNOWING_RAY = ("serving/cluster/", "serving/app.py", "serving/__main__.py", "serving/batch/ray_data.py")
+HTTP_FRAMEWORKS = {"aiohttp", "fastapi", "httpx", "starlette", "uvicorn"}
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
 
@@ -63,6 +98,20 @@ def imports_of(tree: ast.Module, package: str) -> set[str]:
 def imports_of_file(file: str) -> set[str]:
     package = str(Path(file).parent).replace("/", ".")
     return imports_of(tree_of(file), package)
+
+
+def imports_reached(files: list[str]) -> set[str]:
+    """Full names of all that files of the service import, directly or through other files of the service."""
+    waiting, names = [*files], set[str]()
+    reached: set[str] = set()
+    while waiting:
+        file = waiting.pop()
+        reached.add(file)
+        found = imports_of_file(file)
+        names |= found
+        paths = {f"{name.replace('.', '/')}.py" for name in found if name.startswith("serving.")}
+        waiting += [path for path in paths - reached - {*waiting} if (ROOT / path).exists()]
+    return names
 
 
 def roots(names: set[str]) -> set[str]:
@@ -114,26 +163,57 @@ def test_imports_follow_the_arrow(file: str) -> None:
     assert roots(imports_of_file(file)) & OURS <= allowed
 
 
-def test_the_engine_sees_ids_only() -> None:
-    """Neither text nor pictures, HTTP, threads or clocks: in its own modules and in all of ours that they import."""
-    reached, waiting = set(), [f"dalle/decoder/{name}.py" for name in ENGINE]
-    imported: set[str] = set()
-    while waiting:
-        file = waiting.pop()
-        reached.add(file)
-        names = imports_of_file(file)
-        imported |= roots(names)
-        files = {name.replace(".", "/") + ".py" for name in names if name.startswith("dalle.")}
-        waiting += [file for file in files - reached if (ROOT / file).exists()]
-    assert "dalle/config.py" in reached
-    assert imported - sys.stdlib_module_names == {"dalle", "torch", "einops"}
-    assert not imported & {"asyncio", "concurrent", "multiprocessing", "random", "threading", "time"}
+def room_of(file: str) -> str:
+    """`dalle/decoder/engine.py` is in decoder, `dalle/images.py` is images."""
+    return file.split("/")[1].removesuffix(".py")
 
 
-def test_only_the_wiring_knows_ray() -> None:
-    """The service's engine, its queue and its HTTP side are tested without, and could run without."""
-    knowing = {Path(file).stem for file in files_of("serving") if "ray" in roots(imports_of_file(file))}
-    assert knowing == {"__main__", "app", "autoscaling", "connect", "replica", "loopback", "ray_backend", "ray_data"}
+INSIDE_DALLE = [file for file in files_of("dalle") if file != "dalle/__init__.py"]
+
+
+def test_every_room_of_the_library_has_a_rule() -> None:
+    assert {room_of(file) for file in INSIDE_DALLE} <= {*ROOMS}
+    for number, (room, may_import) in enumerate(ROOMS.items()):
+        assert may_import < {*list(ROOMS)[:number]} | {room}, f"{room} imports what is not below it"
+
+
+@pytest.mark.parametrize("file", INSIDE_DALLE)
+def test_a_room_of_the_library_imports_what_is_below_it(file: str) -> None:
+    names = [name.split(".") for name in imports_of_file(file)]
+    imported = {parts[1] for parts in names if parts[0] == "dalle" and len(parts) > 1}
+    assert imported <= ROOMS[room_of(file)] | {room_of(file)}
+
+
+@pytest.mark.parametrize("file", [file for file in INSIDE_DALLE if room_of(file) in IDS_ONLY])
+def test_the_decoder_sees_ids_only(file: str) -> None:
+    """The decoder and everything below it know neither text nor pictures, HTTP, threads or clocks."""
+    imported = roots(imports_of_file(file))
+    assert imported - sys.stdlib_module_names <= {"dalle", "torch", "einops"}
+    assert not imported & THREADS_AND_CLOCKS
+
+
+@pytest.mark.parametrize("file", [file for file in INSIDE_DALLE if room_of(file) != "cli"])
+def test_only_the_command_knows_the_terminal(file: str) -> None:
+    assert not roots(imports_of_file(file)) & {"typer", "click", "rich", "tqdm"}
+
+
+@pytest.mark.parametrize("file", files_of("serving"))
+def test_only_the_wiring_knows_ray(file: str) -> None:
+    """The service's engine, its queue and its HTTP side are tested without Ray, and could run without it."""
+    assert file.startswith(KNOWING_RAY) or "ray" not in roots(imports_of_file(file))
+
+
+@pytest.mark.parametrize(
+    ("folder", "foreign"),
+    [
+        ("serving/ingress", {"ray", "serving.engine", "serving.cluster", "serving.batch"}),
+        ("serving/engine", {"ray", *HTTP_FRAMEWORKS, "serving.ingress", "serving.cluster", "serving.batch"}),
+    ],
+)
+def test_http_and_the_engine_know_only_what_passes_between_them(folder: str, foreign: set[str]) -> None:
+    """Jobs and events do: neither side reaches the other one, nor Ray, through any module of the service."""
+    names = imports_reached(files_of(folder))
+    assert not {name for name in names for other in foreign if name == other or name.startswith(f"{other}.")}
 
 
 @pytest.mark.parametrize("file", [file for file in files_of("dalle") if not file.startswith("dalle/interop/")])
@@ -142,10 +222,10 @@ def test_the_library_unpickles_nothing(file: str) -> None:
 
 
 def test_only_the_command_reads_foreign_files() -> None:
-    """Import and export are its alone: no model is ever unpickled because it is loaded, served or trained."""
+    """No model is ever unpickled because it is loaded, served or trained: import and export are commands."""
     files = [file for file in files_of(*PACKAGES) if not file.startswith("dalle/interop/")]
     reaching = {file for file in files if any(name.startswith("dalle.interop") for name in imports_of_file(file))}
-    assert reaching == {"dalle/cli/convert.py"}
+    assert reaching and all(file.startswith("dalle/cli/") for file in reaching)
 
 
 @pytest.mark.parametrize("file", files_of(*PACKAGES))

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana: their files ask for what the service shows."""
+"""The files of Prometheus and Grafana use metrics that the service has."""
 
 import re
 
@@ -31,10 +31,10 @@ def test_grafana_finds_its_data_and_its_dashboard() -> None:
 
 
 def labels_of_metrics() -> dict[str, set[str]]:
-    """The labels of every sample that the service shows."""
+    """Labels of every sample that the service exports."""
     engine, web = EngineMetrics("emoji"), HTTPMetrics()
-    engine.refused("queue_full")
-    web.answered("/v1/images/generations", 200, 1.0)
+    engine.count_refusal("queue_full")
+    web.count_response("/v1/images/generations", 200, 1.0)
     families = [family for text in (engine.text(), web.text()) for family in text_string_to_metric_families(text)]
     return {sample.name: {*sample.labels} for family in families for sample in family.samples}
 

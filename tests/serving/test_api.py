@@ -1,4 +1,4 @@
-"""The HTTP side, over a real socket, with OpenAI's own client where it is about its wire format."""
+"""The HTTP API over a real socket, with OpenAI's own client where its wire format is tested."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ def transparent(clear: DALLE) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def slow(model: DALLE) -> Iterator[Service]:
-    """A picture takes a good second."""
+    """A service that takes more than a second for a picture."""
     with service(model, slow=0.08, engine={"max_queue": 4}) as one:
         yield one
 
@@ -195,7 +195,7 @@ def test_an_edit_keeps_the_transparency_of_a_picture(transparent: Service, clear
         answer = client.images.edit(image=source, prompt="a fish", background="transparent", extra_body=fields)
     assert answer.data is not None and answer.background == "transparent"
     assert (answer.data[0].model_extra or {})["codes"][:2] == clear.encode(image).tolist()[:2]
-    # a picture that is transparent says nothing of what to draw
+    # the transparency of the picture is no mask
     bare = httpx.post(transparent.url + EDITS, data=PROMPT, files={"image": source}, timeout=30)
     assert error_of(bare)["param"] == "mask"
     varied = httpx.post(

@@ -1,4 +1,4 @@
-"""The engine with its thread: events in order, the same bytes in any company, callers in turn."""
+"""AsyncEngine: the order of events, the same bytes in any batch, and callers in turn."""
 
 import asyncio
 import dataclasses
@@ -106,7 +106,7 @@ def test_callers_take_turns(start: Start) -> None:
 
 
 def test_two_jobs_may_have_one_id(start: Start) -> None:
-    """A replica that seemed lost may be sent what it is drawing already."""
+    """A replica that seemed lost can receive a job that it is drawing already."""
     first, second = run(start(), job(), job())
     assert images(first) == images(second) and len(images(first)) == 1
 

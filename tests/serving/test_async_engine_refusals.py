@@ -1,4 +1,4 @@
-"""Jobs that are not drawn to their end: refused, late, cancelled, or broken by a fault; and all others beside them."""
+"""Jobs that are refused, late, cancelled or failed, and the jobs beside them."""
 
 import asyncio
 import threading
@@ -57,7 +57,7 @@ def test_a_full_queue_refuses_exactly_what_does_not_fit(start: Start) -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start) -> None:
     engine = start(max_queue=1000)
-    engine._schedule.step_seconds = 1.0  # so it says
+    engine._schedule.step_seconds = 1.0  # pretended
     (events,) = run(engine, job(deadline=time.time() + 10))
     (refused,) = events
     assert isinstance(refused, Refused)
@@ -71,7 +71,7 @@ def test_a_deadline_that_passes_stops_the_job(start: Start) -> None:
     assert stands.wait(10)
     threading.Timer(0.6, go.set).start()
     late, fine = run(engine, job("late", deadline=time.time() + 0.3), job("fine"))
-    # it was taken from the mailbox only after its deadline
+    # the engine read it only after its deadline
     assert isinstance(late[-1], Refused) and late[-1].code in ("deadline_exceeded", "deadline_unreachable")
     assert len(images(fine)) == 1
     assert engine._engine.num_free_slots == 4
@@ -159,7 +159,7 @@ def test_a_failed_step_is_told_to_everybody(model: DALLE) -> None:
         raise ZeroDivisionError("on purpose")
 
     engine._engine.step = fail  # type: ignore[method-assign, assignment]
-    for _ in range(2):  # those who are there, and those who come later
+    for _ in range(2):  # open jobs, and later ones
         with pytest.raises(EngineFailedError, match="on purpose"):
             run(engine, job())
     engine._thread.join()
@@ -172,7 +172,7 @@ def test_a_stuck_step_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) 
     engine = start()
     monkeypatch.setattr("serving.engine.async_engine.STUCK_SECONDS", 2.0)
     time.sleep(2.5)
-    engine.check()  # at rest it turns once a second
+    engine.check()  # an idle engine wakes once a second
     stands, go = hold(engine)
     assert stands.wait(10)
     time.sleep(2.5)

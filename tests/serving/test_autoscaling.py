@@ -1,18 +1,18 @@
-"""How many replicas a model wants, for rows that its replicas tell of."""
+"""How many replicas a model needs, for the slots that its replicas report as wanted."""
 
 from typing import Any
 
 import pytest
 from ray.serve.config import AutoscalingContext
 
-from serving.cluster.autoscaling import ROWS, SlotsPolicy
+from serving.cluster.autoscaling import SLOTS_WANTED, SlotsPolicy
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted"),
+    ("slots", "expected"),
     [([8.0], 1.25), ([6.4], 1.0), ([3.2, 3.2], 1.0), ([24.0, 8.0], 5.0), ([0.0], 0.0), ([0.0, 0.0], 0.0), ([], 2)],
 )
-def test_a_replica_for_every_so_many_rows(rows: list[float], wanted: float) -> None:
+def test_a_replica_for_every_so_many_slots(slots: list[float], expected: float) -> None:
     others = [
         "deployment_id",
         "deployment_name",
@@ -23,7 +23,7 @@ def test_a_replica_for_every_so_many_rows(rows: list[float], wanted: float) -> N
     ]
     others += ["last_scale_up_time", "last_scale_down_time", "current_time", "config"]
     values: dict[str, Any] = dict.fromkeys(others) | {
-        "aggregated_metrics": {ROWS: dict(enumerate(rows))} if rows else {},
+        "aggregated_metrics": {SLOTS_WANTED: dict(enumerate(slots))} if slots else {},
         "current_num_replicas": 1,
         "target_num_replicas": 2,
         "total_num_requests": 100,
@@ -33,4 +33,4 @@ def test_a_replica_for_every_so_many_rows(rows: list[float], wanted: float) -> N
     }
     context = AutoscalingContext(**values)
     decided, _ = SlotsPolicy(num_slots=8)(context)
-    assert decided == pytest.approx(wanted)
+    assert decided == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Who calls and how much they may: keys, rates, requests at once, and what belongs to whom."""
+"""Callers: API keys, rates, concurrent requests, and requests of others."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from dalle import DALLE
-from serving.backend import LocalBackend
+from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from tests.support.service import GENERATIONS, PROMPT, Service, error_of, running, service
 
@@ -149,4 +149,4 @@ def test_a_body_that_does_not_come_is_not_waited_for(model: DALLE) -> None:
             with upload_that_does_not_come(one, path) as connection:
                 connection.settimeout(10)
                 answer = connection.recv(65536)
-            assert answer.startswith(b"HTTP/1.1 408 ") and b"has not come within 0.3 s" in answer, path
+            assert answer.startswith(b"HTTP/1.1 408 ") and b"has not arrived within 0.3 s" in answer, path

@@ -1,4 +1,4 @@
-"""The service on a Ray cluster, started and deployed as a container does it: what may change while people draw.
+"""The service on a Ray cluster, started and deployed as in a container: changes while requests are running.
 
 One start serves all tests here, in their order: the last one stops it. It takes some 30 seconds.
 """
@@ -74,7 +74,7 @@ class Cluster:
         self.config_file.write_text(yaml.safe_dump(self.config), encoding="utf-8")
 
     def deploy(self) -> None:
-        """What `serve deploy` does for a person, with the file that the entrypoint makes."""
+        """Deploys a configuration with `serve deploy`, from the file that the entrypoint makes."""
         self.write_config()
         made = subprocess.run(
             [ENTRYPOINT, "config"], env=self.environment, check=True, capture_output=True, text=True
@@ -93,7 +93,7 @@ class Cluster:
         return subprocess.run([ENTRYPOINT, "check", what], env=self.environment, check=False).returncode
 
     def replicas(self) -> set[str]:
-        """Ids of the replicas that draw."""
+        """Ids of the running replicas of the model."""
         text = httpx.get(self.url + "/metrics", timeout=30).text
         return set(re.findall(r'^dalle_slots{model="emoji",replica="(\w+)"}', text, re.M))
 
@@ -136,7 +136,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class Crowd:
-    """Callers who ask for one picture after the other until they are told to stop."""
+    """Callers that request one picture after the other until they are stopped."""
 
     def __init__(self, cluster: Cluster, num: int, **body: Any) -> None:
         self._cluster = cluster
@@ -155,7 +155,7 @@ class Crowd:
         return answers
 
     def end(self) -> list[int | str]:
-        """All that was answered, by status."""
+        """Numbers of responses, by status."""
         self._stop.set()
         return [answer for one in self._running for answer in one.result(150)]
 
@@ -175,7 +175,7 @@ def test_limits_change_without_a_new_replica(cluster: Cluster) -> None:
     cluster.wait(lambda: cluster.draw(n=2).status_code == 400)
     assert cluster.replicas() == before
 
-    # what is no limit changes nothing, and ends nothing
+    # an invalid limit changes nothing, and stops nothing
     application["deployments"][0]["user_config"] = {"max_n": 0}
     cluster.deploy()
     time.sleep(3)
@@ -190,7 +190,7 @@ def test_limits_change_without_a_new_replica(cluster: Cluster) -> None:
 def test_replicas_come_with_the_load_and_an_update_loses_no_picture(cluster: Cluster) -> None:
     before = cluster.replicas()
     assert len(before) == 1
-    one_caller = Crowd(cluster, 1, n=6)  # one request at a time, of more rows than a replica has slots
+    one_caller = Crowd(cluster, 1, n=6)  # one request at a time, which needs more slots than a replica has
     cluster.wait(lambda: len(cluster.replicas()) == 2)
     assert set(one_caller.end()) == {200}
 

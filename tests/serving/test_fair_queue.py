@@ -1,4 +1,4 @@
-"""The queue: callers in turn, each one's items in order, and the order is known beforehand."""
+"""FairQueue: callers take turns, each caller's items stay in order, and iteration predicts the order."""
 
 import random
 

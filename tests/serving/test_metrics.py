@@ -10,9 +10,9 @@ def test_joined_texts_have_every_family_once_and_every_sample() -> None:
     one.pictures.inc(3)
     other.pictures.inc(4)
     one.queue_length.set(2)
-    one.refused("queue_full")
+    one.count_refusal("queue_full")
     one.step_seconds.observe(0.02)
-    http.answered("/v1/models", 200, 0.5)
+    http.count_response("/v1/models", 200, 0.5)
     texts = [({"replica": "a"}, one.text()), ({"replica": "b"}, other.text()), ({}, http.text())]
     text = join(texts).decode()
     families = list(text_string_to_metric_families(text))

@@ -1,4 +1,4 @@
-"""What stands around every request: what is said of a failure of ours, and what other web pages may do."""
+"""Middleware: responses to unexpected exceptions, and requests by pages of other origins."""
 
 import logging
 from typing import Any
@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from dalle import DALLE
-from serving.backend import LocalBackend
-from serving.errors import ApiError, refused
+from serving.engine.local import LocalBackend
+from serving.errors import ApiError, to_http
 from serving.headers import SECURITY_HEADERS
 from serving.jobs import Refused
 from tests.support.service import GENERATIONS, PROMPT, error_of, post, service
@@ -60,7 +60,7 @@ def test_a_page_of_an_origin_that_is_named_may_use_openais_client(model: DALLE) 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1.0, "1"), (1.4, "2"), (6.01, "7")])
 def test_who_waits_as_long_as_is_said_does_not_come_too_early(seconds: float, header: str) -> None:
-    error = refused(Refused(status=429, code="queue_full", message="full", retry_after=seconds))
+    error = to_http(Refused(status=429, code="queue_full", message="full", retry_after=seconds))
     assert error.response().headers["retry-after"] == header
 
 

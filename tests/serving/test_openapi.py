@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: whatever it allows is answered as it says, and never with a 500."""
+"""The OpenAPI document is correct: requests that it allows get responses that it describes, and never status 500."""
 
 import io
 from collections import Counter
@@ -16,8 +16,8 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from dalle import DALLE
-from serving.backend import LocalBackend
 from serving.engine.async_engine import AsyncEngine
+from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from serving.settings import ModelSettings, load_settings
 
@@ -33,7 +33,7 @@ def file_of(mode: str, size: tuple[int, int], colour: Any) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def _pictures() -> None:
-    """What is sent as a picture or a mask: mostly some that fit each other."""
+    """Generate pictures and masks for forms, most of which fit each other."""
     either, picture = file_of("RGBA", (16, 16), (0, 0, 0, 0)), file_of("RGB", (16, 16), "green")
     others = [file_of("RGBA", (16, 16), (0, 0, 0, 255)), file_of("L", (40, 20), 7), picture[:60], b"", b"x"]
     schemathesis.openapi.media_type("image/png", st.sampled_from([either] * 10 + [picture] * 2 + others))
@@ -41,7 +41,7 @@ def _pictures() -> None:
 
 @pytest.fixture(scope="module")
 def app(model_folder: Path, clear_folder: Path) -> Iterator[FastAPI]:
-    """A service of two models, of which the second draws transparency."""
+    """A service of two models; the second one draws transparency."""
     chosen = tuple(ModelSettings(path=name, num_slots=4, threads=1) for name in ("lively", "clear"))
     models = (DALLE.load(model_folder), DALLE.load(clear_folder))
     engines = {one.path: AsyncEngine(model, one).start() for one, model in zip(chosen, models, strict=True)}
@@ -52,7 +52,7 @@ def app(model_folder: Path, clear_folder: Path) -> Iterator[FastAPI]:
 
 @pytest.fixture
 def bounded(app: FastAPI) -> Iterator[FastAPI]:
-    """With what the document cannot know, this model's and this service's bounds: without them little is ever drawn."""
+    """The service with limits of its model and settings in its document, so that many generated requests are drawn."""
     document = app.openapi()
     forms = [document["paths"][f"/v1/images/{path}"]["post"]["requestBody"] for path in ("edits", "variations")]
     schemas = [form["content"]["multipart/form-data"]["schema"] for form in forms]

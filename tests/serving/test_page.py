@@ -1,6 +1,6 @@
-"""The service's web page in a real browser: drawing, and access for everybody.
+"""The service's web page in a real browser: drawing, and accessibility.
 
-The tests look at what a person would look at, by its name, and never at how a picture looks.
+The tests find elements by their accessible names, and never compare screenshots.
 """
 
 import importlib.resources
@@ -30,7 +30,7 @@ from tests.support.browsing import (
 from tests.support.service import service
 
 FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""That pytest finds here."""
+"""Fixtures, imported for pytest."""
 
 
 # Drawing
@@ -186,7 +186,7 @@ def test_transparent_pictures_are_shown_over_a_checkerboard(browser: Browser, cl
 
 
 def checkerboard(image: Locator) -> str:
-    """What is painted behind a picture."""
+    """The CSS background of a picture."""
     return str(image.evaluate("image => getComputedStyle(image).backgroundImage"))
 
 
@@ -209,7 +209,7 @@ def test_prompts_are_text(page: Page) -> None:
     expect(open_first(page).get_by_role("heading")).to_have_text(prompt)
 
 
-# For everybody
+# Accessibility
 
 
 def test_everything_is_done_from_the_keyboard(page: Page) -> None:
@@ -284,7 +284,7 @@ def test_axe_finds_nothing_serious(browser: Browser, page_url: str, options: dic
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core finds serious or critical, each with the first element that it is about."""
+    """Serious and critical findings of axe-core, each with its first element."""
     if not page.evaluate("'axe' in window"):
         script = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js")
         page.evaluate(script.read_text(encoding="utf-8"))

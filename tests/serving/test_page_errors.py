@@ -1,4 +1,4 @@
-"""The service's web page in a real browser: what goes wrong is told in words."""
+"""The service's web page in a real browser: error messages."""
 
 import re
 
@@ -18,7 +18,7 @@ from tests.support.browsing import (
 )
 
 FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""That pytest finds here."""
+"""Fixtures, imported for pytest."""
 
 
 def test_too_many_requests_are_told_with_the_time_to_wait(page: Page) -> None:

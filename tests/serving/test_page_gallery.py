@@ -1,4 +1,4 @@
-"""The service's web page in a real browser: pictures are kept, used again and gone on from."""
+"""The service's web page in a real browser: the gallery, and continuing from a picture."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ from tests.support.browsing import (
 )
 
 FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""That pytest finds here."""
+"""Fixtures, imported for pytest."""
 
 
 # The gallery
@@ -44,7 +44,7 @@ def test_without_storage_pictures_last_as_long_as_the_page(page: Page, page_url:
     page.add_init_script("Object.defineProperty(window, 'indexedDB', { value: undefined })")
     page.goto(page_url)
     draw(page)
-    expect(page.get_by_text("This browser keeps nothing")).to_be_visible()
+    expect(page.get_by_text("This browser stores nothing")).to_be_visible()
 
 
 def test_a_picture_is_deleted_and_brought_back(page: Page) -> None:
@@ -63,7 +63,7 @@ def test_a_picture_is_deleted_and_brought_back(page: Page) -> None:
 def test_all_is_cleared_after_a_question(page: Page) -> None:
     draw(page, num=2)
     page.get_by_role("button", name="Clear all").click()
-    expect(page.get_by_role("dialog")).to_contain_text("2 pictures will be gone for good.")
+    expect(page.get_by_role("dialog")).to_contain_text("2 pictures will be deleted for good.")
     page.get_by_role("button", name="Keep them").click()
     expect(cards(page)).to_have_count(2)
     page.get_by_role("button", name="Clear all").click()
@@ -90,7 +90,7 @@ def test_settings_are_used_again(page: Page) -> None:
     assert {**second, "n": 2, "first_index": 3} == first
 
 
-# Going on from a picture
+# Continuing from a picture
 
 
 def test_a_variation_keeps_the_upper_half(page: Page) -> None:

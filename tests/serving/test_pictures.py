@@ -1,4 +1,4 @@
-"""Given pictures, as files that callers send: which of their codes are kept."""
+"""Given pictures: reading callers' files, masks, kept codes, and previews."""
 
 import dataclasses
 import io
@@ -11,8 +11,10 @@ from PIL import ExifTags, Image
 from dalle import DALLE
 from dalle.errors import ImageError, ParameterError
 from dalle.images import encode_image, to_rgb, with_background
-from serving.engine.pictures import MaskError, kept_codes, prepare, preview, prompt_of
+from serving.engine.pictures import kept_codes, preview
+from serving.ingress.given import prepare, prompt_of
 from serving.jobs import ModelInfo
+from serving.refusals import MaskError
 
 ON_ITS_SIDE = 6
 """EXIF orientation of a camera held upright: turned clockwise when it is shown."""
@@ -25,7 +27,7 @@ def info(model: DALLE) -> ModelInfo:
         digest=model.digest,
         height=16,
         width=16,
-        rows=4,
+        grid_rows=4,
         num_codes=16,
         max_prompt_tokens=11,
         image_mode="RGB",
@@ -60,7 +62,7 @@ def mask(width: int, height: int, hole: tuple[int, int]) -> Image.Image:
 def drawn(info: ModelInfo, image: bytes, mask: bytes) -> list[list[int]]:
     """Rows and columns of the codes that are drawn."""
     keep = torch.tensor(prepare(image, mask, None, info, max_pixels=10**7).keep)
-    return (~keep).view(info.rows, -1).nonzero().tolist()
+    return (~keep).view(info.grid_rows, -1).nonzero().tolist()
 
 
 def test_a_mask_is_held_against_the_picture_as_it_is_seen(info: ModelInfo) -> None:

@@ -1,4 +1,4 @@
-"""The service as people start it, on a real Ray, with the default model: what it draws, and what it survives.
+"""`python -m serving` on a real Ray with the default model: its pictures, and deaths of its processes.
 
 One start serves all tests here: it takes some 20 seconds.
 """
@@ -47,7 +47,7 @@ class Served:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def kill(self, title: str) -> None:
-        """Kill -9 the one child whose title begins so."""
+        """Kill the one child process whose title begins with this text."""
         (found,) = (child for child in self.children() if _title(child).startswith(title))
         found.send_signal(signal.SIGKILL)
 
@@ -55,7 +55,7 @@ class Served:
         return httpx.get(self.url + "/metrics", timeout=30).text
 
     def total(self, name: str) -> float:
-        """Of a metric, over all replicas."""
+        """Sum of a metric over all replicas."""
         return sum(float(value) for value in re.findall(rf"^dalle_{name}{{.*}} (.+)$", self.metrics(), re.M))
 
     def wait_until_ready(self) -> None:
@@ -127,7 +127,7 @@ def draw(one: Served, seed: int, stream: bool) -> str | dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(served: Served) -> dict[int, str]:
-    """The pictures of 20 seeds, drawn while nothing goes wrong."""
+    """Pictures of 20 seeds, drawn without disturbance."""
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         drawn = dict(zip(range(20), pool.map(lambda seed: draw(served, seed, False), range(20)), strict=True))
     assert not [picture for picture in drawn.values() if not isinstance(picture, str)]
@@ -148,7 +148,7 @@ def test_it_draws_what_the_library_draws(served: Served) -> None:
         assert one.b64_json is not None
         with Image.open(io.BytesIO(base64.b64decode(one.b64_json))) as image:
             drawn = Receipt.from_text(image.text)  # type: ignore[attr-defined]
-        # codes and not bytes: another number of threads may round a pixel differently
+        # codes, not bytes: another number of threads can round a pixel differently
         assert drawn == picture.receipt
     assert [event.type.rpartition(".")[2] for event in events] == ["partial_image"] * 3 + ["completed"]
     assert events[-1].b64_json == answer.data[0].b64_json

@@ -1,5 +1,5 @@
-"""What the ingress does when replicas die, fall silent or are replaced, staged moment by moment: the handle of Ray's
-is scripted here. On a real Ray replicas are killed in test_ray.py."""
+"""RayBackend when replicas die, do not answer or are replaced, over a scripted handle. test_ray.py kills replicas
+on a real Ray."""
 
 import asyncio
 import time
@@ -15,11 +15,11 @@ from serving.cluster.ray_backend import RayBackend
 from serving.jobs import Accepted, Drawn, Event, Job, Preview, Refused
 
 Script = list[Event | Exception | None]
-"""What a replica does with a job: events, an end by an exception; None is silence for ever."""
+"""The response of a replica to a job: events, and an exception that ends it; None never answers."""
 
 
 class Stream:
-    """A response of Ray's that gives a scripted stream."""
+    """A scripted streaming response of Ray."""
 
     def __init__(self, script: Script) -> None:
         self._script = iter(script)
@@ -45,7 +45,7 @@ class Stream:
 
 
 class Handle:
-    """Replicas that take one job after the other, each with its script."""
+    """A deployment whose replicas take one job after the other, each with its script."""
 
     def __init__(self, *scripts: Script) -> None:
         self._scripts = list(scripts)

@@ -1,4 +1,4 @@
-"""The schedule: times by hand, who is refused and why, and promises that hold whoever comes."""
+"""Schedule: finish times computed by hand, reasons of refusals, and deadlines that hold for every later job."""
 
 import random
 from typing import Any
@@ -13,13 +13,13 @@ STEPS = 10
 
 
 def picture(caller: str = "a", *, deadline: float = 1000.0, **changes: Any) -> Scheduled:
-    """Of 10 codes, in two slots; `deadline` in seconds from now."""
-    values: dict[str, Any] = {"rows": 2, "num_codes": 0, "total_codes": STEPS, "previews": []} | changes
+    """A picture of 10 codes in two slots; `deadline` in seconds from now."""
+    values: dict[str, Any] = {"num_slots": 2, "num_codes": 0, "total_codes": STEPS, "previews": []} | changes
     return Scheduled(caller=caller, deadline=NOW + deadline, **values)
 
 
 def schedule(*, num_slots: int = 4, max_queue: int = 8) -> Schedule[Scheduled]:
-    """Two pictures at once, a second for a step, nothing for a decode."""
+    """A schedule for two pictures at once; a step takes a second, decoding no time."""
     one: Schedule[Scheduled] = Schedule(num_slots=num_slots, max_queue=max_queue)
     one.step_seconds = 1.0
     return one
@@ -43,10 +43,10 @@ def test_times_by_hand() -> None:
     one = schedule()
     assert accept(one, picture()) == (0, 10.0)
     assert accept(one, picture(), picture()) == (1, 20.0)
-    assert one.num_rows == 6
+    assert one.num_slots_wanted == 6
     one.active[1] = one.queue.pop()
     one.active[1].num_codes = 7
-    assert one.num_rows == 6
+    assert one.num_slots_wanted == 6
     assert accept(one, picture(num_codes=6)) == (2, 14.0), "the others from 0 to 10 and from 3 to 13"
 
 
@@ -54,7 +54,7 @@ def test_decoding_takes_its_time() -> None:
     one = schedule()
     one.decode_seconds = 0.5
     assert accept(one, picture()) == (0, 10.5)
-    # decodes by then: its own four, and the other's one
+    # 5 decodes by then: its own four, and the other's one
     assert accept(one, picture(previews=[2, 5, 8])) == (1, 12.5)
 
 
@@ -66,19 +66,19 @@ def test_nobody_fills_the_queue_alone() -> None:
             one.active[number] = one.queue.pop()
     full = refusal(one, picture("greedy"))
     assert (full.status, full.code, full.retry_after) == (429, "queue_full", 10.0)
-    assert "5 of your pictures would wait; the limit for you is 4 of 8 now" in full.message
+    assert "5 of your pictures would be queued; your limit is 4 of 8 now" in full.message
     for caller, share in (("b", 2), ("c", 1), ("d", 1)):
         for _ in range(share):
             accept(one, picture(caller))
         assert refusal(one, picture(caller)).code == "queue_full"
-    assert "and 8 of others; the limit for you is 0" in refusal(one, picture("e")).message
+    assert "and 8 of others; your limit is 0" in refusal(one, picture("e")).message
 
 
 def test_what_can_never_be_done_is_no_matter_of_time() -> None:
     one = schedule(max_queue=4)
     never = refusal(one, *(picture() for _ in range(5)))
     assert (never.status, never.param, never.retry_after) == (400, "n", None)
-    assert "n is 5; the limit here is 4" in never.message
+    assert "n is 5; the limit is 4" in never.message
     late = refusal(one, picture(deadline=9))
     assert (late.status, late.code, late.param) == (400, "deadline_unreachable", "deadline")
     accept(one, picture(), picture())
@@ -95,26 +95,29 @@ def test_a_promise_is_kept_whoever_comes() -> None:
     # b's turn comes before a's third picture, which would then be done after 30 seconds
     refused = refusal(one, picture("b"), picture("b"))
     assert (refused.status, refused.code) == (429, "queue_full")
-    assert "promised to others would be late" in refused.message and refused.retry_after == 5.0
+    assert "accepted pictures of others would miss their deadlines" in refused.message and refused.retry_after == 5.0
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_all_that_is_accepted_is_done_in_time(seed: int) -> None:
-    """Callers come at random while pictures are drawn; every step takes what it is thought to take."""
+    """Jobs arrive at random while pictures are drawn; every step takes as long as predicted."""
     chance = random.Random(seed)
     one = schedule(num_slots=6, max_queue=12)
     now, key, finished, refused = NOW, 0, 0, 0
     for _ in range(600):
         if chance.random() < 0.25:
             caller, deadline = chance.choice("abc"), now - NOW + chance.choice([12, 25, 40, 80])
-            rows, kept = chance.choice([1, 2]), chance.choice([0, 0, 5])
-            new = [picture(caller, deadline=deadline, rows=rows, num_codes=kept) for _ in range(chance.randrange(1, 5))]
+            slots, kept = chance.choice([1, 2]), chance.choice([0, 0, 5])
+            new = [
+                picture(caller, deadline=deadline, num_slots=slots, num_codes=kept)
+                for _ in range(chance.randrange(1, 5))
+            ]
             outcome = one.consider(new, now)
             refused += isinstance(outcome, Refused)
             if not isinstance(outcome, Refused):
                 for each in new:
                     one.queue.push(caller, each)
-        while len(one.queue) and one.queue.peek().rows <= one.num_free_slots:
+        while len(one.queue) and one.queue.peek().num_slots <= one.num_free_slots:
             key += 1
             one.active[key] = one.queue.pop()
         now += 1.0

@@ -1,4 +1,4 @@
-"""Settings of the service: from file, environment and flags, and what is refused."""
+"""Settings of the service: file, environment and flags, and rejected values."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from serving.settings import LimitSettings, ModelSettings, Settings, load_settin
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DALLE_SERVE_CONFIG", "")  # set, so that it is put back when a flag has changed it
+    monkeypatch.setenv("DALLE_SERVE_CONFIG", "")  # set, so that it is restored after a flag has changed it
 
 
 def test_defaults_are_a_service_for_this_machine() -> None:

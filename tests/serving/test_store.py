@@ -1,4 +1,4 @@
-"""Pictures at URLs: how long, how much, and what of a folder is not theirs."""
+"""ImageStore: expiry, size, and other files in its folder."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Answers that come while pictures are drawn, and callers who leave, cancel, or do not read them."""
+"""Streamed responses, and callers that disconnect, cancel, or do not read them."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from tests.support.service import GENERATIONS, PROMPT, Service, events_of, metri
 
 @pytest.fixture(scope="module")
 def slow(model: DALLE) -> Iterator[Service]:
-    """A picture takes a good second."""
+    """A service that takes more than a second for a picture."""
     with service(model, slow=0.08, engine={"max_queue": 4}) as one:
         yield one
 
@@ -69,14 +69,14 @@ def test_an_error_in_mid_stream_reaches_openais_client(slow: Service) -> None:
         stream = client.images.generate(
             model="lively", prompt="a red panda", stream=True, partial_images=1, n=4, extra_body={"deadline": 2.2}
         )
-        slow.engine._schedule.step_seconds = 0.01  # so it says, and a picture takes more than a second
+        slow.engine._schedule.step_seconds = 0.01  # pretended: a picture takes more than a second
         with pytest.raises(openai.APIError) as caught:
             list(stream)
     assert caught.value.code == "deadline_exceeded"
 
 
 def test_a_slow_reader_hurts_nobody_and_gets_everything(model: DALLE) -> None:
-    """Its connection is full long before its last picture; the engine goes on, and so do the others."""
+    """The connection is full long before the last picture; the engine and other callers go on."""
     num_pictures = 200
     limits = {"max_n": num_pictures}
     with service(model, engine={"max_queue": 2 * num_pictures}, limits=limits, send_buffer=4096) as one:

@@ -1,4 +1,4 @@
-"""Forms with pictures: what a form may look like, and what is wrong with one, by name."""
+"""Forms with pictures: accepted forms, and errors that name the wrong part."""
 
 import base64
 import io

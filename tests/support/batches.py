@@ -1,4 +1,4 @@
-"""Batches for tests: run in this process, and compared as folders."""
+"""Helpers to run batches in this process and to compare their folders."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,22 @@ PROMPTS = ["a red panda", "a green heart", "a blue fish", "a flag", "a red fish"
 def run(
     model: Path, prompts: Path | str, out: Path | str, *, plan: Mapping[str, Any] | None = None, **options: Any
 ) -> int:
-    """The exit code of a batch with one torch thread."""
+    """Run a batch with one torch thread. Returns its exit code."""
     settings = PlanSettings(**({"shard_size": 4} | dict(plan or {})))
     values: dict[str, Any] = {"threads": 1, "num_slots": 4} | options
     return run_batch(Batch(prompts=str(prompts), out=str(out), model=str(model), plan=settings, **values))
 
 
-def prompts_file(folder: Path, rows: Sequence[Mapping[str, Any] | str], name: str = "prompts.jsonl") -> Path:
-    """A file of rows, each as JSON or as it is."""
+def prompts_file(folder: Path, items: Sequence[Mapping[str, Any] | str], name: str = "prompts.jsonl") -> Path:
+    """Write a file with a line per item: a mapping as JSON, a string unchanged."""
     path = folder / name
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in items]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the log, which tells times."""
+    """All files of a folder by name, except the log, which has times in it."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -1,6 +1,6 @@
-"""The service's web page in a real browser, for all tests of it: what a person does there, by the names of things.
+"""The service's web page in a real browser, and actions on it by the accessible names of its elements.
 
-A test file imports the fixtures too, under the names that they have here.
+Test files import the fixtures too, under the same names.
 """
 
 import shutil
@@ -60,7 +60,7 @@ new MutationObserver((changes) => {
 
 @pytest.fixture(scope="module", name="page_url")
 def page_url_fixture(model_folder: Path) -> Iterator[str]:
-    """Address of the page, with a service behind it that takes a good half of a second for each picture."""
+    """Address of the page of a service that takes more than half a second for each picture."""
     with service(DALLE.load(model_folder), slow=0.04, engine={"num_slots": 32, "max_queue": 64}) as one:
         yield one.url + "/"
 
@@ -99,7 +99,7 @@ def page_fixture(browser: Browser, page_url: str) -> Iterator[Page]:
 
 
 def listen(page: Page) -> list[str]:
-    """Fills with the errors of the browser's console, but for refusals of the API, which the browser reports there."""
+    """A list that receives the errors of the browser's console, except for error responses of the API."""
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
@@ -121,7 +121,7 @@ def set_up(page: Page, *, prompt: str = PROMPT, num: int = 1, seed: int | None =
 
 
 def draw(page: Page, *, prompt: str = PROMPT, num: int = 1, seed: int | None = None) -> None:
-    """Draws, and waits for the end."""
+    """Draw pictures and wait until they are finished."""
     before = cards(page).count()
     set_up(page, prompt=prompt, num=num, seed=seed)
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -145,7 +145,7 @@ def sent(page: Page, path: str) -> list[dict[str, Any]]:
 
 
 def refuse(page: Page, status: int, message: str, **headers: str) -> None:
-    """Makes the next request for pictures fail."""
+    """Make the next request for pictures fail."""
     error = {"message": message, "type": "error", "param": None, "code": None}
 
     def answer(route: Route) -> None:

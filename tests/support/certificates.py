@@ -1,4 +1,4 @@
-"""A certificate for signing content that nobody trusts, made anew each time: no key lies in the repository."""
+"""An untrusted certificate for signing content, created for each test, so that the repository contains no key."""
 
 import datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ def _certificate(
     *,
     is_authority: bool,
 ) -> x509.Certificate:
-    """What C2PA asks of either: names with an organisation, what the key is for, and whose key has signed it."""
+    """A certificate with the fields that C2PA requires: names with an organisation, key usage, and key ids."""
     now = datetime.datetime.now(datetime.UTC)
     usage = {"key_cert_sign": True, "crl_sign": True} if is_authority else {"digital_signature": True}
     builder = (

@@ -1,4 +1,4 @@
-"""What a run has logged, as TensorBoard shows it."""
+"""The scalars and pictures that a run has logged, as TensorBoard shows them."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ def _events(run: Path) -> EventAccumulator:
 
 
 def logged_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) by name, in the order they were logged, without those that a resumed run has taken back."""
+    """Steps and values by name, in the order of logging, without those that a resumed run has replaced."""
     events = _events(run)
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def logged_pictures(run: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """(step, PNG) by name."""
+    """Steps and PNG bytes by name."""
     events = _events(run)
     return {
         tag: [(event.step, event.encoded_image_string) for event in events.Images(tag)]

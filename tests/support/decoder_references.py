@@ -1,6 +1,7 @@
-"""Decoders of three projects written down once more, plainly and without a cache, with weights under their names.
+"""Independent implementations of three projects' decoders, without a cache, with weights under the projects' names.
 
-For options that the golden sets do not have: the projects are on no registry, so that their own code is not at hand.
+They cover options that the golden sets do not have. The projects are not on a package registry, so that tests cannot
+run their code.
 """
 
 import math
@@ -21,7 +22,7 @@ def _matrices(shapes: dict[str, tuple[int, ...]]) -> Weights:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-    """(B, L, C) each, causal; keys and values with fewer channels are shared by groups of heads."""
+    """Causal attention, (B, L, C) each; keys and values with fewer channels are shared by groups of heads."""
     q, k, v = (x.unflatten(-1, (-1, q.shape[-1] // num_heads)).transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(num_heads // x.shape[1], dim=1) for x in (k, v))
     scores = q @ k.mT / math.sqrt(q.shape[-1])
@@ -33,7 +34,7 @@ class MinDALLE:
     """Transformer1d of minDALL-E, without biases in attention and with the quick GELU."""
 
     def __init__(self, *, text: tuple[int, int], codes: tuple[int, int], width: int, depth: int, heads: int) -> None:
-        """text, codes: sizes of the vocabulary, and lengths."""
+        """text, codes: size of the vocabulary, and length."""
         self.depth, self.heads = depth, heads
         shapes: dict[str, tuple[int, ...]] = {"ln_f.weight": (width,), "ln_f.bias": (width,)}
         for name, (size, length) in {"txt": text, "img": codes}.items():
@@ -82,7 +83,7 @@ class LlamaGen:
         kv_heads: int,
         base: float,
     ) -> None:
-        """codes: size of the codebook, and codes on a side."""
+        """codes: size of the codebook, and codes along each side."""
         self.depth, self.heads, self.kv_heads, self.base = depth, heads, kv_heads, base
         size, self.side = codes
         head_dim = width // heads
@@ -121,7 +122,8 @@ class LlamaGen:
         return self._norm(x, "norm") @ w["output.weight"].T
 
     def _turn(self, x: Tensor) -> Tensor:
-        """By complex numbers: half of the pairs by the row, half by the column; the class is zero."""
+        """Rotate channels as complex numbers: half of the pairs by the row, half by the column; the class becomes
+        zero."""
         head_dim = self.w["norm.weight"].shape[0] // self.heads
         pairs = torch.view_as_complex(x.unflatten(-1, (-1, head_dim // 2, 2)).contiguous())
         frequencies = self.base ** (-torch.arange(0, head_dim // 2, 2) / (head_dim // 2))
@@ -137,8 +139,8 @@ class LlamaGen:
 
 
 class DALLEPytorch:
-    """DALLE of DALLE-pytorch with full attention, rotary positions and no token shift, of a file's parameters and
-    weights. The angles of the rotary positions are those of the file, as its own code takes them."""
+    """DALLE of DALLE-pytorch with full attention, rotary positions and no token shift, from a file's parameters and
+    weights. The angles of the rotary positions are read from the file, as in the project's code."""
 
     def __init__(self, params: dict[str, Any], weights: Weights) -> None:
         self.params = params
@@ -163,7 +165,8 @@ class DALLEPytorch:
         return self._linear(self._find(branch, "to_out.0"), _attend(q, k, v, heads))
 
     def _turn(self, x: Tensor, heads: int) -> Tensor:
-        """Queries, keys and values alike: pairs of neighbours by their angle, each of which is there twice."""
+        """Rotate queries, keys or values: pairs of neighbouring channels by their angle, each of which is stored
+        twice."""
         angles = self.w["transformer.pos_emb"][0, : x.shape[1], None]
         x = x.unflatten(-1, (heads, -1))
         turned, still = x[..., : angles.shape[-1]], x[..., angles.shape[-1] :]

@@ -1,4 +1,4 @@
-"""The files of deployment, read once for all tests of them."""
+"""The deployment files, parsed once for all tests of them."""
 
 import importlib.util
 import json
@@ -52,10 +52,10 @@ ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 COMPOSE_FILES = ("docker-compose.yml", "docker-compose.gpu.yml")
 RAY_SERVICES = ("head", "worker")
 RAY = Path(importlib.util.find_spec("ray").origin or "").parent  # type: ignore[union-attr]
-"""Its sources, to be read: importing them takes seconds."""
+"""Folder of Ray's sources, to be read: importing them takes seconds."""
 SHELLS = [shell for shell in ("sh", "dash", "bash") if shutil.which(shell)]
 RAY_WARNS = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-"""Where Ray is imported: it uses what pydantic has deprecated."""
+"""Mark for tests that import Ray, which uses deprecated features of pydantic."""
 
 
 def read(name: str) -> str:
@@ -63,7 +63,7 @@ def read(name: str) -> str:
 
 
 def interpolated(text: str) -> str:
-    """As Compose reads a value in an empty environment."""
+    """Text with its variables replaced, as Compose does in an empty environment."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text).replace("$$", "$")
 
 
@@ -88,7 +88,7 @@ PORT: int = CONFIG["http_options"]["port"]
 
 
 def instructions(name: str) -> list[str]:
-    """What follows a Dockerfile's instruction, wherever it stands."""
+    """Arguments of a Dockerfile's instruction, one for each occurrence."""
     return [line.partition(" ")[2].strip() for line in DOCKERFILE if line.startswith(f"{name} ")]
 
 
@@ -98,7 +98,7 @@ def arguments() -> dict[str, str]:
 
 
 def default_of(variable: str) -> str:
-    """What the entrypoint takes for a variable that is not set."""
+    """Default value of a variable in the entrypoint."""
     found = re.search(rf'^: "\${{{variable}:=(.*)}}"$', read("deploy/entrypoint.sh"), re.MULTILINE)
     assert found, variable
     return found[1]
@@ -109,7 +109,7 @@ def environment_of(service: str) -> dict[str, str]:
 
 
 def environments() -> Iterator[tuple[str, str, str]]:
-    """Every variable of Ray's nodes: where it stands, its name and its value."""
+    """Every variable of Ray's nodes: its place, name and value."""
     for service in RAY_SERVICES:
         yield from (("compose", name, value) for name, value in environment_of(service).items())
         gpu = GPU["services"][service].get("environment", {})

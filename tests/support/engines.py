@@ -1,4 +1,4 @@
-"""Engines with their threads, and what is asked of them: jobs in, events out."""
+"""Engines with their threads, jobs for them, and their events."""
 
 import asyncio
 import contextlib
@@ -18,12 +18,12 @@ from serving.settings import ModelSettings
 __all__ = ["Start", "collect", "engines_of", "given_picture", "hold", "images", "job", "run"]
 
 Start = Callable[..., AsyncEngine]
-"""Starts an engine, given what its settings have otherwise."""
+"""Starts an engine with these changes of the default settings."""
 
 
 @contextlib.contextmanager
 def engines_of(model: DALLE) -> Iterator[Start]:
-    """Engines that are closed at the end of a `with`."""
+    """Start engines that are closed at the end of a `with` block."""
     engines: list[AsyncEngine] = []
 
     def started(**settings: Any) -> AsyncEngine:
@@ -54,7 +54,7 @@ async def collect(events: AsyncIterator[Event]) -> list[Event]:
 
 
 def run(engine: AsyncEngine, *jobs: Job) -> list[list[Event]]:
-    """The events of jobs that come at the same time."""
+    """The events of jobs that are sent at the same time."""
 
     async def all_of_them() -> list[list[Event]]:
         return await asyncio.gather(*(collect(engine.draw(one)) for one in jobs))
@@ -67,16 +67,17 @@ def images(events: list[Event]) -> dict[int, bytes]:
 
 
 def hold(engine: AsyncEngine) -> tuple[threading.Event, threading.Event]:
-    """Stop the engine's thread between two steps: (it stands, let it go)."""
+    """Stop the engine's thread between two steps. Returns two events: one is set when it has stopped, the other resumes
+    it when set."""
     stands, go = threading.Event(), threading.Event()
-    stop_unwanted = engine._stop_unwanted
+    stop = engine._stop_cancelled_and_late
 
     def wait() -> None:
-        engine._stop_unwanted = stop_unwanted  # type: ignore[method-assign]
+        engine._stop_cancelled_and_late = stop  # type: ignore[method-assign]
         stands.set()
         assert go.wait(30)
 
-    engine._stop_unwanted = wait  # type: ignore[method-assign]
+    engine._stop_cancelled_and_late = wait  # type: ignore[method-assign]
     engine._arrivals.put(None)
     return stands, go
 

@@ -1,6 +1,6 @@
-"""Checkpoints of other projects with what their own code computed from them: where they are, and one import of each.
+"""Golden sets: checkpoints of other projects, with the vectors that the projects' own code computed from them.
 
-`tests/data/golden` has some of the sets; DALLE_GOLDEN may name a folder with more. Every set that is there is tested.
+`tests/data/golden` has some of the sets; DALLE_GOLDEN may name a folder with more. Every set that is found is tested.
 """
 
 import os
@@ -15,16 +15,23 @@ if os.environ.get("DALLE_GOLDEN"):
     FOLDERS.append(Path(os.environ["DALLE_GOLDEN"]))
 
 TOLERANCE = 1e-4
-"""Of floats, absolute; codes are exact."""
+"""Largest absolute difference of floats; codes must be equal."""
 
 
 def find(path: str) -> Path | None:
-    """A file or folder of a set, if it is there."""
+    """A file or folder of a set, or None if it is missing."""
     return next((folder / path for folder in FOLDERS if (folder / path).exists()), None)
 
 
+def found(path: str) -> Path:
+    """A file or folder of a set in `tests/data/golden`."""
+    path_found = find(path)
+    assert path_found is not None
+    return path_found
+
+
 def vectors(project: str, prefix: str = "") -> dict[str, Tensor]:
-    """What a project's code computed: tensors whose names start with the prefix, without it."""
+    """Tensors that a project's code computed: those whose names start with the prefix, under names without it."""
     folder = find(f"{project}/golden.safetensors")
     assert folder is not None
     tensors = load_file(folder)
@@ -32,13 +39,13 @@ def vectors(project: str, prefix: str = "") -> dict[str, Tensor]:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """The largest absolute difference; shapes are the same."""
+    """The largest absolute difference of two tensors of the same shape."""
     assert a.shape == b.shape
     return (a - b).abs().max().item()
 
 
 def decoder_of(folder: Path, num_ids: int) -> Path:
-    """A decoder's file of DALLE-pytorch's with that many text ids, 24 of them in a row."""
+    """Write a `dalle.pt` of DALLE-pytorch whose decoder has `num_ids` text ids, 24 of them in a row."""
     content = torch.load(FOLDERS[0] / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
     weights, width, num_codes = content["weights"], 24, 20
     content["hparams"] |= {"num_text_tokens": num_ids, "text_seq_len": 24}

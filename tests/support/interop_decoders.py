@@ -1,4 +1,4 @@
-"""How a decoder from another project is compared: its ids, logits and probabilities."""
+"""Comparisons of a decoder from another project: text ids, logits and probabilities."""
 
 import warnings
 from pathlib import Path
@@ -37,7 +37,7 @@ def probabilities(logits: Tensor, **params: Any) -> Tensor:
 
 
 def params_of(name: str) -> dict[str, Any]:
-    """...probs_t0.8_k20_pNone -> the parameters."""
+    """The sampling parameters in a name such as probs_t0.8_k20_pNone."""
     temperature, top_k, top_p = (part[1:] for part in name.split("_")[-3:])
     return {
         "temperature": float(temperature),
@@ -47,7 +47,7 @@ def params_of(name: str) -> dict[str, Any]:
 
 
 def same_rows(model: DALLE, prompts: list[dict[str, Any]]) -> None:
-    """Every prompt has its ids, cut where they are too many, and a long one is an error otherwise."""
+    """Check the ids of every prompt, truncated if there are too many, and that a long prompt is an error otherwise."""
     text = model.text_tokenizer
     assert text is not None and len(prompts) == 30
     with warnings.catch_warnings(action="ignore"):
@@ -68,7 +68,7 @@ def same_probabilities(expected: dict[str, Tensor], logits: Tensor) -> None:
 
 
 def guided(model: DALLE, condition: Any, null: Any, codes: Tensor, params: SamplingParams) -> Tensor:
-    """What sampling sees at each place."""
+    """Guided logits at each position, as sampling computes them."""
     conditional, unconditional = model.logits(condition, codes), model.logits(null, codes)
     scales = torch.tensor([params.guidance_at(place, model.num_codes) for place in range(model.num_codes)])
     return unconditional + scales[:, None] * (conditional - unconditional)

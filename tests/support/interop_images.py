@@ -1,4 +1,4 @@
-"""How an image tokenizer from another project is imported and compared."""
+"""Image tokenizers of other projects: written, imported and compared."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def vqgan(path: Path, out: Path) -> ImageTokenizer:
 
 
 def drawn(tokenizer: ImageTokenizer, codes: Tensor) -> Tensor:
-    """In [-1, 1], before they are clamped."""
+    """Decoded pixels before they are clamped to [-1, 1]."""
     with torch.no_grad():
         return tokenizer.pixels(tokenizer.quantizer.decode(codes))
 
@@ -44,7 +44,7 @@ def ddconfig(**changes: Any) -> dict[str, Any]:
 
 
 def compare(tokenizer: ImageTokenizer, reference: VQGAN, **options: Any) -> None:
-    """Of square pictures and others."""
+    """Compare an imported tokenizer with a reference on square and other pictures."""
     unit, factor = tokenizer.config.pixel_range == "unit", tokenizer.config.factor
     for height, width in ((16, 16), (2 * factor, 3 * factor)):
         images = 2 * torch.rand(2, 3, height, width) - 1
@@ -72,3 +72,15 @@ def write_taming(folder: Path, reference: VQGAN, target: str = "VQModel") -> Non
 def discrete_vae(**changes: Any) -> PlainDVAE:
     values: dict[str, Any] = {"image_size": 16, "num_layers": 2, "num_tokens": 30, "codebook_dim": 24, "hidden_dim": 20}
     return PlainDVAE(values | {"num_resnet_blocks": 1} | changes)
+
+
+DDCONFIG = {"z_channels": 6, "resolution": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [4]}
+DDCONFIG |= {"out_ch": 3}
+"""A VQGAN of 2 x 2 pixels per code, for `write_mindalle`."""
+
+
+def write_mindalle(folder: Path, reference: VQGAN) -> None:
+    folder.mkdir()
+    stage = {"type": "vqgan", "embed_dim": 6, "n_embed": 20, "hparams": reference.d}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"stage1": stage, "stage2": {}}))
+    torch.save({"state_dict": dict(reference.w)}, folder / "stage1_last.ckpt")

@@ -1,4 +1,4 @@
-"""Tiny shards of coloured squares and their captions, written by the real writer, to be read and trained on."""
+"""Tiny shards of coloured squares and their captions, written by the real shard writer."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ COLOURS = ("red", "lime", "blue", "yellow", "white", "black")
 
 
 def pair(number: int, size: int = 16, *, transparent: bool = False) -> tuple[Image.Image, dict[str, Any]]:
-    """A square on a ground, which may be transparent, and what it is called."""
+    """A coloured square on a coloured or transparent background, and its metadata."""
     chance = random.Random(number)
     ground, colour = chance.sample(COLOURS, 2)
     side = chance.randrange(size // 4, size // 2 + 1)
@@ -43,7 +43,7 @@ def write_pairs(
     per_shard: int | None = None,
     transparent: bool = False,
 ) -> list[Path]:
-    """Write pairs 0, 1, 2, ... with these weights in turn. Returns the shards."""
+    """Write pairs 0, 1, 2, ... with these weights, cyclically. Returns the shards."""
     with ShardWriter(folder, name, pairs_per_shard=per_shard) as writer:
         for number in range(num_pairs):
             image, metadata = pair(number, transparent=transparent)

@@ -1,4 +1,4 @@
-"""A recipe small enough for tests, the pictures that it is run on, and what it leaves."""
+"""A recipe that is small enough for tests, pictures to run it on, and readers of its artefacts."""
 
 import dataclasses
 import json
@@ -37,7 +37,8 @@ STAGES = [stage for stage in TITLES if stage != "model"]
 
 
 def write_pictures(folder: Path) -> Path:
-    """64 squares and discs of 32 pixels on nothing, with a caption or two each. Returns the folder."""
+    """Write 64 squares and discs of 32 pixels on a transparent background, with two captions each. Returns the
+    folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(64):
         chance = random.Random(number)
@@ -111,14 +112,15 @@ def program(
 
 
 def enough(text: str) -> float:
-    """The budget that the program says is enough, as it said it last."""
-    minutes = re.findall(r"the same command with --minutes (\d+\.\d) goes on", text)
+    """The last budget that the program reports to be enough."""
+    minutes = re.findall(r"the same command with --minutes (\d+\.\d)", text)
     assert minutes, text
     return float(minutes[-1])
 
 
 def within(minutes: float, made_of: RecipeOptions) -> float:
-    """Run within a budget; on a busy machine, within as much more as the program says. Returns the budget."""
+    """Run within a budget, or, on a busy machine, within the larger one that the program asks for. Returns the
+    budget."""
     for _ in range(12):
         try:
             assert run_recipe(dataclasses.replace(made_of, minutes=minutes))

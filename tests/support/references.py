@@ -1,7 +1,7 @@
-"""Image tokenizers of other projects, written down once more as plain functions over a state_dict with their names.
+"""Independent implementations of other projects' image tokenizers: plain functions over a state_dict with their names.
 
-A weight that is missing is made up, so that running a function once gives a checkpoint of any shape. Nothing here is
-shared with the library: what agrees with it has been understood twice.
+A missing weight is created with random numbers, so that running a function once gives a checkpoint of any shape. No
+code is shared with the library, so that an agreement of the two is a check.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Weights(dict[str, Tensor]):
-    """A state_dict that grows. Random numbers of a size that keeps signals alive; none is zero."""
+    """A state_dict that creates missing weights, random at a scale that preserves the signal and never zero."""
 
     def get_or_make(self, name: str, *shape: int, scale: float | None = None, around: float = 0.0) -> Tensor:
         if name not in self:
@@ -83,7 +83,7 @@ class VQGAN:
         return self.w.conv("quant_conv", x, self.embed_dim, 1)
 
     def encode(self, images: Tensor, *, normalize: bool = False) -> Tensor:
-        """(B, 3, H, W) as the network takes them -> codes (B, h, w)."""
+        """(B, 3, H, W) in the network's range of pixels -> codes (B, h, w)."""
         z = self.prequant(images)
         if self.gumbel:
             return self.w.conv("quantize.proj", z, self.n_embed, 1).argmax(1)
@@ -96,7 +96,7 @@ class VQGAN:
         return F.normalize(rows, dim=-1) if normalize else rows
 
     def decode(self, codes: Tensor, *, normalize: bool = False) -> Tensor:
-        """codes (B, h, w) -> what the network draws, not clamped."""
+        """Codes (B, h, w) -> pixels in the network's range, not clamped."""
         d = self.d
         x = self.w.conv("post_quant_conv", self.rows(normalize)[codes].permute(0, 3, 1, 2), d["z_channels"], 1)
         x = self.w.conv("decoder.conv_in", x, d["ch"] * d["ch_mult"][-1], 3, padding=1)
@@ -117,7 +117,7 @@ class VQGAN:
 
 
 class PlainDVAE:
-    """DALLE-pytorch's, from its `hparams`."""
+    """DALLE-pytorch's DiscreteVAE, from its `hparams`."""
 
     def __init__(self, hparams: dict[str, Any]) -> None:
         self.h = hparams
@@ -135,7 +135,7 @@ class PlainDVAE:
         return torch.tensor(mean[:3]).reshape(3, 1, 1), torch.tensor(std[:3]).reshape(3, 1, 1)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images in [0, 1]."""
+        """Images (B, 3, H, W) in [0, 1] -> logits of the codes."""
         mean, std = self.affine()
         x = (images - mean) / std
         for i in range(self.h["num_layers"]):
@@ -145,7 +145,7 @@ class PlainDVAE:
         return self.w.conv(f"encoder.{self.h['num_layers'] + self.h['num_resnet_blocks']}", x, self.h["num_tokens"], 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """In the normalised space, not clamped."""
+        """Codes (B, h, w) -> pixels in the normalised space, not clamped."""
         h = self.h
         x = self.w.get_or_make("codebook.weight", h["num_tokens"], h["codebook_dim"])[codes].permute(0, 3, 1, 2)
         at = 0
@@ -162,7 +162,7 @@ class PlainDVAE:
 
 
 class OpenAIDVAE:
-    """OpenAI's, with weights named `weight` and `bias` where the project says `w` and `b`."""
+    """OpenAI's dVAE, with weights named `weight` and `bias` for the project's `w` and `b`."""
 
     def __init__(self, *, n_hid: int, dec_hid: int, n_init: int, n_blk: int, dec_blk: int, vocab_size: int) -> None:
         self.n_hid, self.dec_hid, self.n_init, self.vocab_size = n_hid, dec_hid, n_init, vocab_size
@@ -179,7 +179,7 @@ class OpenAIDVAE:
         return identity + h / num_layers**2
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images in [0, 1]."""
+        """Images (B, 3, H, W) in [0, 1] -> logits of the codes."""
         x = self.w.conv("encoder.blocks.input", 0.8 * images + 0.1, self.n_hid, 7, padding=3)
         for group in range(4):
             for i in range(self.n_blk):
@@ -189,7 +189,7 @@ class OpenAIDVAE:
         return self.w.conv("encoder.blocks.output.conv", F.relu(x), self.vocab_size, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Pixels in [0, 1]."""
+        """Codes (B, h, w) -> pixels in [0, 1]."""
         x = F.one_hot(codes, self.vocab_size).permute(0, 3, 1, 2).float()
         x = self.w.conv("decoder.blocks.input", x, self.n_init, 1)
         for group in range(4):

@@ -1,4 +1,4 @@
-"""A real server over a real engine with a small model, without Ray; and what callers ask of it."""
+"""A real server over a real engine with a small model, without Ray, and requests to it."""
 
 import contextlib
 import json
@@ -14,8 +14,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dalle import DALLE
-from serving.backend import LocalBackend
 from serving.engine.async_engine import AsyncEngine
+from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from serving.settings import ModelSettings, Settings, load_settings
 
@@ -26,7 +26,7 @@ PROMPT = {"prompt": "a red panda"}
 
 
 class Service:
-    """Where it is, and what runs behind it."""
+    """A running service: its address, engine and settings."""
 
     def __init__(self, url: str, engine: AsyncEngine, settings: Settings) -> None:
         self.url = url
@@ -36,7 +36,7 @@ class Service:
 
 @contextlib.contextmanager
 def running(app: ASGIApp, send_buffer: int | None = None) -> Iterator[str]:
-    """The address of a server for the body of a `with`. `send_buffer` is that of each connection, in bytes."""
+    """Address of a server that runs within a `with` block. `send_buffer`: send buffer of each connection, in bytes."""
     with socket.socket() as listener:
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -63,7 +63,7 @@ def service(
     send_buffer: int | None = None,
     **settings: Any,
 ) -> Iterator[Service]:
-    """A service whose steps take `slow` seconds more than they would."""
+    """A service within a `with` block. Every step takes `slow` seconds longer."""
     values: dict[str, Any] = {"path": model.name, "num_slots": 4, "threads": 1, "max_queue": 8}
     model_settings = ModelSettings(**(values | (engine or {})))
     one = AsyncEngine(model, model_settings).start()
@@ -88,7 +88,7 @@ def post(one: Service, path: str = GENERATIONS, **body: Any) -> httpx.Response:
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error of an answer, after a look at its form."""
+    """The error of a response, after its format is checked."""
     assert set(response.json()) == {"error"}, response.text
     error: dict[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}

@@ -1,24 +1,43 @@
-"""All that the two stages of training need, as small as it goes, made by the real programs' own functions."""
+"""Inputs of the two stages of training, as small as possible, made by the real programs' own functions.
+
+A test file that imports `eyes_fixture` has the fixture `eyes`, and a fixture `data` of its own that calls
+`write_stage_1` or `write_stage_2`.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
-from dalle.checkpoint import save_checkpoint
+from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.vq.quantize import CodebookAverage
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from tests.support.models import decoder_config
 from tests.support.pairs import write_pairs
 from training.bpe import train_text_tokenizer
 from training.codes import encode_pairs
-from training.decoder import DecoderTrainingConfig
+from training.decoder_config import DecoderTrainingConfig
 from training.loop import LoopConfig
 from training.pairs.shards import PairShards, find_shards
-from training.vq import VQTrainingConfig
+from training.vq import VQTask
+from training.vq_config import VQTrainingConfig
 
-__all__ = ["NUM_TRAIN", "NUM_VAL", "decoder_training", "vq_training", "write_stage_1", "write_stage_2"]
+__all__ = [
+    "MODEL",
+    "NUM_TRAIN",
+    "NUM_VAL",
+    "changed",
+    "decoder_training",
+    "eyes_fixture",
+    "step",
+    "vq_training",
+    "weights",
+    "write_stage_1",
+    "write_stage_2",
+]
 
 NUM_TRAIN, NUM_VAL = 24, 9
 MODEL = ImageTokenizerConfig(
@@ -38,8 +57,8 @@ LOOP = LoopConfig(
 
 
 def write_stage_1(folder: Path) -> None:
-    """Shards `train-000.tar`, `train-001.tar` and `val.tar`; a text tokenizer, `tokenizer.json`; and an image tokenizer
-    in `eyes` that is not trained, but whose codebook covers what its encoder gives."""
+    """Write shards `train-000.tar`, `train-001.tar` and `val.tar`, a text tokenizer `tokenizer.json`, and an image
+    tokenizer `eyes`, which is untrained but has a codebook of its own latents."""
     write_pairs(folder, "train", NUM_TRAIN, weights=(1.0, 0.5), per_shard=15)
     write_pairs(folder, "val", NUM_VAL)
     shards = (str(folder / "train-*.tar"),)
@@ -54,7 +73,7 @@ def write_stage_1(folder: Path) -> None:
 
 
 def write_stage_2(folder: Path) -> None:
-    """What `write_stage_1` writes, and token shards of it in `codes/train` and `codes/val`."""
+    """Write the output of `write_stage_1`, and its token shards in `codes/train` and `codes/val`."""
     write_stage_1(folder)
     for name in ("train", "val"):
         encode_pairs(
@@ -67,8 +86,16 @@ def write_stage_2(folder: Path) -> None:
         )
 
 
+@pytest.fixture(name="eyes")
+def eyes_fixture(data: Path) -> ImageTokenizer:
+    """The image tokenizer that `write_stage_1` has written into the folder `data`."""
+    tokenizer = load_image_tokenizer(data / "eyes")
+    assert isinstance(tokenizer, ImageTokenizer)
+    return tokenizer
+
+
 def vq_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: Any) -> VQTrainingConfig:
-    """A stage 1 run on what `write_stage_1` has written."""
+    """The configuration of a stage 1 run on the output of `write_stage_1`."""
     values: dict[str, Any] = {
         "model": MODEL,
         "loop": dataclasses.replace(LOOP, **(loop or {})),
@@ -83,7 +110,7 @@ def vq_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: 
 
 
 def decoder_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: Any) -> DecoderTrainingConfig:
-    """A stage 2 run on what `write_stage_2` has written."""
+    """The configuration of a stage 2 run on the output of `write_stage_2`."""
     values: dict[str, Any] = {
         "model": decoder_config(width=16, depth=1, num_heads=2, head_dim=8, mlp_width=16),
         "loop": dataclasses.replace(LOOP, **(loop or {})),
@@ -94,3 +121,20 @@ def decoder_training(folder: Path, *, loop: dict[str, Any] | None = None, **chan
         "val_shards": (str(folder / "codes/val/*.safetensors"),),
     }
     return DecoderTrainingConfig(**(values | changes))
+
+
+def step(task: VQTask, number: int) -> dict[str, float]:
+    """Take a training step of stage 1. Returns its scalars."""
+    torch.manual_seed(number)
+    scalars = task.train_step(number, task.batch(number))
+    return {name: float(torch.as_tensor(value).detach()) for name, value in scalars.items()}
+
+
+def weights(task: VQTask, part: str) -> list[Tensor]:
+    """Copies of the parameters of a part of the image tokenizer: `encoder`, `quantizer` or `decoder`."""
+    return [p.detach().clone() for p in getattr(task.model, part).parameters()]
+
+
+def changed(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Whether any parameter differs."""
+    return not all(map(torch.equal, before, after))

@@ -1,4 +1,4 @@
-"""A small task for the loop: its configuration, an interruption, and a look at what a run of it has left."""
+"""A small task for the loop, its configuration, interruptions, and comparisons of run folders."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.support.curves import logged_pictures, logged_scalars
-from training.loop import LoopConfig, WeightAverage, clip_and_step, train
+from training.loop import LoopConfig, train
+from training.optimization import WeightAverage, clip_and_step
 
 __all__ = ["Interrupted", "Line", "assert_same_run", "config", "run", "steps_done"]
 
@@ -22,7 +23,7 @@ def config(**changes: Any) -> LoopConfig:
 
 
 class Line:
-    """Learns a plane from noisy points: a task whose batches, noise and state are all that matters here."""
+    """A task that learns a plane from noisy points, with batches, noise and state like those of the stages."""
 
     def __init__(self, loop: LoopConfig) -> None:
         self.loop = loop
@@ -56,7 +57,7 @@ class Line:
         self.average.update(self.model)
         return {"loss": loss} | scalars
 
-    def look(self) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         weight = self.average.module.get_parameter("0.weight")
         return {"length": float(weight.norm())}, {"weights": weight.detach().flatten().expand(3, 4, -1)}
 
@@ -67,7 +68,7 @@ class Line:
 
 
 class Interrupted(Line):
-    """Something happens in the middle of a step."""
+    """A task that calls a function in the middle of a step."""
 
     def __init__(self, loop: LoopConfig, at: int, what: Callable[[], None]) -> None:
         super().__init__(loop)

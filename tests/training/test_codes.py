@@ -1,4 +1,4 @@
-"""Token shards: what is in them, whose they are, and which are refused."""
+"""Token shards: their content, their digests, and the shards that are refused."""
 
 import dataclasses
 import itertools
@@ -12,12 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dalle.checkpoint import load_image_tokenizer
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.pairs import pair, write_pairs
-from tests.support.stages import NUM_TRAIN, write_stage_2
+from tests.support.stages import NUM_TRAIN, eyes_fixture, write_stage_2
 from training import codes as codes_module
 from training.captions.draw import draw_caption
 from training.codes import TokenShards, codes_digest, write_token_shards
@@ -25,19 +24,14 @@ from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import draw_views
 
+FIXTURES = (eyes_fixture,)
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("codes")
     write_stage_2(folder)
     return folder
-
-
-@pytest.fixture
-def eyes(data: Path) -> ImageTokenizer:
-    tokenizer = load_image_tokenizer(data / "eyes")
-    assert isinstance(tokenizer, ImageTokenizer)
-    return tokenizer
 
 
 @pytest.fixture

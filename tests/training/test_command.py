@@ -1,4 +1,4 @@
-"""A training program that cannot write says so in one line, and ends with exit code 2."""
+"""A training program that cannot write reports it in one line and ends with exit code 2."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -52,7 +52,7 @@ def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message
 
 
 def test_the_shape_comes_from_the_tokenizers(data: Path) -> None:
-    """What the configuration says of vocabularies, text length and grid is not asked."""
+    """Vocabulary sizes, text length and grid size of the configuration are ignored."""
     wrong = dataclasses.replace(decoder_training(data).model, text_length=3, codebook_size=5, grid_height=9)
     model = DecoderTask(decoder_training(data, model=wrong)).model
     tokenizer = TextTokenizer.load(data / "tokenizer.json")
@@ -178,7 +178,7 @@ def test_noise_is_in_what_is_read_not_in_what_is_learnt(data: Path) -> None:
 
 
 def test_embedding_loss_by_hand(data: Path) -> None:
-    """1 - cosine of the layer's output at place i and the codebook row of code i."""
+    """The loss is 1 - cosine between the layer's output at position i and the codebook vector of code i."""
     task = DecoderTask(decoder_training(data, embedding_weight=0.4))
     assert task.embedding_head is not None and isinstance(task.image_tokenizer, ImageTokenizer)
     batch = task.batch(0)
@@ -231,8 +231,8 @@ def test_the_layer_of_the_embedding_loss_is_saved_and_not_exported(data: Path, t
 
 
 def test_learning_pays(data: Path) -> None:
-    """The loss begins at that of a guess among all codes and falls below that of their frequencies; and pictures can be
-    drawn at any time."""
+    """The loss begins at that of a uniform guess and falls below that of the frequencies of codes; drawing works at any
+    time."""
     model = dataclasses.replace(decoder_training(data).model, width=32)
     task = DecoderTask(decoder_training(data, model=model, code_noise=0.0, loop={"steps": 120, "batch_size": 8}))
     losses = [step(task, number)["image_loss"] for number in range(120)]
@@ -240,7 +240,7 @@ def test_learning_pays(data: Path) -> None:
     shares = torch.bincount(task.rows.codes.flatten().long(), minlength=32) / task.rows.codes.numel()
     entropy = -(shares * shares.clamp_min(1e-9).log()).sum().item()
     assert sum(losses[-10:]) / 10 < 0.7 * entropy
-    numbers, pictures = task.look()
+    numbers, pictures = task.validate()
     assert set(numbers) == {"text_loss", "image_loss", "train_text_loss", "train_image_loss"}
     (grid,) = pictures.values()
     assert grid.shape == (3, 2 * 16, 8 * 16)

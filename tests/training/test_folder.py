@@ -1,10 +1,8 @@
-"""The folder program and the shard writer, end to end on generated pictures."""
+"""The folder program, end to end on generated pictures."""
 
 import csv
-import io
 import json
 import struct
-import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from PIL import Image
 
 from dalle.errors import DataError
 from training.folder import FolderOptions, Report, build, main, position
-from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.shards import PairShards, find_shards
 
 
@@ -122,7 +119,7 @@ def test_transparency_stays(tmp_path: Path) -> None:
 
 
 def _bomb() -> bytes:
-    """A PNG that says it has 100,000 x 100,000 pixels, and is a few bytes long."""
+    """A PNG of a few bytes whose header states 100,000 x 100,000 pixels."""
     parts = [b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")]
     chunks = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
@@ -142,7 +139,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     (source / "orphan.txt").write_text("an orphan")
     main([str(source), "--out", str(out), "--size", "16"])
     assert capsys.readouterr().out == (
-        f"1 pairs for training, 0 for validation in {out}; 7 left out, see {out / 'problems.jsonl'}\n"
+        f"1 pairs for training, 0 for validation in {out}; 7 skipped, see {out / 'problems.jsonl'}\n"
     )
     assert list(_pairs(out)) == ["good.png"]
     lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
@@ -265,39 +262,3 @@ def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
         FolderOptions(source=tmp_path, out=tmp_path, size=4)
     with pytest.raises(DataError, match=r"val-fraction is 1\.0"):
         FolderOptions(source=tmp_path, out=tmp_path, val_fraction=1.0)
-
-
-def test_writer_counts_pairs_and_hides_owner_and_time(tmp_path: Path) -> None:
-    webp = encode_webp(Image.new("RGB", (4, 4), "red"))
-    with ShardWriter(tmp_path, "train", pairs_per_shard=2) as writer:
-        for number in range(5):
-            writer.write(f"{number:06d}", webp, {"id": "ä", "number": number})
-            assert not list(tmp_path.glob("*.tar"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000.tar", "train-001.tar", "train-002.tar"]
-    with tarfile.open(tmp_path / "train-001.tar") as archive:
-        members = archive.getmembers()
-        assert [member.name for member in members] == ["000002.json", "000002.webp", "000003.json", "000003.webp"]
-        assert {(member.uid, member.gid, member.uname, member.gname, member.mtime) for member in members} == {
-            (0, 0, "", "", 0)
-        }
-        assert {member.mode for member in members} == {0o644}
-        json_file, webp_file = archive.extractfile(members[0]), archive.extractfile(members[1])
-        assert json_file is not None and json_file.read() == '{"id":"ä","number":2}'.encode()
-        assert webp_file is not None and webp_file.read() == webp
-
-
-def test_writer_leaves_nothing_after_an_error_and_keeps_what_was(tmp_path: Path) -> None:
-    (tmp_path / "val.tar").write_bytes(b"before")
-    with pytest.raises(KeyError), ShardWriter(tmp_path, "val") as writer:  # noqa: PT012 (the body is the point)
-        writer.write("0", b"", {})
-        raise KeyError
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("val.tar", b"before")]
-    with ShardWriter(tmp_path / "never", "val"):
-        pass
-    assert not (tmp_path / "never").exists()
-
-
-def test_webp_is_lossless() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    with Image.open(io.BytesIO(encode_webp(Image.fromarray(pixels)))) as image:
-        assert image.format == "WEBP" and (np.asarray(image.convert("RGB")) == pixels).all()

@@ -1,4 +1,4 @@
-"""The loop, with a small task of its own: schedule, averages, clipping, looking, batches from workers."""
+"""The loop with a small task of its own: schedule, averages, clipping, validation, and batches from workers."""
 
 import json
 import math
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dalle.errors import ConfigError, DataError
 from tests.support.curves import logged_pictures, logged_scalars
 from tests.support.tasks import Interrupted, Line, assert_same_run, config, run, steps_done
-from training.loop import LoopConfig, WeightAverage, autocast, clip_and_step, learning_rate_scale
+from training.hardware import autocast
+from training.loop import LoopConfig
+from training.optimization import WeightAverage, clip_and_step, learning_rate_scale
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ class Diverging(Line):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_save(tmp_path: Path) -> None:
     loop = config(save_minutes=0.0)
     for _ in range(2):  # trying again ends the same way, and harms nothing
-        with pytest.raises(DataError, match=r"step 6: loss nan, .* The last checkpoint is kept"):
+        with pytest.raises(DataError, match=r"step 6: loss nan, .* The last saved state is kept"):
             run(tmp_path, loop, Diverging(loop))
         assert steps_done(tmp_path) == 6
     assert [step for step, _ in logged_scalars(tmp_path)["train/loss"]] == [2, 4, 6]
@@ -196,7 +198,7 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path) -> None:
 
 
 class Watched(Line):
-    """Notes after how many steps it was exported."""
+    """Records the numbers of steps at which it was exported."""
 
     exported: list[int]
 
@@ -218,7 +220,7 @@ def test_the_model_is_written_every_so_many_minutes(tmp_path: Path) -> None:
 
 
 def test_a_run_may_begin_at_a_later_step(tmp_path: Path) -> None:
-    """It goes on with the schedule and batches of the run whose weights it has, and is resumed like any other."""
+    """The run continues the schedule and batches of the run whose weights it has, and can be resumed."""
     loop = config(first_step=5, log_steps=1, save_minutes=0.0)
     task = Interrupted(loop, 8, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert not run(tmp_path / "parts", loop, task)

@@ -1,4 +1,4 @@
-"""The recipe as people run it: pictures in, a model within a budget out; stopped, gone on with, begun from a model."""
+"""The recipe end to end: from pictures to a model within a budget, stopped, resumed, and started from a model."""
 
 import json
 import os
@@ -33,7 +33,8 @@ from tests.support.recipes import (
     write_pictures,
 )
 from training.decoder import DecoderTask
-from training.loop import LoopConfig, learning_rate_scale
+from training.loop import LoopConfig
+from training.optimization import learning_rate_scale
 from training.recipe import RECIPES, run_recipe, status
 from training.recipe.plan import SHARES, TITLES, Plan
 from training.vq import VQTask
@@ -54,7 +55,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts of the small recipe, run without a break."""
+    """The artefacts of the small recipe, run without an interruption."""
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "small", small_recipe)
@@ -82,7 +83,7 @@ class Process:
         return self.process.wait(SECONDS)
 
     def stopped_in(self, run: Path) -> int:
-        """Wait until a stage trains in its run folder, and ask it to stop."""
+        """Wait until a stage trains in its run folder, and send the stop signal."""
         while not list(run.glob("tensorboard/events*")) and self.process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.5)
@@ -102,7 +103,7 @@ def test_a_model_in_half_a_minute_stopped_on_the_way(pictures: Path, tmp_path: P
         if code == 0:
             break
         if code == 3:
-            assert "the same command goes on from there" in text
+            assert "the same command resumes the run" in text
             plan_when_stopped = plan_of(out)
             assert plan_when_stopped["done"] == ["text", "image_tokenizer", "codes"]
             assert not (out / "decoder" / "model").exists()
@@ -169,7 +170,7 @@ def test_a_recipe_stopped_in_every_stage_ends_like_an_unbroken_one(
     for step in (5, 6, 4):
         code, out, err = program(arguments, monkeypatch, capsys)
         assert code == 3
-        assert f"stopped after step {step}; the same command goes on from there" in out + err
+        assert f"stopped after step {step}; the same command resumes the run" in out + err
     code, _, _ = program(arguments, monkeypatch, capsys)
     assert code == 0 and not stops
     assert digests_of(tmp_path / "out") == digests_of(made)
@@ -213,7 +214,7 @@ def test_shares_by_numbers(tmp_path: Path) -> None:
 
 
 def test_how_far_a_run_is(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no run of a recipe that has begun"):
+    with pytest.raises(DataError, match="holds no run of a recipe"):
         status(tmp_path)
     plan = Plan(tmp_path, None)
     with plan.stage("text"):
@@ -223,8 +224,8 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
     lines = status(tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == [title.split()[0] for title in TITLES.values()]
     assert lines[0].endswith("done, 0.0 minutes")
-    assert lines[1].endswith("step 0 of 40 when it was last saved")
-    assert all(line.endswith("to come") for line in lines[2:])
+    assert lines[1].endswith("step 0 of 40 at the last save")
+    assert all(line.endswith("not started") for line in lines[2:])
 
 
 def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_going_on_from_an_image_tokenizer(pictures: Path, made: Path, tmp_path: 
 
 
 def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path) -> None:
-    """Its image tokenizer and text tokenizer stay as they are; its decoder goes on at the step that it says."""
+    """Its image tokenizer and text tokenizer are kept; its decoder continues at the step that the model states."""
     out, start = tmp_path / "out", made / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "small", lambda: longer_recipe(12))
@@ -260,7 +261,7 @@ def test_going_on_from_a_whole_model(pictures: Path, made: Path, tmp_path: Path)
 
 
 def test_a_budget_is_for_the_steps_that_are_new(pictures: Path, made: Path, tmp_path: Path) -> None:
-    """Also where the model that is gone on from has had more steps than the budget has room for."""
+    """The budget counts only new steps, even if the model to start from has had more steps than would fit."""
     out, many = tmp_path / "out", 150_000
     whole = load_checkpoint(made / "decoder" / "model")
     save_checkpoint(

@@ -1,4 +1,4 @@
-"""The recipe on sources, budgets and options that it cannot take as they are."""
+"""The recipe on sources, budgets and options that it refuses, or cannot use as they are."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts of the small recipe, run without a break."""
+    """The artefacts of the small recipe, run without an interruption."""
     out = tmp_path_factory.mktemp("recipe") / "made"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "small", small_recipe)
@@ -80,7 +80,7 @@ def test_a_budget_too_small_for_a_step_says_what_is_enough(
     code, _, err = program([*arguments, "0.0001"], monkeypatch, capsys)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: minutes is 0.0001, which leaves 0.0 s for stage 'image tokenizer'; its preparations")
+    assert line.startswith("error: minutes is 0.0001, which leaves 0.0 s for stage 'image tokenizer'; its preparation")
     assert err.endswith(line + "\n")
     assert plan_of(out)["done"] == ["text"]
     budget = within(enough(line), options(pictures, out))
@@ -119,10 +119,11 @@ def test_what_a_late_stage_would_refuse_is_refused_at_once(opaque: Path, made: P
         return str(caught.value)
 
     assert refusal("1", start_from=made / "model") == (
-        f"no picture of {opaque} is transparent anywhere, and {made}/model has an alpha channel: begin without it"
+        f"no picture of {opaque} has transparent pixels, but {made}/model has an alpha channel: "
+        "run without --start-from"
     )
     assert refusal("2", preset="tiny") == (
-        f"the pictures of {opaque} have 32 x 32 pixels; the model's have 128 x 128: build the shards anew"
+        f"the pictures of {opaque} have 32 x 32 pixels; the model's have 128 x 128: build the shards again"
     )
     other = DiscreteVAE(DiscreteVAEConfig(image_size=32, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
     save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=other)
@@ -148,7 +149,7 @@ def test_a_device_that_is_not_there_is_refused(
         (["tiny", "--minutes", "nan"], "minutes is nan; it must be above 0"),
         (["tiny", "--minutes", "inf"], "minutes is inf; it must be above 0 and at most 527040"),
         (["tiny", "--minutes", "1e307"], "minutes is 1e+307; it must be above 0 and at most 527040"),
-        (["tiny", "--pictures", "a", "--shards", "b"], "pictures and shards are two sources; give one"),
+        (["tiny", "--pictures", "a", "--shards", "b"], "pictures and shards are both given; give only one"),
         (["tiny", "--pictures", "none"], "none does not exist"),
         (["tiny", "--shards", "none"], "none does not exist"),
         (["tiny", "--start-from", "none"], "none is no folder"),
@@ -177,4 +178,5 @@ def test_long_captions_are_cut_and_counted(pictures: Path, tmp_path: Path, capsy
         (source / picture.with_suffix(".txt").name).write_text("a red square")
     (source / "00.txt").write_text(" ".join(f"xq{number}zv" for number in range(60)))
     assert run_recipe(options(source, tmp_path / "out"))
-    assert "1 pairs have no caption of at most 31 tokens; cut: 'xq0zv xq1zv" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "truncated to 31 tokens, as none of the pair's captions fits: 1 pairs, for example 'xq0zv xq1zv" in said

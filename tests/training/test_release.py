@@ -1,4 +1,4 @@
-"""Putting a model together: what is shipped is what was trained, and only halves that fit are joined."""
+"""Releases: the released model equals the trained one, and only parts that fit together are joined."""
 
 from pathlib import Path
 

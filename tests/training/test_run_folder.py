@@ -1,4 +1,4 @@
-"""Runs that are stopped, break down or are killed, and go on as if nothing had been; and folders that are refused."""
+"""Runs that are stopped, fail or are killed resume as if never interrupted; foreign and damaged folders are refused."""
 
 import multiprocessing
 import os
@@ -85,7 +85,7 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, config(save_minutes=0.0, seed=3))
     assert str(caught.value) == (
-        f"{tmp_path} holds a run with seed = 0, not 3: resume it with its own, or give another folder"
+        f"{tmp_path} holds a run with seed = 0, not 3: resume it with the same value, or give another folder"
     )
     with pytest.raises(DataError, match=r"holds a run with new = None, not 1"):
         train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1})
@@ -97,14 +97,16 @@ def test_a_damaged_state_is_a_caller_s_matter(tmp_path: Path) -> None:
     run(tmp_path, loop)
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-50])
-    with pytest.raises(DataError, match=r"state\.safetensors cannot be read: .*; remove it to begin the run again"):
+    with pytest.raises(
+        DataError, match=r"state\.safetensors cannot be read: .*; remove it to start the run from the beginning"
+    ):
         run(tmp_path, loop)
     state.unlink()
     assert run(tmp_path, loop)
 
 
 def test_a_half_written_state_is_never_read(tmp_path: Path) -> None:
-    """The process may die while it saves: the state of before is still there, under its name."""
+    """If the process dies while it saves, the earlier state still exists under its name."""
     loop = config(save_minutes=0.0)
     run(tmp_path / "whole", loop)
     with pytest.raises(KeyboardInterrupt):

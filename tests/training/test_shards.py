@@ -1,4 +1,4 @@
-"""Reading shards: every pair at its number, damage found before training, and an order that needs no state."""
+"""Shard readers: every pair has its number, and damage is found before training."""
 
 import io
 import json
@@ -17,11 +17,11 @@ from dalle.errors import DataError
 from dalle.images import to_tensor
 from tests.support.pairs import pair, write_pairs
 from training.pairs.shard_writer import encode_webp
-from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.pairs.shards import PairShards, find_shards, from_pixels
 
 
 def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    """A tar of these files, as any other program may have written it."""
+    """A tar of these files, as any other program might write it."""
     with tarfile.open(path, "w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
@@ -57,7 +57,8 @@ def test_every_pair_is_at_its_number(tmp_path: Path) -> None:
 
 
 def test_shards_of_another_program(tmp_path: Path) -> None:
-    """Other picture formats, folders and dots in names, further files, any order of members; weight 1 if not given."""
+    """Other picture formats, folders and dots in names, additional files, any order of members; the default weight is
+    1."""
     path = write_tar(
         tmp_path / "other.tar",
         {
@@ -268,61 +269,6 @@ def test_workers_read_the_same_pictures(tmp_path: Path, context: str, num_worker
     )
     assert torch.equal(torch.cat(list(loader)), expected)
     assert torch.equal(pickle.loads(pickle.dumps(pairs)).images(range(12)), expected)
-
-
-def batches(epochs: WeightedEpochs, steps: range) -> list[list[int]]:
-    return [epochs.batch(step).tolist() for step in steps]
-
-
-def test_an_epoch_has_every_item_once() -> None:
-    epochs = WeightedEpochs(np.ones(10), batch_size=4, seed=0)
-    drawn = np.concatenate([epochs.batch(step) for step in range(25)]).reshape(10, 10)
-    assert all(sorted(epoch) == list(range(10)) for epoch in drawn.tolist()), "batches run on over the epochs' ends"
-    assert len({tuple(epoch) for epoch in drawn.tolist()}) == 10, "each is shuffled anew"
-    assert epochs.batch(0).dtype == np.int64
-
-
-def test_weights_are_honoured_over_epochs() -> None:
-    """1 is once in every epoch; 0.3 is in about three of ten; 2.5 is two or three times; 0 is never."""
-    epochs = WeightedEpochs(np.array([1.0, 0.3, 2.5, 0.0, 1.0]), batch_size=4, seed=3)
-    drawn = np.concatenate([epochs.batch(step) for step in range(2000)])
-    counts = (drawn[:, None] == np.arange(5)).cumsum(0)  # of each item, up to each place
-    num_epochs = counts[:, 0]
-    assert num_epochs[-1] > 1500
-    assert (abs(counts[:, 4] - num_epochs) <= 1).all()
-    assert (counts[:, 1] <= num_epochs + 1).all()
-    assert (counts[:, 2] >= 2 * (num_epochs - 1)).all() and (counts[:, 2] <= 3 * (num_epochs + 1)).all()
-    assert not counts[-1, 3]
-    assert abs(counts[-1, 1] / num_epochs[-1] - 0.3) < 0.04
-    assert abs(counts[-1, 2] / num_epochs[-1] - 2.5) < 0.04
-
-
-def test_a_batch_is_a_function_of_seed_and_step() -> None:
-    weights = np.random.default_rng(0).random(50) * 3
-
-    def new(seed: int = 1) -> WeightedEpochs:
-        return WeightedEpochs(weights, batch_size=7, seed=seed)
-
-    expected = batches(new(), range(60))
-    assert [new().batch(step).tolist() for step in (59, 3, 40)] == [expected[step] for step in (59, 3, 40)]
-    one = new()
-    order = np.random.default_rng(1).permutation(60)
-    assert all(one.batch(int(step)).tolist() == expected[step] for step in order), "in any order"
-    assert batches(new(seed=2), range(60)) != expected
-    assert all(len(batch) == 7 for batch in expected)
-
-
-def test_a_batch_larger_than_an_epoch() -> None:
-    epochs = WeightedEpochs(np.array([1.0, 1.0, 0.01]), batch_size=9, seed=0)
-    assert np.bincount(np.concatenate([epochs.batch(step) for step in range(4)]))[:2].min() >= 17
-    rare = WeightedEpochs(np.array([0.001]), batch_size=2, seed=0)
-    assert rare.batch(1).tolist() == [0, 0], "most epochs are empty"
-
-
-@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.1], [1.0, float("nan")], [1.0, float("inf")]])
-def test_weights_that_make_no_epoch_are_refused(weights: list[float]) -> None:
-    with pytest.raises(DataError, match="non-negative, with a positive and finite sum"):
-        WeightedEpochs(np.array(weights), batch_size=1, seed=0)
 
 
 def test_the_writer_s_pictures_are_lossless(tmp_path: Path) -> None:

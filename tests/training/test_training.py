@@ -1,7 +1,5 @@
-"""The training programs as people run them: killed, stopped, resumed, and the same in the end, bit for bit.
-
-What is killed and stopped are real processes of `python -m training.vq` and `python -m training.decoder`.
-"""
+"""The training programs end to end: runs that are killed, stopped and resumed give the same result, bit for bit. The
+processes are real ones of `python -m training.vq` and `python -m training.decoder`."""
 
 import os
 import random
@@ -37,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vq_arguments(data: Path) -> list[str]:
-    """All of stage 1 at once: unquantized steps, codebook, perceptual loss, discriminator and its late pull."""
+    """All of stage 1 in one run: unquantized steps, codebook, perceptual loss, and a discriminator that starts late."""
     losses = ["--perceptual-weight", 0.1, "--perceptual-crop", 16, "--adversarial-weight", 0.1]
     others = ["--adversarial-start", 9, "--discriminator-width", 8, "--unquantized-steps", 6]
     shape = ["--model.image-size", 16, "--model.patch-size", 2, "--model.widths", 8, 16, "--model.norm-groups", 4]
@@ -77,7 +75,8 @@ class Process:
             return 0
 
     def after_steps(self, steps: int) -> None:
-        """Wait until so many steps are saved, and then for a moment more, so that any place in a step may be met."""
+        """Wait until this many steps are saved, and then for a random moment, so that the signal can come anywhere in a
+        step."""
         deadline = time.monotonic() + SECONDS
         while self.steps_saved() < steps:
             assert self.process.poll() is None, self.output.read_text()
@@ -93,7 +92,7 @@ class Process:
 def program(
     stage: Any, arguments: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
-    """Exit code and what was printed, by a program's `main` in this process."""
+    """Exit code and output of a program's `main` in this process."""
     monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         stage.main()
@@ -125,7 +124,7 @@ def test_a_run_killed_and_stopped_ends_like_an_unbroken_one(
         stopped.after_steps(done + random.randrange(1, STEPS // 3))
         assert stopped.send(signal.SIGINT) == 3, stopped.output.read_text()
         assert done < stopped.steps_saved() < STEPS
-        text = f"stopped after step {stopped.steps_saved()}; the same command goes on from there"
+        text = f"stopped after step {stopped.steps_saved()}; the same command resumes the run"
         assert text in stopped.output.read_text()
 
     resumed = Process(stage, arguments(data), tmp_path / "parts")

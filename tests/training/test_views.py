@@ -1,4 +1,4 @@
-"""Views: how far a picture is moved, what comes into sight, and which pictures have a mirror image."""
+"""Views: shifts and scales, pixels from outside the picture, and the pictures that may be mirrored."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def draw(images: Tensor, *, mirror: bool = False, seed: int = 0) -> Tensor:
 
 
 def centroids(images: Tensor) -> Tensor:
-    """(B, 2): row and column of the mean of what is darker than white, in pixels from the picture's centre."""
+    """Row and column of the centroid of pixels darker than white, from the picture's centre, in pixels: (B, 2)."""
     ink = (1 - images).mean(1)
     size = images.shape[-1]
     places = torch.arange(size) - (size - 1) / 2

@@ -1,4 +1,4 @@
-"""Stage 1: what a step learns from which loss, when the codebook begins, and what starting from a model keeps."""
+"""Stage 1 from new weights: the losses of a step, the codebook, and validation."""
 
 import dataclasses
 from pathlib import Path
@@ -7,28 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from dalle.checkpoint import load_image_tokenizer, save_checkpoint
-from dalle.decoder.decoder import Decoder
-from dalle.errors import CheckpointError, ConfigError, DataError
+from dalle.errors import ConfigError, DataError
 from dalle.images import composite
-from dalle.text.bpe import TextTokenizer
-from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
-from dalle.vq.vqgan import ImageTokenizer
-from tests.support.models import decoder_config
 from tests.support.pairs import write_pairs
-from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, vq_training, write_stage_1
-from training.codes import codes_digest
-from training.losses.adversarial import (
-    PatchDiscriminator,
-    adaptive_weight,
-    discriminator_loss,
-    over_backgrounds,
-    random_crops,
-)
-from training.losses.perceptual import LPIPS, find_lpips_heads
-from training.losses.vgg import VGG16Features
+from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, changed, step, vq_training, weights, write_stage_1
+from training.losses.augmentation import over_backgrounds
 from training.pairs.shards import PairShards, find_shards
 from training.vq import VQTask
 
@@ -42,31 +26,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Squares on nothing, for stage 1."""
+    """Squares on a transparent background, for stage 1."""
     folder = tmp_path_factory.mktemp("clear")
     write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
     write_pairs(folder, "val", NUM_VAL, transparent=True)
     return folder
-
-
-@pytest.fixture(scope="module")
-def vgg() -> VGG16Features:
-    return VGG16Features(last_block=4)
-
-
-def step(task: VQTask, number: int) -> dict[str, float]:
-    """Take a step; its scalars."""
-    torch.manual_seed(number)
-    scalars = task.train_step(number, task.batch(number))
-    return {name: float(torch.as_tensor(value).detach()) for name, value in scalars.items()}
-
-
-def weights(task: VQTask, part: str) -> list[Tensor]:
-    return [p.detach().clone() for p in getattr(task.model, part).parameters()]
-
-
-def changed(before: list[Tensor], after: list[Tensor]) -> bool:
-    return not all(map(torch.equal, before, after))
 
 
 @pytest.mark.parametrize(
@@ -184,10 +148,10 @@ def test_alpha_is_in_the_sum_and_pixels_lie_over_a_colour(clear: Path, pixel_los
 
 def test_alpha_is_learned_and_its_error_is_that_of_the_averaged_weights(clear: Path) -> None:
     task = VQTask(vq_training(clear, model=RGBA, loop={"steps": 60, "batch_size": 8}, learning_rate=3e-3))
-    before = task.look()[0]["alpha_error"]
+    before = task.validate()[0]["alpha_error"]
     losses = [step(task, number)["alpha_loss"] for number in range(60)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-    numbers, pictures = task.look()
+    numbers, pictures = task.validate()
     images = task.val_pairs.images(range(NUM_VAL), channels=4)
     drawn = task.average.module.decode(task.average.module.encode(images))
     assert numbers["alpha_error"] == pytest.approx(float((drawn[:, 3] - images[:, 3]).abs().mean() / 2), rel=1e-4)
@@ -202,12 +166,12 @@ def test_pictures_without_transparency_teach_no_alpha(data: Path, clear: Path) -
     with pytest.raises(DataError) as caught:
         VQTask(vq_training(data, model=RGBA))
     assert str(caught.value) == (
-        f"no picture of {data}/train-*.tar is transparent anywhere, and the model has an alpha channel: "
-        "build the shards anew, or train with --model.channels 3"
+        f"no picture of {data}/train-*.tar has transparent pixels, but the model has an alpha channel: "
+        "build the shards again, or train with --model.channels 3"
     )
     plain = VQTask(vq_training(clear))
     scalars = step(plain, 0)
-    assert "alpha_loss" not in scalars and "alpha_error" not in plain.look()[0]
+    assert "alpha_loss" not in scalars and "alpha_error" not in plain.validate()[0]
     assert plain.batch(0)["images"].shape == (4, 3, 16, 16), "over white"
 
 
@@ -237,7 +201,8 @@ def test_the_discriminator_learns_first_and_pulls_later(data: Path) -> None:
 
 
 def test_the_generator_s_pass_teaches_the_discriminator_nothing(data: Path) -> None:
-    """However hard it pulls on the decoder: the first step draws the same pictures, so both learn the same."""
+    """With any adversarial weight, the discriminator learns the same from the same reconstructions of the first
+    step."""
     tasks = [VQTask(vq_training(data, adversarial_weight=weight)) for weight in (1e-3, 1e3)]
     for task in tasks:
         step(task, 0)
@@ -250,7 +215,7 @@ def test_psnr_is_that_of_the_averaged_weights(data: Path) -> None:
     task = VQTask(vq_training(data))
     for number in range(5):
         step(task, number)
-    numbers, pictures = task.look()
+    numbers, pictures = task.validate()
     images = PairShards(find_shards([data / "val.tar"])).images(range(NUM_VAL))
     drawn = task.average.module.decode(task.average.module.encode(images))
     errors = ((drawn - images) / 2).square().mean((1, 2, 3))
@@ -263,184 +228,9 @@ def test_psnr_is_that_of_the_averaged_weights(data: Path) -> None:
     assert torch.equal(shown[:, :16, 16:32], images[1]) and torch.equal(shown[:, 16:, 16:32], drawn[1])
 
 
-def test_starting_from_a_model_goes_on_with_its_weights_and_codebook(data: Path, tmp_path: Path) -> None:
-    """The shape in the configuration is not asked; the codebook is neither begun anew nor thrown away."""
-    other_shape = dataclasses.replace(MODEL, codebook_size=8, widths=(4, 4))
-    task = VQTask(vq_training(data, start_from=str(data / "eyes"), model=other_shape))
-    eyes = load_image_tokenizer(data / "eyes")
-    assert task.model.config == eyes.config
-    assert all(torch.equal(value, eyes.state_dict()[name]) for name, value in task.model.state_dict().items())
-    before = task.model.quantizer.rows().detach().clone()
-    assert "commitment_loss" in (scalars := step(task, 0)), "it is quantized from the first step"
-    assert scalars["restarted"] == 0
-    moved = (task.model.quantizer.rows() - before).norm(dim=-1)
-    assert moved.max() < 0.2
-    with pytest.raises(CheckpointError, match="is no folder"):
-        VQTask(vq_training(data, start_from=str(tmp_path / "none")))
-
-
-def test_starting_from_what_cannot_be_trained_is_refused(data: Path, tmp_path: Path) -> None:
-    network = DiscreteVAE(DiscreteVAEConfig(image_size=16, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
-    save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=network)
-    with pytest.raises(DataError, match="dvae is no VQGAN with encoder and decoder of one resolution"):
-        VQTask(vq_training(data, start_from=str(tmp_path / "dvae")))
-    gumbel = ImageTokenizer(dataclasses.replace(MODEL, quantizer="gumbel", normalize_codes=False))
-    save_checkpoint(tmp_path / "gumbel", name="gumbel", image_tokenizer=gumbel)
-    with pytest.raises(DataError, match="has a gumbel quantizer, of which only the decoder can be trained"):
-        VQTask(vq_training(data, start_from=str(tmp_path / "gumbel")))
-    VQTask(vq_training(data, start_from=str(tmp_path / "gumbel"), only_decoder=True))
-
-
-def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"perceptual_weight": 0.1, "adversarial_weight": 0.1, "weight_decay": 0.5}
-    task = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True, **changes))
-    eyes = load_image_tokenizer(data / "eyes")
-    before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
-    losses = [step(task, number)["pixel_loss"] for number in range(8)]
-    assert losses[-1] < losses[0]
-    assert not changed(before["encoder"], weights(task, "encoder"))
-    assert not changed(before["quantizer"], weights(task, "quantizer"))
-    assert changed(before["decoder"], weights(task, "decoder"))
-    task.export(tmp_path / "model", 3)
-    exported = load_image_tokenizer(tmp_path / "model")
-    assert codes_digest(exported) == codes_digest(eyes)
-    images = task.pairs.images(range(NUM_TRAIN))
-    assert torch.equal(exported.encode(images), eyes.encode(images))
-    assert not torch.equal(exported.decode(eyes.encode(images)), eyes.decode(eyes.encode(images)))
-
-
-def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
-    """The encoder and the codebook are kept, the pictures to be drawn stay, and a run is a function of its seed."""
-    changes: dict[str, Any] = {
-        "start_from": str(data / "eyes"),
-        "only_decoder": True,
-        "pixel_loss": "l1",
-        "flip": False,
-    }
-    task = VQTask(vq_training(data, **changes, random_codes=0.3))
-    images = task.batch(0)["images"]
-    generator = torch.Generator().manual_seed(0)
-    codes = task.model.encode(images)
-    wrong = task.mistakes(codes, {}, generator)
-    assert 0.1 < (wrong != codes).float().mean() < 0.5
-    expected = (task.model.pixels(task.model.quantizer.decode(wrong)) - images).abs().mean()
-    before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
-    first = step(task, 0)
-    assert first["pixel_loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert {part: changed(values, weights(task, part)) for part, values in before.items()} == {
-        "encoder": False,
-        "quantizer": False,
-        "decoder": True,
-    }
-    assert step(VQTask(vq_training(data, **changes, random_codes=0.3)), 0) == first
-
-
-def test_codes_that_a_decoder_draws_come_with_captions(data: Path, tmp_path: Path) -> None:
-    text = TextTokenizer.load(data / "tokenizer.json")
-    decoder = Decoder(decoder_config(text_vocab_size=text.vocab_size, text_length=16))
-    eyes = load_image_tokenizer(data / "eyes")
-    save_checkpoint(tmp_path / "model", name="model", image_tokenizer=eyes, text_tokenizer=text, decoder=decoder)
-    changes: dict[str, Any] = {
-        "start_from": str(data / "eyes"),
-        "only_decoder": True,
-        "drawn_by": str(tmp_path / "model"),
-    }
-    task = VQTask(vq_training(data, **changes))
-    batch = task.batch(0)
-    assert set(batch) == {"images", "text_ids"}
-    captions = [task.pairs.metadata(int(number)) for number in task.epochs.batch(0)]
-    for ids, metadata in zip(batch["text_ids"], captions, strict=True):
-        assert metadata["name_en"] in text.decode(ids) or text.decode(ids) in metadata["captions"]
-    assert set(VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True)).batch(0)) == {"images"}
-    before = [p.clone() for p in decoder.parameters()]
-    one, other = (step(VQTask(vq_training(data, **changes)), 0) for _ in range(2))
-    assert one == other
-    assert task.mistakes.checkpoint is not None and task.mistakes.checkpoint.decoder is not None
-    step(task, 0)
-    assert not changed(before, list(task.mistakes.checkpoint.decoder.parameters())), "the one that draws is not trained"
-
-
 def test_what_is_not_there(data: Path) -> None:
     with pytest.raises(DataError, match=r"no shards at .*gone\.tar"):
         VQTask(vq_training(data, val_shards=(str(data / "gone.tar"),)))
-
-
-def test_vgg_features_have_the_shapes_of_the_paper(vgg: VGG16Features) -> None:
-    features = vgg(torch.rand(2, 3, 32, 48) * 2 - 1)
-    assert [tuple(feature.shape) for feature in features] == [
-        (2, 64, 32, 48),
-        (2, 128, 16, 24),
-        (2, 256, 8, 12),
-        (2, 512, 4, 6),
-    ]
-    assert all(feature.min() == 0 for feature in features), "after the rectifier"
-    assert not any(p.requires_grad for p in vgg.parameters())
-    assert len(VGG16Features(last_block=2)(torch.zeros(1, 3, 16, 16))) == 2
-
-
-def test_lpips_weighs_the_channels_of_each_block() -> None:
-    lpips = LPIPS()
-    images, targets = (torch.rand(2, 3, 3, 16, 16) * 2 - 1).requires_grad_()
-    assert lpips(images, images).tolist() == [0, 0, 0]
-    distances = lpips(images, targets)
-    stored = torch.load(find_lpips_heads(), map_location="cpu", weights_only=True)
-    by_hand = torch.zeros(3)
-    for block, (one, other) in enumerate(zip(lpips.vgg(images), lpips.vgg(targets), strict=True)):
-        squares = (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square()
-        head = stored[f"lin{block}.model.1.weight"].flatten()
-        by_hand += torch.einsum("bchw,c->bhw", squares, head).mean((1, 2))
-    torch.testing.assert_close(distances, by_hand)
-    nearer = lpips(targets + 0.3 * (images - targets), targets)
-    assert (nearer > 0).all() and (nearer < distances).all()
-    pull, none = torch.autograd.grad(distances.sum(), (images, targets), allow_unused=True)
-    assert pull.abs().sum() > 0 and none is None
-
-
-def test_both_pictures_lie_over_the_same_colour() -> None:
-    transparent = -torch.ones(2, 4, 4, 4)
-    opaque = torch.cat([torch.rand(2, 3, 4, 4) * 2 - 1, torch.ones(2, 1, 4, 4)], dim=1)
-    one, other = over_backgrounds(transparent, opaque, torch.Generator().manual_seed(0))
-    assert torch.equal(other, opaque[:, :3]), "what is opaque hides it"
-    assert one.flatten(2).std(2).max() == 0 and one[0, 0, 0, 0] != one[1, 0, 0, 0], "a colour for each picture"
-    again, _ = over_backgrounds(transparent, opaque, torch.Generator().manual_seed(0))
-    assert torch.equal(one, again)
-    same, _ = over_backgrounds(opaque[:, :3], opaque[:, :3], torch.Generator())
-    assert torch.equal(same, opaque[:, :3])
-
-
-def test_crops_are_the_same_window_of_both() -> None:
-    images = torch.arange(2 * 3 * 10 * 12.0).reshape(2, 3, 10, 12)
-    found = set()
-    for seed in range(200):
-        one, other = random_crops(images, images + 0.5, 7, torch.Generator().manual_seed(seed))
-        assert one.shape == (2, 3, 7, 7)
-        assert torch.equal(one + 0.5, other)
-        found.add(divmod(int(one[0, 0, 0, 0]), 12))
-        assert torch.equal(one[0, 0, 0] - one[0, 0, 0, 0], torch.arange(7.0))
-    assert found == {(top, left) for top in range(4) for left in range(6)}, "every place is drawn"
-    whole, _ = random_crops(images, images, 10, torch.Generator())
-    assert whole is images
-
-
-def test_hinge_loss_by_numbers() -> None:
-    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
-    assert discriminator_loss(real, fake).item() == pytest.approx(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3))
-
-
-def test_a_verdict_does_not_depend_on_the_other_pictures() -> None:
-    discriminator = PatchDiscriminator(8, 2)
-    images = torch.rand(4, 3, 32, 32)
-    verdicts = discriminator(images)
-    assert verdicts.shape[:2] == (4, 1)
-    assert (discriminator(images[2:3]) - verdicts[2]).abs().max() < 1e-5
-
-
-def test_adaptive_weight_makes_both_losses_pull_equally() -> None:
-    layer = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    strong, weak = (torch.tensor([30.0, 40.0]) * layer).sum(), (torch.tensor([0.0, 2.0]) * layer).sum()
-    assert adaptive_weight(strong, weak, layer).item() == pytest.approx(25, rel=1e-3)
-    assert adaptive_weight(weak, strong, layer).item() == pytest.approx(1 / 25, rel=1e-3)
-    assert adaptive_weight(strong, 0 * weak, layer).item() == 1e4, "bounded"
 
 
 def test_white_patches_keep_a_code_of_their_own_through_training(data: Path) -> None:

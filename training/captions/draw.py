@@ -1,10 +1,10 @@
-"""Training captions: a pair's picture in the words that people would type, drawn at random from its metadata.
+"""Training captions: phrases that people might type for a pair's picture, drawn at random from its metadata.
 
-People do not ask for pictures the way a data set describes them. So a picture is seen under many captions: one third of
-the time its own first caption, which stays the manner that the model knows best; else a phrase of four choices: what
-the picture is called, whether and how its style is named, the frame around both, and how it is typed.
+Prompts are worded in other ways than the captions of a data set. So each picture is trained with many captions. One
+third are the pair's own first caption, which stays the wording that the model knows best. The others are phrases that
+vary in four ways: the name of the picture, the name of its style if any, the frame around both, and the typing.
 
-The evaluation asks in other frames, which `training.captions.phrasing` holds; none of them may be added here.
+The evaluation has frames of its own, in `training.captions.phrasing`; none of them may be added to training.
 """
 
 import dataclasses
@@ -13,112 +13,61 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from training.captions.naming import (
-    countable,
-    country_of,
-    is_plural,
-    plural,
-    said,
-    straight,
-    synonyms,
-    telling_keywords,
-    with_article,
-    with_the,
+from training.captions.frames import (
+    AROUND_WRAPPED,
+    ASKABLE,
+    ASKING,
+    MARKS_AFTER,
+    NOT_ASKABLE,
+    OF_EMOJI,
+    OF_ICONS,
+    OF_STYLES,
+    OF_TRADE_NAMES,
+    PLAIN,
+    SEPARATORS,
+    TRADE_NAMES,
+    WITH_ONE,
+    WITHOUT_EMOJI,
+    WRAPPED,
 )
+from training.captions.grammar import countable, is_plural, plural, with_article, with_the
+from training.captions.naming import country_of, said, straight, synonyms, telling_keywords
 from training.captions.wording import Style, style_of
 
 __all__ = ["all_captions", "draw_caption"]
 
 FIRST_CAPTION = 1 / 3
-"""Share of captions that are the pair's first, as it stands."""
+"""Share of captions that are the pair's first caption, unchanged."""
 OWN_CAPTION = 0.05
-"""Share of captions that are one of the pair's others, before typing."""
+"""Share of captions that are one of the pair's other captions, before typing is varied."""
 WITHOUT_STYLE = 0.25
 """Share of captions that name no style."""
 KEYWORD_CAPTION = 0.06
-"""Share of captions with keywords, behind the name or instead of it."""
+"""Share of captions that have keywords, after the name or instead of it."""
 SYNONYM = 0.4
-"""Share of names that are a synonym, where there is one."""
+"""Share of names that are replaced by a synonym, among names that have one."""
 PLURAL = 0.05
 """Share of countable names that are in the plural."""
 OTHER_STYLE_WORDS = 0.4
-"""Share of named styles that are in other words."""
+"""Share of styles that are named by other words than their own name."""
 ASKED = 0.15
-"""Share of framed phrases that are a request."""
+"""Share of framed phrases that are worded as a request: draw ..."""
 WRAPPED_ALONE, WRAPPED_WITH_STYLE = 0.5, 0.1
-"""Share of framed phrases that say `a picture of` or the like, without a style and with one."""
+"""Shares of framed phrases that say `a picture of` or the like: of those without and of those with a style."""
 TYPO = 0.025
 """Share of captions with a typing error."""
 NUM_FOR_TOKENIZER = 6
-"""Captions drawn of each pair for the training of the text tokenizer."""
-
-# {name} is bare and {thing} has an article where it can; {style} is how a style is called and {picture} what a picture
-# in it is: twemoji and twemoji emoji, line icon and line icon. {a_...} has an article for sure.
-AROUND_WRAPPED = (
-    "{thing}, {style} style",
-    "{thing}, {style}",
-    "{thing} in {style} style",
-    "{thing} in the {style} style",
-    "{thing} ({style})",
-)
-ASKABLE = (
-    *AROUND_WRAPPED,
-    "{thing} as {a_picture}",
-    "{name} as {picture}",
-    "{picture} of {thing}",
-    "{a_picture} of {thing}",
-)
-"""Frames that a request may hold: draw ..."""
-MARKS_AFTER = ("{thing} - {style}", "{thing}: {style}", "{thing} / {style}", "{thing}; {style} style")
-NOT_ASKABLE = ("{thing}, {picture}", "{style}, {name}", "{style}: {name}", "{style} - {name}", "{picture}: {name}")
-OF_STYLES = ("{style} {name}", "{style} {name}", "{name} {style} style")
-"""Frames for styles that are no noun, such as noto; a request may hold them."""
-OF_EMOJI = (
-    "{style} style {name}",
-    "{style} {name} {medium}",
-    "{style} {name} {medium}",
-    "{name} {medium} in {style} style",
-    "{name} {medium}, {style}",
-    "{name} {medium} ({style})",
-    "{name} {style} {medium}",
-    "{name}, {style} {medium}",
-)
-"""More frames for styles that are no noun; no request holds them."""
-OF_ICONS = ("{name} {style}", "{name} {style}", "{name}, {style}")
-"""Frames for styles that are a noun, such as line icon."""
-OF_TRADE_NAMES = ("{thing} in the style of {style}", "{name} in the style of {style}")
-TRADE_NAMES = (
-    *("noto", "google", "android", "twemoji", "twitter", "fluent", "microsoft", "emojione", "emoji one", "firefox"),
-    *("mozilla", "streamline"),
-)
-WITH_ONE = ("{a_style} {name}", "{a_style} {name} {medium}")
-"""Frames for names that can have an article."""
-PLAIN = ("{thing}",)
-WRAPPED = (
-    *("picture of {thing}", "a picture of {thing}", "image of {thing}", "an image of {thing}", "pic of {thing}"),
-    *("icon of {thing}", "an icon of {thing}", "drawing of {thing}", "a drawing of {thing}", "illustration of {thing}"),
-    *("emoji of {thing}", "an emoji of {thing}", "emoji of {thing}", "sticker of {thing}", "a sticker of {thing}"),
-    *("{name} emoji", "{name} emoji", "{name} icon", "{name} sticker", "{name} picture"),
-)
-"""Frames without a style. With one they are the thing of another frame: a sticker of a cat, 3d."""
-WITHOUT_EMOJI = tuple(frame for frame in WRAPPED if "emoji" not in frame and "sticker" not in frame)
-"""Frames for icons and clip art, so that the words emoji and sticker ask for no others than emoji."""
-ASKING = (
-    *("draw {it}", "draw {it}", "draw me {it}", "show me {it}", "give me {it}", "make {it}", "make me {it}"),
-    *("create {it}", "generate {it}", "i want {it}", "i need {it}", "please draw {it}", "please make {it}"),
-    *("can you draw {it}?", "can i have {it}", "draw {it}, please", "{it} please", "{it}, please"),
-)
-SEPARATORS = (", ", ", ", ", ", ", ", "; ", " / ", " - ")
+"""Captions that are drawn for each pair to train the text tokenizer."""
 
 NEIGHBOURS = dict(zip("qwertyuiopasdfghjklzxcvbnm", "wertyuioposdfghjklkxcvbnmn", strict=True))
 """The key beside each letter on an English keyboard."""
 
 
 def draw_caption(metadata: dict[str, Any], chance: random.Random) -> str:
-    """One caption for a pair, a function of its metadata and the generator's state.
+    """Draws one caption of a pair, as a function of its metadata and the state of the random generator.
 
-    Uses `captions` and, where the pair has them, `name_en`, `style` and `keywords_en`. A pair without a name has only
-    its captions: half of them stay as they are, and the others vary lightly.
+    It uses `captions` and, if the pair has them, `name_en`, `style` and `keywords_en`. A pair without a name has only
+    its captions: half of the time they stay unchanged; otherwise they vary slightly.
     """
     own: list[str] = metadata["captions"]
     if not metadata.get("name_en"):
@@ -138,25 +87,27 @@ def draw_caption(metadata: dict[str, Any], chance: random.Random) -> str:
 
 
 def all_captions(metadata: dict[str, Any]) -> list[str]:
-    """Every phrase of a pair that a text tokenizer should know: its captions, name and keywords, and some captions as
-    training draws them, always the same ones."""
+    """The phrases of a pair that the text tokenizer is trained on: its captions, name and keywords, and some training
+    captions, drawn with a seed that depends on the pair alone."""
     name = [metadata["name_en"]] if metadata.get("name_en") else []
     chance = random.Random(f"tokenizer/{metadata.get('id', '')}/{metadata['captions'][0]}")
     drawn = [draw_caption(metadata, chance) for _ in range(NUM_FOR_TOKENIZER)] if name else []
     return [*metadata["captions"], *name, *metadata.get("keywords_en", []), *drawn]
 
 
-# -- what it is called
+# -- the name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Naming:
-    """A name for the picture: bare, and as it stands in a sentence, with an article or in the plural."""
+    """A name of the picture, and its form in a sentence."""
 
     name: str
+    """The bare name."""
     thing: str
+    """The name with or without an article, or its plural."""
     one: bool
-    """Whether `a` may stand in front of the name."""
+    """Whether the name can take the article `a`."""
 
 
 def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random) -> _Naming:
@@ -169,7 +120,7 @@ def _naming(metadata: dict[str, Any], style: Style | None, chance: random.Random
     else:
         ways = said(name)
         name = ways[0] if chance.random() < 0.4 else chance.choice(ways)
-    # Icons are called by words without grammar, such as `undo` and `controls forward`: these take no article.
+    # names of icons are words without grammar, such as `undo` and `controls forward`, which take no article
     one = countable(name) and not metadata.get("style", "").endswith("icon")
     if one and chance.random() < PLURAL and (many := plural(name)):
         return _Naming(name=name, thing=many, one=False)
@@ -202,7 +153,7 @@ def _style_words(style: Style, chance: random.Random) -> str:
 
 
 def _framed(naming: _Naming, style: Style | None, wraps: Sequence[str], chance: random.Random) -> str:
-    """The thing in its style, with what people put around it."""
+    """The name and the style in a frame, worded as a request or as a `picture of` it, or neither."""
     asked = chance.random() < ASKED
     wrapped = chance.random() < (WRAPPED_ALONE if style is None else WRAPPED_WITH_STYLE)
     words = {"name": naming.name, "thing": naming.thing}
@@ -227,11 +178,11 @@ def _framed(naming: _Naming, style: Style | None, wraps: Sequence[str], chance: 
     return chance.choice(ASKING).format(it=phrase) if asked else phrase
 
 
-# -- how it is typed
+# -- typing
 
 
 def _typed(phrase: str, chance: random.Random) -> str:
-    """The phrase with somebody's capitals, quotes, full stop and, seldom, a typing error."""
+    """The phrase with variations of typing: capitals, curly quotes, a final mark and, rarely, a typing error."""
     rest = 1 - FIRST_CAPTION
     if chance.random() < TYPO / rest:
         phrase = _mistyped(phrase, chance)
@@ -258,7 +209,8 @@ def _cased(phrase: str, chance: random.Random) -> str:
 
 
 def _mistyped(phrase: str, chance: random.Random) -> str:
-    """One error in one word of at least four letters: two letters swapped, one left out, doubled or beside its key."""
+    """The phrase with one error in one word of at least four letters: two letters swapped, or one letter left out,
+    doubled, or replaced by its neighbour on the keyboard."""
     words = [match.span() for match in re.finditer(r"[A-Za-z]{4,}", phrase)]
     if not words:
         return phrase
@@ -270,8 +222,8 @@ def _mistyped(phrase: str, chance: random.Random) -> str:
 
 
 def _own_caption(own: list[str], chance: random.Random) -> str:
-    """One of the captions that people wrote: half of the time as it stands, else with other capitals, without its
-    article or full stop, or as the picture of something."""
+    """One of the pair's own captions: half of the time unchanged, otherwise with other capitals, without its article or
+    full stop, or after `a picture of`."""
     caption = own[0] if chance.random() < 0.5 else chance.choice(own)
     if chance.random() < 0.5:
         return caption

@@ -1,6 +1,7 @@
-"""What a picture is called in plain English: CLDR names as people say them, synonyms, articles and plurals.
+"""Names of pictures in plain English: wordings of Unicode CLDR names, synonyms, and useful keywords.
 
-This module names no style and draws nothing at random: a function gives all the ways to say a name that it knows.
+Styles are named elsewhere (`training.captions.wording`), and nothing is random here: `said` and `synonyms` return all
+the names that they know.
 """
 
 import functools
@@ -9,16 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.captions.grammar import with_article
+
 __all__ = [
-    "countable",
     "country_of",
-    "is_plural",
-    "plural",
     "said",
     "synonyms",
     "telling_keywords",
-    "with_article",
-    "with_the",
 ]
 
 SYNONYMS = Path(__file__).with_name("synonyms.txt")
@@ -34,7 +32,7 @@ HAIR = {
 }
 PEOPLE = {"man", "woman", "person", "adult", "child", "boy", "girl", "baby"}
 GENDERS = {"man": "male", "woman": "female"}
-# CLDR breaks its keywords into single words, and many of them say nothing of what is to be seen.
+# CLDR splits its keywords into single words, and many of them do not describe the picture.
 VAGUE_KEYWORDS = frozenset(
     """143 agree amazed amazing away awesome awful bae bestest bet big blame boss brb break bring bruh call cheeky clean
     close complete cool correct cute dang date dating day definitely disability dope down elegant emotion epic every
@@ -46,49 +44,6 @@ VAGUE_KEYWORDS = frozenset(
     silly slay sorry special sure talk tbt thing this time times today together totally trip true try two type ugh
     unreal up wait want watch way well what whatever where win won wow wtv xoxo yes you yum zzz""".split()
 )
-PREPOSITION = re.compile(r"[,(]| (?:of|with|without|in|on|at|behind|from|and|for|to|over|under|by|not|that|facing) ")
-# A person or a face does something: the last word is no noun ("person running"), the first one is.
-DOERS = re.compile(
-    r"(man|woman|person|child|boy|girl|face|cat|monkey|fairy|mage|elf|vampire|genie|prince|princess|guard|leaf)\b"
-)
-GERUNDS_THAT_ARE_THINGS = {
-    "ring",
-    "king",
-    "wing",
-    "earring",
-    "string",
-    "spring",
-    "building",
-    "painting",
-    "wedding",
-    "ping",
-    "dumpling",
-    "seedling",
-}
-UNCOUNTABLE = frozenset(
-    """art bacon badminton bald baseball basketball beans biohazard bowling bread broccoli butter camping
-    chocolate climbing clothes clothing coffee confetti construction control cooking copyright coral corn
-    cricket curry custard dash divide dizzy dna down electricity equipment fire fishing flour fog food football
-    fries fruit garlic ginger golf grass hail hair handball hockey honey ice infinity information jewelry juice
-    karate lacrosse leafy lightning luck luggage lumber machinery mail meat milk milky minus money mud multiply
-    music news oden oil ornament paper pasta people plus police polo pong poo poop prohibited radioactive rain
-    ramen registered restroom rice rugby sake salt sand scenery silhouette smoke snow soap soccer softball soup
-    spaghetti stew stuff sugar surfing sushi swimming tea tempura tennis thunder toast traffic up volleyball
-    warning water weather wine wireless wood wool work yarn zzz""".split()
-)
-# These end in s and are one thing, or end otherwise and are many.
-ENDS_IN_S = re.compile(r"(ss|us|is|[^aeiou]ics|gas|lens|iris|canvas|atlas|christmas|santa claus|series|rhinoceros)$")
-IRREGULAR_PLURALS = {
-    **{"man": "men", "woman": "women", "person": "people", "child": "children", "mouse": "mice", "foot": "feet"},
-    **{"tooth": "teeth", "goose": "geese", "leaf": "leaves", "wolf": "wolves", "knife": "knives", "loaf": "loaves"},
-    **{"scarf": "scarves", "shelf": "shelves", "potato": "potatoes", "tomato": "tomatoes", "volcano": "volcanoes"},
-    **{"mango": "mangoes", "mosquito": "mosquitoes", "elf": "elves", "ox": "oxen"},
-}
-WITHOUT_PLURAL = {"fish", "sheep", "deer", "bison", "moose", "shrimp", "squid", "fruit", "salmon", "hair"}
-PLURALS = {*IRREGULAR_PLURALS.values(), "dice", "cattle"}
-SINGULAR_U = re.compile(r"(uni([^mn]|$)|u[tks]\w|ewe|ufo\b|u-turn|eu|one\b|once\b|one-|u\b|usb\b)", re.IGNORECASE)
-SILENT_H_OR_X = re.compile(r"(hour|honest|honou?r|heir|x-)", re.IGNORECASE)
-SPELLED_WITH_VOWEL = re.compile(r"([AEFHILMNORSX]\b|SOS\b|[FHLMNRSX][BCDFGHJKLMNPQRSTVWXYZ]+\b|8|11\b|18\b)")
 COUNTRIES_WITH_THE = re.compile(
     r"(United |British |U\.S\. |Netherlands|Bahamas|Philippines|Maldives|Gambia|Comoros|Seychelles|European Union"
     r"|Isle of|Vatican|.*(Islands|Territories|Republic)$)"
@@ -96,13 +51,13 @@ COUNTRIES_WITH_THE = re.compile(
 
 
 def straight(text: str) -> str:
-    """The text with typewriter's quotes and apostrophes, and without stray blanks and marks at its ends."""
+    """The text with straight quotes and apostrophes, without stray blanks, and without marks at its ends."""
     text = re.sub(r"\s+(?=[,;:!?]|\.(\W|$))", "", text.translate(STRAIGHT_QUOTES))
     return re.sub(r"\s+", " ", text).strip(" ,.;:-")
 
 
 def country_of(name: str) -> str | None:
-    """The country of a CLDR flag name, with `the` where English has it; None for other names."""
+    """The country in the CLDR name of a flag, with `the` where English requires it; None for other names."""
     if not name.startswith("flag: "):
         return None
     country = straight(name.removeprefix("flag: "))
@@ -110,8 +65,8 @@ def country_of(name: str) -> str | None:
 
 
 def said(name: str) -> list[str]:
-    """All plain ways to say a CLDR name. `man: medium skin tone, beard` is a bearded man with medium skin tone; a name
-    without a colon is itself, and `man cook` also a male cook."""
+    """All plain English wordings of a CLDR name. `man: medium skin tone, beard` gives, among others, `bearded man with
+    medium skin tone`; a name without a colon gives itself, and `man cook` also `male cook`."""
     name = straight(name)
     subject, _, rest = name.partition(": ")
     if not rest:
@@ -128,7 +83,7 @@ def said(name: str) -> list[str]:
 
 
 def synonyms(name: str) -> list[str]:
-    """Other names for the same picture, with the name's skin tone and direction; none for most."""
+    """Other names of the same picture, with the skin tone and direction of the name; empty for most names."""
     subject, _, rest = straight(name).partition(": ")
     if subject in ("flag", "keycap", *PEOPLE) and rest:
         return []
@@ -148,7 +103,8 @@ def _table() -> dict[str, tuple[str, ...]]:
 
 
 def _with_gender(subject: str) -> list[str]:
-    """`woman pilot` is also a female pilot; `woman running` and `woman in tuxedo` are no other."""
+    """The name of a person, and for a role also its form with an adjective: `woman pilot` gives `female pilot`, too,
+    but `woman running` and `woman in tuxedo` give only themselves."""
     gender, _, role = subject.partition(" ")
     words = role.split()
     if gender not in GENDERS or not words or words[0] in ("in", "with", "and") or any(w.endswith("ing") for w in words):
@@ -157,7 +113,7 @@ def _with_gender(subject: str) -> list[str]:
 
 
 def _crowd(subject: str, people: Sequence[str]) -> list[str]:
-    """A family, a couple or a kiss of these people."""
+    """Wordings of a family, a couple or a kiss of these people."""
     together = " and ".join([", ".join(with_article(one) for one in people[:-1]), with_article(people[-1])])
     bare = " and ".join(people)
     match subject:
@@ -171,7 +127,7 @@ def _crowd(subject: str, people: Sequence[str]) -> list[str]:
 
 
 def _described(ways: Sequence[str], details: Sequence[str]) -> list[str]:
-    """Each way with hair, skin tone and direction."""
+    """Each wording with the details added: hair, skin tone, direction and others."""
     tones = [detail for detail in details if SKIN_TONE.match(detail)]
     found = list(ways)
     for detail in details:
@@ -194,7 +150,7 @@ def _described(ways: Sequence[str], details: Sequence[str]) -> list[str]:
 
 
 def telling_keywords(metadata: dict[str, Any]) -> list[str]:
-    """The keywords that say something of the picture besides its name: neither vague nor words of the name."""
+    """The keywords that add to the name of the picture: those that are neither vague nor words of the name."""
     words = set(re.findall(r"[\w'-]+", straight(metadata.get("name_en", "")).lower()))
     return [
         keyword
@@ -205,76 +161,3 @@ def telling_keywords(metadata: dict[str, Any]) -> list[str]:
         and not SKIN_TONE.match(keyword)
         and not words >= set(re.findall(r"[\w'-]+", keyword.lower()))
     ]
-
-
-# -- articles and plurals
-
-
-def with_article(name: str) -> str:
-    """The name with `a` or `an`, by its sound."""
-    vowel = (name[:1].lower() in tuple("aeiou") and not SINGULAR_U.match(name)) or bool(SILENT_H_OR_X.match(name))
-    if name[:2].isupper() or name[:1].isdigit() or re.match(r"[A-Z]\b", name):
-        vowel = vowel or bool(SPELLED_WITH_VOWEL.match(name))
-    return f"{'an' if vowel else 'a'} {name}"
-
-
-def with_the(name: str) -> str:
-    """The name with `the`, unless it has an article already."""
-    return name if name.startswith(("the ", "a ", "an ")) else f"the {name}"
-
-
-def _head(name: str) -> str:
-    """What the name is about: its first part, up to a preposition."""
-    return PREPOSITION.split(name, maxsplit=1)[0]
-
-
-def is_plural(name: str) -> bool:
-    """Whether the name is of several things, such as `glasses`."""
-    words = _head(name).lower().split()
-    if not words or words[0] in ("one", "a"):
-        return False
-    last = words[-1]
-    return last in PLURALS or (len(last) > 2 and last.endswith("s") and not ENDS_IN_S.search(last))
-
-
-def countable(name: str) -> bool:
-    """Whether `a` or `an` may stand in front: not of many, not of a substance, a sport or a proper name."""
-    words = _head(name).split()
-    if not words or (is_plural(name) and not DOERS.match(name)):
-        return False
-    last = words[-1].lower()
-    if not re.match(r"[\w\"'#*]", name) or name.lower().startswith(
-        ("no ", "input ", "milky way", "a ", "an ", "the ", "flag of ", "regional ")
-    ):
-        return False
-    if words[0][0].isdigit() or any(word[:1].isdigit() for word in words[1:]) or "thirty" in name or "o'clock" in name:
-        return False
-    if re.match(r"\w+ and \w+", name):
-        return False
-    if DOERS.match(name):
-        return True
-    if last in UNCOUNTABLE or (last.endswith("ing") and last not in GERUNDS_THAT_ARE_THINGS):
-        return False
-    # Capitals make a proper name, unless a noun follows: `Aquarius`, but `a Japanese castle`, `an OK button`.
-    return words[-1][0].islower() or (len(words) == 1 and words[0].isupper() and len(words[0]) in (2, 3, 4))
-
-
-def plural(name: str) -> str | None:
-    """The name of several such things; None if that is no simple word for it."""
-    words = name.split()
-    if len(words) > 3 or not countable(name) or _head(name) != name or not name.replace(" ", "").isalpha():
-        return None
-    last = words[-1]
-    if not name.islower() or (DOERS.match(name) and len(words) > 1) or last in WITHOUT_PLURAL or last.endswith("s"):
-        return None
-    if last in IRREGULAR_PLURALS:
-        many = IRREGULAR_PLURALS[last]
-    elif re.search(r"(x|z|ch|sh)$", last):
-        many = f"{last}es"
-    elif re.search(r"[^aeiou]y$", last):
-        many = f"{last[:-1]}ies"
-    elif last.endswith(("ed", "ing", "st", "men")) and last not in ("bed", "ring", "king", "wing", "nest", "fist"):
-        return None
-    else:
-        many = f"{last}s"
-    return " ".join([*words[:-1], many])

@@ -1,23 +1,23 @@
-"""How the evaluation asks: as training does, or in natural words that training never used.
+"""Prompts of the evaluation, in two phrasings: that of training, or a natural one that never occurs in training.
 
-A model that is asked in its own training captions shows what it has learned, and not whether it understands. So the
-natural phrasing has frames and words for styles of its own. They stand here, apart from `training.captions.draw`,
-because the measure is worth something only as long as nobody trains on them: a frame that is added to one side must not
-exist on the other, and a test compares the two. Both share only the words for what is to be seen: names, synonyms, skin
-tones.
+Prompts that are training captions measure what a model has learned, but not whether it generalises to other wordings.
+So the natural phrasing has frames and words for styles of its own. They are kept apart from `training.captions.draw`,
+because the measure is valid only while they are not trained on: no frame may exist on both sides, which a test checks.
+Both sides share only the words for what a picture shows: names, synonyms and skin tones.
 """
 
 import random
 from typing import Any, Literal
 
-from training.captions.naming import countable, country_of, said, straight, synonyms, with_article, with_the
+from training.captions.grammar import countable, with_article, with_the
+from training.captions.naming import country_of, said, straight, synonyms
 from training.captions.wording import Style, style_of
 
 __all__ = ["Phrasing", "prompt_for"]
 
 Phrasing = Literal["training", "natural"]
 
-# The fields are those of the frames in training.captions.draw.
+# The fields are those of training.captions.frames.
 OF_EMOJI = (
     "{a_style} version of {thing}",
     "{thing} rendered in {style}",
@@ -48,11 +48,12 @@ WITHOUT_STYLE = (
 
 
 def prompt_for(metadata: dict[str, Any], number: int, phrasing: Phrasing = "training") -> str:
-    """The prompt that asks for a pair's picture.
+    """The prompt for a pair's picture.
 
-    In the phrasing of training it is the pair's first caption. The natural one is a function of the metadata and of
-    `number`, the pair's in its split: a synonym half of the time if there is one, the style in other words half of the
-    time if there are any, in one of the frames of this module. Every prompt names the style that the pair has.
+    In the training phrasing, it is the pair's first caption. The natural prompt is a function of the metadata and of
+    `number`, the number of the pair in its split: one of the frames of this module, with a synonym half of the time if
+    the name has one, and with other words for the style half of the time if the style has any. Every prompt names the
+    style of a pair that has one.
     """
     caption: str = metadata["captions"][0]
     if phrasing == "training":

@@ -1,6 +1,6 @@
-"""How people name the styles of the emoji data: other words for each, and what a picture in it is.
+"""Words for the styles of the emoji data: how people name each style, and what a picture in it is called.
 
-A wording must mean one style only. Trade names are used as people use them, to describe how a picture looks.
+Each wording must mean one style only. Trade names are used as people use them, to describe how a picture looks.
 """
 
 import dataclasses
@@ -11,16 +11,17 @@ __all__ = ["STYLES", "Style", "style_of"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """One style of the data in words."""
+    """The words for one style of the data."""
 
     name: str
-    """The style's own name, as it stands in the metadata."""
+    """Name of the style, the same as in the metadata."""
     others: tuple[str, ...] = ()
-    """Other words for it, in training."""
+    """Other words for the style, for training captions."""
     held_out: tuple[str, ...] = ()
-    """Other words for it, in the evaluation only."""
+    """Other words for the style, for prompts of the evaluation only."""
     medium: str = "emoji"
-    """What a picture in this style is: `a noto emoji`. Empty if the words say so themselves: `a line icon`."""
+    """What a picture in this style is called after the name of the style: `a noto emoji`. Empty if the name of the
+    style is a noun: `a line icon`."""
 
 
 STYLES = {
@@ -92,8 +93,8 @@ STYLES = {
 
 
 def style_of(metadata: dict[str, Any]) -> Style | None:
-    """The words for a pair's style; None if it has none. Pictures of foreign styles are emoji if their first caption
-    says so."""
+    """The words for a pair's style; None if the pair has no style. The medium of an unknown style is emoji if the first
+    caption has that word, else picture."""
     name = metadata.get("style", "")
     if not name or name in STYLES:
         return STYLES.get(name)

@@ -1,3 +1,3 @@
-"""The default model's data, built from its packages: `python -m training.emoji`. The program is in `program.py`."""
+"""The data of the default model, built from npm and Debian packages by `python -m training.emoji` (`program.py`)."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""`python -m training.emoji`."""
+"""The entry point of `python -m training.emoji`."""
 
 from training.emoji.program import main
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Train the default model in the background, or say how far it is: `make train-default`.
+# Train the default model in the background, or print the status of its training: `make train-default`.
 #
-# The run has a clone of its own beside this checkout, pinned to the commit that it began with, so that nobody's changes
-# reach it. It gives way to everything else on the machine, and may be killed at any moment: the same command goes on. A
-# clone that begins anew goes on from the last export that was committed, training/emoji/export, if there is one.
+# The run has its own clone beside this checkout, which stays at the commit of its start, so that later changes do not
+# affect it. It runs with the lowest priority and may be killed at any moment; the same command resumes it. A new clone
+# continues from the last export that was committed, training/emoji/export, if there is one.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

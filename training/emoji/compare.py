@@ -1,4 +1,4 @@
-"""Looking at built shards: a contact sheet, and a comparison with shards of the same pairs built elsewhere."""
+"""Checks of built shards: a contact sheet, and a comparison with shards of the same pairs that were built elsewhere."""
 
 import dataclasses
 import random
@@ -21,7 +21,7 @@ SHEET_COLUMNS, SHEET_ROWS = 24, 16
 
 
 def write_contact_sheet(folder: Path, path: Path) -> None:
-    """A PNG of 24 x 16 pictures drawn at random from a folder's shards, the same ones each time."""
+    """Write a PNG of 24 x 16 pictures that are sampled from a folder's shards with a fixed seed."""
     pairs = PairShards(find_shards([folder]))
     numbers = random.Random(0).sample(range(len(pairs)), min(len(pairs), SHEET_COLUMNS * SHEET_ROWS))
     pictures = [Image.fromarray(rearrange(pairs.picture(number).numpy(), "c h w -> h w c")) for number in numbers]
@@ -30,27 +30,30 @@ def write_contact_sheet(folder: Path, path: Path) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class StyleComparison:
-    """How the pairs of one style came out, against the reference."""
+    """Comparison of the pairs of one style with the reference."""
 
     pairs: int = 0
-    """In the reference."""
+    """Number of pairs in the reference."""
     found: int = 0
-    """Of these, how many were built, in a shard of the same name."""
+    """Number of these that were built, in a shard of the same name."""
     equal_metadata: int = 0
-    """Of these, in how many every field of the JSON is equal."""
+    """Number of found pairs whose JSON metadata is equal."""
     equal_pixels: int = 0
+    """Number of found pairs whose pixels are all equal."""
     sum_difference: float = 0.0
+    """Sum over found pairs of the mean absolute difference of a channel, in 0..255."""
     max_difference: int = 0
-    """Largest difference of a channel of a pixel, of 255."""
+    """Largest absolute difference of a channel of a pixel, in 0..255."""
 
     @property
     def mean_difference(self) -> float:
-        """Mean difference of a channel of a pixel, of 255."""
+        """Mean absolute difference of a channel of a pixel over all found pairs, in 0..255."""
         return self.sum_difference / self.found if self.found else 0.0
 
 
 def compare(folder: Path, reference: Path) -> dict[str, StyleComparison]:
-    """Compare the shards of two folders, pair by pair, by id and shard. The result is by style, and `all` in sum."""
+    """Compare the pairs of two folders of shards, matched by id and name of the shard. Returns a comparison for each
+    style, and one of all pairs as `all`."""
     styles: dict[str, StyleComparison] = defaultdict(StyleComparison)
     for path in tqdm(find_shards([reference]), desc="compare", unit="shard"):
         theirs = PairShards([path])
@@ -66,7 +69,9 @@ def compare(folder: Path, reference: Path) -> dict[str, StyleComparison]:
             ours_number = numbers[metadata["id"]]
             pictures = [theirs.picture(number).numpy(), ours.picture(ours_number).numpy()]
             if pictures[0].shape != pictures[1].shape:
-                raise DataError(f"{path}: {metadata['id']} is {pictures[0].shape} there, {pictures[1].shape} here")
+                raise DataError(
+                    f"{path}: {metadata['id']} is {pictures[0].shape}; in {folder} it is {pictures[1].shape}"
+                )
             difference = np.abs(pictures[0].astype(np.int16) - pictures[1].astype(np.int16))
             for result in results:
                 result.found += 1
@@ -78,7 +83,7 @@ def compare(folder: Path, reference: Path) -> dict[str, StyleComparison]:
 
 
 def comparison_table(styles: Mapping[str, StyleComparison]) -> str:
-    """The comparison as text: a line for each style, counts of pairs, and differences of 255."""
+    """The comparison as a text table: for each style, numbers of pairs, and differences of channels in 0..255."""
     lines = [f"{'style':16} {'pairs':>6} {'found':>6} {'=JSON':>6} {'=pixels':>7} {'mean diff':>9} {'max':>4}"]
     for style in sorted(styles, key=lambda style: (style == "all", style)):
         result = styles[style]

@@ -1,7 +1,7 @@
-"""What a picture is called: its code points, and from them the names and keywords of Unicode CLDR.
+"""Names of pictures: their code points, and the names and keywords that Unicode CLDR has for these.
 
-Sets that name their pictures in words are joined with CLDR by slug: lower-case words with hyphens. Icons and clip art
-have no code points; they are called by their own names.
+Sets whose pictures are named by words are joined with CLDR by slug: lower-case words with hyphens. Icons and clip art
+have no code points; they keep their own names.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from training.emoji.sets import CLDR_PACKAGES, SETS_BY_NAME, SKIN_TONES, Entry, 
 __all__ = ["Annotation", "Names", "clip_art_path", "clip_art_text", "load_annotations", "slug"]
 
 LANGUAGES = ("fr", "ko", "de", "es", "ja")
-# These know the code points of their pictures. The gradient set has the same names as the flat one.
+# These sets have the code points of their pictures. The gradient set has the same names as the flat one.
 SETS_WITH_CODEPOINTS = ("twemoji", "noto", "fluent-emoji-flat")
 SETS_WITH_ALIASES = ("noto", "noto-v1", "twemoji", "fluent-emoji", "fluent-emoji-flat", "emojione")
 CODEPOINTS_OF = {
@@ -48,16 +48,16 @@ KEYWORD_LENGTHS = range(3, 25)
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """What CLDR says about one character or sequence in one language."""
+    """Name and keywords in CLDR of one character or sequence, in one language."""
 
     name: str
     keywords: tuple[str, ...]
 
 
 def load_annotations(folders: Sequence[Path], language: str) -> dict[str, Annotation]:
-    """Annotations by code points, out of the CLDR packages in these folders; a later folder wins.
+    """Annotations by code points, from the CLDR packages in these folders; those of later folders take precedence.
 
-    Raises `DataError` if a package has not this language.
+    Raises `DataError` if a package lacks the language.
     """
     annotations = {}
     for folder in folders:
@@ -72,7 +72,8 @@ def load_annotations(folders: Sequence[Path], language: str) -> dict[str, Annota
 
 
 def codepoints_of(text: str) -> str:
-    """Characters as lower-case hexadecimal of at least four digits, joined by `-`, without variation selectors."""
+    """The code points of a text as lower-case hexadecimal of at least four digits, joined by `-`, without variation
+    selectors."""
     return "-".join(f"{ord(character):04x}" for character in text if character != "\ufe0f")
 
 
@@ -84,13 +85,13 @@ def slug(name: str) -> str:
 
 
 def clip_art_path(packages: Packages, name: str) -> Path:
-    """The SVG file of a picture of openclipart."""
+    """The SVG file of a picture in the package openclipart-svg."""
     return packages.folders[SETS_BY_NAME["openclipart"].package] / "usr/share/openclipart/svg" / name
 
 
 def clip_art_text(svg: str, name: str) -> tuple[str, list[str]]:
-    """Name and keywords of a clip art picture. It is called by its title or, where that is a collection's, by its
-    file's name."""
+    """Name and keywords of a clip art picture. The name is its title or, if that is the title of a collection, the name
+    of its file."""
     found = re.search(r"<dc:title>(.*?)</dc:title>", svg, re.DOTALL)
     title = html.unescape(found[1]) if found else ""
     if not title.strip() or COLLECTION_TITLE.search(title):
@@ -131,7 +132,7 @@ class Names:
         return groups
 
     def _slug_table(self, icon_sets: Mapping[str, IconSet]) -> dict[str, str]:
-        """Code points by slug: CLDR's names, then the sets' own, then what these say is another name for the same."""
+        """Code points by slug, in order of precedence: names of CLDR, names of the sets, and aliases of the sets."""
         slugs: dict[str, str] = {}
         for codepoints, annotation in self._english.items():
             slugs.setdefault(slug(annotation.name), codepoints)
@@ -154,7 +155,7 @@ class Names:
         return slugs
 
     def codepoints(self, entry: Entry) -> str | None:
-        """Code points of a picture, None for what CLDR has no name for."""
+        """Code points of a picture; None if CLDR has no name for it."""
         picture_set = entry.picture_set
         if picture_set.kind in ("icon", "clip art"):
             return None
@@ -177,13 +178,13 @@ class Names:
         return None
 
     def metadata(self, entry: Entry) -> dict[str, Any]:
-        """The JSON beside a picture: id, style, licence, name_en, keywords_en, codepoints, base, group, captions,
-        weight, names. Where the manifest decides a field, the others follow it."""
+        """The JSON metadata of a pair: id, style, licence, name_en, keywords_en, codepoints, base, group, captions,
+        weight, names. Fields that the manifest overrides also determine the fields that are derived from them."""
         picture_set, decided = entry.picture_set, entry.overrides
         codepoints = decided["codepoints"] if "codepoints" in decided else self.codepoints(entry)
         name, keywords = self._name_and_keywords(entry, codepoints)
         name = decided.get("name_en", name)
-        # CLDR repeats some names as the only keyword; the name alone is then better than nothing.
+        # some annotations have their name as the only keyword; it is kept then
         others = [keyword for keyword in keywords if keyword != name]
         keywords = decided.get("keywords_en", others if others or codepoints is None else keywords)
         group = None if codepoints is None or _letter(codepoints) else self._groups.get(codepoints)
@@ -223,12 +224,12 @@ class Names:
 
 
 def plain_codepoints(sequence: str) -> str:
-    """Code points as packages write them, as the data does: four digits at least, no variation selectors."""
+    """Code points in the notation of a package -> in that of the data: at least four digits, no variation selectors."""
     return "-".join(codepoint.zfill(4) for codepoint in sequence.split("-") if codepoint != "fe0f")
 
 
 def _flag(code: str) -> str:
-    """Code points of the flag of an ISO 3166 code: two letters, or a region of three after `gb-`."""
+    """Code points of the flag of an ISO 3166 code: two letters, or a region such as `gb-eng`."""
     if len(code) == 2:
         return "-".join(f"{FIRST_REGIONAL_INDICATOR + ord(letter) - ord('a'):x}" for letter in code)
     return "-".join(["1f3f4", *(f"e00{ord(letter):02x}" for letter in code.replace("-", "")), "e007f"])

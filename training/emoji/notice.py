@@ -1,4 +1,4 @@
-"""The NOTICE beside the shards: whose pictures these are, and on what terms, in the packages' own words."""
+"""The NOTICE beside the shards: authors and licences of the pictures, as the packages state them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ __all__ = ["notice"]
 
 CHANGES = """\
 Pictures and names for training text-to-image models, made from the packages below by `python -m training.emoji`.
-Changes: a selection of the pictures, each drawn at 128 x 128 pixels over white, clip art cut to what is drawn and
-framed; names turned into captions. None of the authors endorses this use.
+Changes: a selection of the pictures, each drawn at 128 x 128 pixels on a transparent background, clip art cropped
+to its drawing and framed; names turned into captions. None of the authors endorses this use.
 """
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "COPYING*", "usr/share/doc/*/copyright")
 
 
 def notice(packages: Packages, entries: Sequence[Entry]) -> str:
-    """The text: changes, then every set with version, authors and licence, then the licences that packages enclose.
+    """The text of the NOTICE: the changes, every set with version, author and licence, and the licence texts that are
+    enclosed in packages.
 
-    Raises `DataError` if a package states another licence than the one that the data says.
+    Raises `DataError` if a package states another licence than its entry in `training.emoji.sets`.
     """
     counts = Counter(entry.picture_set.name for entry in entries)
     parts = [CHANGES]
@@ -49,7 +50,7 @@ def notice(packages: Packages, entries: Sequence[Entry]) -> str:
 
 
 def _terms(picture_set: PictureSet, folder: Path) -> list[str]:
-    """Name, author and licence as the package states them."""
+    """Lines with name, author and licence, as the package states them."""
     if picture_set.kind == "clip art":
         if "Public Domain Dedication" not in (folder / "usr/share/doc/openclipart-svg/copyright").read_text():
             raise DataError(f"{picture_set.package}: its copyright file no longer dedicates it to the public domain")
@@ -75,7 +76,7 @@ def _terms(picture_set: PictureSet, folder: Path) -> list[str]:
 
 
 def _enclosed(packages: Packages) -> dict[str, list[str]]:
-    """Licence texts inside the packages, each with the packages that enclose it."""
+    """Licence texts in the packages, each with the names of the packages that enclose it."""
     texts: dict[str, list[str]] = {}
     for package, folder in packages.folders.items():
         for pattern in LICENCE_FILES:

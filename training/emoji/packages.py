@@ -1,7 +1,7 @@
-"""Packages of pictures and names: fetched with their registries' own clients, kept in a cache folder, opened.
+"""Packages of pictures and names: downloaded with npm and apt-get into a cache folder, unpacked, and read.
 
-Fetching is npm's and apt's work, checksums included. A package that lies in the cache folder already is not fetched
-again, so one that was brought there by hand serves as well.
+The clients check the checksums. A package in the cache folder is not downloaded again, so it may also be copied there
+by hand.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ class Packages:
     folders: Mapping[str, Path]
 
     def icons(self, package: str) -> "IconSet":
-        """The `@iconify-json` package of this name."""
+        """Opens the `@iconify-json` package of this name."""
         return IconSet(self.folders[package])
 
 
 class IconSet:
-    """An Iconify set: pictures as the inside of an SVG, with aliases; names by code points where the set has them."""
+    """An Iconify set: bodies of SVG pictures by name, aliases, and, in some sets, names by code points."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +45,7 @@ class IconSet:
 
     @cached_property
     def chars(self) -> Mapping[str, str]:
-        """Code points, in lower-case hexadecimal joined by `-`, to the name of a picture."""
+        """Names of pictures by code points, in lower-case hexadecimal joined by `-`; empty if the set has none."""
         path = self.folder / "chars.json"
         chars: Mapping[str, str] = read_json(path) if path.exists() else {}
         return chars
@@ -57,18 +57,18 @@ class IconSet:
         return categories
 
     def drawn_as(self, name: str) -> tuple[str, bool]:
-        """The picture that an alias stands for, or the name itself; and whether it is to be mirrored.
+        """The name of the picture to draw, which for an alias is that of its parent, and whether to mirror it.
 
-        Raises `DataError` for a name that the set has not.
+        Raises `DataError` for a name that is not in the set.
         """
         alias = {} if name in self.icons else self.aliases.get(name, {})
         parent = alias.get("parent", name)
         if parent not in self.icons:
-            raise DataError(f"{self.folder} has no picture {name!r}: is it the version that the set asks for?")
+            raise DataError(f"{self.folder} has no picture {name!r}: is it another version of the package?")
         return parent, bool(alias.get("hFlip"))
 
     def svg(self, name: str, size: int) -> str:
-        """A picture as an SVG of size x size pixels, whole and centred if it is not square."""
+        """A picture as an SVG of size x size pixels; one that is not square is centred and not cropped."""
         icon = self._defaults | dict(self.icons[name])
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -77,10 +77,10 @@ class IconSet:
 
 
 def fetch_packages(npm: Mapping[str, str], cache: Path) -> Packages:
-    """Fetch what the cache lacks, and unpack it there.
+    """Download the packages that the cache lacks, and unpack all of them there.
 
-    npm: versions by name of the packages from npm; openclipart-svg comes from Debian besides.
-    Raises `DataError`, with what to do, if a client is missing or fails, or a package is not what it should be.
+    npm: versions of the npm packages by name; openclipart-svg is downloaded from Debian in addition.
+    Raises `DataError`, with advice, if a client is missing or fails, or if a package has another name or version.
     """
     cache.mkdir(parents=True, exist_ok=True)
     archives = {f"{name}@{version}": cache / _npm_archive(name, version) for name, version in npm.items()}
@@ -89,7 +89,7 @@ def fetch_packages(npm: Mapping[str, str], cache: Path) -> Packages:
         _run(
             ["npm", "pack", "--silent", *missing],
             cache,
-            "install Node.js with npm and let it reach its registry, or lay "
+            "install Node.js with npm and let it reach its registry, or copy "
             f"{_listed(archives[spec] for spec in missing)} into {cache} by hand",
         )
     folders = {}
@@ -110,17 +110,19 @@ def _fetch_openclipart(cache: Path) -> Path:
         _run(
             ["apt-get", "download", OPENCLIPART],
             cache,
-            f"run apt-get update first; on another system than Debian and its kin lay {OPENCLIPART} 0.18 (a .deb file) "
-            f"into {cache} by hand",
+            "run apt-get update first; on systems other than Debian and its derivatives, copy "
+            f"{OPENCLIPART} 0.18 (a .deb file) into {cache} by hand",
         )
     archives = sorted(cache.glob(pattern))
     if not archives:
-        raise DataError(f"apt-get download {OPENCLIPART} brought no version 0.18 into {cache}; lay it there by hand")
+        raise DataError(
+            f"apt-get download {OPENCLIPART} downloaded no version 0.18 into {cache}; copy it there by hand"
+        )
     return _unpacked(archives[-1], cache / f"{OPENCLIPART}-0.18")
 
 
 def _unpacked(archive: Path, folder: Path) -> Path:
-    """The folder with the archive's files, unpacked at the first call; it appears only when it is complete."""
+    """The folder with the files of the archive, unpacked if it does not exist; it exists only when it is complete."""
     if folder.exists():
         return folder
     unfinished = folder.with_name(folder.name + ".unfinished")
@@ -134,7 +136,7 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     else:
         try:
             with tarfile.open(archive) as file:
-                # Python before 3.11.4 has no data filter; what npm fetched has been checked against its digest
+                # Python before 3.11.4 has no data filter; npm has checked the digest of the archive
                 file.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
                 file.extractall(unfinished)
         except (tarfile.TarError, OSError, EOFError) as error:

@@ -1,17 +1,19 @@
-"""Real data: 20,868 captioned pictures of 128 x 128 pixels, transparent around what is drawn, made from openly licensed
-packages of emoji, icons and clip art. `python -m training.emoji --out FOLDER` writes shards (`training.pairs.shards`):
+"""The data of the default model: 20,868 captioned pictures of 128 x 128 pixels with a transparent background, built
+from openly licensed packages of emoji, icons and clip art. `python -m training.emoji --out FOLDER` writes these files
+(shards are those of `training.pairs.shards`):
 
     train-000.tar .. train-003.tar   19,526 pairs
-    val_combo.tar                    404: the concept is in train in at least three other styles, not in this one
-    val_family.tar                   213: the same, and in no style of the same family (fluent x 3, noto x 2)
-    val_modifier.tar                 190: a colour of a thing, a gender of a profession that is in train in no style
-    val_concept_comp.tar              93: a new concept, its words known
-    val_concept_new.tar              197: a new concept of new words; the floor
-    val_skin.tar                     122: a skin tone that train has not on that base
+    val_combo.tar                    404: train has the concept in at least three other styles, but not in this one
+    val_family.tar                   213: the same, and train has it in no style of the family (fluent x 3, noto x 2)
+    val_modifier.tar                 190: a colour of a thing, or a gender of a profession, that train has in no style
+    val_concept_comp.tar              93: a new concept whose words are in train
+    val_concept_new.tar              197: a new concept whose words are not in train; the hardest split
+    val_skin.tar                     122: a skin tone that train does not have for this concept
     val_misc.tar                     123: icons and clip art
-    contact_sheet.png, NOTICE        a look at 384 of them; authors and licences
+    contact_sheet.png                384 of the pictures
+    NOTICE                           authors and licences
 
-Packages come from npm and Debian by their own clients, and need neither account nor key.
+The packages are downloaded with npm and apt-get; neither an account nor a key is needed.
 """
 
 import dataclasses
@@ -45,22 +47,23 @@ BUILD_FILE = "build.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiOptions:
-    """Build the emoji, icon and clip art pairs from their packages (npm, and Debian's openclipart-svg).
+    """Build the shards of the emoji data: 20,868 captioned emoji, icons and clip art from npm and Debian packages.
 
-    An interrupted build goes on where it was when it is started again: packages are kept, and so is every shard that
-    was complete. The same options give the same bytes.
+    The same command continues an interrupted build: downloaded packages and complete shards are kept. The same options
+    give the same bytes.
     """
 
     out: Path = Path("data/emoji")
-    """Folder of the shards, the contact sheet and the NOTICE."""
+    """Output folder for the shards, the contact sheet and the NOTICE."""
     packages: Path | None = None
-    """Folder where downloaded packages are kept, about 600 MB with what is unpacked; OUT/.packages if not given."""
+    """Folder for downloaded and unpacked packages, about 600 MB. Default: `.packages` in the output folder."""
     workers: int = os.cpu_count() or 1
-    """Processes that draw pictures. One needs about ten minutes for all of them."""
+    """Number of processes that render pictures; a single one takes about ten minutes. Default: one for each CPU."""
     limit: int | None = None
-    """Only the first so many of the shuffled pairs, to try it out: all styles are among any hundred."""
+    """Build only this many of the shuffled pairs, as a trial; a hundred contain all styles. Default: all pairs."""
     compare: Path | None = None
-    """A folder of the same pairs built elsewhere: afterwards, print how far these are the same."""
+    """Folder with the same pairs, built elsewhere, to compare the result with: a table of differences is printed.
+    Default: no comparison."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -70,8 +73,8 @@ class EmojiOptions:
 
 
 def build(options: EmojiOptions) -> None:
-    """Fetch packages and write what is not there yet. Raises `DataError` if a package is missing or broken, or if the
-    folder holds shards of another build."""
+    """Download packages and write the files that do not exist yet. Raises `DataError` if a package is missing or
+    broken, or if the folder holds shards of another build."""
     entries = load_manifest()[: options.limit]
     _claim(options)
     npm = {picture_set.package: picture_set.version for picture_set in SETS if picture_set.kind != "clip art"}
@@ -95,7 +98,7 @@ def build(options: EmojiOptions) -> None:
 
 
 class _Jobs:
-    """What to draw for an entry of the manifest. Sets are opened once."""
+    """Render jobs of the manifest's entries. Each set is opened once."""
 
     def __init__(self, packages: Packages) -> None:
         self._packages = packages
@@ -116,7 +119,7 @@ class _Jobs:
 
 
 def _claim(options: EmojiOptions) -> None:
-    """Write down what is built here, so that shards of two builds never lie in one folder."""
+    """Write the description of the build into the folder; refuse a folder with shards of another build."""
     described: dict[str, Any] = {
         "manifest": manifest_digest(),
         "packages": {picture_set.package: picture_set.version for picture_set in SETS} | dict(CLDR_PACKAGES),
@@ -142,7 +145,7 @@ def _claim(options: EmojiOptions) -> None:
 
 @contextmanager
 def _mapper(workers: int) -> Iterator[Any]:
-    """`map` over processes, results in order."""
+    """A `map` over this many processes, with results in order."""
     if workers == 1:
         yield map
         return
@@ -151,7 +154,7 @@ def _mapper(workers: int) -> Iterator[Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line. Exit code 2, after one line on stderr, for a mistake or a failed download."""
+    """The command line. Ends with exit code 2, and one line on stderr, for a caller's mistake or a failed download."""
     with mistakes_in_words():
         options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
         build(options)

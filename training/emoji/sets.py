@@ -1,10 +1,10 @@
-"""The sets of pictures behind `training.emoji`: where each comes from, what its style is called, who owns it, and the
-rules that make captions and sampling weights. No files are read here but the manifest beside this module.
+"""The picture sets of `training.emoji`: package, style and licence of each, and the rules for captions and sampling
+weights. The only file that is read here is the manifest beside this module.
 
-The manifest pins what no rule gives: which pictures are in (besides the neutral one, one of five skin tones for each
-concept and set; no two equal pictures in a set), their order, and which are held out. One line of tab-separated fields
-for each picture, in the order of sets and, within them, of packages: id, split, and, as a JSON object, the metadata in
-which people decided otherwise than the rules of `training.emoji.names`.
+The manifest has what no rule gives: the selection of pictures (for each concept and set, the neutral one and one of
+five skin tones; no two equal pictures in a set), their order, and the pictures that are held out for validation. It has
+a line for each picture, in the order of sets and, within a set, of its package, with tab-separated fields: id, split,
+and a JSON object with the metadata fields that override the rules of `training.emoji.names`.
 """
 
 import csv
@@ -39,7 +39,7 @@ MANIFEST = Path(__file__).with_name("manifest.tsv.gz")
 PAIRS_PER_SHARD = 5000
 SKIN_TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 STRAIGHT_QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
-# Many near-identical pictures with long captions: couples in every combination, and the older families.
+# Groups of many near-identical pictures with long captions: all combinations of couples, and older families.
 CROWDS = re.compile(
     r"family: (wo)?man\b|(couple with heart|kiss|(wo)?men holding hands|people holding hands"
     r"|woman and man holding hands)(:|$)"
@@ -48,20 +48,21 @@ CROWDS = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PictureSet:
-    """One set of pictures in one hand: a package, a style, a licence."""
+    """A set of pictures: one package, one style, one licence."""
 
     name: str
-    """First part of the ids of its pictures."""
+    """Name of the set, the first part of the ids of its pictures."""
     package: str
-    """An npm package; openclipart is Debian's."""
+    """Name of the npm package; openclipart-svg is a Debian package."""
     version: str
     style: str
     licence: str
     kind: Kind = "emoji"
     weight: float | None = None
-    """Sampling weight of every picture, where it does not depend on the picture."""
+    """Sampling weight of all pictures of the set; None: it depends on the picture."""
     render_size: int = 256
-    """Side in pixels before the box filter that halves it. Filters make some sets too slow for that: they have 128."""
+    """Side in pixels at which SVG pictures are rendered; those of 256 are halved with a box filter. Sets whose SVG
+    filters are too slow for 256 have 128."""
 
 
 def _iconify(name: str, version: str, style: str, licence: str, **options: Any) -> PictureSet:
@@ -105,16 +106,16 @@ CLDR_PACKAGES: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A picture of the manifest."""
+    """One picture of the manifest."""
 
     id: str
-    """SET/NAME, where NAME is the picture's own in its package."""
+    """Id of the picture: SET/NAME, where NAME is its name in its package."""
     key: str
-    """Its number in the shuffled data set, which names its files in a shard."""
+    """Key of the pair in its shard: its number in the shuffled data set."""
     shard: str
-    """Name of its shard, without `.tar`."""
+    """Name of the pair's shard, without `.tar`."""
     overrides: Mapping[str, Any]
-    """Metadata fields that rules do not give."""
+    """Metadata fields that override those of the rules."""
 
     @property
     def picture_set(self) -> PictureSet:
@@ -126,7 +127,8 @@ class Entry:
 
 
 def load_manifest(path: Path = MANIFEST) -> list[Entry]:
-    """All pictures in the order of their keys: shuffled once and for all, cut into shards of 5000, val splits apart."""
+    """All pictures in the order of their keys: shuffled with a fixed seed, in training shards of 5000 and validation
+    splits."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     random.Random(0).shuffle(rows)
@@ -149,17 +151,16 @@ def manifest_digest(path: Path = MANIFEST) -> str:
 
 
 def base_of(codepoints: str) -> str:
-    """The concept without its skin tones; a skin tone alone is a concept.
+    """The code points without skin tones; those of a skin tone alone stay unchanged.
 
-    codepoints: as in the data: lower-case hexadecimal of at least four digits, joined by `-`, without the variation
-    selector fe0f.
+    codepoints: lower-case hexadecimal of at least four digits, joined by `-`, without the variation selector fe0f.
     """
     rest = [codepoint for codepoint in codepoints.split("-") if codepoint not in SKIN_TONES]
     return "-".join(rest) or codepoints
 
 
 def captions(picture_set: PictureSet, name: str) -> list[str]:
-    """Templates filled with a picture's English name: the first is the fullest, the last the name alone."""
+    """The captions of a picture from its English name: the first has the full style, the last is the name alone."""
     style = picture_set.style
     if picture_set.kind == "clip art":
         return [f"{name}, {style}", f"{style} of {name}", name]
@@ -175,7 +176,7 @@ def captions(picture_set: PictureSet, name: str) -> list[str]:
 
 
 def spoken(name: str) -> str:
-    """A CLDR name as a person would type it: `flag: Peru` is a flag of Peru, `man: beard` is a man, beard."""
+    """A CLDR name without its colon: `flag: Peru` gives `flag of Peru`, and `man: beard` gives `man, beard`."""
     name = name.translate(STRAIGHT_QUOTES)
     for prefix, said in (("flag: ", "flag of "), ("keycap: ", "keycap ")):
         if name.startswith(prefix):
@@ -184,7 +185,7 @@ def spoken(name: str) -> str:
 
 
 def weight(picture_set: PictureSet, *, name: str, codepoints: str | None, group: str | None) -> float:
-    """Sampling weight in (0, 1]: low for what has many pictures and little to teach."""
+    """Sampling weight of a picture in (0, 1]; it is low in groups of many similar pictures."""
     if picture_set.weight is not None:
         return picture_set.weight
     if codepoints is None:

@@ -1,10 +1,10 @@
-"""Draw pictures for the captions of real pairs, and judge them by the real pictures that are nearest to them.
+"""Generation: draw pictures for the captions of real pairs, and measure them by their nearest real pictures.
 
-Concept recall at k: of the real pictures in its style, is one of the k nearest of the right concept? Style accuracy,
-the other way round: of the real pictures of its concept, in all styles, is the nearest one in the right style? Both are
-measured in the same way on reconstructions of the pairs' real pictures, which no decoder of these codes can hope to
-surpass. (A judge of style that does not know the concept was tried and given up: the best of three told the right one
-of 16 styles from 52 % of reconstructions, which is too little to judge drawings by.)
+Concept recall at k is the share of drawn pictures for which one of the k nearest real pictures, among those of the
+right style, has the right concept. Style accuracy is the share for which the nearest real picture, among those of the
+right concept in all styles, has the right style. The same measures on reconstructions of the pairs' real pictures are
+an upper bound for every decoder of these codes. (Style classifiers that do not know the concept were tried and given
+up: the best of three found the right one of 16 styles for only 52 % of the reconstructions.)
 """
 
 import dataclasses
@@ -36,20 +36,20 @@ RECALL_AT = (1, 5)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What was drawn for M pairs, as the evaluation sees it."""
+    """Features of the pictures that were drawn for M pairs, and some of these pictures."""
 
     numbers: Tensor
-    """(M,) int64: the pairs, as numbers in the gallery."""
+    """Numbers of the pairs in the gallery: (M,) int64."""
     drawn: Tensor
-    """(M, 4096): features of the drawn pictures."""
+    """Features of the drawn pictures: (M, 4096) float16."""
     reconstructed: Tensor
-    """Of the pairs' real pictures, encoded and decoded."""
+    """Features of the reconstructions of the pairs' real pictures: (M, 4096) float16."""
     examples: Sequence[tuple[str, int, Tensor]]
-    """At most 24, evenly spaced: the prompt, the number of the pair in its split, and the picture (3, H, W)."""
+    """At most 24 drawn pictures, evenly spaced: prompt, number of the pair in its split, and picture (3, H, W)."""
 
     @classmethod
     def cat(cls, parts: Sequence["Drawn"]) -> "Drawn":
-        """The pairs of all parts, without examples."""
+        """Joins the pairs of all parts; leaves out the examples."""
         return cls(
             numbers=torch.cat([part.numbers for part in parts]),
             drawn=torch.cat([part.drawn for part in parts]),
@@ -71,10 +71,10 @@ def draw(
     start: int,
     phrasing: Phrasing = "training",
 ) -> Drawn:
-    """Draw a picture for each of `num` pairs of a split, evenly spaced, whose first pair is `start` in the gallery.
+    """Draw a picture for each of at most `num` evenly spaced pairs of a split.
 
-    The prompt is that of `training.captions.phrasing`, cut with a warning if it is too long for the model; the
-    n-th picture has the seed `seed` + n.
+    Prompts are those of `training.captions.phrasing`; one that is too long for the model is truncated with a warning.
+    The n-th picture, counted from 0, has the seed `seed` + n. start: number of the split's first pair in the gallery.
     """
     decoder, text, tokenizer = checkpoint.decoder, checkpoint.text_tokenizer, checkpoint.image_tokenizer
     assert decoder is not None and text is not None
@@ -94,7 +94,7 @@ def draw(
 
     shown = set(evenly(len(chosen), NUM_EXAMPLES))
     drawn, reconstructed, examples = [], [], []
-    for batch in batches(range(len(chosen)), f"look at {name}"):
+    for batch in batches(range(len(chosen)), f"compare {name}"):
         images = composite(tokenizer.decode(codes[batch].to(embed.device)))
         real = pairs.images([chosen[i] for i in batch], channels=tokenizer.config.channels).to(embed.device)
         drawn.append(embed(images))
@@ -109,12 +109,12 @@ def draw(
 
 
 def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
-    """Shares in [0, 1] and distances, of the drawn pictures and of what bounds them.
+    """Measures of the drawn pictures and their bounds: shares in [0, 1], and Frechet distances.
 
-    `recall_at_1` and so on and `style_accuracy`, each with `reconstructed_` in front for reconstructions and `chance_`
-    for a blind guess; `frechet_distance` to the pairs' real pictures, in features of which each has variance 1 over the
-    gallery (None for a single picture, which has no covariance). Style accuracy is over the pairs whose concept has
-    pictures in several styles; None if there are none.
+    The shares are `recall_at_1`, `recall_at_5` and `style_accuracy`; with the prefix `reconstructed_` they are those of
+    reconstructions, with `chance_` those of a random guess. `frechet_distance` is to the pairs' real pictures, in
+    features that have variance 1 over the gallery; None for a single picture, which has no covariance. Style accuracy
+    is over the pairs whose concept has pictures in several styles; None without such pairs.
     """
     numbers = drawn.numbers
     found: Numbers = {"pictures": len(numbers)}
@@ -141,8 +141,12 @@ def _mean(shares: Tensor) -> float | None:
 
 
 def _ranks(features: Tensor, groups: np.ndarray, labels: np.ndarray, numbers: Tensor, queries: Tensor) -> Tensor:
-    """(M,) for each query, made for the picture of that number in the gallery: how many pictures of that one's group
-    are nearer than the first with its label; at most 5."""
+    """The rank (M,) of the first right picture of the gallery for each query: how many pictures of its group are nearer
+    than the first one with its label, at most 5.
+
+    A query is the features of a picture that was drawn for the picture of the same place in `numbers`, whose group and
+    label are the right ones.
+    """
     ranks = torch.full((len(numbers),), max(RECALL_AT))
     own_groups = groups[numbers.numpy()]
     for group in np.unique(own_groups):

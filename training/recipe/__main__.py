@@ -1,5 +1,5 @@
-"""The command line of the recipe. Exit code 0 when the model is made, 2 for a caller's mistake, and 3 for a run that
-was asked to stop before its end."""
+"""The command line of the recipe. Exit codes: 0 when the model is finished, 2 for a caller's mistake, and 3 for a run
+that a signal stopped before its end."""
 
 import sys
 
@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the recipe, or print how far it is, and end the process."""
+    """Run the recipe, or print its status, and end the process."""
     with mistakes_in_words():
         options = tyro.cli(RecipeOptions, prog="python -m training.recipe")
         if options.status:
@@ -21,10 +21,10 @@ def main() -> None:
             return
         try:
             finished = run_recipe(options)
-        except KeyboardInterrupt:  # in a stage without a state to save, which begins again
+        except KeyboardInterrupt:  # in a stage without a saved state, which starts again
             finished = False
         if not finished:
-            print("stopped; the same command goes on")
+            print("stopped; the same command resumes the run")
             if (options.out / PLAN_FILE).exists():
                 print(status(options.out))
     sys.exit(0 if finished else 3)

@@ -1,4 +1,4 @@
-"""The options of the recipe's command line, checked."""
+"""The options of the recipe's command line, validated."""
 
 import dataclasses
 from pathlib import Path
@@ -16,35 +16,39 @@ MAX_MINUTES = 366 * 24 * 60
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """Make a model of pictures and captions: both tokenizers, the decoder, figures and a sheet.
+    """Train a model on pictures with captions: text tokenizer, image tokenizer, decoder, and an evaluation.
 
-    Without `--minutes` every stage takes the preset's own number of steps. The same command goes on where it was
-    stopped; each stage's artefact can be used alone.
+    The artefact of each stage can be used alone. The same command resumes a run that was stopped. Exit codes: 0 done,
+    2 a mistake of the caller, 3 stopped.
     """
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
-    """`emoji` (the default model), or `tiny` (to see that everything runs)."""
+    """Recipe: `emoji` (the default model), or `tiny` (a test that everything runs)."""
     out: Path
-    """Folder for all artefacts."""
+    """Output folder for the artefacts of all stages."""
     minutes: float | None = None
-    """Budget in minutes for all stages together. Downloads, and making shards of pictures, are not counted."""
+    """Time budget in minutes for all stages together, from which each stage derives its number of steps. Downloads and
+    the building of shards do not count. Default: no budget; each stage takes the number of steps of the preset."""
     pictures: Path | None = None
-    """Your own pictures with captions, as `python -m training.folder` takes them. Default: emoji, from packages."""
+    """Your own pictures with captions: a folder, or a .csv or .jsonl file, as `python -m training.folder` takes them.
+    Default: the emoji data, built from its packages."""
     shards: Path | None = None
-    """Folder of picture-caption shards that are there already, instead."""
+    """Folder of picture-caption shards to train on, instead of `pictures`. Default: shards are built."""
     start_from: Path | None = None
-    """Model directory of an earlier run whose folder is gone. An image tokenizer that was finished is kept; what was
-    not finished goes on at the step that the model was exported at."""
+    """Model directory of an earlier run whose folder is lost, to continue from. A finished image tokenizer is kept; an
+    unfinished stage continues at the step at which the model was exported. Default: start from the beginning."""
     export_minutes: float | None = None
-    """Write the model of the stage every so many minutes, so that it can be used while it is still trained."""
+    """Minutes between two exports of the model that a stage trains, so that it can be used before the stage ends.
+    Default: export at the end of each stage."""
     name: str | None = None
-    """Name of the model in its pictures' receipts. Default: that of the folder of pictures or shards, or `emoji`."""
+    """Name of the model, which the receipts in its pictures state. Default: the name of `pictures` or `shards`, or
+    `emoji`."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`."""
+    """Device to train on: `auto` (CUDA if it is available), `cpu` or `cuda`."""
     seed: int = 0
-    """Random seed of all stages."""
+    """Random seed of all stages, in [0, 2^31)."""
     status: bool = False
-    """Only print how far the run in the folder is."""
+    """Print the status of the run in the output folder, and do nothing else."""
 
     def __post_init__(self) -> None:
         if self.preset not in RECIPES:
@@ -56,18 +60,18 @@ class RecipeOptions:
         if not 0 <= self.seed < 2**31:
             raise DataError(f"seed is {self.seed}; it must be in [0, 2^31)")
         if self.pictures is not None and self.pictures.resolve() == self.out.resolve():
-            raise DataError(f"{self.out} is the folder of the pictures; give another folder for what is made of them")
+            raise DataError(f"{self.out} is the folder of the pictures; give another folder for the artefacts")
         if self.pictures is not None and self.shards is not None:
-            raise DataError("pictures and shards are two sources; give one")
+            raise DataError("pictures and shards are both given; give only one")
         if self.source is not None and not self.source.exists():
             raise DataError(f"{self.source} does not exist")
 
     @property
     def source(self) -> Path | None:
-        """The pictures or shards that are handed in; None for emoji."""
+        """The given pictures or shards; None for the emoji data."""
         return self.pictures or self.shards
 
     @property
     def model_name(self) -> str:
-        """The name that is given, or that of the source."""
+        """The given name of the model, or else the name of its source."""
         return self.name or ("emoji" if self.source is None else self.source.resolve().name)

@@ -1,4 +1,4 @@
-"""The plan of a recipe: its stages, their shares of the budget, and what was decided and used so far."""
+"""The plan of a recipe: its stages, their shares of the budget, and the decisions and times so far."""
 
 import json
 import time
@@ -21,21 +21,21 @@ TITLES = {
     "figures": "figures and sheet",
 }
 SHARES = {"text": 0.01, "image_tokenizer": 0.27, "codes": 0.05, "decoder": 0.45, "sharper": 0.15, "figures": 0.07}
-"""Shares of the budget. What a stage leaves, or takes too much, is shared by the stages after it."""
+"""Shares of the budget. Time that a stage leaves or overdraws is distributed over the stages after it."""
 
 
 class Plan:
-    """The decisions of a run and the time that its stages took, in a file: a resumed run decides nothing anew."""
+    """The decisions of a run and the times of its stages, kept in a file, so that a resumed run keeps its decisions."""
 
     def __init__(self, folder: Path, minutes: float | None) -> None:
         self.path = folder / PLAN_FILE
         self.budget = None if minutes is None else 60 * minutes
         self.steps: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        """Time that each stage has taken so far."""
+        """Seconds that each stage has taken so far."""
         self.done: list[str] = []
         self.choices: dict[str, bool] = {}
-        """Choices that the budget of the first start made."""
+        """Decisions that depended on the options of the first start, by name."""
         if self.path.exists():
             try:
                 found = json.loads(self.path.read_text(encoding="utf-8"))
@@ -45,24 +45,24 @@ class Plan:
                 raise DataError(f"{self.path} cannot be read: {error}; give another --out folder") from error
 
     def share(self, stage: str) -> float:
-        """Seconds for a stage whose turn it is: its part of what is left of the budget."""
+        """Seconds for the stage that starts now: its share of the budget that is left."""
         assert self.budget is not None
         return max(0.0, self.budget - self.used) * self.part(stage)
 
     @property
     def used(self) -> float:
-        """Seconds of all stages so far."""
+        """Seconds that all stages have taken so far."""
         return sum(self.seconds.values())
 
     @staticmethod
     def part(stage: str) -> float:
-        """A stage's share of what is shared by it and those after it."""
+        """The share of a stage relative to those of itself and all stages after it."""
         to_come = list(SHARES)[list(SHARES).index(stage) :]
         return SHARES[stage] / sum(SHARES[name] for name in to_come)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the body, and notes that the stage is done unless it raises."""
+        """Measures the time of the body, and marks the stage as done unless the body raises."""
         start = time.monotonic()
         try:
             yield
@@ -72,11 +72,12 @@ class Plan:
             self.save()
 
     def choice(self, name: str, value: bool) -> bool:
-        """The value chosen under this name when it was first asked for: another budget later changes nothing."""
+        """The decision of this name: `value` at the first call, and the same again in every later call and resumed
+        run."""
         return self.choices.setdefault(name, value)
 
     def save(self) -> None:
-        """Write the file anew, whole or not at all."""
+        """Replaces the file, atomically."""
         unfinished = self.path.with_suffix(".part")
         values = {"steps": self.steps, "seconds": self.seconds, "done": self.done, "choices": self.choices}
         unfinished.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,42 +1,42 @@
-"""Recipes by name: whole configurations of all stages."""
+"""Recipes by name: functions that return the configurations of all stages."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from dalle.decoder.sampling import SamplingParams
-from training.decoder import DecoderTrainingConfig
-from training.presets import decoder_emoji, decoder_tiny, vq_emoji, vq_tiny
-from training.vq import VQTrainingConfig
+from training import decoder, vq
+from training.decoder_config import DecoderTrainingConfig
+from training.vq_config import VQTrainingConfig
 
 __all__ = ["RECIPES", "Recipe"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The configurations of the stages. Paths, seeds and numbers of steps are filled in when the recipe is run."""
+    """The configurations of all stages. Paths, seed, device and numbers of steps are set when the recipe is run."""
 
     image_tokenizer: VQTrainingConfig
     decoder: DecoderTrainingConfig
     sharper: VQTrainingConfig
     vocab_size: int
-    """Tokens of the text tokenizer."""
+    """Size of the text tokenizer's vocabulary."""
     num_captions: int
-    """Captions drawn of each pair."""
+    """Captions that are drawn for each pair."""
     num_views: int
-    """Views of each picture."""
+    """Views of each picture, including the picture itself."""
     mirror: bool
     """Whether views may be mirrored."""
     num_figures: int
-    """Pictures of each split that the figures are measured on, at most."""
+    """Largest number of pictures of each split that the evaluation draws."""
     sampling: SamplingParams
-    """Sampling parameters that the model is shipped with."""
+    """Default sampling parameters of the finished model."""
     cuda_batches: Mapping[str, int]
-    """Batch sizes of the three runs on CUDA, where small ones leave the device idle."""
+    """Batch sizes on CUDA by stage; smaller ones leave the device idle."""
 
 
 def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrainingConfig:
-    """The configuration that trains the decoder half of a stage 1 further, on codes with mistakes in them."""
+    """The configuration that trains the decoder half of an image tokenizer further, on perturbed codes."""
     return dataclasses.replace(
         stage_1,
         loop=dataclasses.replace(stage_1.loop, steps=steps),
@@ -49,11 +49,12 @@ def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrai
 
 
 def emoji() -> Recipe:
-    """256 codes for a 128 x 128 picture with transparency: the default model, some 20 core-hours on a CPU."""
-    stage_1 = vq_emoji()
+    """The default model: 256 codes for a picture of 128 x 128 pixels with transparency; about 20 core-hours on a
+    CPU."""
+    stage_1 = vq.emoji()
     return Recipe(
         image_tokenizer=stage_1,
-        decoder=decoder_emoji(),
+        decoder=decoder.emoji(),
         sharper=_sharper(
             stage_1,
             steps=3000,
@@ -73,11 +74,11 @@ def emoji() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """A minute on one core: to see that everything runs, not to see pictures."""
-    stage_1 = vq_tiny()
+    """A test that everything runs, in a minute on one core; it learns no useful pictures."""
+    stage_1 = vq.tiny()
     return Recipe(
         image_tokenizer=dataclasses.replace(stage_1, model=dataclasses.replace(stage_1.model, channels=4)),
-        decoder=decoder_tiny(),
+        decoder=decoder.tiny(),
         sharper=_sharper(
             stage_1,
             steps=20,

@@ -1,4 +1,4 @@
-"""The stages of a recipe, in their order, each skipped if it was done before."""
+"""The stages of a recipe, in their order; a stage that is done is skipped."""
 
 import dataclasses
 import shutil
@@ -20,21 +20,23 @@ from training.recipe.source import open_source
 from training.recipe.steps import StageConfig, choose_steps, fitted
 from training.release import release
 from training.run_folder import claimed, locked, saved_step
-from training.vq import VQTask, VQTrainingConfig, trainable
+from training.vq import VQTask, trainable
+from training.vq_config import VQTrainingConfig
 
 __all__ = ["run_recipe", "status"]
 
 MINUTES_WORTH_COMPILING = 60
 STEPS_WORTH_COMPILING = 1000
-"""Compiling pays on a CPU from this budget, or this number of steps, on: it takes minutes and saves a fifth."""
+"""Smallest budget, and smallest number of decoder steps without a budget, for which `torch.compile` is used on a CPU:
+it takes minutes and saves a fifth of the time."""
 
 
 class StoppedError(Exception):
-    """A stage was asked to stop before its end, and has saved its state."""
+    """A signal stopped a stage before its end; its state is saved."""
 
 
 class _Run:
-    """A run of a recipe: its stages, each a method. `run_recipe` says their order."""
+    """A run of a recipe, with a method for each stage; `run_recipe` calls them in order."""
 
     def __init__(self, options: RecipeOptions) -> None:
         self.options = options
@@ -48,8 +50,11 @@ class _Run:
             self.image_size = trainable(self.recipe.sharper, str(options.start_from)).config.image_size
 
     def prepare(self) -> None:
-        """Claim the folder and open the pictures. Raises `DataError` for what a later stage would refuse, hours from
-        now; a folder that was new is free again then."""
+        """Claim the folder, and validate the options and the pictures.
+
+        Raises `DataError` for mistakes that a later stage would find only after hours; a folder that was new is
+        released again then.
+        """
         options = self.options
         claim = {
             "preset": options.preset,
@@ -64,11 +69,13 @@ class _Run:
             channels = self.source.channels if self.start is None else self.start.image_tokenizer.config.channels
             if channels > self.source.channels:
                 raise DataError(
-                    f"no picture of {self.source.folder} is transparent anywhere, and {options.start_from} has an "
-                    "alpha channel: begin without it"
+                    f"no picture of {self.source.folder} has transparent pixels, but {options.start_from} has an "
+                    "alpha channel: run without --start-from"
                 )
             if channels < self.source.channels:
-                print(f"{options.start_from} has no alpha channel: what is transparent is laid over white")
+                print(
+                    f"{options.start_from} has no alpha channel: transparent pictures are laid over a white background"
+                )
 
     def _announce(self, stage: str, steps: str = "") -> None:
         number = list(TITLES).index(stage) + 1
@@ -158,7 +165,7 @@ class _Run:
 
     def model(self) -> None:
         if "figures" in self.plan.done and (self.out / "model").exists():
-            print("nothing is left to do; to train longer, give a new --out, --minutes, and this model as --start-from")
+            print("the run is finished; to train longer, give a new --out, --minutes, and this model as --start-from")
             return
         self._announce("model")
         release(
@@ -188,7 +195,8 @@ class _Run:
     def _train(
         self, stage: str, config: StageConfig, task_class: Callable[[StageConfig], Task], first_step: int = 0
     ) -> None:
-        """Run a stage to its end: with the steps that were decided, or else as many as its share of the budget lets."""
+        """Run a training stage to its end, with the number of steps in the plan, which is decided here at the first
+        start."""
         if stage in self.plan.done:
             return
         config = self._placed(stage, config)
@@ -202,7 +210,10 @@ class _Run:
             steps = self.plan.steps[stage]
             self._announce(stage, f", {steps} steps of {config.loop.batch_size}")
             config = fitted(
-                config, steps, first_step, few_looks=self.plan.choice("few_looks", self.options.minutes is not None)
+                config,
+                steps,
+                first_step,
+                few_validations=self.plan.choice("few_looks", self.options.minutes is not None),
             )
             if not train(task_class(config), config.loop, Path(config.run), config.to_dict()):
                 raise StoppedError
@@ -218,7 +229,7 @@ class _Run:
             config = dataclasses.replace(config, train_shards=self.source.train, val_shards=self.source.val)
         batch_size = self.recipe.cuda_batches.get(stage)
         if self.device.type == "cuda" and batch_size is not None:
-            # as many times the noise of a step is smaller, the root of it the rate may be higher
+            # the learning rate grows with the square root of the batch size
             faster = (batch_size / loop.batch_size) ** 0.5
             loop = dataclasses.replace(loop, batch_size=batch_size)
             config = dataclasses.replace(config, learning_rate=config.learning_rate * faster)
@@ -226,10 +237,10 @@ class _Run:
 
 
 def run_recipe(options: RecipeOptions) -> bool:
-    """Make the model, or go on with it. Returns False if a stage was asked to stop: the same options go on from there.
+    """Train the model, or resume its run. Returns False if a signal stopped a stage; the same options resume it.
 
-    Raises `DataError` for a budget too small for one step of a stage (all artefacts made so far stay), for a folder of
-    another recipe, and as the stages do.
+    Raises `DataError` for a budget that is too small for one step of a stage (all earlier artefacts stay), for a folder
+    of another recipe, and for the mistakes that the stages refuse.
     """
     run = _Run(options)
     with locked(run.out):
@@ -247,23 +258,23 @@ def run_recipe(options: RecipeOptions) -> bool:
                 stage()
         except StoppedError:
             return False
-    print(f'{options.out / "model"}: draw with `dalle generate "..." --model {options.out / "model"}`')
+    print(f'{options.out / "model"} is finished; draw with `dalle generate "..." --model {options.out / "model"}`')
     return True
 
 
 def status(out: Path) -> str:
-    """How far a run is: a line for each stage. Raises `DataError` for a folder without one."""
+    """The status of a run, one line for each stage. Raises `DataError` for a folder without a run."""
     plan = Plan(out, None)
     if not plan.path.exists():
-        raise DataError(f"{out} has no run of a recipe that has begun")
+        raise DataError(f"{out} holds no run of a recipe")
     lines = []
     for stage, title in TITLES.items():
         minutes = f", {plan.seconds[stage] / 60:.1f} minutes" if stage in plan.seconds else ""
         if stage in plan.done or (stage == "model" and (out / "model").exists()):
             state = "done" + minutes
         elif stage in plan.steps:
-            state = f"step {saved_step(out / stage)} of {plan.steps[stage]} when it was last saved"
+            state = f"step {saved_step(out / stage)} of {plan.steps[stage]} at the last save"
         else:
-            state = "to come"
+            state = "not started"
         lines.append(f"{title:18}{state}")
     return "\n".join(lines)

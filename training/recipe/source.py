@@ -1,4 +1,4 @@
-"""The pictures of a recipe: shards that are built or handed in, and looked at before anything is trained on them."""
+"""The pictures of a recipe: shards that are given or built, and validated before the training begins."""
 
 import dataclasses
 from pathlib import Path
@@ -16,20 +16,23 @@ EMOJI = Path("data/emoji")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Shards of pairs, all pictures of one size."""
+    """Picture-caption shards for training and validation, with pictures of one size."""
 
     folder: Path
+    """Folder of all shards."""
     train: tuple[str, ...]
+    """Glob patterns of the training shards."""
     val: tuple[str, ...]
-    """Patterns of shards; those of training where no pair was set aside."""
+    """Glob patterns of the validation shards; those of training if there are no validation shards."""
     channels: int
-    """4 if any picture is transparent somewhere, else 3."""
+    """4 if some pictures have transparent pixels, else 3."""
 
 
 def open_source(options: RecipeOptions, image_size: int) -> Source:
-    """The source that the options name, its shards built if they are not there yet.
+    """The source that the options name; its shards are built if they do not exist yet.
 
-    Raises `DataError` for pictures that cannot be used, and for shards of another size than image_size.
+    Raises `DataError` for pictures that cannot be used, and for shards whose pictures are not image_size pixels high
+    and wide.
     """
     folder = _shards(options, image_size)
     train = (str(folder / "train*.tar"),)
@@ -39,7 +42,7 @@ def open_source(options: RecipeOptions, image_size: int) -> Source:
     if (height, width) != (image_size, image_size):
         raise DataError(
             f"the pictures of {folder} have {height} x {width} pixels; the model's have {image_size} x {image_size}: "
-            "build the shards anew"
+            "build the shards again"
         )
     channels = 4 if pairs.has_transparency() else 3
     return Source(folder=folder, train=train, val=tuple(val[:1]) or train, channels=channels)
@@ -49,7 +52,7 @@ def _shards(options: RecipeOptions, image_size: int) -> Path:
     if options.shards is not None:
         return options.shards
     if options.pictures is None:
-        # imported here, for its packages: whoever hands in shards needs no renderer
+        # imported here, as only this source needs the packages of the renderer
         from training.emoji.program import EmojiOptions
         from training.emoji.program import build as build_emoji
 
@@ -60,5 +63,5 @@ def _shards(options: RecipeOptions, image_size: int) -> Path:
     if not list(folder.glob("*.tar")):
         report = build_folder(FolderOptions(source=options.pictures, out=folder, size=image_size, val_fraction=0.05))
         if report.problems:
-            print(f"{len(report.problems)} pictures or captions cannot be used: see {folder / 'problems.jsonl'}")
+            print(f"{len(report.problems)} pictures or captions are skipped: see {folder / 'problems.jsonl'}")
     return folder

@@ -1,4 +1,4 @@
-"""How many steps of a stage fit into its share of the budget: a few are taken, and timed."""
+"""The number of steps of a stage that fits into its share of the budget, from the measured time of a few steps."""
 
 import dataclasses
 import statistics
@@ -9,54 +9,54 @@ from typing import TypeVar
 import torch
 
 from dalle.errors import DataError
-from training.decoder import DecoderTrainingConfig
+from training.decoder_config import DecoderTrainingConfig
 from training.loop import Task
 from training.recipe.plan import TITLES, Plan
-from training.vq import VQTrainingConfig
+from training.vq_config import VQTrainingConfig
 
 __all__ = ["StageConfig", "choose_steps", "fitted"]
 
 StageConfig = TypeVar("StageConfig", VQTrainingConfig, DecoderTrainingConfig)
 
 PROBE_STEPS = 5
-"""Steps that are timed, after one that warms up."""
-NUM_LOOKS = 2
-"""Looks of a run with a budget: half-way and at the end."""
+"""Steps that are timed, after a first one that warms up."""
+NUM_VALIDATIONS = 2
+"""Validations of a run with a budget: half-way and at the end."""
 
 
 def choose_steps(
     plan: Plan, stage: str, config: StageConfig, task_class: Callable[[StageConfig], Task], device: torch.device
 ) -> int:
-    """The number of steps that the stage's share of the budget has room for, beside its preparations and its looks.
+    """The number of steps that fits into the stage's share of the budget, next to its preparation and its validations.
 
-    Raises `DataError` if there is no room for one, with a budget that would have it.
+    Raises `DataError` if not even one step fits; its message names a budget that would be enough.
     """
     assert plan.budget is not None
     start, room = time.monotonic(), plan.share(stage)
     task = task_class(config)
     prepared = time.monotonic()
     first, later = _seconds_of_steps(task, config.loop.steps // 2, device)
-    look_start = time.monotonic()
-    task.look()
+    validation_start = time.monotonic()
+    task.validate()
     _wait_for(device)
     end = time.monotonic()
-    # the run does all of this once more, but finds what was compiled in its cache
-    to_come = (prepared - start) + first / 2 + NUM_LOOKS * (end - look_start)
-    steps = int((room - (end - start) - to_come) / later)
+    # the run repeats all of this, but finds compiled code in its cache
+    overhead = (prepared - start) + first / 2 + NUM_VALIDATIONS * (end - validation_start)
+    steps = int((room - (end - start) - overhead) / later)
     if steps < 1:
-        needed = (end - start) + to_come + later
+        needed = (end - start) + overhead + later
         enough = (plan.used + (end - start) + needed / plan.part(stage)) / 60
         raise DataError(
-            f"minutes is {plan.budget / 60:g}, which leaves {room:.1f} s for stage {TITLES[stage]!r}; its preparations "
-            f"and one step take {needed:.1f} s. What is done is kept: the same command with --minutes "
-            f"{enough + 0.1:.1f} goes on"
+            f"minutes is {plan.budget / 60:g}, which leaves {room:.1f} s for stage {TITLES[stage]!r}; its preparation "
+            f"and one step take {needed:.1f} s. Finished stages are kept: run the same command with --minutes "
+            f"{enough + 0.1:.1f}"
         )
     return steps
 
 
 def _seconds_of_steps(task: Task, step: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of a first training step, which may compile, and the median of some later ones, taken in the middle of a
-    run, where all losses are there."""
+    """Seconds of a first training step, which may compile, and the median of some later ones. The steps are those of
+    the middle of a run, where all losses are active."""
     seconds = []
     for number in range(step, step + 1 + PROBE_STEPS):
         start = time.monotonic()
@@ -71,14 +71,15 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def fitted(config: StageConfig, steps: int, first_step: int, *, few_looks: bool) -> StageConfig:
-    """A configuration whose warm-ups and looks fit the number of steps; few looks are those of a budget."""
+def fitted(config: StageConfig, steps: int, first_step: int, *, few_validations: bool) -> StageConfig:
+    """The configuration with this number of steps, and warm-ups that fit it. few_validations: validate only half-way
+    and at the end, as a run with a budget does."""
     loop = dataclasses.replace(
         config.loop,
         steps=steps,
         first_step=first_step,
         warmup_steps=min(config.loop.warmup_steps, steps // 10),
-        look_steps=-(-steps // NUM_LOOKS) if few_looks else config.loop.look_steps,
+        look_steps=-(-steps // NUM_VALIDATIONS) if few_validations else config.loop.look_steps,
     )
     config = dataclasses.replace(config, loop=loop)
     if isinstance(config, VQTrainingConfig):

@@ -1,7 +1,7 @@
-"""What stands in the folder at the end: all records as Parquet and JSONL, the lines that were refused, OpenAI's files.
+"""Merges the manifests of all shards into the results: Parquet and JSONL, invalid lines, and OpenAI's result files.
 
-Everything is written anew from the shards' manifests at the end of every run, as a stream, and depends on them and on
-the prompts alone.
+All results are written anew at the end of every run, as a stream. They depend only on the shards' manifests and on the
+prompts.
 """
 
 import base64
@@ -19,18 +19,18 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from dalle.receipt import unpack_codes
+from serving.batch.items import InvalidLine, Item, Shard
 from serving.batch.manifest import Record, members, merged_records, to_line
-from serving.batch.plan import Refusal, Row, Shard
 from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
 from serving.schemas import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
-__all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED", "Counts", "merge"]
+__all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED_FILE", "Counts", "merge"]
 
-REFUSED = "refused.jsonl"
+REFUSED_FILE = "refused.jsonl"
 OPENAI_OUTPUT, OPENAI_ERRORS = "openai_output.jsonl", "openai_errors.jsonl"
 Archive = Callable[[str], dict[str, bytes]]
-"""The files of an archive, by its name."""
+"""A function from an archive's name to the files in it, by name."""
 ROW_GROUP = 8192
 SCHEMA = pa.schema(
     [
@@ -57,23 +57,23 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(kw_only=True)
 class Counts:
-    """Of a merged manifest."""
+    """Counts over all records."""
 
     num_drawn: int = 0
-    num_refused: int = 0
-    """Lines."""
+    num_invalid: int = 0
+    """Number of invalid lines."""
     num_failed: int = 0
-    """Pictures that could not be drawn."""
+    """Number of pictures that could not be drawn."""
     openai_files: list[str] = dataclasses.field(default_factory=list)
-    """Names of the results that are there in the form of OpenAI."""
+    """Names of the result files in OpenAI's format; empty if no item has that format."""
 
 
 def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
-    """Write all results. Every shard has to be committed. Raises `StorageError`."""
+    """Write all result files. Every shard must be committed. Raises `StorageError`."""
     counts = Counts()
     openai_lines = {OPENAI_OUTPUT: 0, OPENAI_ERRORS: 0}
     with ExitStack() as files:
-        names = ("manifest.jsonl", "manifest.parquet", REFUSED, OPENAI_OUTPUT, OPENAI_ERRORS)
+        names = ("manifest.jsonl", "manifest.parquet", REFUSED_FILE, OPENAI_OUTPUT, OPENAI_ERRORS)
         streams = {name: files.enter_context(storage.replace(name)) for name in names}
         writer = files.enter_context(parquet.ParquetWriter(streams["manifest.parquet"], SCHEMA))
         group: list[Record] = []
@@ -84,8 +84,8 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 line = to_line(record)
                 streams["manifest.jsonl"].write(line)
                 if record["error"] is not None:
-                    streams[REFUSED].write(line)
-                counts.num_refused += record["key"] is None
+                    streams[REFUSED_FILE].write(line)
+                counts.num_invalid += record["key"] is None
                 counts.num_failed += record["key"] is not None and record["error"] is not None
                 counts.num_drawn += record["error"] is None
                 parameters = json.dumps(record["parameters"]) if record["parameters"] is not None else None
@@ -97,8 +97,8 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 streams[name].write(to_line(result))
                 openai_lines[name] += 1
         writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    if not counts.num_refused + counts.num_failed:
-        storage.remove(REFUSED)
+    if not counts.num_invalid + counts.num_failed:
+        storage.remove(REFUSED_FILE)
     for name, num_lines in openai_lines.items():
         if num_lines:
             counts.openai_files.append(name)
@@ -109,17 +109,17 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
 
 
 def _remove_beyond(storage: Storage, last: int) -> None:
-    """Manifests and archives of an earlier run that had more shards."""
+    """Remove manifests and archives of shards after the last one, left by an earlier run with more shards."""
     for folder, suffix in (("shards", ".jsonl"), ("pictures", ".tar")):
         for name in storage.list(folder):
             number = name.removesuffix(suffix)
-            # others are not ours
+            # files with any other name were not written by a batch
             if name.endswith(suffix) and re.fullmatch("[0-9]{6,18}", number) and int(number) > last:
                 storage.remove(f"{folder}/{name}")
 
 
 def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines of OpenAI's result files, each with the file that it belongs to."""
+    """Yield the lines of OpenAI's result files, each after the name of its file."""
     by_line = {line: list(group) for line, group in groupby(records, lambda record: record["line"])}
     archive = functools.cache(lambda name: members(storage.read(name)))
     for entry in shard.entries:
@@ -127,16 +127,16 @@ def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> It
             continue
         drawn = by_line[entry.line]
         failed = next((record for record in drawn if record["error"] is not None), None)
-        if isinstance(entry, Refusal):
+        if isinstance(entry, InvalidLine):
             error = ApiError(400, entry.message, code=entry.code, param=entry.param)
             yield OPENAI_ERRORS, _openai_line(shard, entry, 400, error.body)
         elif failed is not None:
             yield OPENAI_ERRORS, _openai_line(shard, entry, 500, ApiError(500, failed["error"], code="not_drawn").body)
         else:
-            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _answer(storage, entry, drawn, archive))
+            yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _response_body(storage, entry, drawn, archive))
 
 
-def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str, Any]) -> dict[str, Any]:
+def _openai_line(shard: Shard, entry: Item | InvalidLine, status: int, body: dict[str, Any]) -> dict[str, Any]:
     name = f"batch_req_{shard.name}_{entry.line}"
     return {
         "id": name,
@@ -146,29 +146,29 @@ def _openai_line(shard: Shard, entry: Row | Refusal, status: int, body: dict[str
     }
 
 
-def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive) -> dict[str, Any]:
-    """The body that the service would have answered with, but for times, and with paths for URLs."""
-    wanted = row.openai or {}
+def _response_body(storage: Storage, item: Item, records: list[Record], archive: Archive) -> dict[str, Any]:
+    """The body of the service's response to the same request, without times, and with paths in place of URLs."""
+    options = item.openai or {}
     data: list[ImageData] = []
     for record in records:
         codes = [list(ids) for ids in unpack_codes(record["codes"])]
-        one = ImageData(seed=row.seed, index=record["index"], codes=codes if wanted["return_codes"] else None)
-        if record["file"] is not None and wanted["response_format"] == "url":
+        one = ImageData(seed=item.seed, index=record["index"], codes=codes if options["return_codes"] else None)
+        if record["file"] is not None and options["response_format"] == "url":
             one.url = record["file"]
         elif record["file"] is not None:
-            one.b64_json = base64.b64encode(_content(storage, row, record, archive)).decode()
+            one.b64_json = base64.b64encode(_content(storage, item, record, archive)).decode()
         data.append(one)
-    num_codes, text = sum(map(len, codes)) * len(records), wanted["num_text_tokens"]
+    num_codes, text = sum(map(len, codes)) * len(records), options["num_text_tokens"]
     body = ImagesResponse(
         created=0,
         id=records[0]["key"],
-        model=wanted["model"] or records[0]["model"],
+        model=options["model"] or records[0]["model"],
         data=data,
-        background=row.background,
-        output_format=row.image_format,
-        size=wanted["size"],
-        safety_identifier=wanted["safety_identifier"],
-        seed=row.seed,
+        background=item.background,
+        output_format=item.image_format,
+        size=options["size"],
+        safety_identifier=options["safety_identifier"],
+        seed=item.seed,
         system_fingerprint=f"fp_{records[0]['model_digest'][:12]}",
         usage=Usage(
             input_tokens=text,
@@ -182,10 +182,10 @@ def _answer(storage: Storage, row: Row, records: list[Record], archive: Archive)
     return body.model_dump(mode="json", exclude_none=True, exclude={"timing", "quality"})
 
 
-def _content(storage: Storage, row: Row, record: Record, archive: Archive) -> bytes:
-    """A picture's file. Raises `StorageError` if it is not what was committed."""
+def _content(storage: Storage, item: Item, record: Record, archive: Archive) -> bytes:
+    """The content of a picture's file. Raises `StorageError` if it has changed since it was committed."""
     name = record["file"]
-    content = archive(name).get(f"{record['key']}.{row.image_format}") if name.endswith(".tar") else storage.read(name)
+    content = archive(name).get(f"{record['key']}.{item.image_format}") if name.endswith(".tar") else storage.read(name)
     if content is None or hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise StorageError(f"{name} in {storage} is gone or damaged since it was written")
+        raise StorageError(f"{name} in {storage} is missing or damaged: it has changed since it was written")
     return content

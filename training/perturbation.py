@@ -1,9 +1,8 @@
-"""Mistakes in codes, made on purpose: what the decoder half of an image tokenizer learns to forgive.
+"""Code perturbation: codes that are replaced on purpose while the decoder half of an image tokenizer is trained on.
 
-Codes that stage 2 draws are not those of any picture: some of them do not fit their neighbours. A decoder half that has
-seen only codes of real pictures paints such a place as whatever it may be. So it is trained further on codes of which
-some are replaced, at random or by what stage 2 draws in their place, while the picture to be painted stays (RobusTok,
-Qiu et al. 2025, arXiv 2503.08354).
+Stage 2 draws some codes that do not fit their neighbours. A decoder half that has seen only codes of real pictures
+paints artefacts there. So it is trained further on codes of which some are replaced, at random or by a sample of the
+stage 2 model, while the target picture stays the same (RobusTok, Qiu et al. 2025, arXiv 2503.08354).
 """
 
 import random
@@ -20,21 +19,24 @@ from dalle.vq.vqgan import ImageTokenizer
 from training.captions.draw import draw_caption
 from training.codes import codes_digest
 
-__all__ = ["Mistakes"]
+__all__ = ["CodePerturbation"]
 
 MAX_DRAWN_CODES = 0.5
+"""Largest share of a picture's codes that the stage 2 model draws anew; each picture has its own share below it."""
 DRAWN_TEMPERATURE = 0.7
+"""Temperature at which the stage 2 model draws them."""
 
 
-class Mistakes:
-    """Codes in, codes with mistakes out; as they are if there are none to make."""
+class CodePerturbation:
+    """Replaces some codes of a batch; with no replacement configured, the codes stay as they are."""
 
     def __init__(
         self, random_codes: float, drawn_by: str | None, image_tokenizer: ImageTokenizer, device: torch.device
     ) -> None:
-        """random_codes: share of codes replaced by any other. drawn_by: model directory that draws some anew.
+        """random_codes: share of codes that are replaced by random ones. drawn_by: model directory whose decoder draws
+        some codes anew; None for no such codes.
 
-        Raises `DataError` for a directory without a decoder, or with other codes than the image tokenizer's.
+        Raises `DataError` for a model directory without a decoder, or with other codes than the image tokenizer's.
         """
         self.random_codes = random_codes
         self.codebook_size = image_tokenizer.config.codebook_size
@@ -49,22 +51,22 @@ class Mistakes:
 
     @property
     def need_captions(self) -> bool:
-        """Whether codes are drawn anew, which needs the captions of their pictures."""
+        """Whether a stage 2 model draws codes anew, which needs the captions of the pictures."""
         return self.checkpoint is not None
 
     def captions(self, metadata: Sequence[Mapping[str, Any]], seed: Sequence[int]) -> dict[str, Tensor]:
-        """`text_ids` (B, T) of a caption of each pair, as a part of a batch; nothing where none are needed."""
+        """`text_ids` (B, T) of one caption of each pair, as an entry of a batch; empty if no captions are needed."""
         if self.checkpoint is None or self.checkpoint.text_tokenizer is None:
             return {}
         chance = random.Random("/".join(map(str, seed)))
         captions = [draw_caption(dict(one), chance) for one in metadata]
-        with warnings.catch_warnings(action="ignore"):  # a cut caption still says enough to draw mistakes by
+        with warnings.catch_warnings(action="ignore"):  # a truncated caption is good enough here
             return {"text_ids": self.checkpoint.text_tokenizer.encode_batch(captions, truncate=True)}
 
     @torch.no_grad()
     def __call__(self, codes: Tensor, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """(B, H, W) -> (B, H, W). In the first half of the batch up to half of the codes of each picture are drawn
-        anew; then codes are replaced at random in all pictures."""
+        """Codes (B, H, W) -> (B, H, W). The stage 2 model redraws up to half of the codes of each picture in the first
+        half of the batch; then codes of all pictures are replaced at random."""
 
         def chances(*shape: int) -> Tensor:
             return torch.rand(shape, generator=generator).to(codes.device)

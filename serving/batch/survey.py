@@ -1,0 +1,55 @@
+"""The first pass over the prompts: counts pictures, collects invalid lines, and finds the shards to be drawn."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable
+
+from dalle.receipt import printable
+from serving.batch.items import InvalidLine, Shard
+
+__all__ = ["Survey", "print_invalid_lines", "survey_shards"]
+
+NUM_REPORTED = 5
+"""Number of invalid lines that are printed, each with its reason."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Survey:
+    """Counts over all shards, and the shards that are pending: not committed, or damaged since."""
+
+    num_lines: int = 0
+    num_invalid: int = 0
+    """Number of invalid lines."""
+    num_pictures: int = 0
+    num_pending_pictures: int = 0
+    """Number of pictures in pending shards."""
+    num_pending_rows: int = 0
+    """Number of rows (token sequences) of these pictures: two for a guided picture, one for any other."""
+    pending: set[int] = dataclasses.field(default_factory=set)
+    """Numbers of the pending shards."""
+    invalid: list[InvalidLine] = dataclasses.field(default_factory=list)
+    """The first few invalid lines."""
+
+
+def survey_shards(shards: Iterable[Shard], is_done: Callable[[Shard], bool]) -> Survey:
+    """Read all shards and count."""
+    survey = Survey()
+    for shard in shards:
+        survey.num_lines += len(shard.entries)
+        survey.num_invalid += shard.num_invalid
+        survey.num_pictures += shard.num_pictures
+        invalid = (entry for entry in shard.entries if isinstance(entry, InvalidLine))
+        survey.invalid += [*invalid][: NUM_REPORTED - len(survey.invalid)]
+        if not is_done(shard):
+            survey.pending.add(shard.number)
+            survey.num_pending_pictures += shard.num_pictures
+            survey.num_pending_rows += shard.num_rows
+    return survey
+
+
+def print_invalid_lines(survey: Survey) -> None:
+    """Report the first few invalid lines on standard error, and the number of all others."""
+    for line in survey.invalid:
+        print(printable(f"line {line.line} is invalid: {line.message}").replace("\n", " "), file=sys.stderr)
+    if survey.num_invalid > len(survey.invalid):
+        print(f"... and {survey.num_invalid - len(survey.invalid)} more invalid lines", file=sys.stderr)

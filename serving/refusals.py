@@ -1,0 +1,25 @@
+"""Refusals of callers' mistakes that the library finds, for the ingress and the engine.
+
+It stands apart from `errors` and `jobs`, which Ray Serve's proxy imports: its process loads no torch.
+"""
+
+from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
+from serving.jobs import Refused
+
+__all__ = ["MaskError", "refusal_from"]
+
+
+class MaskError(ImageError):
+    """A mask that cannot be used."""
+
+
+def refusal_from(error: DalleError) -> Refused:
+    """The refusal of a caller's mistake: status 400, with the error's message."""
+    code, param = {
+        PromptError: ("invalid_prompt", "prompt"),
+        NegativePromptError: ("invalid_prompt", "negative_prompt"),
+        MaskError: ("invalid_image", "mask"),
+        ParameterError: ("invalid_value", None),
+        ImageError: ("invalid_image", "image"),
+    }.get(type(error), ("invalid_request", None))
+    return Refused(status=400, code=code, message=str(error), param=param)

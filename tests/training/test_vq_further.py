@@ -1,0 +1,125 @@
+"""Stage 1 on a trained image tokenizer: all of it, or its decoder half alone, on perturbed codes."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dalle.checkpoint import load_image_tokenizer, save_checkpoint
+from dalle.decoder.decoder import Decoder
+from dalle.errors import CheckpointError, DataError
+from dalle.text.bpe import TextTokenizer
+from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
+from dalle.vq.vqgan import ImageTokenizer
+from tests.support.models import decoder_config
+from tests.support.stages import MODEL, NUM_TRAIN, changed, step, vq_training, weights, write_stage_1
+from training.codes import codes_digest
+from training.vq import VQTask
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage1")
+    write_stage_1(folder)
+    return folder
+
+
+def test_starting_from_a_model_goes_on_with_its_weights_and_codebook(data: Path, tmp_path: Path) -> None:
+    """The shape in the configuration is ignored; the codebook is neither initialised again nor dropped."""
+    other_shape = dataclasses.replace(MODEL, codebook_size=8, widths=(4, 4))
+    task = VQTask(vq_training(data, start_from=str(data / "eyes"), model=other_shape))
+    eyes = load_image_tokenizer(data / "eyes")
+    assert task.model.config == eyes.config
+    assert all(torch.equal(value, eyes.state_dict()[name]) for name, value in task.model.state_dict().items())
+    before = task.model.quantizer.rows().detach().clone()
+    assert "commitment_loss" in (scalars := step(task, 0)), "it is quantized from the first step"
+    assert scalars["restarted"] == 0
+    moved = (task.model.quantizer.rows() - before).norm(dim=-1)
+    assert moved.max() < 0.2
+    with pytest.raises(CheckpointError, match="is no folder"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "none")))
+
+
+def test_starting_from_what_cannot_be_trained_is_refused(data: Path, tmp_path: Path) -> None:
+    network = DiscreteVAE(DiscreteVAEConfig(image_size=16, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
+    save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=network)
+    with pytest.raises(DataError, match="dvae is no VQGAN with encoder and decoder of one resolution"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "dvae")))
+    gumbel = ImageTokenizer(dataclasses.replace(MODEL, quantizer="gumbel", normalize_codes=False))
+    save_checkpoint(tmp_path / "gumbel", name="gumbel", image_tokenizer=gumbel)
+    with pytest.raises(DataError, match="has a gumbel quantizer, of which only the decoder can be trained"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "gumbel")))
+    VQTask(vq_training(data, start_from=str(tmp_path / "gumbel"), only_decoder=True))
+
+
+def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"perceptual_weight": 0.1, "adversarial_weight": 0.1, "weight_decay": 0.5}
+    task = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True, **changes))
+    eyes = load_image_tokenizer(data / "eyes")
+    before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
+    losses = [step(task, number)["pixel_loss"] for number in range(8)]
+    assert losses[-1] < losses[0]
+    assert not changed(before["encoder"], weights(task, "encoder"))
+    assert not changed(before["quantizer"], weights(task, "quantizer"))
+    assert changed(before["decoder"], weights(task, "decoder"))
+    task.export(tmp_path / "model", 3)
+    exported = load_image_tokenizer(tmp_path / "model")
+    assert codes_digest(exported) == codes_digest(eyes)
+    images = task.pairs.images(range(NUM_TRAIN))
+    assert torch.equal(exported.encode(images), eyes.encode(images))
+    assert not torch.equal(exported.decode(eyes.encode(images)), eyes.decode(eyes.encode(images)))
+
+
+def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
+    """Encoder and codebook are kept, the target pictures stay the same, and a run is a function of its seed."""
+    changes: dict[str, Any] = {
+        "start_from": str(data / "eyes"),
+        "only_decoder": True,
+        "pixel_loss": "l1",
+        "flip": False,
+    }
+    task = VQTask(vq_training(data, **changes, random_codes=0.3))
+    images = task.batch(0)["images"]
+    generator = torch.Generator().manual_seed(0)
+    codes = task.model.encode(images)
+    wrong = task.perturbation(codes, {}, generator)
+    assert 0.1 < (wrong != codes).float().mean() < 0.5
+    expected = (task.model.pixels(task.model.quantizer.decode(wrong)) - images).abs().mean()
+    before = {part: weights(task, part) for part in ("encoder", "quantizer", "decoder")}
+    first = step(task, 0)
+    assert first["pixel_loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert {part: changed(values, weights(task, part)) for part, values in before.items()} == {
+        "encoder": False,
+        "quantizer": False,
+        "decoder": True,
+    }
+    assert step(VQTask(vq_training(data, **changes, random_codes=0.3)), 0) == first
+
+
+def test_codes_that_a_decoder_draws_come_with_captions(data: Path, tmp_path: Path) -> None:
+    text = TextTokenizer.load(data / "tokenizer.json")
+    decoder = Decoder(decoder_config(text_vocab_size=text.vocab_size, text_length=16))
+    eyes = load_image_tokenizer(data / "eyes")
+    save_checkpoint(tmp_path / "model", name="model", image_tokenizer=eyes, text_tokenizer=text, decoder=decoder)
+    changes: dict[str, Any] = {
+        "start_from": str(data / "eyes"),
+        "only_decoder": True,
+        "drawn_by": str(tmp_path / "model"),
+    }
+    task = VQTask(vq_training(data, **changes))
+    batch = task.batch(0)
+    assert set(batch) == {"images", "text_ids"}
+    captions = [task.pairs.metadata(int(number)) for number in task.epochs.batch(0)]
+    for ids, metadata in zip(batch["text_ids"], captions, strict=True):
+        assert metadata["name_en"] in text.decode(ids) or text.decode(ids) in metadata["captions"]
+    assert set(VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True)).batch(0)) == {"images"}
+    before = [p.clone() for p in decoder.parameters()]
+    one, other = (step(VQTask(vq_training(data, **changes)), 0) for _ in range(2))
+    assert one == other
+    assert task.perturbation.checkpoint is not None and task.perturbation.checkpoint.decoder is not None
+    step(task, 0)
+    assert not changed(before, list(task.perturbation.checkpoint.decoder.parameters())), (
+        "the one that draws is not trained"
+    )

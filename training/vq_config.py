@@ -1,0 +1,90 @@
+"""`VQTrainingConfig`: everything that decides a run of stage 1, checked."""
+
+import dataclasses
+from typing import Literal
+
+from dalle.config import Config, require, require_at_least, require_multiple
+from dalle.vq.vqgan import ImageTokenizerConfig
+from training.loop import LoopConfig
+
+__all__ = ["VQTrainingConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VQTrainingConfig(Config):
+    """Configuration of a run of stage 1, which trains an image tokenizer."""
+
+    model: ImageTokenizerConfig
+    loop: LoopConfig
+    run: str
+    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
+    train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
+    """Picture-caption shards to train on: tar files, folders or glob patterns."""
+    val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
+    """Picture-caption shards to validate on: tar files, folders or glob patterns."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of AdamW, for the image tokenizer and for the discriminator."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW, for matrices and convolutions; norms and biases have none."""
+    flip: bool = True
+    """Mirror half of the pictures, at random."""
+    pixel_loss: Literal["l1", "l2"] = "l2"
+    """Reconstruction loss between pixels: mean absolute (l1) or mean squared (l2) error. Pictures with alpha are
+    compared over a random colour each."""
+    alpha_weight: float = 1.0
+    """Weight of the reconstruction loss of the alpha channel; that of the pixels has weight 1."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual loss (LPIPS); 0: no such loss."""
+    perceptual_crop: int = 64
+    """Side, in pixels, of the random square crop that the perceptual loss is computed on."""
+    perceptual_pictures: int | None = None
+    """Number of pictures of a batch that the perceptual loss is computed on; None: all of them."""
+    adversarial_weight: float = 0.0
+    """Weight of the adversarial loss, times an adaptive weight that balances the gradients; 0: no discriminator."""
+    adversarial_start: int = 0
+    """Step from which the adversarial loss trains the decoder; the discriminator is trained from the first step."""
+    discriminator_width: int = 64
+    """Channels of the discriminator's first convolution; a multiple of 4."""
+    discriminator_layers: int = 2
+    """Number of the discriminator's convolutions with group norm; each but the last halves the resolution."""
+    commitment_weight: float = 0.25
+    """Weight of the commitment loss, which keeps the encoder's latents near their codebook vectors."""
+    codebook: Literal["average", "gradient"] = "average"
+    """How the codebook is trained: by moving averages of the latents, or by gradient descent."""
+    codebook_decay: float = 0.99
+    """Decay of the moving averages that train the codebook."""
+    restart_below: float = 0.05
+    """Restart threshold: codebook vectors that are used less often than this share of the mean are replaced by latents.
+    Only for a codebook that is trained by moving averages."""
+    unquantized_steps: int = 300
+    """Steps at the start of training without quantization; the codebook is then initialised from latents."""
+    compile: bool = False
+    """Compile the networks with `torch.compile`: faster on CUDA; no gain on a CPU."""
+    start_from: str | None = None
+    """Model directory whose image tokenizer is trained further; its shape replaces `model`. None: new weights."""
+    only_decoder: bool = False
+    """Train only the decoder half, from codes to pixels; encoder and codebook, and so all codes, stay as they are."""
+    random_codes: float = 0.0
+    """Share of codes that are replaced at random before they are decoded, so that the decoder half learns to confine
+    the damage of a wrong code to its place (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
+    drawn_by: str | None = None
+    """Model directory of stage 2 that redraws, in half of the pictures, up to half of the codes given those before
+    them, so that the decoder half sees the errors that stage 2 makes. Only with `only_decoder`. None: no such codes."""
+
+    def __post_init__(self) -> None:
+        for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
+        require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
+        require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
+        require_at_least(self, 16, "perceptual_crop")
+        require(
+            self.perceptual_pictures is None or self.perceptual_pictures >= 1,
+            f"perceptual_pictures is {self.perceptual_pictures}; it must be at least 1",
+        )
+        require_multiple(self, 4, "discriminator_width")
+        require_at_least(self, 1, "discriminator_layers")
+        require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
+        require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
+        require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
+        require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")
