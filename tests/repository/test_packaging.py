@@ -108,10 +108,47 @@ def test_dependencies_are_those_that_are_imported(package: str) -> None:
     assert (declared | extra if package == "dalle" else extra) <= foreign
 
 
-def test_the_map_names_every_module() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    paths = [
-        path for package in ("benchmarks", "dalle", "serving", "training") for path in (ROOT / package).glob("*.py")
-    ]
-    missing = [path.name for path in paths if not path.name.startswith("__") and path.name not in readme]
-    assert len(paths) > 50 and not missing
+def paths_in_map(text: str) -> list[str]:
+    """Paths from the root that a tree of `name  phrase` lines names, folders with a slash at the end.
+
+    A name stands two spaces further to the right than the folder that it is in.
+    """
+    paths: list[str] = []
+    folders: list[str] = []
+    for line in filter(None, text.splitlines()):
+        found = re.fullmatch(r"((?:  )*)(\S+) {2,}\S.*", line)
+        assert found, f"no name and phrase: {line!r}"
+        indent, name = found.groups()
+        del folders[len(indent) // 2 :]
+        assert len(folders) == len(indent) // 2, f"no folder is above {line!r}"
+        paths.append("".join(folders) + name)
+        if name.endswith("/"):
+            folders.append(name)
+    return paths
+
+
+def test_paths_are_read_from_a_map() -> None:
+    text = "a/    a folder\n  b/  a folder in it\n    c.py  a file\n  d.py  another\n\ne.py  one more\n"
+    assert paths_in_map(text) == ["a/", "a/b/", "a/b/c.py", "a/d.py", "e.py"]
+
+
+def test_the_map_names_every_module_and_nothing_else() -> None:
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    named = paths_in_map(tree)
+    packages = ("benchmarks", "dalle", "serving", "training")
+    modules = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
+    modules = {path for path in modules if not path.endswith("/__init__.py")}
+    assert len(named) == len(set(named)) and len(modules) > 100
+    missing = sorted(modules - set(named))
+    assert not missing, "docs/structure.md does not name them"
+    gone = [path for path in named if not (ROOT / path).exists()]
+    assert not gone, "docs/structure.md names them, and they do not exist"
+    assert not [path for path in named if path.endswith("/") != (ROOT / path).is_dir()]
+
+
+def test_the_life_of_a_request_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8").partition("## The files")[0]
+    named = re.findall(r"`(\w+/[\w/]+\.py)`", page)
+    assert len(named) > 30
+    assert not [path for path in named if not (ROOT / path).exists()]
