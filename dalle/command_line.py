@@ -1,6 +1,7 @@
-"""Shared by every command line of this project: a caller's mistake becomes one line on stderr and exit code 2."""
+"""Shared by every command line of this project: a caller's mistake and a warning become one line on stderr each."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from dalle.errors import DalleError
 from dalle.receipt import printable
 
-__all__ = ["exit_on_mistake", "print_error"]
+__all__ = ["exit_on_mistake", "print_error", "short_warnings"]
 
 MISTAKE = 2
 """Exit code for a caller's mistake."""
@@ -46,3 +47,13 @@ def _exit(message: str, cause: BaseException) -> NoReturn:
 def print_error(message: str) -> None:
     """Print an error message on stderr, with control characters escaped."""
     print(f"error: {printable(message)}", file=sys.stderr)
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Print every warning of the body as one line on stderr, without the place in the code that it comes from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: print(
+            f"warning: {printable(str(message))}", file=sys.stderr
+        )
+        yield

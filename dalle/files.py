@@ -1,4 +1,7 @@
-"""Atomic writes: a file or folder appears under its name when it is complete, or not at all."""
+"""Atomic writes: a file or folder appears under its name when it is complete, or not at all.
+
+`prepare_folder` and `write_file` are for output that a person asked for: they raise `CannotWriteError`.
+"""
 
 import os
 import tempfile
@@ -6,7 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["atomic_file", "atomic_folder", "atomic_write", "flush_file"]
+from dalle.errors import DalleError
+
+__all__ = [
+    "CannotWriteError",
+    "atomic_file",
+    "atomic_folder",
+    "atomic_write",
+    "flush_file",
+    "prepare_folder",
+    "write_file",
+]
+
+
+class CannotWriteError(DalleError):
+    """A file or folder cannot be written: the disk is full, or the folder is gone or belongs to somebody else."""
 
 
 def atomic_write(path: Path, content: bytes | str, *, part: Path | None = None) -> None:
@@ -68,3 +85,21 @@ def flush_file(path: Path) -> None:
     """Flush the content of a file to the disk. Raises `OSError` as flushing does."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder and check that it can be written to, before anything is drawn. Raises `CannotWriteError`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / ".dalle-probe", b"")
+        (folder / ".dalle-probe").unlink(missing_ok=True)  # another process may probe the same folder
+    except OSError as error:
+        raise CannotWriteError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises `CannotWriteError`."""
+    try:
+        atomic_write(path, content)
+    except OSError as error:
+        raise CannotWriteError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,3 @@
+"""The service: OpenAI's images API over engines on Ray Serve, a web page, and offline batches."""
+
+__all__: list[str] = []

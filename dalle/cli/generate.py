@@ -18,10 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle.checkpoint.store import DEFAULT_MODEL
-from dalle.cli.console import CannotWriteError, prepare_folder, write_file
 from dalle.command_line import exit_on_mistake
 from dalle.decoder.engine import StepResult
 from dalle.errors import DalleError
+from dalle.files import CannotWriteError, prepare_folder, write_file
 from dalle.images import Background, contact_sheet, encode_image, load_image
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import read_kept_mask

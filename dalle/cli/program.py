@@ -12,11 +12,10 @@ from typing import Annotated
 import typer
 
 from dalle.checkpoint.store import describe_model, list_models
-from dalle.cli.console import short_warnings
 from dalle.cli.convert import export_model, import_model
 from dalle.cli.generate import generate
 from dalle.cli.verify import decode, verify
-from dalle.command_line import exit_on_mistake, print_error
+from dalle.command_line import exit_on_mistake, print_error, short_warnings
 from dalle.errors import CheckpointError, DalleError
 from dalle.receipt import describe, printable, read_receipt
 from dalle.version import __version__

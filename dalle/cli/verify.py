@@ -10,9 +10,9 @@ import typer
 from tqdm import tqdm
 
 from dalle.checkpoint.store import DEFAULT_MODEL
-from dalle.cli.console import prepare_folder, write_file
 from dalle.command_line import exit_on_mistake
 from dalle.errors import DataError, ImageError, ParameterError
+from dalle.files import prepare_folder, write_file
 from dalle.images import encode_image
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, printable

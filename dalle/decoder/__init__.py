@@ -1,0 +1,3 @@
+"""The decoder and its engine: text ids to codes. Nothing here knows text, pixels, threads or clocks."""
+
+__all__: list[str] = []
