@@ -95,20 +95,20 @@ class LocalStorage:
         return str(self.root)
 
     def prepare(self) -> None:
-        with self._in_words("write to"):
+        with self._storage_errors("write to"):
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / WORK).mkdir(exist_ok=True)
             self.write(f"{WORK}/probe-{socket.gethostname()}-{os.getpid()}", b"")
 
     def read(self, name: str) -> bytes | None:
-        with self._in_words(f"read {name} in"):
+        with self._storage_errors(f"read {name} in"):
             try:
                 return (self.root / name).read_bytes()
             except FileNotFoundError:
                 return None
 
     def lines(self, name: str) -> Iterator[bytes]:
-        with self._in_words(f"read {name} in"), open(self.root / name, "rb") as file:
+        with self._storage_errors(f"read {name} in"), open(self.root / name, "rb") as file:
             yield from file
 
     def write(self, name: str, content: bytes) -> None:
@@ -118,7 +118,7 @@ class LocalStorage:
     @contextlib.contextmanager
     def replace(self, name: str) -> Iterator[BinaryIO]:
         part = self.root / WORK / f"{uuid.uuid4().hex}.part"
-        with self._in_words(f"write {name} in"):
+        with self._storage_errors(f"write {name} in"):
             with atomic_file(self.root / name, part=part, fsync=True):
                 with open(part, "wb") as file:
                     yield file
@@ -126,19 +126,19 @@ class LocalStorage:
             self._unflushed.add((self.root / name).parent)
 
     def flush(self) -> None:
-        with self._in_words("write to"):
+        with self._storage_errors("write to"):
             while self._unflushed:
                 _flush_folder(self._unflushed.pop())
 
     def append(self, name: str, content: bytes) -> bool:
-        with self._in_words(f"write {name} in"):
+        with self._storage_errors(f"write {name} in"):
             self._make_folder(name)
             with open(self.root / name, "ab", buffering=0) as file:
                 file.write(content)
         return True
 
     def list(self, folder: str) -> list[str]:
-        with self._in_words(f"read {folder} in"):
+        with self._storage_errors(f"read {folder} in"):
             try:
                 return sorted(os.listdir(self.root / folder))
             except FileNotFoundError:
@@ -146,19 +146,19 @@ class LocalStorage:
 
     def remove(self, name: str) -> None:
         path = self.root / name
-        with self._in_words(f"remove {name} in"), contextlib.suppress(FileNotFoundError):
+        with self._storage_errors(f"remove {name} in"), contextlib.suppress(FileNotFoundError):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
     def free_bytes(self) -> int | None:
-        with self._in_words("get the free space of"):
+        with self._storage_errors("get the free space of"):
             return shutil.disk_usage(self.root).free
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        with self._in_words("lock"):
+        with self._storage_errors("lock"):
             file = open(self.root / WORK / "lock", "ab")  # noqa: SIM115 (open as long as it is locked)
         with file:
             try:
@@ -179,7 +179,7 @@ class LocalStorage:
                 self._unflushed.add(folder.parent)
 
     @contextlib.contextmanager
-    def _in_words(self, doing: str) -> Iterator[None]:
+    def _storage_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -219,7 +219,7 @@ class _RemoteStorage:
         self.remove(name)
 
     def read(self, name: str) -> bytes | None:
-        with self._in_words(f"read {name} in"):
+        with self._storage_errors(f"read {name} in"):
             try:
                 content: bytes = self.fs.cat_file(f"{self.root}/{name}")
                 return content
@@ -227,11 +227,11 @@ class _RemoteStorage:
                 return None
 
     def lines(self, name: str) -> Iterator[bytes]:
-        with self._in_words(f"read {name} in"), self.fs.open(f"{self.root}/{name}", "rb") as file:
+        with self._storage_errors(f"read {name} in"), self.fs.open(f"{self.root}/{name}", "rb") as file:
             yield from file
 
     def write(self, name: str, content: bytes) -> None:
-        with self._in_words(f"write {name} in"):
+        with self._storage_errors(f"write {name} in"):
             self._make_folder(name)
             self.fs.pipe_file(f"{self.root}/{name}", content)
 
@@ -245,7 +245,7 @@ class _RemoteStorage:
             except OSError as error:
                 place = tempfile.gettempdir()
                 raise StorageError(f"cannot write {name} to {place}: {error.strerror or error}") from error
-            with self._in_words(f"write {name} in"):
+            with self._storage_errors(f"write {name} in"):
                 self._make_folder(name)
                 self.fs.put_file(file.name, f"{self.root}/{name}")
 
@@ -256,14 +256,14 @@ class _RemoteStorage:
         return False
 
     def list(self, folder: str) -> list[str]:
-        with self._in_words(f"read {folder} in"):
+        with self._storage_errors(f"read {folder} in"):
             try:
                 return sorted(PurePosixPath(path).name for path in self.fs.ls(f"{self.root}/{folder}", detail=False))
             except FileNotFoundError:
                 return []
 
     def remove(self, name: str) -> None:
-        with self._in_words(f"remove {name} in"), contextlib.suppress(FileNotFoundError):
+        with self._storage_errors(f"remove {name} in"), contextlib.suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{name}", recursive=True)
 
     def free_bytes(self) -> int | None:
@@ -281,7 +281,7 @@ class _RemoteStorage:
             self._made.add(folder)
 
     @contextlib.contextmanager
-    def _in_words(self, doing: str) -> Iterator[None]:
+    def _storage_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except StorageError:

@@ -31,6 +31,7 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError
+from dalle.files import atomic_write
 from training.command import exit_on_mistake
 from training.emoji.compare import compare, comparison_table, write_contact_sheet
 from training.emoji.names import Names, clip_art_path
@@ -94,7 +95,7 @@ def build(options: EmojiOptions) -> None:
                         writer.write(entry.key, picture, names.metadata(entry))
                         progress.update()
     write_contact_sheet(options.out, options.out / "contact_sheet.png")
-    (options.out / "NOTICE").write_text(text, encoding="utf-8")
+    atomic_write(options.out / "NOTICE", text)
 
 
 class _Jobs:
@@ -140,7 +141,7 @@ def _claim(options: EmojiOptions) -> None:
     elif list(options.out.glob("*.tar")):
         raise DataError(f"{options.out} holds shards that this program did not write; choose another folder")
     options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    atomic_write(path, json.dumps(described, indent=2) + "\n")
 
 
 @contextmanager
