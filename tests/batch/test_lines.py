@@ -115,7 +115,7 @@ def test_a_file_of_no_use_is_a_mistake(
         ({"prompt": "a", "n": 0}, "invalid_value", "n is 0: it should be greater than or equal to 1"),
         ({"prompt": "a", "n": 1001}, "invalid_value", "n is 1001; the limit is 1000"),
         ({"prompt": "a", "sed": 1}, "unknown_parameter", "unknown parameter 'sed'; did you mean seed?"),
-        ({"prompt": "a", "num_inference_steps": 9}, "unsupported_parameter", "steps belong to diffusion"),
+        ({"prompt": "a", "num_inference_steps": 9}, "unsupported_parameter", "steps are a parameter of diffusion"),
         ({"prompt": "a", "stream": True}, "unsupported_parameter", "a batch does not stream"),
         ({"prompt": "a", "size": "9x9"}, "invalid_value", "the model lively draws 16x16"),
         ({"prompt": "a", "model": "other"}, "model_not_found", "there is no model 'other' here"),
