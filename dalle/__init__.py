@@ -6,7 +6,7 @@ from dalle.decoder.engine import Engine
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError
-from dalle.pipeline import DALLE, Picture, Prefix
+from dalle.pipeline import DALLE, Picture, Prefix, PromptRequest
 from dalle.text.bpe import TextTokenizer
 from dalle.version import __version__
 from dalle.vq.vqgan import ImageTokenizer
@@ -20,6 +20,7 @@ __all__ = [
     "ImageTokenizer",
     "Picture",
     "Prefix",
+    "PromptRequest",
     "Request",
     "SamplingParams",
     "TextTokenizer",

@@ -58,8 +58,10 @@ def atomic_file(path: Path, *, part: Path | None = None, fsync: bool = False) ->
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
     """An empty temporary folder, which the body of the `with` fills and which then replaces `folder`.
+
+    replace: whether a folder that is there is replaced. If not, one that appears while the body runs is an `OSError`.
 
     If the body raises, the temporary folder is removed and `folder` is left as it was. A folder that is replaced is
     moved aside for an instant: a process that is killed just then leaves it, whole, in `.NAME-.../before` beside.
@@ -71,7 +73,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         files.mkdir()
         yield files
         before = Path(temporary) / "before"
-        if folder.exists():
+        if replace and folder.exists():
             folder.rename(before)
         try:
             files.rename(folder)

@@ -5,6 +5,7 @@ for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7)
     picture.image.save(f"{picture.index}.png")
 """
 
+import contextlib
 import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,20 @@ from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.version import __version__
 
-__all__ = ["DALLE", "MAX_PICTURES", "Picture", "Prefix", "PromptRequest", "check_prompts"]
+__all__ = [
+    "DALLE",
+    "MAX_PICTURES",
+    "NEEDS_GUIDANCE",
+    "Picture",
+    "Prefix",
+    "PromptRequest",
+    "check_prompts",
+    "negative_prompt_errors",
+]
 
 MAX_PICTURES = 1000
 """Largest number of pictures of one prompt in one call."""
+NEEDS_GUIDANCE = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,9 +89,18 @@ def check_prompts(prompt: str | None, negative_prompt: str | None, params: Sampl
     """Validate prompts before they are tokenized. Raises `PromptError` for an empty prompt, `ParameterError` for a
     negative prompt without guidance."""
     if negative_prompt is not None and not params.guided:
-        raise ParameterError("a negative prompt works through guidance: guidance_scale must be above 1, it is 1")
+        raise ParameterError(NEEDS_GUIDANCE)
     if prompt is not None and not prompt.strip():
         raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+
+
+@contextlib.contextmanager
+def negative_prompt_errors() -> Iterator[None]:
+    """Raise errors of the body's negative prompt, which are `PromptError`s, as `NegativePromptError`s."""
+    try:
+        yield
+    except PromptError as error:
+        raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
 
 
 class DALLE(Model):
@@ -147,7 +167,7 @@ class DALLE(Model):
         text = self.text_tokenizer
         if text is None:
             lacks = "text tokenizer" if self.decoder.features is None else "text encoder: give its folder"
-            raise ParameterError(f"this model has no {lacks}; without, it draws from conditions, with `sample`")
+            raise ParameterError(f"this model has no {lacks}; without one, draw from ids or features with `sample`")
         self.check_guidance(params)
         check_prompts(prompt, negative_prompt, params)
         tokens = text.tokenize(prompt) if prompt else []
@@ -155,11 +175,9 @@ class DALLE(Model):
         null_ids, null_features = self.without_caption(ids)
         negative_tokens: list[int] = []
         if negative_prompt:
-            try:
+            with negative_prompt_errors():
                 negative_tokens = text.tokenize(negative_prompt)
                 null_ids, null_features = self.encoded(text.fit(negative_tokens, truncate=truncate))
-            except PromptError as error:
-                raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
         return PromptRequest(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -186,11 +204,13 @@ class DALLE(Model):
 
     @torch.inference_mode()
     def picture(self, request: PromptRequest, codes: Tensor, *, background: Background = "auto") -> Picture:
-        """Decode codes (N,) that an engine drew for a request, and write the picture's receipt.
+        """Decode codes (N,) that an engine drew for a request of `DALLE.request`, and write the picture's receipt.
 
         The receipt names the background if the model draws transparency. Raises `ParameterError` for a transparent
-        background of a model that does not.
+        background of a model that does not, and for a request without a prompt's record (a plain `Request`).
         """
+        if not isinstance(request, PromptRequest):
+            raise ParameterError(f"{type(request).__name__} does not say what its prompt was: use `DALLE.request`")
         chosen = chosen_background(background, mode=self.image_mode, model=self.name)
         grid = self.decoder.layout.grid(codes[None])[0]
         parameters = dataclasses.asdict(request.params)

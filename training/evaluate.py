@@ -26,6 +26,7 @@ from dalle.checkpoint import load_checkpoint
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.device import choose_device
 from dalle.errors import DataError, ParameterError
+from dalle.files import atomic_file, atomic_write
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.phrasing import Phrasing
 from training.command import exit_on_mistake
@@ -118,7 +119,8 @@ def evaluate(
                 name, pairs, checkpoint, embed, params, num=num, seed=seed, start=start, phrasing=phrasing
             )
             if name == shown:
-                sheet(drawn[name], pairs).save(out / "sheet.png")
+                with atomic_file(out / "sheet.png") as unfinished:
+                    sheet(drawn[name], pairs).save(unfinished, format="PNG")
         generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
     else:
         (out / "sheet.png").unlink(missing_ok=True)  # an earlier one is of another model
@@ -137,9 +139,9 @@ def evaluate(
         "reconstruction": reconstruction,
         "generation": generation,
     }
-    (out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     table = report(checkpoint, settings, reconstruction, generation)
-    (out / "table.md").write_text(table, encoding="utf-8")
+    atomic_write(out / "numbers.json", json.dumps(numbers, indent=2) + "\n")
+    atomic_write(out / "table.md", table)
     print(table)
 
 

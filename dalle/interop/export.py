@@ -40,7 +40,7 @@ def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
         raise CheckpointError(f"{out} exists already: an export overwrites nothing")
     parts = read_parts(folder)
     try:
-        with atomic_folder(out) as files:
+        with atomic_folder(out, replace=False) as files:
             LAYOUTS[layout](folder, parts, files)
             for path in files.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)

@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 import torch
 
 from dalle.errors import PromptError
+from dalle.files import atomic_write
 
 __all__ = ["PromptTokenizer", "check_prompt", "text_fault"]
 
@@ -94,8 +95,8 @@ class PromptTokenizer(abc.ABC):
         return hashlib.sha256(self.content).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the one file, by convention `tokenizer.json`."""
-        Path(path).write_bytes(self.content)
+        """Write the one file, by convention `tokenizer.json`, atomically."""
+        atomic_write(Path(path), self.content)
 
 
 def check_prompt(text: object) -> None:

@@ -62,13 +62,13 @@ def estimate_text(
     num_used, requests = 0, []
     pictures = ((item, item.first_index + i) for shard in shards for item in shard.items for i in range(item.n))
     for item, index in pictures:
-        params = item.sampling
-        taken = 2 if params.guided else 1
-        if num_used + taken > settings.num_slots:
+        request = model.request(
+            item.prompt, item.sampling, seed=item.seed, index=index, negative_prompt=item.negative_prompt
+        )
+        if num_used + request.num_slots > settings.num_slots:
             break
-        request = model.request(item.prompt, params, seed=item.seed, index=index, negative_prompt=item.negative_prompt)
         requests.append((item, request))
-        num_used += taken
+        num_used += request.num_slots
     start = time.perf_counter()
     drawn = engine.run([request for _, request in requests])
     num_bytes = 0.0

@@ -30,7 +30,7 @@ class Picture:
     @property
     def num_rows(self) -> int:
         """Number of rows (token sequences): two for a guided picture, one for any other."""
-        return 2 if self.request.params.guided else 1
+        return self.request.num_slots
 
     def fail(self, error: DalleError) -> None:
         """Mark the picture's record as failed."""

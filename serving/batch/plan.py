@@ -17,7 +17,7 @@ from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
-from dalle.pipeline import MAX_PICTURES, check_prompts
+from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
 from serving.background import background_of
 from serving.batch.items import InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
@@ -160,11 +160,9 @@ class Planner:
             raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
         tokens = self.facts.text_tokenizer.tokenize(body.prompt)
         self.facts.text_tokenizer.fit(tokens)
-        try:
-            if body.negative_prompt:
+        if body.negative_prompt:
+            with negative_prompt_errors():
                 self.facts.text_tokenizer.encode(body.negative_prompt)
-        except PromptError as error:
-            raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
         name = body.id or f"line-{line.number}"
         for text in (body.prompt, body.negative_prompt or "", name):
             if "\0" in text:

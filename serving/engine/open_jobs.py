@@ -67,7 +67,7 @@ def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
         OpenPicture(
             caller=job.caller,
             deadline=job.deadline,
-            num_slots=2 if request.params.guided else 1,
+            num_slots=request.num_slots,
             num_codes=num_kept,
             total_codes=num_codes,
             previews=sorted(due),

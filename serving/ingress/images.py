@@ -12,6 +12,7 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from dalle.errors import DalleError, PromptError
+from dalle.pipeline import NEEDS_GUIDANCE
 from serving.backend import Backend
 from serving.background import background_of
 from serving.errors import ApiError, check_output, to_http
@@ -125,8 +126,7 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.grid_rows} rows of codes"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
     if fields.negative_prompt is not None and (fields.guidance_scale or info.sampling["guidance_scale"]) == 1:
-        message = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
-        raise ApiError(400, message, code="invalid_value", param="negative_prompt")
+        raise ApiError(400, NEEDS_GUIDANCE, code="invalid_value", param="negative_prompt")
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
     if fields.response_format == "url" and (store is None or fields.stream):

@@ -57,3 +57,17 @@ def test_a_folder_replaces_another(tmp_path: Path) -> None:
             assert not (tmp_path / "deep" / "folder" / name).exists()
     assert names(tmp_path / "deep") == ["folder"]
     assert names(tmp_path / "deep" / "folder") == ["second"]
+
+
+def test_a_folder_that_must_not_be_replaced_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+
+    def write_while_another_folder_appears() -> None:
+        with atomic_folder(folder, replace=False) as files:
+            (files / "ours").touch()
+            folder.mkdir()
+            (folder / "theirs").touch()
+
+    with pytest.raises(OSError, match="folder"):
+        write_while_another_folder_appears()
+    assert names(tmp_path) == ["folder"] and names(folder) == ["theirs"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle import DALLE, Picture, Prefix, SamplingParams
+from dalle import DALLE, Picture, Prefix, Request, SamplingParams
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.errors import CheckpointError, ImageError, ParameterError, PromptError
 from dalle.images import to_rgb, to_tensor
@@ -190,3 +190,10 @@ def test_a_prompt_is_tokenized_once(model: DALLE, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tokenizer, "tokenize", noted)
     list(model.generate("a red panda", n=3, seed=1, negative_prompt="rain"))
     assert [text for text in tokenized if text] == ["a red panda", "rain"]
+
+
+def test_a_picture_needs_a_request_that_knows_its_prompt(model: DALLE) -> None:
+    request = model.request("a red panda", model.sampling, seed=1)
+    plain = Request(text_ids=request.text_ids, null_ids=request.null_ids, params=request.params, seed=1)
+    with pytest.raises(ParameterError, match=r"Request does not say what its prompt was: use `DALLE\.request`"):
+        model.picture(plain, torch.zeros(16, dtype=torch.int64))  # type: ignore[arg-type]
