@@ -130,7 +130,7 @@ def open_image(
     except DalleError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is damaged, or not in one of the formats {', '.join(formats)}") from error
+        raise ImageError(f"{name} is damaged, or not a {', '.join(formats)}") from error
     except Exception as error:
         raise ImageError(f"{name} cannot be read: {error}") from error
 

@@ -37,7 +37,7 @@ class Job:
     owner: str
     """Name of the caller who sent it, and who alone can cancel it."""
     caller: str
-    """Key of its turn in the queue, where callers take turns: a caller, or one of a caller's users."""
+    """Key by which jobs take turns in the queue: a caller, or one of its users."""
     prompt: str | None
     negative_prompt: str | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)

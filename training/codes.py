@@ -211,7 +211,7 @@ class TokenShards:
                     for name, tensors in parts.items():
                         tensors.append(file.get_tensor(name))
             except (OSError, SafetensorError) as error:
-                raise DataError(f"{path} is no readable token shard: {error}") from error
+                raise DataError(f"{path} is not a readable token shard: {error}") from error
             for key, value in expected.items():
                 if stamp.get(key) != value:
                     which = "image" if key == "codes_digest" else "text"

@@ -247,7 +247,7 @@ def _shape(**values: Any) -> DecoderConfig:
 
 
 def emoji() -> DecoderTrainingConfig:
-    """The default model's decoder: 15 million parameters, for pictures of 256 codes."""
+    """Decoder of the next default model: 15 million parameters, for pictures of 256 codes."""
     return DecoderTrainingConfig(
         run="runs/decoder-emoji",
         embedding_weight=0.5,

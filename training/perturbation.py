@@ -1,4 +1,5 @@
-"""Code perturbation: codes that are replaced on purpose while the decoder half of an image tokenizer is trained on.
+"""Code perturbation: codes that are replaced on purpose while the decoder half of an image tokenizer is trained
+further.
 
 Stage 2 draws some codes that do not fit their neighbours. A decoder half that has seen only codes of real pictures
 paints artefacts there. So it is trained further on codes of which some are replaced, at random or by a sample of the

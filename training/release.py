@@ -36,12 +36,12 @@ def release(
     Args:
         model: Model directory of stage 2, whose decoder and tokenizers are released.
         out: Model directory to write.
-        name: Name of the released model. Default: the name of MODEL.
+        name: Name of the released model. None: the name of MODEL.
         image_tokenizer: Model directory of stage 1 whose image tokenizer replaces that of MODEL; its codes must be
-            the same. Default: the image tokenizer of MODEL.
+            the same. None: the image tokenizer of MODEL.
         about: Notes that `dalle models` shows, such as licence, data and training, as KEY VALUE pairs; they are added
             to those of MODEL.
-        sampling: Default sampling parameters of the released model. Default: those of MODEL.
+        sampling: Default sampling parameters of the released model. None: those of MODEL.
         dtype: Precision of the stored weights; they are converted to float32 when they are loaded.
     """
     checkpoint = load_checkpoint(model)

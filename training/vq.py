@@ -43,7 +43,7 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
     train."""
     model = load_image_tokenizer(folder)
     if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
-        raise DataError(f"{folder} is no VQGAN with encoder and decoder of one resolution, which training needs")
+        raise DataError(f"{folder} is not a VQGAN with encoder and decoder of one resolution, which training needs")
     if model.config.quantizer != "nearest" and not config.only_decoder:
         raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
     return model
@@ -75,7 +75,7 @@ class VQTask:
             self.model.quantizer,
             decay=config.codebook_decay,
             restart_below=config.restart_below,
-            fixed_row=self.model.config.blank_code,
+            fixed_code=self.model.config.blank_code,
         )
         self.optimizer = self._optimizer(self.model)
         if config.compile:
@@ -242,7 +242,7 @@ class VQTask:
 
 
 def emoji() -> VQTrainingConfig:
-    """The default model's image tokenizer: 16 x 16 codes for a picture of 128 x 128 pixels with transparency."""
+    """Image tokenizer of the next default model: 16 x 16 codes for a picture of 128 x 128 pixels with transparency."""
     return VQTrainingConfig(
         run="runs/vq-emoji",
         model=ImageTokenizerConfig(

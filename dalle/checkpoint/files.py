@@ -83,4 +83,4 @@ def check_replaceable(folder: Path) -> None:
         there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
         ours = {CONFIG_FILE, TOKENIZER_FILE, *(name for name in there if name.endswith(".safetensors"))}
         if foreign := sorted(set(there) - ours):
-            raise CheckpointError(f"{folder} is no model directory to be replaced: it has {', '.join(foreign)}")
+            raise CheckpointError(f"{folder} is not a model directory to be replaced: it has {', '.join(foreign)}")

@@ -62,7 +62,7 @@ class ModelConfig:
         """
         path = folder / CONFIG_FILE
         if not folder.is_dir():
-            raise CheckpointError(f"{folder} is no folder; a model directory has {CONFIG_FILE} and *.safetensors")
+            raise CheckpointError(f"{folder} is not a folder; a model directory has {CONFIG_FILE} and *.safetensors")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

@@ -40,7 +40,8 @@ def generate(
     prompts: Annotated[
         list[str],
         typer.Argument(
-            help="What to draw: a text, or the number of a class for a model of classes; several for several sets."
+            help="What to draw: a text, or the number of a class for a model of classes; each prompt gets its own set "
+            "of pictures."
         ),
     ],
     n: Annotated[int, typer.Option("--n", "-n", help=f"Number of pictures per prompt, 1 to {MAX_PICTURES}.")] = 1,
@@ -64,7 +65,10 @@ def generate(
     ] = None,
     guidance_schedule: Annotated[
         Schedule | None,
-        typer.Option(help="Guidance over the course of a picture: constant, or rising to its scale at the last code."),
+        typer.Option(
+            help="Guidance over the course of a picture: constant, or rising (linear, cosine) from 1 to the full "
+            "scale at the last code."
+        ),
     ] = None,
     guided_codes: Annotated[
         int | None, typer.Option(help="Apply guidance to this many of the first codes only; 0 applies it to all.")
@@ -92,8 +96,8 @@ def generate(
     keep_rows: Annotated[
         int | None,
         typer.Option(
-            help="Number of rows of codes to keep of --continue-from, from 0 to all but one; a row is 16 pixels high "
-            "in the default model. Default: half of them."
+            help="Number of grid rows (rows of codes) of the --continue-from picture to keep, from 0 to all but one; a "
+            "grid row is 16 pixels high in the default model. Default: half of them."
         ),
     ] = None,
     background: Annotated[

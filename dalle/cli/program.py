@@ -85,7 +85,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the console script. A reader that closes the pipe early (`dalle show ... | head`) is no error."""
+    """Run the console script. A reader that closes the pipe early (`dalle show ... | head`) is not an error."""
     try:
         with short_warnings():
             app()

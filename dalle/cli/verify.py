@@ -47,7 +47,8 @@ def verify(
         bool,
         typer.Option(
             "--resample",
-            help="Draw each picture again, too, and compare the codes: detects a changed prompt, seed or parameter.",
+            help="Also draw each picture again and compare its codes, which detects a changed prompt, seed or "
+            "parameter.",
         ),
     ] = False,
     device: Annotated[

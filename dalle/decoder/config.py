@@ -21,11 +21,16 @@ class DecoderConfig(Config):
     """Sizes and variants of a decoder."""
 
     text_vocab_size: int
+    """Number of ids of the text tokenizer. Training takes the value from the text tokenizer."""
     text_length: int
-    """T: number of ids of a condition; 1 for a class label."""
+    """T: number of ids of a condition; 1 for a class label. Training takes the value from the text tokenizer."""
     codebook_size: int
+    """Number of codes of the image tokenizer. Training takes the value from the image tokenizer."""
     grid_height: int
+    """Number of grid rows (rows of codes) of a picture. Training takes the value from the token shards, whose codes the
+    image tokenizer wrote."""
     grid_width: int
+    """Number of codes in a grid row. Training takes the value from the token shards, as for `grid_height`."""
     begin_ids: tuple[int, ...] = ()
     """Text ids in front of the condition, in every row."""
     unique_padding: bool = False
@@ -36,21 +41,29 @@ class DecoderConfig(Config):
     guidance: bool = True
     """Whether training dropped captions, so that classifier-free guidance has an unconditional branch."""
     pad_id: int = 0
+    """Text id of padding. Training takes the value from the text tokenizer."""
     attend_padding: bool = False
     """Whether text padding is attended to like any other token, as in minDALL-E."""
     width: int = 384
     """D: channels of the hidden states."""
     depth: int = 8
+    """Number of blocks, each with attention and an MLP."""
     num_heads: int = 6
+    """Number of attention heads; a multiple of num_kv_heads."""
     num_kv_heads: int = 6
     """Number of heads of keys and values. Below num_heads, groups of query heads share them."""
     head_dim: int = 64
+    """Channels of an attention head."""
     mlp: Literal["gelu", "gelu_tanh", "gelu_sigmoid", "geglu", "swiglu"] = "swiglu"
+    """Kind of the MLP: GELU, exact or approximated (`gelu_tanh`, `gelu_sigmoid`), or gated (`geglu`, `swiglu`)."""
     mlp_width: int = 1024
     """Channels between the two layers of the MLP; in gated kinds, channels of the gate and of the value each."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """Kind of every norm: LayerNorm or RMSNorm."""
     norm_epsilon: float = 1e-5
+    """Epsilon that every norm adds to the variance (RMSNorm: to the mean square)."""
     qk_norm: bool = True
+    """Whether queries and keys are normalised by RMSNorm in each head, before rotation."""
     sandwich_norm: bool = False
     """Whether each branch has a norm after it too, before it is added to the residual stream."""
     head_norm: bool = False
@@ -66,6 +79,8 @@ class DecoderConfig(Config):
     """Kind of positions. `rotary_2d_image` is `rotary_2d` with the queries and keys of text set to zero (LlamaGen);
     `rotary_text_image` has an axis for text beside the two axes of the grid (DALLE-pytorch)."""
     rotary_base: float = 100.0
+    """Base of the frequencies of rotary positions (theta in RoFormer): pair i of n pairs rotates by base^(-i / n) per
+    position."""
     rotary_values: bool = False
     """Whether values are rotated too, as in DALLE-pytorch."""
     rotary_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -79,15 +94,20 @@ class DecoderConfig(Config):
     """Number of text positions at the end that the patterns treat as codes: 1 in ruDALL-E's second version, whose masks
     were computed without its first id."""
     convolution_size: int = 5
+    """Height and width, in codes, of the window of the `convolution` patterns."""
     shared_attention: tuple[int, ...] = ()
     """Number of the attention module of each layer, repeated over the depth. Layers with equal numbers share the module
     (Universal Transformer, ALBERT), but not norms and scales. Empty: no sharing."""
     shared_mlp: tuple[int, ...] = ()
     """Number of the MLP of each layer, as in `shared_attention`."""
     qkv_bias: bool = False
+    """Whether the projection to queries, keys and values has a bias."""
     output_bias: bool = False
+    """Whether the attention's output projection has a bias."""
     mlp_bias: bool = False
+    """Whether the MLP's layers have biases."""
     head_bias: bool = False
+    """Whether the head has a bias."""
     text_head: bool = True
     """Whether the head predicts text ids too."""
     tie_embeddings: bool = False
@@ -98,12 +118,12 @@ class DecoderConfig(Config):
         require_at_least(self, 1, *"width depth num_heads num_kv_heads head_dim mlp_width convolution_size".split())
         require(
             self.num_heads % self.num_kv_heads == 0,
-            f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}",
+            f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
         )
         require(len(self.patterns) > 0, "patterns needs at least one attention pattern")
         require(0 <= self.pad_id < self.text_vocab_size, f"pad_id {self.pad_id} is not in the text vocabulary")
         share = {"rotary": 2, "rotary_2d": 4, "rotary_2d_image": 4, "rotary_text_image": 2}.get(self.positions, 1)
-        require(self.head_dim % share == 0, f"head_dim {self.head_dim} is no multiple of {share}")
+        require(self.head_dim % share == 0, f"head_dim {self.head_dim} is not a multiple of {share}")
         require(not (self.tie_embeddings and self.head_bias), "tie_embeddings leaves no room for head_bias")
         require(self.text_head or not self.tie_embeddings, "tie_embeddings makes a head for text too")
         require(

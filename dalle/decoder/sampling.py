@@ -32,7 +32,7 @@ class SamplingParams(Config):
     temperature: float = 1.0
     """Divisor of the logits: 0 for greedy sampling, or at least 1e-6, below which logits would overflow."""
     top_k: int = 0
-    """Number k of likeliest codes that are kept, with any others as likely as the last of them; 0 keeps all."""
+    """Keep the k likeliest codes, and all that tie with the last of them; 0 keeps all."""
     top_p: float = 1.0
     """Nucleus in (0, 1]: the likeliest codes are kept until their probabilities reach p, the crossing one included."""
     min_p: float = 0.0
@@ -120,7 +120,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterParams:
-    """Filter parameters of B rows: temperature, top_k (0 for none), top_p and min_p, all (B,)."""
+    """Filter parameters of a batch of B requests: temperature, top_k (0 for none), top_p and min_p, all (B,)."""
 
     temperature: Tensor
     top_k: Tensor
@@ -129,13 +129,13 @@ class FilterParams:
 
     @classmethod
     def stack(cls, params: list[SamplingParams], device: torch.device) -> "FilterParams":
-        """Stack the parameters of several rows."""
+        """Stack the parameters of B requests."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: torch.tensor([getattr(p, name) for p in params], device=device) for name in names})
 
 
 def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
-    """Divide logits (B, V) by the temperature (except in rows at 0), and set filtered tokens to -inf."""
+    """Divide logits (B, V) by the temperature (except in batch entries at 0), and set filtered tokens to -inf."""
     greedy = params.temperature == 0
     logits = logits / torch.where(greedy, 1.0, params.temperature)[:, None]
     vocab_size = logits.shape[1]
@@ -146,7 +146,7 @@ def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
         ordered = ordered.masked_fill(~kept, -math.inf)
         probabilities = ordered.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
-        # a row that asks for all of it keeps all of it, whatever the sum rounds to
+        # a top_p of 1 keeps every token, whatever the sum rounds to
         kept &= (before < params.top_p[:, None]) | (params.top_p == 1)[:, None]
         logits = logits.masked_fill(~torch.zeros_like(kept).scatter(1, order, kept), -math.inf)
     if (params.min_p > 0).any():
@@ -156,7 +156,7 @@ def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
 
 
 def sample(logits: Tensor, params: FilterParams, noise: Tensor) -> Tensor:
-    """Sample one token for each row, (B,) int64: the argmax of filtered logits plus noise (B, V), without noise at
-    temperature 0."""
+    """Sample one token for each batch entry, (B,) int64: the argmax of filtered logits plus noise (B, V), without noise
+    at temperature 0."""
     noise = torch.where((params.temperature == 0)[:, None], 0.0, noise)
     return (filter_logits(logits, params) + noise).argmax(-1)

@@ -50,7 +50,7 @@ class Source:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
         self._contents: dict[Path, Any] = {}
         self._skipped: list[UnknownFileError] | None = None
-        """Errors of files that are no checkpoints, in a folder where such files are skipped; None raises them."""
+        """Errors of files that are not checkpoints, in a folder where such files are skipped; None raises them."""
 
     @property
     def read(self) -> list[Path]:

@@ -149,7 +149,7 @@ class _Reader:
 def read_flax(path: Path) -> dict[str, LazyTensor]:
     """Read the arrays of a `flax_model.msgpack`, by their names joined with slashes.
 
-    Raises `CheckpointError`, which names the file, if it is truncated or is no such file.
+    Raises `CheckpointError`, which names the file, if it is truncated or is not such a file.
     """
     weights: dict[str, LazyTensor] = {}
 

@@ -1,3 +1,3 @@
-"""Text tokenizers: prompts to rows of text ids, or to a text encoder's features."""
+"""Text tokenizers: prompts to text ids, or to a text encoder's features."""
 
 __all__: list[str] = []

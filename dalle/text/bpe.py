@@ -1,15 +1,16 @@
-"""`TextTokenizer`: byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2), in rows of a fixed length.
+"""`TextTokenizer`: byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2), to T text ids per prompt.
 
-A row of text ids has `text_length` T places: `[PAD] ... [PAD] token ... token [EOS]`, padded on the left so that the
-last text position always holds `[EOS]` and the image follows it directly. The empty caption, all `[PAD]` and one
-`[EOS]`, is the null caption of classifier-free guidance.
+The text ids (T,) of a prompt, with T = `text_length`, are `[PAD] ... [PAD] token ... token [EOS]`, padded on the left
+so that the last text position always holds `[EOS]` and the image follows it directly. The empty caption, all `[PAD]`
+and one `[EOS]`, is the null caption of classifier-free guidance.
 
 All 256 bytes are in the vocabulary, so every prompt has ids. The two special tokens have ids too, but no text is
 tokenized to them: no merge can form them, because the pre-tokenizer cuts at the brackets, and a prompt with "[EOS]" in
 it has five ordinary characters there.
 
-`tokenizer.json` is a file of the `tokenizers` package, which gives the same rows when it loads the file: normalizer,
-template, padding and truncation are in it. `_document` defines the whole format, and any other file is rejected.
+`tokenizer.json` is a file of the `tokenizers` package, which gives the same text ids when it loads the file:
+normalizer, template, padding and truncation are in it. `_document` defines the whole format, and any other file is
+rejected.
 """
 
 import json
@@ -50,7 +51,7 @@ class TextTokenizer(PromptTokenizer):
             self._bpe = tokenizers.Tokenizer.from_str(self._bytes.decode())
         except Exception as error:  # the package raises bare Exception
             raise CheckpointError(f"the tokenizer's merges do not fit its vocabulary: {error}") from error
-        # Rows are laid out by this class, which can reject a prompt that is too long.
+        # Text ids are padded by this class, which can reject a prompt that is too long.
         self._bpe.no_truncation()
         self._bpe.no_padding()
 
@@ -62,7 +63,7 @@ class TextTokenizer(PromptTokenizer):
 
         vocab_size: largest number of ids, at least 258 (two special tokens and 256 bytes). The result has fewer if the
             captions have too few pairs that occur twice; see its `vocab_size`.
-        text_length: T, ids in a row with the final `[EOS]`; at least 2.
+        text_length: T, number of text ids with the final `[EOS]`; at least 2.
         lowercase: texts are lowercased and normalised to Unicode form NFC, so that "A Red Panda" and "a red panda" are
             the same prompt; `decode` then returns the normalised text. Without it, `decode` returns the exact text.
 
@@ -86,14 +87,14 @@ class TextTokenizer(PromptTokenizer):
     def tokenize(self, text: str) -> list[int]:
         """The ids of a text of any length, without padding or `[EOS]`; `[]` for the empty text.
 
-        Raises `PromptError` if the text is no `str`, or no Unicode text (a lone surrogate).
+        Raises `PromptError` if the text is not a `str`, or not Unicode text (a lone surrogate).
         """
         check_prompt(text)
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of one row of ids, without `[PAD]` and `[EOS]`: the inverse of `tokenize`.
+        """The text of text ids (T,), without `[PAD]` and `[EOS]`: the inverse of `tokenize`.
 
         A character of which only some bytes are there becomes U+FFFD. Raises `ParameterError` for an id outside
         0..vocab_size - 1.
@@ -111,7 +112,7 @@ class TextTokenizer(PromptTokenizer):
         return self.text_length - 1
 
     def row(self, tokens: list[int]) -> list[int]:
-        """Lay out the first T - 1 tokens as a row: `[PAD] ... [PAD] token ... token [EOS]`."""
+        """Lay out the first T - 1 tokens as text ids (T,): `[PAD] ... [PAD] token ... token [EOS]`."""
         tokens = tokens[: self.max_tokens]
         return [*[self.pad_id] * (self.max_tokens - len(tokens)), *tokens, self.eos_id]
 

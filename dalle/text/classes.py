@@ -25,7 +25,7 @@ class ClassTokenizerConfig(Config):
 
 
 class ClassTokenizer(PromptTokenizer):
-    """Converts the decimal number of a class, as "207", to a row of that one id, and back. The null caption is the id
+    """Converts the decimal number of a class, as "207", to that one text id, and back. The null caption is the id
     after the last class."""
 
     kind = "classes"

@@ -1,7 +1,8 @@
 """`PaddedTokenizer`: text tokenizers of other projects that pad on the right.
 
-A row is `[begin] token ... token [end] [PAD] ... [PAD]`. Tokens are found by a model of the `tokenizers` package
-(minDALL-E, CLIP's, and any `tokenizer.json` in DALLE-pytorch) or of YouTokenToMe (DALLE-pytorch, ruDALL-E).
+The text ids (T,) of a prompt are `[begin] token ... token [end] [PAD] ... [PAD]`. Tokens are found by a model of the
+`tokenizers` package (minDALL-E, CLIP's, and any `tokenizer.json` in DALLE-pytorch) or of YouTokenToMe (DALLE-pytorch,
+ruDALL-E).
 
 The tokenizer is one JSON file in a model directory. `dalle.interop` makes it from the files of other projects.
 """
@@ -68,8 +69,8 @@ class PaddedTokenizer(PromptTokenizer):
             try:
                 bpe = tokenizers.Tokenizer.from_str(config.model)
             except Exception as error:  # the package raises bare Exception
-                raise CheckpointError(f"this is no tokenizer.json of the tokenizers package: {error}") from error
-            # Rows are laid out by this class, which can reject a prompt that is too long.
+                raise CheckpointError(f"this is not a tokenizer.json of the tokenizers package: {error}") from error
+            # Text ids are padded by this class, which can reject a prompt that is too long.
             bpe.no_truncation()
             bpe.no_padding()
             self._encode, self._decode = lambda text: list(bpe.encode(text).ids), bpe.decode
@@ -83,7 +84,7 @@ class PaddedTokenizer(PromptTokenizer):
         return self._encode(CLEANERS[self.config.clean](text))
 
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of one row of ids, without padding, begin and end.
+        """The text of text ids (T,), without padding, begin and end.
 
         Raises `ParameterError` for an id outside the vocabulary.
         """
@@ -101,13 +102,13 @@ class PaddedTokenizer(PromptTokenizer):
         return self.text_length - (self.config.begin_id is not None) - (self.config.end_id is not None)
 
     def row(self, tokens: list[int]) -> list[int]:
-        """Lay out tokens as a row of T ids. Too many tokens are truncated: to `max_tokens` and the end with
-        `end_when_cut`, else to the places of the row, without the end."""
+        """Lay out tokens as text ids (T,). With `end_when_cut`, tokens are cut to `max_tokens` and the end follows;
+        else the ids are cut to T, and the end may be lost."""
         begin, end = ([] if token is None else [token] for token in (self.config.begin_id, self.config.end_id))
         if self.config.end_when_cut:
             tokens = tokens[: self.max_tokens]
-        row = [*begin, *tokens, *end][: self.text_length]
-        return row + [self.config.pad_id] * (self.text_length - len(row))
+        ids = [*begin, *tokens, *end][: self.text_length]
+        return ids + [self.config.pad_id] * (self.text_length - len(ids))
 
     @functools.cached_property
     def content(self) -> bytes:
@@ -124,4 +125,4 @@ def read_config(path: str | Path, kind: type[Settings]) -> Settings:
         content: Any = json.loads(Path(path).read_bytes())
         return kind.from_dict(content)
     except (OSError, ValueError, RecursionError) as error:  # ConfigError is a ValueError
-        raise CheckpointError(f"{path} is no text tokenizer written by this library: {error}") from error
+        raise CheckpointError(f"{path} is not a text tokenizer written by this library: {error}") from error

@@ -39,7 +39,7 @@ class T5TextEncoder:
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{folder} is no folder of a T5 with safetensors: {reason}") from error
+            raise CheckpointError(f"{folder} is not a folder of a T5 with safetensors: {reason}") from error
         if network.config.d_model != feature_width:
             raise CheckpointError(
                 f"{folder} gives features of {network.config.d_model} channels; the model expects {feature_width}"
@@ -68,7 +68,7 @@ def _tokenizer(path: Path, text_length: int) -> PaddedTokenizer:
         ids = {piece: number for number, (piece, *_) in enumerate(vocabulary)}
         pad_id, end_id = ids[PAD], ids[END]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is no tokenizer of a T5: {error}") from error
+        raise CheckpointError(f"{path} is not a tokenizer of a T5: {error}") from error
     return PaddedTokenizer(
         PaddedTokenizerConfig(
             model=json.dumps(document, ensure_ascii=False),

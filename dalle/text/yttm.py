@@ -1,4 +1,4 @@
-"""`YouTokenToMe`: byte-pair encoding with the model files of that package. Text ids only: no rows, no padding.
+"""`YouTokenToMe`: byte-pair encoding with the model files of that package. Text ids only, without padding.
 
 A model file is text: the number of characters and of merges, a line `code point, id` for each character, a line
 `left, right, result` of ids for each merge, in the order in which merges are applied, and the ids of <UNK>, <PAD>,
@@ -52,7 +52,7 @@ class YouTokenToMe:
             if sorted(self._pieces) != list(range(len(self._pieces))) or SPACE not in self._ids:
                 raise ValueError("its ids are not 0, 1, 2, ... or it knows no space")
         except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
-            raise CheckpointError(f"this is no model file of YouTokenToMe: {error}") from error
+            raise CheckpointError(f"this is not a model file of YouTokenToMe: {error}") from error
         self._unknown = special[0]
         self.vocab_size = len(self._pieces)
 

@@ -69,7 +69,7 @@ class BlockShape(Protocol):
 
     @property
     def norm_epsilon(self) -> float:
-        """Added to the variance in every norm."""
+        """Epsilon that every norm adds to the variance."""
 
     @property
     def sandwich_norm(self) -> bool:

@@ -34,7 +34,7 @@ class OpenAIDiscreteVAEConfig(Config):
     decoder_width: int = 256
     """Channels of the decoder's last group; the groups have 8, 4, 2 and 1 times as many."""
     codebook_dim: int = 128
-    """Channels of a codebook row, the decoder's input (`n_init` in openai/DALL-E)."""
+    """Channels of a codebook vector, the decoder's input (`n_init` in openai/DALL-E)."""
     encoder_blocks_per_group: int = 2
     decoder_blocks_per_group: int = 2
     codebook_size: int = 8192

@@ -1,4 +1,4 @@
-"""Vector quantizers: latents to codes and codes to codebook rows, with losses and moving averages for training.
+"""Vector quantizers: latents to codes and codes to codebook vectors, with losses and moving averages for training.
 
 Latents are float tensors (..., D) and codes int64 tensors (...) in [0, K). `encode` and `decode` are inverses on the
 codebook. A quantizer has no state but its codebook (K, D); `CodebookAverage` holds the moving averages of a codebook
@@ -24,22 +24,22 @@ class Quantized:
     """The quantizer's output in training, for latents (..., D)."""
 
     vectors: Tensor
-    """(..., D): the codebook rows, with a straight-through gradient to the latents."""
+    """(..., D): the codebook vectors, with a straight-through gradient to the latents."""
     latents: Tensor
     """(..., D): the latents that were compared with the codebook, scaled to unit length if it is normalised."""
     codes: Tensor
     """(...): int64 in [0, K)."""
     commitment_loss: Tensor
-    """Scalar: mean squared distance between latents and rows, with a gradient to the latents alone."""
+    """Scalar: mean squared distance between latents and codebook vectors, with a gradient to the latents alone."""
     codebook_loss: Tensor
-    """Scalar: the same distance with a gradient to the rows alone, for a codebook trained by gradient."""
+    """Scalar: the same distance with a gradient to the codebook vectors alone, for a codebook trained by gradient."""
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest-row quantizer with a codebook of K rows of D numbers.
+    """Nearest-neighbour quantizer with a codebook of K vectors of D channels.
 
-    With `normalize`, latents and rows are scaled to unit length for the search and for the lookup alike; the stored
-    rows may then have any length.
+    With `normalize`, latents and codebook vectors are scaled to unit length for the search and for the lookup alike;
+    the stored vectors may then have any length.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int, *, normalize: bool) -> None:
@@ -48,8 +48,9 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Parameter(torch.empty(codebook_size, codebook_dim))
         nn.init.uniform_(self.codebook, -1 / codebook_size, 1 / codebook_size)
 
-    def rows(self) -> Tensor:
-        """The rows (K, D) that are searched and looked up: the codebook, scaled to unit length if it is normalised."""
+    def vectors(self) -> Tensor:
+        """The codebook vectors (K, D) that are searched and looked up: the codebook, scaled to unit length if it is
+        normalised."""
         return self.place(self.codebook)
 
     def place(self, vectors: Tensor) -> Tensor:
@@ -57,36 +58,37 @@ class VectorQuantizer(nn.Module):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def encode(self, latents: Tensor) -> Tensor:
-        """(..., D) -> (...): index of the nearest row by squared distance in float32; the lowest in a tie."""
+        """(..., D) -> (...): code of the nearest vector by squared distance in float32; the lowest in a tie."""
         flat = self.place(latents).reshape(-1, latents.shape[-1]).float()
-        rows = self.rows().float()
-        # |x - r|^2 without |x|^2, which is the same for every row
-        distances = rows.square().sum(-1) - 2 * flat @ rows.T
+        vectors = self.vectors().float()
+        # |x - v|^2 without |x|^2, which is the same for every codebook vector
+        distances = vectors.square().sum(-1) - 2 * flat @ vectors.T
         return distances.argmin(-1).reshape(latents.shape[:-1])
 
     def decode(self, codes: Tensor) -> Tensor:
-        """(...) -> (..., D): the codebook rows of codes."""
-        return F.embedding(codes, self.rows())
+        """(...) -> (..., D): the codebook vectors of codes."""
+        return F.embedding(codes, self.vectors())
 
     def forward(self, latents: Tensor) -> Quantized:
         """(..., D) -> `Quantized`: `decode(encode(latents))` with gradients and losses."""
         latents = self.place(latents)
         codes = self.encode(latents.detach())
-        rows = self.decode(codes)
+        vectors = self.decode(codes)
         return Quantized(
-            vectors=latents + (rows - latents).detach(),
+            vectors=latents + (vectors - latents).detach(),
             latents=latents,
             codes=codes,
-            commitment_loss=F.mse_loss(latents, rows.detach()),
-            codebook_loss=F.mse_loss(rows, latents.detach()),
+            commitment_loss=F.mse_loss(latents, vectors.detach()),
+            codebook_loss=F.mse_loss(vectors, latents.detach()),
         )
 
 
 class GumbelQuantizer(VectorQuantizer):
-    """Quantizer whose code is not the nearest row but the most likely one by a linear layer's logits.
+    """Quantizer whose code is not that of the nearest codebook vector but the most likely one by a linear layer's
+    logits.
 
     It was trained by drawing codes with Gumbel noise (Jang et al. 2017, arXiv 1611.01144; taming-transformers'
-    GumbelVQ). That project's `encode` adds noise in evaluation too; here encoding is deterministic.
+    GumbelVQ). GumbelVQ's `encode` adds noise in evaluation too; here encoding is deterministic.
     """
 
     def __init__(self, codebook_size: int, codebook_dim: int) -> None:
@@ -99,63 +101,63 @@ class GumbelQuantizer(VectorQuantizer):
 
 
 class CodebookAverage(nn.Module):
-    """Codebook training by exponential moving averages in place of a gradient: each row follows the mean of its
-    latents.
+    """Codebook training by exponential moving averages in place of a gradient: each codebook vector follows the mean of
+    its latents.
 
-    A row whose average use falls below `restart_below` of an equal share is dead, and restarts from a latent of the
-    current batch. Every row begins with an equal share, so that no row of a trained codebook counts as dead at the
-    start. One row may be fixed: it does not move, and latents quantized to it neither move nor restart a row. The state
-    is in two buffers, and is saved and resumed with them.
+    A vector whose average use falls below `restart_below` of an equal share is dead, and restarts from a latent of the
+    current batch. Every vector begins with an equal share, so that none of a trained codebook counts as dead at the
+    start. One vector may be fixed, that of `fixed_code`: it does not move, and latents quantized to it neither move nor
+    restart a vector. The state is in two buffers, and is saved and resumed with them.
     """
 
     counts: Tensor
-    """(K,): average use of each row, in units of an equal share."""
+    """(K,): average use of each code, in units of an equal share."""
     sums: Tensor
-    """(K, D): average sum of each row's latents on the same scale; divided by the counts, the codebook."""
+    """(K, D): average sum of each code's latents on the same scale; divided by the counts, the codebook."""
 
     def __init__(
-        self, quantizer: VectorQuantizer, *, decay: float, restart_below: float, fixed_row: int | None = None
+        self, quantizer: VectorQuantizer, *, decay: float, restart_below: float, fixed_code: int | None = None
     ) -> None:
         super().__init__()
         self.decay = decay
         self.restart_below = restart_below
-        self.fixed_row = fixed_row
+        self.fixed_code = fixed_code
         codebook = quantizer.codebook
         self.register_buffer("counts", torch.ones(len(codebook), device=codebook.device))
         self.register_buffer("sums", quantizer.place(codebook.detach()).clone())
 
     @torch.no_grad()
     def start(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> None:
-        """Initialise every row but the fixed one with a latent drawn from `latents` (M, D), M >= 1: a codebook that
-        covers the encoder's latents does not start collapsed."""
-        num_rows = len(quantizer.codebook)
-        drawn = torch.randint(len(latents), (num_rows,), generator=generator)
-        if len(latents) >= num_rows:
-            drawn = torch.randperm(len(latents), generator=generator)[:num_rows]
-        rows = quantizer.place(latents)[drawn.to(latents.device)].float()
-        if self.fixed_row is not None:
-            rows[self.fixed_row] = quantizer.rows()[self.fixed_row]
+        """Initialise every codebook vector but the fixed one with a latent drawn from `latents` (M, D), M >= 1: a
+        codebook that covers the encoder's latents does not start collapsed."""
+        num_codes = len(quantizer.codebook)
+        drawn = torch.randint(len(latents), (num_codes,), generator=generator)
+        if len(latents) >= num_codes:
+            drawn = torch.randperm(len(latents), generator=generator)[:num_codes]
+        vectors = quantizer.place(latents)[drawn.to(latents.device)].float()
+        if self.fixed_code is not None:
+            vectors[self.fixed_code] = quantizer.vectors()[self.fixed_code]
         self.counts.fill_(1.0)
-        self.sums.copy_(rows)
-        quantizer.codebook.copy_(rows)
+        self.sums.copy_(vectors)
+        quantizer.codebook.copy_(vectors)
 
     @torch.no_grad()
     def update(self, quantizer: VectorQuantizer, quantized: Quantized, generator: torch.Generator) -> int:
-        """Move the codebook towards the latents of a batch and restart dead rows; returns the number of restarted
-        rows."""
+        """Move the codebook towards the latents of a batch and restart dead vectors; returns the number of restarted
+        ones."""
         latents = quantized.latents.detach().reshape(-1, self.sums.shape[-1]).float()
         codes = quantized.codes.reshape(-1)
-        if self.fixed_row is not None:
-            free = codes != self.fixed_row
+        if self.fixed_code is not None:
+            free = codes != self.fixed_code
             codes, latents = codes[free], latents[free]
         share = max(1, len(codes)) / len(self.counts)
         counts = torch.bincount(codes, minlength=len(self.counts)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, codes, latents)
         self.counts.lerp_(counts / share, 1 - self.decay)
         self.sums.lerp_(sums / share, 1 - self.decay)
-        if self.fixed_row is not None:
-            self.counts[self.fixed_row] = 1.0
-            self.sums[self.fixed_row] = quantizer.rows()[self.fixed_row]
+        if self.fixed_code is not None:
+            self.counts[self.fixed_code] = 1.0
+            self.sums[self.fixed_code] = quantizer.vectors()[self.fixed_code]
 
         dead = (self.counts < self.restart_below).nonzero().squeeze(1)
         dead = dead[torch.randperm(len(dead), generator=generator).to(dead.device)][: len(latents)]
@@ -163,8 +165,8 @@ class CodebookAverage(nn.Module):
         self.counts[dead] = 1.0
         self.sums[dead] = latents[drawn]
 
-        rows = self.sums / rearrange(self.counts.clamp_min(1e-6), "k -> k 1")
-        quantizer.codebook.copy_(quantizer.place(rows))
+        vectors = self.sums / rearrange(self.counts.clamp_min(1e-6), "k -> k 1")
+        quantizer.codebook.copy_(quantizer.place(vectors))
         return len(dead)
 
 

@@ -148,7 +148,7 @@ class InverseHaar(nn.Module):
 
 
 class ImageDecoder(nn.Sequential):
-    """(B, codebook_dim, h, w) codebook rows -> (B, C, H, W) pixels."""
+    """(B, codebook_dim, h, w) codebook vectors -> (B, C, H, W) pixels."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths_of_decoder
@@ -209,7 +209,7 @@ class ImageTokenizer(nn.Module):
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> latents before quantization (B, h, w, codebook_dim). With a `blank_code`, the
-        latent of a blank patch is the row of that code.
+        latent of a blank patch is the vector of that code.
 
         Raises `ImageError` for another number of channels, for sides that are not multiples of the factor, and if
         there is no encoder.
@@ -221,11 +221,11 @@ class ImageTokenizer(nn.Module):
         latents = rearrange(self.encoder(pixels), "b d h w -> b h w d")
         if self.config.blank_code is None:
             return latents
-        blank_row = self.quantizer.rows()[self.config.blank_code].detach()
-        return torch.where(self.blank_patches(images)[..., None], blank_row, latents)
+        blank_vector = self.quantizer.vectors()[self.config.blank_code].detach()
+        return torch.where(self.blank_patches(images)[..., None], blank_vector, latents)
 
     def pixels(self, vectors: Tensor) -> Tensor:
-        """Codebook rows (B, h, w, codebook_dim) -> pixels (B, C, H, W), nominally in [-1, 1], not clamped;
+        """Codebook vectors (B, h, w, codebook_dim) -> pixels (B, C, H, W), nominally in [-1, 1], not clamped;
         differentiable."""
         pixels = self.decoder(rearrange(vectors, "b h w d -> b d h w"))
         return pixels if self.config.pixel_range == "signed" else 2 * pixels - 1

@@ -44,6 +44,7 @@ class ImageTokenizerConfig(Config):
     norm_groups: int = 32
     """Number of groups of the group norms; divides every width."""
     norm_epsilon: float = 1e-6
+    """Epsilon that every group norm adds to the variance."""
     resample_with_conv: bool = True
     """Resample with convolutions (`resamp_with_conv`); otherwise by 2 x 2 average pooling and nearest-neighbour
     doubling."""
@@ -56,8 +57,8 @@ class ImageTokenizerConfig(Config):
     decode_only: bool = False
     """The tokenizer has no encoder, since its checkpoint has none (min-dalle)."""
     quantizer: Literal["nearest", "gumbel"] = "nearest"
-    """How a latent becomes a code: `nearest` takes the nearest codebook row, `gumbel` the most likely code by a linear
-    layer that was trained with Gumbel noise."""
+    """How a latent becomes a code: `nearest` takes the nearest codebook vector, `gumbel` the most likely code by a
+    linear layer that was trained with Gumbel noise."""
     z_channels: int | None = None
     """Channels of the encoder's output and the decoder's input, where 1 x 1 convolutions (`quant_conv`,
     `post_quant_conv`) map them to `codebook_dim` and back; None: no such convolutions."""
@@ -65,9 +66,11 @@ class ImageTokenizerConfig(Config):
     """Give the encoder's output twice `z_channels`, all of which the first 1 x 1 convolution takes (vqgan-jax; in
     latent diffusion they are means and variances)."""
     codebook_size: int = 4096
+    """K: number of codes, each with a codebook vector."""
     codebook_dim: int = 16
+    """D: channels of a codebook vector."""
     normalize_codes: bool = True
-    """Compare and look up codebook rows at unit length (ViT-VQGAN, LlamaGen)."""
+    """Compare and look up codebook vectors at unit length (ViT-VQGAN, LlamaGen)."""
     blank_code: int | None = None
     """Code of every patch whose pixels are all white or, with 4 channels, all transparent; None lets the encoder
     choose. An encoder that sees beyond the patch gives such patches hundreds of codes that look alike and depend on
@@ -101,7 +104,7 @@ class ImageTokenizerConfig(Config):
         for width in (self.encoder_widths[0], *self.widths, *self.widths_of_decoder):
             require(
                 width > 0 and width % self.norm_groups == 0,
-                f"width {width} is no multiple of norm_groups {self.norm_groups}",
+                f"width {width} is not a multiple of norm_groups {self.norm_groups}",
             )
         for level in self.attention_levels:
             require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")

@@ -93,7 +93,8 @@ def batch(
         int | None,
         typer.Option(
             min=1,
-            help="CPU threads per worker; on Ray also the CPUs reserved per worker. A resumed batch keeps its number.",
+            help="CPU threads per worker; on Ray also the CPUs reserved per worker. A resumed batch keeps the number "
+            "it was started with.",
             show_default="all of this machine, 1 on Ray",
         ),
     ] = None,
@@ -103,7 +104,8 @@ def batch(
         typer.Option(
             min=2,
             max=1024,
-            help="Slots of the engine: a guided picture takes two, any other one. A resumed batch keeps its number.",
+            help="Slots of the engine: a guided picture takes two, any other one. A resumed batch keeps the number it "
+            "was started with.",
             show_default="8",
         ),
     ] = None,

@@ -113,7 +113,7 @@ class Schedule(Generic[S]):
         """The refusal of a job that could not be accepted even on an idle engine."""
         most = self.num_slots // new[0].num_slots + self._share(0)
         if len(new) > most:
-            message = f"n is {len(new)}; the limit is {most}, as many of a caller as are drawn or queued at once"
+            message = f"n is {len(new)}; one caller can have at most {most} pictures drawn or queued at once"
             return Refused(status=400, code="invalid_value", message=message, param="n")
         seconds, left = max(end for _, end in self._times(new, alone=True)), new[0].deadline - now
         if seconds > left:

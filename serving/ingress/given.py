@@ -59,7 +59,7 @@ def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) ->
                 "they must be of one size"
             )
         if not upright.has_transparency_data:
-            raise MaskError("the mask has no transparency: its transparent pixels are the ones to draw")
+            raise MaskError("the mask has no transparency: mark what to draw with transparent pixels")
         holes = np.asarray(upright.convert("RGBA").getchannel("A")) == 0
     # the largest centred rectangle of the model's aspect ratio, which `load_image` crops
     scale = min(width / info.width, height / info.height)

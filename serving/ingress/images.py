@@ -58,7 +58,7 @@ async def edits(request: Request) -> Response:
     if upload.mask is None and fields.keep_rows is None:
         raise ApiError(
             400,
-            "it is not said what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent "
+            "nothing says what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent "
             "pixels are drawn",
             code="missing_required_parameter",
             param="mask",
@@ -118,12 +118,10 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         raise ApiError(400, message, code="invalid_value", param="deadline")
     check_output(fields, info.id, (info.height, info.width))
     if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.grid_rows:
-        message = (
-            f"keep_rows is {rows}; the model {info.id} has {info.grid_rows} rows of codes, and must draw one at least"
-        )
+        message = f"keep_rows is {rows}; it must be below {info.grid_rows}, the model's number of grid rows"
         raise ApiError(400, message, code="invalid_value", param="keep_rows")
     if fields.partial_images > info.grid_rows:
-        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.grid_rows} rows of codes"
+        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.grid_rows} grid rows"
         raise ApiError(400, message, code="invalid_value", param="partial_images")
     if fields.negative_prompt is not None and (fields.guidance_scale or info.sampling["guidance_scale"]) == 1:
         raise ApiError(400, NEEDS_GUIDANCE, code="invalid_value", param="negative_prompt")

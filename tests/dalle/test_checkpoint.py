@@ -234,7 +234,7 @@ def test_only_a_model_directory_is_replaced(tmp_path: Path, model: Path, image_t
     (model / "README.md").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for folder, said in ((tmp_path / "home", "letters"), (model, "README.md"), (tmp_path / "file", "file")):
-        with pytest.raises(CheckpointError, match=f"is no model directory to be replaced: it has {said}"):
+        with pytest.raises(CheckpointError, match=f"is not a model directory to be replaced: it has {said}"):
             save(folder)
     assert (tmp_path / "home" / "letters").is_dir()
     assert (model / "README.md").read_text() == (tmp_path / "file").read_text() == "mine"

@@ -49,8 +49,8 @@ def refusal(model: Path) -> str:
 
 
 def test_what_is_no_model_directory(tmp_path: Path, model: Path) -> None:
-    assert "is no folder" in refusal(tmp_path / "missing")
-    assert "is no folder" in refusal(model / "config.json")
+    assert "is not a folder" in refusal(tmp_path / "missing")
+    assert "is not a folder" in refusal(model / "config.json")
     assert "has no config.json" in refusal(tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_a_config_that_says_something_else(model: Path, changes: dict[str, Any],
 PART_EDITS: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown key": ("decoder", {"experts": 8}, "DecoderConfig has no key 'experts'"),
     "wrong type": ("image_tokenizer", {"patch_size": "2"}, "ImageTokenizerConfig.patch_size must be int, not '2'"),
-    "contradiction": ("decoder", {"num_kv_heads": 3}, "num_heads 4 is no multiple of num_kv_heads 3"),
+    "contradiction": ("decoder", {"num_kv_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
     "wider": ("decoder", {"width": 40}, "blocks.0.attention.output.weight has shape (32, 32), expected (40, 32)"),
     "deeper": ("decoder", {"depth": 3}, "blocks.2.attention.key_norm.weight has shape None, expected (8,)"),
     "shallower": ("decoder", {"depth": 1}, "blocks.1.attention.key_norm.weight has shape (8,), expected None"),

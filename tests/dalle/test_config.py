@@ -94,7 +94,7 @@ def test_a_whole_number_will_do_for_a_float() -> None:
         ({"spare": {"spokes": 3}}, "Cart.spare must be a list, not {'spokes': 3}"),
     ],
 )
-def test_what_a_wrong_value_is_told(changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_is_rejected_with_a_message(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Cart.from_dict(CART | changes)
     assert str(caught.value) == message

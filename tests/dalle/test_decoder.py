@@ -186,8 +186,8 @@ def test_tied_embeddings_have_no_head() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 3}, "num_heads 3 is no multiple of num_kv_heads 2"),
-        ({"head_dim": 6}, "head_dim 6 is no multiple of 4"),
+        ({"num_heads": 3}, "num_heads 3 is not a multiple of num_kv_heads 2"),
+        ({"head_dim": 6}, "head_dim 6 is not a multiple of 4"),
         ({"patterns": ()}, "at least one attention pattern"),
         ({"depth": 0}, "depth is 0; it must be at least 1"),
         ({"pad_id": 300}, "pad_id 300 is not in the text vocabulary"),

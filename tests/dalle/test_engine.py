@@ -77,7 +77,7 @@ def test_greedy_guidance_is_that_of_the_uncached_decoder(decoder: Decoder) -> No
     assert torch.equal(draw(decoder, guided)[0], codes[0])
 
 
-def test_guidance_leads_away_from_the_null_caption(decoder: Decoder) -> None:
+def test_guidance_moves_logits_away_from_the_null_caption(decoder: Decoder) -> None:
     plain, guided = (request(1, params=SamplingParams(guidance_scale=s), kept=None) for s in (1.0, 6.0))
     other = request(1, params=SamplingParams(guidance_scale=6.0), kept=None, null_ids=request(9).text_ids)
     codes = draw(decoder, plain, guided, other)
@@ -99,7 +99,7 @@ def fitted(decoder: Decoder, request: Request) -> Request:
 
 
 @pytest.mark.parametrize("changes", [{}, *FAMILIES.values()], ids=["ours", *FAMILIES])
-def test_codes_are_the_same_in_any_company(changes: dict[str, object]) -> None:
+def test_codes_do_not_depend_on_other_requests(changes: dict[str, object]) -> None:
     """Requests join and are cancelled at random; every one that finishes has the codes it has alone."""
     decoder = lively_decoder(**changes)
     num_requests = 24 if not changes else 10

@@ -66,7 +66,7 @@ def test_words_and_what_is_unknown() -> None:
     ],
 )
 def test_a_damaged_model_of_youtokentome_is_refused(damaged: str) -> None:
-    with pytest.raises(CheckpointError, match="no model file of YouTokenToMe"):
+    with pytest.raises(CheckpointError, match="not a model file of YouTokenToMe"):
         YouTokenToMe(damaged)
 
 
@@ -107,7 +107,7 @@ def test_what_is_saved_is_loaded(tokenizer: PaddedTokenizer | ClassTokenizer, tm
     ("changes", "message"),
     [
         ({"pad_id": 13}, r"padding, begin or end is 13; ids are in 0\.\.12"),
-        ({"format": "tokenizers"}, "no tokenizer.json of the tokenizers package"),
+        ({"format": "tokenizers"}, "not a tokenizer.json of the tokenizers package"),
         ({"text_length": 0}, "text_length is 0"),
         ({"other": 1}, "no key 'other'"),
     ],

@@ -72,7 +72,7 @@ def test_a_prefix_keeps_its_transparency_where_the_model_draws_it(model: DALLE, 
     assert torch.equal(torch.tensor(over_white.receipt.codes)[:2], model.encode(to_rgb(source))[:2])
 
 
-def test_without_a_seed_one_is_drawn_and_told(model: DALLE) -> None:
+def test_without_a_seed_a_random_one_is_used_and_returned(model: DALLE) -> None:
     (first,), (second,) = model.generate("a red panda"), model.generate("a red panda")
     assert first.seed != second.seed
     (again,) = model.generate("a red panda", seed=first.seed)

@@ -1,4 +1,4 @@
-"""Quantizers: encode and decode are inverses on the codebook, gradients, moving averages and restarted rows."""
+"""Quantizers: encode and decode are inverses on the codebook, gradients, moving averages and restarted vectors."""
 
 import math
 
@@ -12,9 +12,9 @@ from dalle.vq.quantize import CodebookAverage, Quantized, VectorQuantizer, codeb
 NORMALIZED = pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalized"])
 
 
-def quantizer(rows: Tensor, *, normalize: bool) -> VectorQuantizer:
-    made = VectorQuantizer(*rows.shape, normalize=normalize)
-    made.codebook.data.copy_(rows)
+def quantizer(codebook: Tensor, *, normalize: bool) -> VectorQuantizer:
+    made = VectorQuantizer(*codebook.shape, normalize=normalize)
+    made.codebook.data.copy_(codebook)
     return made
 
 
@@ -30,32 +30,32 @@ def gradient(of: Tensor) -> Tensor:
 @NORMALIZED
 @pytest.mark.parametrize(("size", "dim"), [(2, 1), (100, 3), (4096, 16)])
 def test_encode_inverts_decode_on_every_code(size: int, dim: int, normalize: bool) -> None:
-    rows = torch.randn(size, dim)
+    codebook = torch.randn(size, dim)
     if dim == 1:
-        rows = torch.tensor([[-0.3], [2.0]])  # in one dimension only two rows have unit length
+        codebook = torch.tensor([[-0.3], [2.0]])  # in one dimension only two vectors have unit length
     codes = torch.randperm(size).reshape(2, -1)
-    vectors = quantizer(rows, normalize=normalize).decode(codes)
+    vectors = quantizer(codebook, normalize=normalize).decode(codes)
     assert vectors.shape == (*codes.shape, dim)
-    assert torch.equal(quantizer(rows, normalize=normalize).encode(vectors), codes)
+    assert torch.equal(quantizer(codebook, normalize=normalize).encode(vectors), codes)
     lengths = vectors.norm(dim=-1)
-    assert (lengths - 1).abs().max() < 1e-6 if normalize else torch.equal(vectors, rows[codes])
+    assert (lengths - 1).abs().max() < 1e-6 if normalize else torch.equal(vectors, codebook[codes])
 
 
-def test_a_new_codebook_is_told_apart_although_it_is_tiny() -> None:
+def test_the_tiny_vectors_of_a_new_codebook_are_distinguished() -> None:
     new = VectorQuantizer(512, 8, normalize=False)
     assert new.codebook.abs().max() <= 1 / 512
     assert torch.equal(new.encode(new.decode(torch.arange(512))), torch.arange(512))
 
 
 @NORMALIZED
-def test_encode_finds_the_nearest_row(normalize: bool) -> None:
-    rows, latents = torch.randn(300, 5), 3 * torch.randn(2, 7, 11, 5)
-    codes = quantizer(rows, normalize=normalize).encode(latents)
+def test_encode_finds_the_nearest_vector(normalize: bool) -> None:
+    codebook, latents = torch.randn(300, 5), 3 * torch.randn(2, 7, 11, 5)
+    codes = quantizer(codebook, normalize=normalize).encode(latents)
     assert codes.shape == (2, 7, 11) and codes.dtype == torch.int64
-    rows, latents = rows.double(), latents.double()
+    codebook, latents = codebook.double(), latents.double()
     if normalize:
-        rows, latents = F.normalize(rows, dim=-1), F.normalize(latents, dim=-1)
-    distances = (latents[..., None, :] - rows).square().sum(-1)
+        codebook, latents = F.normalize(codebook, dim=-1), F.normalize(latents, dim=-1)
+    distances = (latents[..., None, :] - codebook).square().sum(-1)
     chosen = distances.gather(-1, codes[..., None])[..., 0]
     assert (chosen - distances.min(-1).values).max() < 1e-5
     assert (codes == distances.argmin(-1)).float().mean() > 0.99
@@ -69,10 +69,10 @@ def test_normalized_search_is_by_direction_alone() -> None:
 
 
 def test_the_lowest_index_of_equals_is_chosen() -> None:
-    """Latents and rows of whole numbers, so that equal distances are equal in floating point too."""
-    rows = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])
+    """Latents and codebook vectors of whole numbers, so that equal distances are equal in floating point too."""
+    codebook = torch.tensor([[9.0, 9.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])
     latents = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [-1.0, 1.0], [5.0, 0.0]])
-    assert quantizer(rows, normalize=False).encode(latents).tolist() == [1, 1, 2, 2, 1]
+    assert quantizer(codebook, normalize=False).encode(latents).tolist() == [1, 1, 2, 2, 1]
 
 
 @NORMALIZED
@@ -93,10 +93,10 @@ def test_gradient_goes_straight_through_to_the_latents(normalize: bool) -> None:
     assert (gradient(latents) * latents).sum(-1).abs().max() < 1e-5, "the length of a latent has no effect"
 
 
-def test_commitment_pulls_the_latents_and_the_codebook_loss_pulls_the_rows() -> None:
-    rows = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
+def test_commitment_pulls_the_latents_and_the_codebook_loss_pulls_the_codebook() -> None:
+    codebook = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]])
     latents = torch.tensor([[1.0, 0.0], [3.0, 1.0], [5.0, 0.0], [0.0, -1.0]], requires_grad=True)
-    made = quantizer(rows, normalize=False)
+    made = quantizer(codebook, normalize=False)
     quantized = made(latents)
     assert quantized.codes.tolist() == [0, 1, 1, 0]
     offsets = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [1.0, 0.0], [0.0, -1.0]])
@@ -109,14 +109,14 @@ def test_commitment_pulls_the_latents_and_the_codebook_loss_pulls_the_rows() -> 
     latents.grad = None
     quantized.codebook_loss.backward()
     assert latents.grad is None
-    expected = torch.tensor([[-1.0, 1.0], [0.0, -1.0], [0.0, 0.0]]) * 2 / 8  # the sum of minus the offsets of each row
+    expected = torch.tensor([[-1.0, 1.0], [0.0, -1.0], [0.0, 0.0]]) * 2 / 8  # the sum of minus the offsets of each code
     assert torch.allclose(gradient(made.codebook), expected)
 
 
 def test_one_update_by_hand() -> None:
     made = quantizer(torch.tensor([[0.0], [10.0]]), normalize=False)
     average = CodebookAverage(made, decay=0.75, restart_below=0.0)
-    latents = torch.tensor([[1.0], [2.0], [3.0], [8.0]])  # three for row 0, one for row 1; an equal share is two
+    latents = torch.tensor([[1.0], [2.0], [3.0], [8.0]])  # three for code 0, one for code 1; an equal share is two
     assert average.update(made, made(latents), generator()) == 0
     assert average.counts.tolist() == [0.75 + 0.25 * 1.5, 0.75 + 0.25 * 0.5]
     assert average.sums.tolist() == [[0.25 * 6 / 2], [0.75 * 10 + 0.25 * 8 / 2]]
@@ -138,7 +138,7 @@ def test_moving_averages_converge_to_the_means_of_clusters(normalize: bool) -> N
     assert (average.counts / 4 - sizes).abs().max() < 0.02
 
 
-def test_dead_rows_start_again_from_latents_of_the_batch() -> None:
+def test_dead_vectors_restart_from_latents_of_the_batch() -> None:
     made = quantizer(torch.cat([torch.zeros(1, 2), torch.full((7, 2), 50.0)]), normalize=False)
     average = CodebookAverage(made, decay=0.5, restart_below=0.3)
     first, second = torch.randn(40, 2), torch.randn(40, 2)
@@ -149,10 +149,10 @@ def test_dead_rows_start_again_from_latents_of_the_batch() -> None:
     assert (restarted[:, None] == second[None]).all(-1).any(-1).all()
     assert len(restarted.unique(dim=0)) == 7
     assert torch.equal(average.counts[1:], torch.ones(7))
-    assert average.update(made, made(second), generator()) == 0, "a row that was started again has time to find use"
+    assert average.update(made, made(second), generator()) == 0, "a restarted vector has time to find use"
 
 
-def test_no_more_rows_are_started_again_than_there_are_latents() -> None:
+def test_no_more_vectors_restart_than_there_are_latents() -> None:
     made = quantizer(torch.cat([torch.zeros(1, 2), torch.full((30, 2), 50.0)]), normalize=False)
     average = CodebookAverage(made, decay=0.01, restart_below=0.5)
     latents = torch.randn(4, 2)
@@ -167,17 +167,17 @@ def test_a_trained_codebook_survives_small_and_large_batches(num_latents: int, n
     """Training that starts from a trained model keeps its codebook although the averages are new."""
     made = quantizer(torch.randn(64, 4), normalize=normalize)
     average = CodebookAverage(made, decay=0.99, restart_below=0.05)
-    before = made.rows().detach().clone()
+    before = made.vectors().detach().clone()
     latents = made.decode(torch.arange(num_latents) % 4)
     for _ in range(20):
         assert average.update(made, made(latents), generator()) == 0
-    assert (made.rows() - before).abs().max() < 1e-3
+    assert (made.vectors() - before).abs().max() < 1e-3
 
 
-def test_a_fixed_row_neither_moves_nor_starts_another() -> None:
+def test_a_fixed_vector_neither_moves_nor_restarts_another() -> None:
     made = quantizer(torch.tensor([[0.0], [10.0], [99.0], [-99.0]]), normalize=False)
-    average = CodebookAverage(made, decay=0.5, restart_below=0.3, fixed_row=0)
-    latents = torch.tensor([[0.5], [-0.5], [0.25], [11.0]])  # three have the fixed row, one row 1
+    average = CodebookAverage(made, decay=0.5, restart_below=0.3, fixed_code=0)
+    latents = torch.tensor([[0.5], [-0.5], [0.25], [11.0]])  # three have the fixed code, one code 1
     for _ in range(4):
         average.update(made, made(latents), generator())
     assert made.codebook.data.flatten().tolist() == pytest.approx([0.0, 11.0, 11.0, 11.0], abs=0.1)
@@ -193,12 +193,12 @@ def test_start_covers_the_latents(normalize: bool) -> None:
     many, few = torch.randn(100, 4), torch.randn(3, 4)
     for latents, num_distinct in ((many, 32), (few, 3)):
         average.start(made, latents, generator())
-        rows = made.codebook.data.clone()
-        assert (rows[:, None] == made.place(latents)[None]).all(-1).any(-1).all()
-        assert len(rows.unique(dim=0)) == num_distinct
-        assert torch.equal(average.sums, rows) and torch.equal(average.counts, torch.ones(32))
+        codebook = made.codebook.data.clone()
+        assert (codebook[:, None] == made.place(latents)[None]).all(-1).any(-1).all()
+        assert len(codebook.unique(dim=0)) == num_distinct
+        assert torch.equal(average.sums, codebook) and torch.equal(average.counts, torch.ones(32))
         average.start(made, latents, generator())
-        assert torch.equal(made.codebook.data, rows), "the same generator draws the same rows"
+        assert torch.equal(made.codebook.data, codebook), "the same generator draws the same vectors"
 
 
 def test_averages_are_saved_and_resumed() -> None:
@@ -210,8 +210,8 @@ def test_averages_are_saved_and_resumed() -> None:
             quantized: Quantized = made(batches[step])
             average.update(made, quantized, torch.Generator().manual_seed(step))
 
-    rows = torch.randn(16, 4)
-    whole, first = quantizer(rows, normalize=True), quantizer(rows, normalize=True)
+    codebook = torch.randn(16, 4)
+    whole, first = quantizer(codebook, normalize=True), quantizer(codebook, normalize=True)
     run(whole, CodebookAverage(whole, decay=0.8, restart_below=0.5), range(6))
     average = CodebookAverage(first, decay=0.8, restart_below=0.5)
     run(first, average, range(3))

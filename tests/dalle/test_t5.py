@@ -96,10 +96,10 @@ def test_a_long_prompt_is_cut_before_its_end(model: DALLE) -> None:
 
 
 def test_folders_that_do_not_fit_are_refused(model: DALLE, folder: Path, tmp_path: Path, model_folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no tokenizer of a T5"):
+    with pytest.raises(CheckpointError, match="is not a tokenizer of a T5"):
         T5TextEncoder(tmp_path, text_length=6, feature_width=40, device=torch.device("cpu"))
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
-    with pytest.raises(CheckpointError, match="is no folder of a T5"):
+    with pytest.raises(CheckpointError, match="is not a folder of a T5"):
         T5TextEncoder(tmp_path, text_length=6, feature_width=40, device=torch.device("cpu"))
     with pytest.raises(CheckpointError, match="features of 40 channels; the model expects 2048"):
         T5TextEncoder(folder, text_length=6, feature_width=2048, device=torch.device("cpu"))

@@ -164,22 +164,22 @@ def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
         ({"patch_size": 8, "widths": (8, 8, 8, 8)}, "image_size is 32; it must be a multiple of 64"),
         ({"patch_size": 0}, "patch_size is 0; it must be at least 1"),
         ({"widths": ()}, "widths needs at least one level"),
-        ({"widths": (8, 10)}, "width 10 is no multiple of norm_groups 4"),
-        ({"widths": (0, 8)}, "width 0 is no multiple of norm_groups 4"),
-        ({"widths": (8, -8)}, "width -8 is no multiple of norm_groups 4"),
+        ({"widths": (8, 10)}, "width 10 is not a multiple of norm_groups 4"),
+        ({"widths": (0, 8)}, "width 0 is not a multiple of norm_groups 4"),
+        ({"widths": (8, -8)}, "width -8 is not a multiple of norm_groups 4"),
         ({"norm_groups": 0}, "norm_groups is 0; it must be at least 1"),
         ({"num_res_blocks": 0}, "num_res_blocks is 0; it must be at least 1"),
         ({"codebook_size": 1}, "codebook_size is 1; it must be at least 2"),
         ({"codebook_dim": 0}, "codebook_dim is 0; it must be at least 1"),
         ({"attention_levels": (2,)}, "attention level 2 is not in 0..1"),
         ({"attention_levels": (-1,)}, "attention level -1 is not in 0..1"),
-        ({"base_width": 6}, "width 6 is no multiple of norm_groups 4"),
+        ({"base_width": 6}, "width 6 is not a multiple of norm_groups 4"),
         ({"z_channels": 0}, "z_channels is 0; it must be at least 1"),
         ({"double_z": True}, "double_z needs z_channels"),
         ({"channels": 1}, "channels is 1; it must be 3 (RGB) or 4 (RGBA)"),
         ({"channels": 4, "wavelet_head": True}, "a wavelet_head draws RGB: channels must be 3"),
         ({"decoder_widths": (8,)}, "decoder_widths has 1 levels; widths has 2"),
-        ({"decoder_widths": (8, 10)}, "width 10 is no multiple of norm_groups 4"),
+        ({"decoder_widths": (8, 10)}, "width 10 is not a multiple of norm_groups 4"),
         ({"num_decoder_blocks": 0}, "num_decoder_blocks is 0; it must be at least 1"),
         ({"quantizer": "gumbel"}, "normalize_codes compares codes with latents; the gumbel quantizer does not"),
     ],
@@ -308,7 +308,7 @@ def test_images_of_another_number_of_channels_are_refused() -> None:
         tokenizer.encode(pictures(1, 32))
 
 
-def test_the_way_back_may_have_widths_and_blocks_of_its_own() -> None:
+def test_the_decoder_may_have_its_own_widths_and_blocks() -> None:
     def widths(half: torch.nn.Module) -> list[int]:
         return [layer.conv2.out_channels for layer in half.modules() if isinstance(layer, ResidualBlock)]
 

@@ -168,7 +168,7 @@ def prompts_of_dalle_pytorch() -> list[dict[str, Any]]:
         ({"weights": {"to_logits.0.weight": torch.zeros(2, 2)}}, "no to_logits.0.weight with 1 axes"),
     ],
 )
-def test_what_is_not_read_is_said(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_checkpoints_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     content = torch.load(DATA / "options/dalle-pytorch/plain_axial_pos.pt", weights_only=True)
     for key, values in change.items():
         content[key] |= values

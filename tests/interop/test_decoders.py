@@ -265,7 +265,7 @@ def load_image_tokenizer_of(folder: Path) -> DALLE:
     return dalle.load(folder / "vq", device="cpu")
 
 
-def test_what_a_model_draws_from_is_told(tmp_path: Path) -> None:
+def test_the_kind_of_prompt_is_described(tmp_path: Path) -> None:
     for path, told in (
         ("LlamaGen/c2i_stage.pt", "prompt: a class, 0 to 9"),
         ("LlamaGen/t2i_stage.pt", "prompt: up to 6 tokens, with its text encoder"),
@@ -322,7 +322,7 @@ def test_llamagen_of_captions(captions: DALLE) -> None:
     same_probabilities(expected, expected["greedy_cfg_logits"][:, 0])
 
 
-def test_codes_from_features_are_the_same_in_any_company(captions: DALLE) -> None:
+def test_codes_from_features_do_not_depend_on_other_requests(captions: DALLE) -> None:
     expected = golden.vectors("LlamaGen", "t2i.")
     params = SamplingParams(guidance_scale=3.0, top_k=50)
     whole = captions.sample(Features(values=expected["cond"], mask=expected["emb_mask"]), params, seed=5)

@@ -139,7 +139,7 @@ def test_openai_dvae_of_another_shape(
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 @pytest.mark.parametrize("damage", ["no parameters", "a module within itself"])
-def test_a_damaged_module_is_an_error_in_words(
+def test_a_damaged_module_is_refused_with_a_message(
     damage: str, tmp_path: Path, dall_e: Callable[[str, dict[str, Tensor]], nn.Module]
 ) -> None:
     module = dall_e("encoder", {})

@@ -137,7 +137,7 @@ def test_llamagen_says_how_codes_are_compared(unit_length: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("family", ["mindalle", "rudalle", "llamagen"])
-def test_what_only_training_needs_is_ignored_and_said(family: str, tmp_path: Path) -> None:
+def test_weights_for_training_only_are_ignored_and_reported(family: str, tmp_path: Path) -> None:
     """The state_dict of a whole training run contains the networks of the loss, and counters."""
     changes = {"ch_mult": [1, 2], "attn_resolutions": [8], "num_res_blocks": 2}
     reference = VQGAN(ddconfig(z_channels=8, **changes), embed_dim=8, n_embed=50, gumbel=family == "rudalle")

@@ -35,7 +35,7 @@ def refusal(path: Path, out: Path, *options: object) -> str:
 
 
 @pytest.mark.parametrize(("path", "family"), FAMILIES.items())
-def test_a_family_is_recognised_and_said(path: str, family: str, tmp_path: Path) -> None:
+def test_a_family_is_recognised_and_reported(path: str, family: str, tmp_path: Path) -> None:
     code, text = run("import", found(path), "--out", tmp_path / "mine")
     assert code == 0, text
     lines = [line.split(maxsplit=1) for line in text.splitlines()]
@@ -51,7 +51,7 @@ def test_a_family_is_recognised_and_said(path: str, family: str, tmp_path: Path)
     assert weights[0] == weights[1]
 
 
-def test_what_is_ignored_and_derived_is_said(tmp_path: Path) -> None:
+def test_what_is_ignored_and_derived_is_reported(tmp_path: Path) -> None:
     _, text = run("import", found("taming/gumbel_f4_144"), "--out", tmp_path / "mine")
     assert "ignored  state of training: callbacks, epoch, global_step" in text
     assert "derived  codes: the most likely; the project's own encode adds Gumbel noise" in text
@@ -59,7 +59,7 @@ def test_what_is_ignored_and_derived_is_said(tmp_path: Path) -> None:
     assert "derived  pixels: [0, 1] in the network, as DALL-E mini uses it" in text
 
 
-def test_licences_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_licences_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = VQGAN(DDCONFIG, embed_dim=6, n_embed=20)
     write_mindalle(tmp_path / "1.3B", reference)
     done = import_checkpoint(tmp_path / "1.3B", tmp_path / "mine")
@@ -203,7 +203,7 @@ def test_a_folder_of_ours_is_replaced_and_no_other(tmp_path: Path) -> None:
     out.mkdir()
     (out / "letter.txt").write_text("dear")
     code, text = run("import", path, "--out", out)
-    assert code == 2 and "is no model directory to be replaced: it has letter.txt" in text
+    assert code == 2 and "is not a model directory to be replaced: it has letter.txt" in text
     assert [file.name for file in out.iterdir()] == ["letter.txt"]
     (out / "letter.txt").unlink()
     assert run("import", path, "--out", out)[0] == 0

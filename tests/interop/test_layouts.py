@@ -199,7 +199,7 @@ def mindalle(folder: Path, change: Any) -> Path:
     return folder
 
 
-def test_mindalle_without_what_its_weights_tell(tmp_path: Path) -> None:
+def test_mindalle_without_the_settings_that_its_weights_give(tmp_path: Path) -> None:
     """A configuration may leave a stage out, since the project merges defaults; merges may have Windows line ends."""
 
     def change(config: dict[str, Any]) -> None:

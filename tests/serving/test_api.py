@@ -146,7 +146,7 @@ def test_output_formats(quick: Service, kind: str) -> None:
         ({"background": "opaque"}, "webp", "opaque", "RGB"),
     ],
 )
-def test_a_background_is_drawn_and_told(
+def test_a_background_is_drawn_and_reported(
     transparent: Service, clear: DALLE, asked: dict[str, str], kind: str, told: str, mode: str
 ) -> None:
     body: dict[str, Any] = PROMPT | asked | {"output_format": kind, "seed": 7}
@@ -162,7 +162,7 @@ def test_a_background_is_drawn_and_told(
 
 
 @pytest.mark.parametrize("background", ["auto", "opaque"])
-def test_events_tell_the_background_that_previews_have_too(transparent: Service, background: str) -> None:
+def test_events_report_the_background_and_previews_have_it(transparent: Service, background: str) -> None:
     response = post(transparent, **PROMPT, seed=7, stream=True, partial_images=2, background=background)
     events = [event for _, event in events_of(response.text)]
     expected = ("transparent", "RGBA") if background == "auto" else ("opaque", "RGB")
@@ -195,7 +195,7 @@ def test_an_edit_keeps_the_transparency_of_a_picture(transparent: Service, clear
         answer = client.images.edit(image=source, prompt="a fish", background="transparent", extra_body=fields)
     assert answer.data is not None and answer.background == "transparent"
     assert (answer.data[0].model_extra or {})["codes"][:2] == clear.encode(image).tolist()[:2]
-    # the transparency of the picture is no mask
+    # the transparency of the picture is not a mask
     bare = httpx.post(transparent.url + EDITS, data=PROMPT, files={"image": source}, timeout=30)
     assert error_of(bare)["param"] == "mask"
     varied = httpx.post(
@@ -204,7 +204,7 @@ def test_an_edit_keeps_the_transparency_of_a_picture(transparent: Service, clear
     assert varied["background"] == "opaque" and picture(varied["data"][0]["b64_json"]).mode == "RGB"
 
 
-def test_a_model_tells_whether_it_draws_transparency(quick: Service, transparent: Service) -> None:
+def test_a_model_reports_whether_it_draws_transparency(quick: Service, transparent: Service) -> None:
     cards = [httpx.get(one.url + "/v1/models").json()["data"][0] for one in (quick, transparent)]
     assert [(card["id"], card["transparency"]) for card in cards] == [("lively", False), ("clear", True)]
     assert post(quick, **PROMPT, background="opaque").json()["background"] == "opaque"
@@ -250,7 +250,7 @@ def test_urls_are_unguessable_and_expire(quick: Service) -> None:
         ({**PROMPT, "guidance": 3}, "guidance", "unknown_parameter", "did you mean guidance_scale?"),
         ({**PROMPT, "model": "dall-e-3"}, "model", "model_not_found", "there are lively"),
         ({**PROMPT, "partial_images": 2}, "partial_images", "invalid_value", "needs stream"),
-        ({**PROMPT, "stream": True, "partial_images": 5}, "partial_images", "invalid_value", "4 rows"),
+        ({**PROMPT, "stream": True, "partial_images": 5}, "partial_images", "invalid_value", "4 grid rows"),
         ({**PROMPT, "stream": True, "response_format": "url"}, "response_format", "unsupported_value", "stream"),
         (
             {**PROMPT, "negative_prompt": "rain", "guidance_scale": 1},
@@ -261,7 +261,7 @@ def test_urls_are_unguessable_and_expire(quick: Service) -> None:
         ({**PROMPT, "deadline": 1e6}, "deadline", "invalid_value", "the limit is 120 s"),
     ],
 )
-def test_a_mistake_is_an_error_in_words(
+def test_an_invalid_request_is_refused_with_param_code_and_message(
     quick: Service, body: dict[str, Any], param: str | None, code: str, message: str
 ) -> None:
     response = post(quick, **body)
@@ -349,7 +349,7 @@ def test_operations(quick: Service) -> None:
     assert 'dalle_http_requests_total{path="/v1/images/generations",status="200"}' in text
 
 
-def test_a_model_tells_since_when_it_is_there(quick: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_reports_its_time_of_creation(quick: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick.engine, "created", 12345)
     (card,) = httpx.get(quick.url + "/v1/models").json()["data"]
     assert card["created"] == httpx.get(quick.url + "/v1/models/lively").json()["created"] == 12345

@@ -45,7 +45,7 @@ def test_a_job_gives_what_the_library_draws(start: Start, model: DALLE) -> None:
         assert [list(row) for row in picture.receipt.codes] == one.codes
 
 
-def test_the_same_seed_gives_the_same_bytes_in_any_company(start: Start) -> None:
+def test_a_seed_gives_the_same_bytes_beside_any_other_requests(start: Start) -> None:
     engine = start(max_queue=100)
     alone = images(run(engine, job())[0])[0]
     crowd = [job(f"other {i}", seed=i, caller=str(i % 3), indices=(0, 1)) for i in range(12)]

@@ -32,7 +32,9 @@ def start(model: DALLE) -> Iterator[Start]:
         ({"params": {"guidance_scale": 1.0}, "negative_prompt": "rain"}, "invalid_value", "guidance_scale must be"),
     ],
 )
-def test_a_mistake_is_refused_in_words(start: Start, changes: dict[str, Any], code: str, message: str) -> None:
+def test_an_invalid_job_is_refused_with_code_and_message(
+    start: Start, changes: dict[str, Any], code: str, message: str
+) -> None:
     engine = start()
     (events,) = run(engine, job(**changes))
     (refused,) = events
@@ -152,7 +154,7 @@ def test_closing_finishes_what_was_accepted(model: DALLE) -> None:
     assert isinstance(late[0], Refused) and late[0].status == 503
 
 
-def test_a_failed_step_is_told_to_everybody(model: DALLE) -> None:
+def test_a_failed_step_is_reported_to_every_job(model: DALLE) -> None:
     engine = AsyncEngine(model, ModelSettings(path="lively", num_slots=4, threads=1)).start()
 
     def fail() -> None:

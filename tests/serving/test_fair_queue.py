@@ -25,14 +25,14 @@ def test_callers_are_served_in_turn() -> None:
     assert drained(filled("a1 a2 a3 a4 b1 b2 c1")) == "a1 b1 c1 a2 b2 a3 a4"
 
 
-def test_whoever_comes_back_waits_for_the_others() -> None:
+def test_a_returning_caller_queues_behind_the_others() -> None:
     queue = filled("a1 b1 b2")
     assert queue.pop() == "a1"
     queue.push("a", "a2")
     assert drained(queue) == "b1 a2 b2"
 
 
-def test_the_order_is_foretold() -> None:
+def test_iteration_predicts_the_order() -> None:
     chance = random.Random(0)
     for _ in range(100):
         queue = filled(" ".join(f"{chance.choice('abcd')}{i}" for i in range(chance.randrange(20))))
@@ -49,7 +49,7 @@ def test_removed_items_leave_the_turns_alone() -> None:
     assert drained(queue) == "a2 c1"
 
 
-def test_a_copy_goes_its_own_way() -> None:
+def test_a_copy_is_independent() -> None:
     queue = filled("a1 a2 b1")
     copy: FairQueue[str] = FairQueue(queue)
     copy.push("c", "c1")

@@ -59,7 +59,7 @@ def test_a_page_of_an_origin_that_is_named_may_use_openais_client(model: DALLE) 
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1.0, "1"), (1.4, "2"), (6.01, "7")])
-def test_who_waits_as_long_as_is_said_does_not_come_too_early(seconds: float, header: str) -> None:
+def test_retry_after_is_rounded_up_to_whole_seconds(seconds: float, header: str) -> None:
     error = to_http(Refused(status=429, code="queue_full", message="full", retry_after=seconds))
     assert error.response().headers["retry-after"] == header
 

@@ -89,7 +89,7 @@ def test_no_request_ends_in_a_500(bounded: FastAPI) -> None:
     assert answers["GET /v1/models", 200] and answers["GET /metrics", 200]
 
 
-def test_every_operation_tells_its_errors_and_no_other(app: FastAPI) -> None:
+def test_every_operation_documents_exactly_its_errors(app: FastAPI) -> None:
     document = app.openapi()
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -109,7 +109,7 @@ def test_what_may_be_left_out_of_a_json_body_may_be_null(app: FastAPI) -> None:
     ("path", "files", "required"),
     [("edits", {"image", "mask"}, {"image", "prompt"}), ("variations", {"image"}, {"image"})],
 )
-def test_a_form_tells_its_fields_and_files(app: FastAPI, path: str, files: set[str], required: set[str]) -> None:
+def test_a_form_documents_its_fields_and_files(app: FastAPI, path: str, files: set[str], required: set[str]) -> None:
     content = app.openapi()["paths"][f"/v1/images/{path}"]["post"]["requestBody"]["content"]["multipart/form-data"]
     schema = content["schema"]
     fields = schema["properties"]

@@ -21,7 +21,7 @@ FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
 """Fixtures, imported for pytest."""
 
 
-def test_too_many_requests_are_told_with_the_time_to_wait(page: Page) -> None:
+def test_too_many_requests_are_shown_with_the_time_to_wait(page: Page) -> None:
     set_up(page)
     refuse(page, 429, "64 pictures are waiting", **{"Retry-After": "2"})
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -33,7 +33,7 @@ def test_too_many_requests_are_told_with_the_time_to_wait(page: Page) -> None:
     assert first == second
 
 
-def test_a_refused_request_is_told_in_the_services_words(page: Page) -> None:
+def test_a_refused_request_is_shown_with_the_service_s_message(page: Page) -> None:
     set_up(page, prompt="a" * 32001)
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("The service cannot draw this.")
@@ -51,7 +51,7 @@ def test_a_refused_request_is_told_in_the_services_words(page: Page) -> None:
         (503, "The service cannot draw just now. The reason."),
     ],
 )
-def test_other_refusals_are_told_in_words(page: Page, status: int, words: str) -> None:
+def test_other_refusals_are_shown_with_a_message(page: Page, status: int, words: str) -> None:
     set_up(page)
     refuse(page, status, "the reason", **{"X-Request-Id": "req-1"})
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -59,7 +59,7 @@ def test_other_refusals_are_told_in_words(page: Page, status: int, words: str) -
     expect(page.get_by_role("progressbar")).to_have_count(0)
 
 
-def test_an_error_in_mid_stream_is_told(page: Page) -> None:
+def test_an_error_in_mid_stream_is_shown(page: Page) -> None:
     set_up(page)
     error = '{"error": {"message": "a replica was lost", "code": "replica_lost"}}'
     stream = f": keepalive\r\n\r\nevent: error\r\ndata: {error}\r\n\r\n"
@@ -68,7 +68,7 @@ def test_an_error_in_mid_stream_is_told(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("The service cannot draw just now. A replica was lost.")
 
 
-def test_no_answer_and_a_stream_that_ends_early_are_told(page: Page) -> None:
+def test_no_answer_and_a_stream_that_ends_early_are_shown(page: Page) -> None:
     set_up(page)
     page.route("**/v1/images/*", lambda route: route.abort(), times=1)
     page.get_by_role("button", name="Draw", exact=True).click()

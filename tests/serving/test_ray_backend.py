@@ -113,7 +113,7 @@ def test_a_replica_that_dies_after_its_last_picture_is_not_missed() -> None:
     assert events(handle, job()) == [accepted(), drawn(0), drawn(1)]
 
 
-def test_after_three_deaths_the_caller_is_told() -> None:
+def test_after_three_deaths_the_job_is_refused() -> None:
     dies: Script = [RayActorError()]
     handle = Handle(dies, dies, dies)
     (refused,) = events(handle, job())

@@ -58,7 +58,7 @@ def test_decoding_takes_its_time() -> None:
     assert accept(one, picture(previews=[2, 5, 8])) == (1, 12.5)
 
 
-def test_nobody_fills_the_queue_alone() -> None:
+def test_one_caller_fills_at_most_half_of_the_free_queue() -> None:
     one = schedule(max_queue=8)
     for number in range(6):  # two have slots, four wait: half of the queue
         accept(one, picture("greedy"))
@@ -74,11 +74,11 @@ def test_nobody_fills_the_queue_alone() -> None:
     assert "and 8 of others; your limit is 0" in refusal(one, picture("e")).message
 
 
-def test_what_can_never_be_done_is_no_matter_of_time() -> None:
+def test_an_impossible_job_gets_400_and_one_for_a_busy_engine_429() -> None:
     one = schedule(max_queue=4)
     never = refusal(one, *(picture() for _ in range(5)))
     assert (never.status, never.param, never.retry_after) == (400, "n", None)
-    assert "n is 5; the limit is 4" in never.message
+    assert "n is 5; one caller can have at most 4 pictures" in never.message
     late = refusal(one, picture(deadline=9))
     assert (late.status, late.code, late.param) == (400, "deadline_unreachable", "deadline")
     accept(one, picture(), picture())
@@ -86,7 +86,7 @@ def test_what_can_never_be_done_is_no_matter_of_time() -> None:
     assert (busy.status, busy.code, busy.retry_after) == (429, "deadline_unreachable", 8.0)
 
 
-def test_a_promise_is_kept_whoever_comes() -> None:
+def test_a_job_that_would_break_accepted_deadlines_is_refused() -> None:
     one = schedule(max_queue=100)
     for _ in range(2):
         accept(one, picture("a"))
@@ -99,7 +99,7 @@ def test_a_promise_is_kept_whoever_comes() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_all_that_is_accepted_is_done_in_time(seed: int) -> None:
+def test_accepted_jobs_finish_by_their_deadlines(seed: int) -> None:
     """Jobs arrive at random while pictures are drawn; every step takes as long as predicted."""
     chance = random.Random(seed)
     one = schedule(num_slots=6, max_queue=12)

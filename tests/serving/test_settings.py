@@ -59,19 +59,19 @@ def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ({"limits": {"deadline": 0}}, "limits.deadline: "),
     ],
 )
-def test_a_mistake_is_told_in_words(values: dict[str, Any], message: str) -> None:
+def test_an_invalid_setting_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(values)
 
 
-def test_a_mistake_in_a_flag_or_a_file_is_told_in_words(tmp_path: Path) -> None:
+def test_an_invalid_flag_or_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DalleError, match="port: Input should be a valid integer"):
         _settings(["--port", "many"])
     with pytest.raises(DalleError, match="there is no such file"):
         _settings(["--config", str(tmp_path / "nothing.yaml")])
 
 
-def test_settings_survive_the_way_to_a_replica() -> None:
+def test_settings_round_trip_through_json() -> None:
     settings = load_settings(
         {"store": "/pictures", "limits": {"max_n": 3}, "models": [{"path": "emoji", "threads": 2}]}
     )

@@ -62,7 +62,7 @@ def test_what_else_is_in_the_folder_stays(tmp_path: Path) -> None:
     assert not ours.exists(), "a picture whose writer has died"
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written to"):
         ImageStore(tmp_path / "file", seconds=60, max_bytes=LARGE)

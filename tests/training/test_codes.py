@@ -211,7 +211,7 @@ def test_the_digest_is_of_what_makes_codes(eyes: ImageTokenizer) -> None:
         before = changed
 
 
-def test_the_digest_is_not_of_the_size_of_the_way_back(eyes: ImageTokenizer) -> None:
+def test_the_digest_of_codes_does_not_depend_on_the_decoder_half(eyes: ImageTokenizer) -> None:
     def digest(**changes: Any) -> str:
         other = ImageTokenizer(dataclasses.replace(eyes.config, **changes))
         kept = {name: value for name, value in eyes.state_dict().items() if not name.startswith("decoder.")}
@@ -246,13 +246,13 @@ def test_damaged_and_foreign_files_are_refused(
     tensors = load_file(good)
     path = tmp_path / "bad.safetensors"
     path.write_bytes(good.read_bytes()[:-10])
-    with pytest.raises(DataError, match=r"bad\.safetensors is no readable token shard"):
+    with pytest.raises(DataError, match=r"bad\.safetensors is not a readable token shard"):
         TokenShards.load([path], eyes, text)
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"bad\.safetensors is no readable token shard"):
+    with pytest.raises(DataError, match=r"bad\.safetensors is not a readable token shard"):
         TokenShards.load([path], eyes, text)
     save_file({name: tensor for name, tensor in tensors.items() if name != "weights"}, path, stamp)
-    with pytest.raises(DataError, match=r"bad\.safetensors is no readable token shard.*weights"):
+    with pytest.raises(DataError, match=r"bad\.safetensors is not a readable token shard.*weights"):
         TokenShards.load([path], eyes, text)
     save_file(tensors, path)
     with pytest.raises(DataError, match="another image tokenizer: codes_digest None"):

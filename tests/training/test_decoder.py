@@ -182,7 +182,7 @@ def test_embedding_loss_by_hand(data: Path) -> None:
     task = DecoderTask(decoder_training(data, embedding_weight=0.4))
     assert task.embedding_head is not None and isinstance(task.image_tokenizer, ImageTokenizer)
     batch = task.batch(0)
-    rows = task.image_tokenizer.quantizer.rows().detach()
+    vectors = task.image_tokenizer.quantizer.vectors().detach()
     with torch.no_grad():
         _, hidden = task.model.hidden_rows(batch["text_ids"], batch["noisy_codes"])
         output = task.embedding_head(hidden)
@@ -190,7 +190,7 @@ def test_embedding_loss_by_hand(data: Path) -> None:
     for row, codes in enumerate(batch["codes"].flatten(1).tolist()):
         for place, code in enumerate(codes):
             predicted = output[row, place]
-            likeness.append(float(predicted @ rows[code] / (predicted.norm() * rows[code].norm())))
+            likeness.append(float(predicted @ vectors[code] / (predicted.norm() * vectors[code].norm())))
     before = task.embedding_head.weight.detach().clone()
     scalars = step(task, 0)
     assert scalars["embedding_loss"] == pytest.approx(1 - sum(likeness) / len(likeness), abs=1e-5)
@@ -295,7 +295,7 @@ def test_what_cannot_be_trained_on_is_refused(data: Path, tmp_path: Path) -> Non
         DecoderTask(decoder_training(data, image_tokenizer=str(tmp_path / "other")))
 
 
-def test_token_shards_outlive_a_better_way_back_to_pixels(data: Path, tmp_path: Path) -> None:
+def test_token_shards_stay_valid_with_a_sharper_decoder_half(data: Path, tmp_path: Path) -> None:
     pixels = VQTask(vq_training(data, start_from=str(data / "eyes"), only_decoder=True))
     pixels.train_step(0, pixels.batch(0))
     pixels.export(tmp_path / "better", 3)

@@ -147,7 +147,7 @@ def test_pictures_of_another_size_are_refused(model: Path, tmp_path: Path) -> No
 
 
 def test_the_model_must_exist(tmp_path: Path, shards: Path) -> None:
-    with pytest.raises(DalleError, match="is no folder"):
+    with pytest.raises(DalleError, match="is not a folder"):
         evaluate(tmp_path / "none", shards=(str(shards),), out=tmp_path / "out")
     with pytest.raises(ParameterError, match="num is 0"):
         evaluate(tmp_path / "none", shards=(str(shards),), num=0)

@@ -147,7 +147,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     assert list(problems) == ["bomb.png", "broken.png", "cut.png", "latin.png", "mute.png", "silent.png", "orphan.txt"]
     for id, said in (
         ("bomb.png", "pixels"),
-        ("broken.png", "is damaged, or not in one of the formats"),
+        ("broken.png", "is damaged, or not a PNG"),
         ("cut.png", "cannot be read"),
         ("latin.png", "latin.txt cannot be read as UTF-8"),
         ("mute.png", "mute.txt is missing"),

@@ -123,7 +123,7 @@ def test_precision_is_that_of_the_forward_pass() -> None:
         assert (a @ a).dtype == (torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32)
 
 
-def test_a_run_logs_looks_saves_and_exports(tmp_path: Path) -> None:
+def test_a_run_logs_validates_saves_and_exports(tmp_path: Path) -> None:
     loop, folder = config(), tmp_path / "deep" / "run"
     task = Line(loop)
     assert run(folder, loop, task)
@@ -181,7 +181,7 @@ class Unreadable(Line):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_caller_s_mistake_in_a_worker_is_told_plainly(tmp_path: Path, workers: int) -> None:
+def test_a_caller_s_mistake_in_a_worker_keeps_its_type_and_message(tmp_path: Path, workers: int) -> None:
     loop = config(workers=workers)
     task = Unreadable(loop)
     with pytest.raises(DataError) as caught:

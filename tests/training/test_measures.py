@@ -40,7 +40,7 @@ def test_ssim_equals_scikit_image() -> None:
     assert ssim(targets, targets).tolist() == pytest.approx([1] * 4)
 
 
-def test_nearest_looks_from_the_mean_of_the_gallery() -> None:
+def test_nearest_centres_on_the_mean_of_the_gallery() -> None:
     corner = torch.tensor([100.0, 100.0])
     gallery = corner + torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
     queries = corner + torch.tensor([[9.0, 1], [-1, -9]])

@@ -91,7 +91,7 @@ class Process:
         return self.wait()
 
 
-def test_a_model_in_half_a_minute_stopped_on_the_way(pictures: Path, tmp_path: Path) -> None:
+def test_a_model_in_half_a_minute_stopped_and_resumed(pictures: Path, tmp_path: Path) -> None:
     out, minutes = tmp_path / "out", 0.5
     seconds, plan_when_stopped = 0.0, None
     for _ in range(12):  # of a machine that is too busy, the program asks for a greater budget
@@ -178,7 +178,7 @@ def test_a_recipe_stopped_in_every_stage_ends_like_an_unbroken_one(
         assert plan_of(tmp_path / "out")[name] == plan_of(made)[name]
 
 
-def test_exports_and_paths_may_be_said_otherwise_when_a_run_goes_on(
+def test_exports_and_paths_may_differ_when_a_run_resumes(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

@@ -127,7 +127,9 @@ def test_what_a_late_stage_would_refuse_is_refused_at_once(opaque: Path, made: P
     )
     other = DiscreteVAE(DiscreteVAEConfig(image_size=32, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
     save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=other)
-    assert "dvae is no VQGAN with encoder and decoder of one resolution" in refusal("3", start_from=tmp_path / "dvae")
+    assert "dvae is not a VQGAN with encoder and decoder of one resolution" in refusal(
+        "3", start_from=tmp_path / "dvae"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -152,10 +154,10 @@ def test_a_device_that_is_not_there_is_refused(
         (["tiny", "--pictures", "a", "--shards", "b"], "pictures and shards are both given; give only one"),
         (["tiny", "--pictures", "none"], "none does not exist"),
         (["tiny", "--shards", "none"], "none does not exist"),
-        (["tiny", "--start-from", "none"], "none is no folder"),
+        (["tiny", "--start-from", "none"], "none is not a folder"),
     ],
 )
-def test_a_caller_s_mistake_is_told_in_words(
+def test_a_caller_s_mistake_is_reported_without_a_trace(
     arguments: list[str],
     said: str,
     tmp_path: Path,

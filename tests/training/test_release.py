@@ -25,7 +25,7 @@ def test_a_release_draws_as_its_source_does(model_folder: Path, tmp_path: Path) 
     assert size < 0.6 * sum(path.stat().st_size for path in model_folder.glob("*.safetensors"))
 
 
-def test_the_way_back_to_pixels_may_change_and_the_codes_may_not(model_folder: Path, tmp_path: Path) -> None:
+def test_the_decoder_half_may_change_and_the_codes_may_not(model_folder: Path, tmp_path: Path) -> None:
     other = load_checkpoint(model_folder).image_tokenizer
     with torch.no_grad():
         next(other.decoder.parameters()).add_(0.1)

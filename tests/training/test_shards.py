@@ -189,9 +189,9 @@ def test_a_damaged_tar_is_found_when_it_is_indexed(tmp_path: Path, where: str) -
 def test_what_is_no_tar(tmp_path: Path) -> None:
     path = tmp_path / "train.tar"
     path.write_bytes(b"no tar, but long enough for a header" * 100)
-    with pytest.raises(DataError, match=r"train\.tar is no readable tar shard"):
+    with pytest.raises(DataError, match=r"train\.tar is not a readable tar shard"):
         PairShards([path])
-    with pytest.raises(DataError, match=r"gone\.tar is no readable tar shard.*No such file"):
+    with pytest.raises(DataError, match=r"gone\.tar is not a readable tar shard.*No such file"):
         PairShards([tmp_path / "gone.tar"])
     with pytest.raises(DataError, match="no picture-caption pairs in"):
         PairShards([write_tar(tmp_path / "empty.tar", {})])
@@ -203,10 +203,10 @@ def test_what_is_no_tar(tmp_path: Path) -> None:
         ({"a.webp": b"x"}, "a lacks its .json"),
         ({"a.json": b"{}"}, "a lacks its picture"),
         ({"a.txt": b"a"}, "a lacks its .json"),
-        ({"a.png": b"x", "a.json": b"{"}, "a.json is no object with captions"),
-        ({"a.png": b"x", "a.json": b"\xff"}, "a.json is no object with captions"),
-        ({"a.png": b"x", "a.json": b"[]"}, "a.json is no object with captions"),
-        ({"a.png": b"x", "a.json": b"{}"}, "a.json is no object with captions: KeyError('captions')"),
+        ({"a.png": b"x", "a.json": b"{"}, "a.json is not an object with captions"),
+        ({"a.png": b"x", "a.json": b"\xff"}, "a.json is not an object with captions"),
+        ({"a.png": b"x", "a.json": b"[]"}, "a.json is not an object with captions"),
+        ({"a.png": b"x", "a.json": b"{}"}, "a.json is not an object with captions: KeyError('captions')"),
         ({"a.png": b"x", "a.json": metadata_bytes(captions=[])}, "no list of captions"),
         ({"a.png": b"x", "a.json": metadata_bytes(captions=["a", 1])}, "no list of captions"),
         ({"a.png": b"x", "a.json": metadata_bytes(captions=[["a"]])}, "no list of captions"),

@@ -178,9 +178,9 @@ def test_a_caller_s_mistake_is_one_line(
     arguments = vq_arguments(data)
     for changes, said in (
         (["--loop.steps", 0], "steps is 0; it must be at least 1"),
-        (["--model.widths", 8, 9], "width 9 is no multiple of norm_groups 4"),
+        (["--model.widths", 8, 9], "width 9 is not a multiple of norm_groups 4"),
         (["--train-shards", "none.tar"], "no shards at none.tar"),
-        (["--start-from", "none"], "none is no folder"),
+        (["--start-from", "none"], "none is not a folder"),
         ([], "run holds a run with "),
     ):
         code, text = program(training.vq, arguments + changes, monkeypatch, capsys)

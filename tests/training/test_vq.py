@@ -81,9 +81,9 @@ def test_the_codebook_begins_with_what_the_encoder_gives(data: Path) -> None:
     task._start_codebook(3, torch.Generator().manual_seed(3))
     latents = [task.model.latents(task.batch(3 + i)["images"]).flatten(0, 2) for i in range(4)]
     places = task.model.quantizer.place(torch.cat(latents))
-    rows = task.model.quantizer.codebook
-    assert torch.cdist(rows, places).min(1).values.max() < 1e-3
-    assert torch.equal(task.average.module.quantizer.codebook, rows), "the average does not remember the unused one"
+    codebook = task.model.quantizer.codebook
+    assert torch.cdist(codebook, places).min(1).values.max() < 1e-3
+    assert torch.equal(task.average.module.quantizer.codebook, codebook), "the average does not remember the unused one"
     scalars = step(task, 3)
     assert scalars["commitment_loss"] > 0 and scalars["batch_perplexity"] > 4
 
@@ -112,7 +112,7 @@ def test_every_loss_is_in_the_sum(data: Path) -> None:
     assert {"discriminator_loss", "gradient_norm", "rate_scale", "batch_usage"} <= set(scalars)
 
 
-def test_lpips_looks_at_some_of_the_pictures_only(data: Path) -> None:
+def test_lpips_takes_some_of_the_pictures_only(data: Path) -> None:
     def perceptual_loss(pictures: int | None) -> float:
         changes: dict[str, Any] = {"perceptual_weight": 1.0, "perceptual_pictures": pictures}
         return step(VQTask(vq_training(data, **changes)), 0)["perceptual_loss"]
@@ -239,10 +239,12 @@ def test_white_patches_keep_a_code_of_their_own_through_training(data: Path) -> 
     images = task.val_pairs.images(range(NUM_VAL))
     white = task.model.blank_patches(images)
     assert white.any() and not white.all()
-    row = task.model.quantizer.rows()[5].clone()
+    blank = task.model.quantizer.vectors()[5].clone()
     for number in range(6):
         step(task, number)
-        rows = task.model.quantizer.rows()
-        assert (rows[5] - row).abs().max() < 1e-5, "the row stays where it was"
-        assert (rows - rows[5]).norm(dim=-1).topk(2, largest=False).values[1] > 1e-4, "and none other is put there"
+        vectors = task.model.quantizer.vectors()
+        assert (vectors[5] - blank).abs().max() < 1e-5, "the vector stays where it was"
+        assert (vectors - vectors[5]).norm(dim=-1).topk(2, largest=False).values[1] > 1e-4, (
+            "and none other is put there"
+        )
         assert (task.model.encode(images)[white] == 5).all()

@@ -33,19 +33,19 @@ def test_starting_from_a_model_goes_on_with_its_weights_and_codebook(data: Path,
     eyes = load_image_tokenizer(data / "eyes")
     assert task.model.config == eyes.config
     assert all(torch.equal(value, eyes.state_dict()[name]) for name, value in task.model.state_dict().items())
-    before = task.model.quantizer.rows().detach().clone()
+    before = task.model.quantizer.vectors().detach().clone()
     assert "commitment_loss" in (scalars := step(task, 0)), "it is quantized from the first step"
     assert scalars["restarted"] == 0
-    moved = (task.model.quantizer.rows() - before).norm(dim=-1)
+    moved = (task.model.quantizer.vectors() - before).norm(dim=-1)
     assert moved.max() < 0.2
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         VQTask(vq_training(data, start_from=str(tmp_path / "none")))
 
 
 def test_starting_from_what_cannot_be_trained_is_refused(data: Path, tmp_path: Path) -> None:
     network = DiscreteVAE(DiscreteVAEConfig(image_size=16, num_layers=1, width=4, codebook_size=8, codebook_dim=4))
     save_checkpoint(tmp_path / "dvae", name="dvae", image_tokenizer=network)
-    with pytest.raises(DataError, match="dvae is no VQGAN with encoder and decoder of one resolution"):
+    with pytest.raises(DataError, match="dvae is not a VQGAN with encoder and decoder of one resolution"):
         VQTask(vq_training(data, start_from=str(tmp_path / "dvae")))
     gumbel = ImageTokenizer(dataclasses.replace(MODEL, quantizer="gumbel", normalize_codes=False))
     save_checkpoint(tmp_path / "gumbel", name="gumbel", image_tokenizer=gumbel)

@@ -1,7 +1,7 @@
 """Frames of training captions: the words around the name of a picture and the name of its style.
 
 `{name}` is the bare name; `{thing}` is the name with or without an article, or its plural. `{style}` is the name of the
-style, and `{picture}` that of a picture in it: twemoji and twemoji emoji, line icon and line icon. `{a_style}` and
+style. `{picture}` names a picture in the style: `twemoji emoji` for twemoji, `line icon` for line icon. `{a_style}` and
 `{a_picture}` are the same with the article `a`. `{medium}` is what a picture in the style is, such as emoji.
 
 No frame of the evaluation (`training.captions.phrasing`) may be added here.
@@ -43,7 +43,7 @@ ASKABLE = (
 MARKS_AFTER = ("{thing} - {style}", "{thing}: {style}", "{thing} / {style}", "{thing}; {style} style")
 NOT_ASKABLE = ("{thing}, {picture}", "{style}, {name}", "{style}: {name}", "{style} - {name}", "{picture}: {name}")
 OF_STYLES = ("{style} {name}", "{style} {name}", "{name} {style} style")
-"""Frames for styles that are no noun, such as noto; they can follow a request."""
+"""Frames for styles whose name is not a noun, such as noto; they can follow a request."""
 OF_EMOJI = (
     "{style} style {name}",
     "{style} {name} {medium}",
@@ -54,7 +54,7 @@ OF_EMOJI = (
     "{name} {style} {medium}",
     "{name}, {style} {medium}",
 )
-"""Frames for styles that are no noun; they cannot follow a request."""
+"""Frames for styles whose name is not a noun; they cannot follow a request."""
 OF_ICONS = ("{name} {style}", "{name} {style}", "{name}, {style}")
 """Frames for styles that are a noun, such as line icon."""
 OF_TRADE_NAMES = ("{thing} in the style of {style}", "{name} in the style of {style}")

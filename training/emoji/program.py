@@ -57,14 +57,14 @@ class EmojiOptions:
     out: Path = Path("data/emoji")
     """Output folder for the shards, the contact sheet and the NOTICE."""
     packages: Path | None = None
-    """Folder for downloaded and unpacked packages, about 600 MB. Default: `.packages` in the output folder."""
+    """Folder for downloaded and unpacked packages, about 600 MB. None: `.packages` in the output folder."""
     workers: int = os.cpu_count() or 1
-    """Number of processes that render pictures; a single one takes about ten minutes. Default: one for each CPU."""
+    """Number of processes that render pictures, by default one for each CPU; a single one takes about ten minutes."""
     limit: int | None = None
-    """Build only this many of the shuffled pairs, as a trial; a hundred contain all styles. Default: all pairs."""
+    """Build only this many of the shuffled pairs, as a trial; a hundred contain all styles. None: all pairs."""
     compare: Path | None = None
     """Folder with the same pairs, built elsewhere, to compare the result with: a table of differences is printed.
-    Default: no comparison."""
+    None: no comparison."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

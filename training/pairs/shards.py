@@ -84,7 +84,7 @@ class PairShards:
                     parts.setdefault(stem, {})[kind] = (member.offset_data, member.size)
                 end = archive.offset
         except (OSError, tarfile.TarError) as error:
-            raise DataError(f"{path} is no readable tar shard: {error}") from error
+            raise DataError(f"{path} is not a readable tar shard: {error}") from error
         with open(path, "rb") as file:
             # tarfile mistakes a damaged header, or a truncation between two members, for the end of the archive
             if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
@@ -99,7 +99,7 @@ class PairShards:
                         raise ValueError("no list of captions")
                     weight = float(metadata.get("weight", 1.0))
                 except (KeyError, TypeError, ValueError) as error:
-                    raise DataError(f"{path}: {stem}.json is no object with captions: {error!r}") from error
+                    raise DataError(f"{path}: {stem}.json is not an object with captions: {error!r}") from error
                 self._entries.append(_Entry(shard, found["picture"], found[".json"], weight))
 
     def __len__(self) -> int:

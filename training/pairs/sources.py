@@ -93,7 +93,7 @@ def _in_table(table: Path, rows: Iterator[Row], columns: tuple[str, str]) -> Ite
             continue
         texts = [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
         if not all(map(_is_unicode, (picture, *texts))):
-            yield FoundPicture(where, table, [], "it has unpaired surrogates, which are no Unicode characters")
+            yield FoundPicture(where, table, [], "it has unpaired surrogates, which are not Unicode characters")
             continue
         captions = [caption for part in texts for caption in _lines(part)]
         known = pictures.setdefault(picture.strip(), [])

@@ -23,25 +23,25 @@ class RecipeOptions:
     """
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
-    """Recipe: `emoji` (the default model), or `tiny` (a test that everything runs)."""
+    """Recipe: `emoji` (the next default model), or `tiny` (a test that everything runs)."""
     out: Path
     """Output folder for the artefacts of all stages."""
     minutes: float | None = None
     """Time budget in minutes for all stages together, from which each stage derives its number of steps. Downloads and
-    the building of shards do not count. Default: no budget; each stage takes the number of steps of the preset."""
+    the building of shards do not count. None: no budget; each stage takes the number of steps of the preset."""
     pictures: Path | None = None
     """Your own pictures with captions: a folder, or a .csv or .jsonl file, as `python -m training.folder` takes them.
-    Default: the emoji data, built from its packages."""
+    None: the emoji data, built from its packages."""
     shards: Path | None = None
-    """Folder of picture-caption shards to train on, instead of `pictures`. Default: shards are built."""
+    """Folder of picture-caption shards to train on, instead of `pictures`. None: shards are built."""
     start_from: Path | None = None
     """Model directory of an earlier run whose folder is lost, to continue from. A finished image tokenizer is kept; an
-    unfinished stage continues at the step at which the model was exported. Default: start from the beginning."""
+    unfinished stage continues at the step at which the model was exported. None: start from the beginning."""
     export_minutes: float | None = None
     """Minutes between two exports of the model that a stage trains, so that it can be used before the stage ends.
-    Default: export at the end of each stage."""
+    None: export at the end of each stage."""
     name: str | None = None
-    """Name of the model, which the receipts in its pictures state. Default: the name of `pictures` or `shards`, or
+    """Name of the model, which the receipts in its pictures state. None: the name of `pictures` or `shards`, or
     `emoji`."""
     device: str = "auto"
     """Device to train on: `auto` (CUDA if it is available), `cpu` or `cuda`."""

@@ -49,7 +49,7 @@ def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrai
 
 
 def emoji() -> Recipe:
-    """The default model: 256 codes for a picture of 128 x 128 pixels with transparency; about 20 core-hours on a
+    """The next default model: 256 codes for a picture of 128 x 128 pixels with transparency; about 20 core-hours on a
     CPU."""
     stage_1 = vq.emoji()
     return Recipe(
