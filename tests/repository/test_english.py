@@ -29,7 +29,7 @@ def texts_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
             case ast.keyword(arg="help", value=ast.Constant(value=str(text))):
                 yield node.value.lineno, text
             case ast.keyword(arg="help", value=ast.JoinedStr(values=parts)):
-                yield node.value.lineno, "".join(p.value if isinstance(p, ast.Constant) else "..." for p in parts)
+                yield node.value.lineno, "".join(str(p.value) if isinstance(p, ast.Constant) else "..." for p in parts)
             case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 is_private = getattr(node, "name", "").startswith("_") and getattr(node, "name", "") != "__init__"
                 for i, child in enumerate(node.body):
