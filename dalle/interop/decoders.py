@@ -81,7 +81,8 @@ class ForeignWeights:
 
 
 def grid_side(path: Path, num_codes: int) -> int:
-    """Codes along each side of a square picture of `num_codes`. Raises `CheckpointError` if it is not a square."""
+    """Codes along each side of a square picture of `num_codes`. Raises `CheckpointError` if the number is not a
+    square."""
     side = math.isqrt(max(num_codes, 0))
     if num_codes < 1 or side**2 != num_codes:
         raise CheckpointError(f"{path} has {num_codes} codes for each picture, which is not a square number")

@@ -1,6 +1,6 @@
-"""`PromptTokenizer`: the contract of every text tokenizer, which converts prompts to rows of T ids, and back.
+"""`PromptTokenizer`: the contract of every text tokenizer, which converts prompts to T text ids, and back.
 
-Each kind finds tokens and lays out rows in its own way. Limits and truncation are the same for all, and are here.
+Each kind finds tokens and pads them in its own way. Limits and truncation are the same for all, and are here.
 """
 
 import abc
@@ -26,27 +26,27 @@ class PromptTokenizer(abc.ABC):
     kind: ClassVar[str]
     """Name of the kind in a model directory's config.json."""
     text_length: int
-    """T: number of ids in a row."""
+    """T: number of text ids of every prompt, after padding or truncation."""
     vocab_size: int
     """Size of the vocabulary: ids are in 0..vocab_size - 1."""
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Tokenize a text of any length: its ids, without the ids that the row adds. Raises `PromptError` if it is no
+        """Tokenize a text of any length: its ids, without those for padding, begin and end. Raises `PromptError` if it is no
         text, or no prompt that this model takes."""
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of one row of ids, without the ids that the row added."""
+        """The text of one prompt's ids, without padding, begin and end."""
 
     @property
     @abc.abstractmethod
     def max_tokens(self) -> int:
-        """Largest number of a prompt's tokens that a row holds."""
+        """Largest number of tokens of a prompt that fit into T ids."""
 
     @abc.abstractmethod
     def row(self, tokens: list[int]) -> list[int]:
-        """Lay out a prompt's tokens as a row of T ids; of more than `max_tokens`, the first ones."""
+        """Pad a prompt's tokens to T ids; of more than `max_tokens`, the first ones are taken."""
 
     @property
     @abc.abstractmethod
@@ -59,11 +59,11 @@ class PromptTokenizer(abc.ABC):
         """Read what `save` wrote. Raises `CheckpointError` for a file that is missing, damaged or not ours."""
 
     def encode(self, prompt: str, *, truncate: bool = False) -> torch.Tensor:
-        """The row of a prompt: int64 of shape (T,). Raises and warns as `tokenize` and `fit` do."""
+        """The text ids of a prompt: int64 of shape (T,). Raises and warns as `tokenize` and `fit` do."""
         return self.fit(self.tokenize(prompt), truncate=truncate)
 
     def fit(self, tokens: list[int], *, truncate: bool = False) -> torch.Tensor:
-        """The row of a prompt's tokens, from `tokenize`: int64 of shape (T,).
+        """The text ids of a prompt's tokens, which `tokenize` gave: int64 of shape (T,).
 
         truncate: keep the first `max_tokens` tokens and warn (`UserWarning`) of what was cut. Raises `PromptError` for
         more than `max_tokens` tokens without `truncate`.
@@ -78,7 +78,7 @@ class PromptTokenizer(abc.ABC):
         return torch.tensor(self.row(tokens), dtype=torch.long)
 
     def encode_batch(self, prompts: Sequence[str], *, truncate: bool = False) -> torch.Tensor:
-        """The rows of B prompts: int64 of shape (B, T). Raises and warns as `encode` does."""
+        """The text ids of B prompts: int64 of shape (B, T). Raises and warns as `encode` does."""
         rows = torch.empty(len(prompts), self.text_length, dtype=torch.long)
         for row, prompt in zip(rows, prompts, strict=True):
             row.copy_(self.encode(prompt, truncate=truncate))
@@ -86,7 +86,7 @@ class PromptTokenizer(abc.ABC):
 
     @property
     def null_ids(self) -> torch.Tensor:
-        """The row of the null caption: int64 of shape (T,)."""
+        """The text ids of the null caption: int64 of shape (T,)."""
         return self.encode("")
 
     @functools.cached_property
