@@ -111,7 +111,7 @@ class TextTokenizer(PromptTokenizer):
     def max_tokens(self) -> int:
         return self.text_length - 1
 
-    def row(self, tokens: list[int]) -> list[int]:
+    def pad(self, tokens: list[int]) -> list[int]:
         """Lay out the first T - 1 tokens as text ids (T,): `[PAD] ... [PAD] token ... token [EOS]`."""
         tokens = tokens[: self.max_tokens]
         return [*[self.pad_id] * (self.max_tokens - len(tokens)), *tokens, self.eos_id]

@@ -56,7 +56,7 @@ class ClassTokenizer(PromptTokenizer):
     def max_tokens(self) -> int:
         return 1
 
-    def row(self, tokens: list[int]) -> list[int]:
+    def pad(self, tokens: list[int]) -> list[int]:
         return tokens
 
     @property

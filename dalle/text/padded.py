@@ -101,7 +101,7 @@ class PaddedTokenizer(PromptTokenizer):
     def max_tokens(self) -> int:
         return self.text_length - (self.config.begin_id is not None) - (self.config.end_id is not None)
 
-    def row(self, tokens: list[int]) -> list[int]:
+    def pad(self, tokens: list[int]) -> list[int]:
         """Lay out tokens as text ids (T,). With `end_when_cut`, tokens are cut to `max_tokens` and the end follows;
         else the ids are cut to T, and the end may be lost."""
         begin, end = ([] if token is None else [token] for token in (self.config.begin_id, self.config.end_id))

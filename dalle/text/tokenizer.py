@@ -32,8 +32,8 @@ class PromptTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Tokenize a text of any length: its ids, without those for padding, begin and end. Raises `PromptError` if it is no
-        text, or no prompt that this model takes."""
+        """Tokenize a text of any length: its ids, without those for padding, begin and end. Raises `PromptError` if it
+        is no text, or no prompt that this model takes."""
 
     @abc.abstractmethod
     def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
@@ -45,7 +45,7 @@ class PromptTokenizer(abc.ABC):
         """Largest number of tokens of a prompt that fit into T ids."""
 
     @abc.abstractmethod
-    def row(self, tokens: list[int]) -> list[int]:
+    def pad(self, tokens: list[int]) -> list[int]:
         """Pad a prompt's tokens to T ids; of more than `max_tokens`, the first ones are taken."""
 
     @property
@@ -75,14 +75,14 @@ class PromptTokenizer(abc.ABC):
                 raise PromptError(count)
             cut = textwrap.shorten(self.decode(tokens[limit:]), width=80, placeholder="...")
             warnings.warn(f"{count}: the last {len(tokens) - limit} were cut: {cut!r}", UserWarning, stacklevel=3)
-        return torch.tensor(self.row(tokens), dtype=torch.long)
+        return torch.tensor(self.pad(tokens), dtype=torch.long)
 
     def encode_batch(self, prompts: Sequence[str], *, truncate: bool = False) -> torch.Tensor:
         """The text ids of B prompts: int64 of shape (B, T). Raises and warns as `encode` does."""
-        rows = torch.empty(len(prompts), self.text_length, dtype=torch.long)
-        for row, prompt in zip(rows, prompts, strict=True):
-            row.copy_(self.encode(prompt, truncate=truncate))
-        return rows
+        text_ids = torch.empty(len(prompts), self.text_length, dtype=torch.long)
+        for ids, prompt in zip(text_ids, prompts, strict=True):
+            ids.copy_(self.encode(prompt, truncate=truncate))
+        return text_ids
 
     @property
     def null_ids(self) -> torch.Tensor:
