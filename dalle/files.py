@@ -41,9 +41,12 @@ def atomic_file(path: Path, *, part: Path | None = None, fsync: bool = False) ->
         process leaves there is overwritten by the next one, and not left for good.
     fsync: flush the content to the disk before the file gets its name, which then outlasts a loss of power.
 
-    If the body or the replacement raises, the temporary file is removed and `path` is left as it was. Raises `OSError`
-    as writing does.
+    If the body or the replacement raises, the temporary file is removed and `path` is left as it was. A device or a
+    pipe is written to directly, and never replaced. Raises `OSError` as writing does.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     if part is None:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -71,3 +71,14 @@ def test_a_folder_that_must_not_be_replaced_stays(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         write_while_another_folder_appears()
     assert names(tmp_path) == ["folder"] and names(folder) == ["theirs"]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    atomic_write(Path(os.devnull), b"anything")
+    assert Path(os.devnull).is_char_device()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write(pipe, b"content")
+    assert os.read(reader, 100) == b"content" and names(tmp_path) == ["pipe"]
+    os.close(reader)
