@@ -15,23 +15,16 @@ from serving.ingress.api import WEB
 from tests.support.browsing import (
     PHONE,
     PROMPT,
-    browser_fixture,
     cards,
     draw,
     listen,
     new_context,
     open_first,
-    page_fixture,
-    page_url_fixture,
     refuse,
     sent,
     set_up,
 )
 from tests.support.service import service
-
-FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""Fixtures, imported for pytest."""
-
 
 # Drawing
 

@@ -6,19 +6,13 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.support.browsing import (
-    browser_fixture,
     cards,
     draw,
     open_first,
-    page_fixture,
-    page_url_fixture,
     refuse,
     sent,
     set_up,
 )
-
-FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""Fixtures, imported for pytest."""
 
 
 def test_too_many_requests_are_shown_with_the_time_to_wait(page: Page) -> None:

@@ -10,19 +10,12 @@ from playwright.sync_api import Page, expect
 
 from tests.support.browsing import (
     PROMPT,
-    browser_fixture,
     cards,
     draw,
     open_first,
-    page_fixture,
-    page_url_fixture,
     sent,
     set_up,
 )
-
-FIXTURES = (browser_fixture, page_fixture, page_url_fixture)
-"""Fixtures, imported for pytest."""
-
 
 # The gallery
 

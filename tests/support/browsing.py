@@ -3,29 +3,19 @@
 Test files import the fixtures too, under the same names.
 """
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
-
-from dalle import DALLE
-from tests.support.service import service
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 __all__ = [
     "DESKTOP",
     "PHONE",
     "PROMPT",
-    "browser_fixture",
     "cards",
     "draw",
     "listen",
     "new_context",
     "open_first",
-    "page_fixture",
-    "page_url_fixture",
     "refuse",
     "sent",
     "set_up",
@@ -58,24 +48,6 @@ new MutationObserver((changes) => {
 """
 
 
-@pytest.fixture(scope="module", name="page_url")
-def page_url_fixture(model_folder: Path) -> Iterator[str]:
-    """Address of the page of a service that takes more than half a second for each picture."""
-    with service(DALLE.load(model_folder), slow=0.04, engine={"num_slots": 32, "max_queue": 64}) as one:
-        yield one.url + "/"
-
-
-@pytest.fixture(scope="module", name="browser")
-def browser_fixture() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs Chromium on the path (Debian: apt install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
-
-
 def new_context(browser: Browser, **options: Any) -> BrowserContext:
     width, height = options.pop("size", DESKTOP)
     context = browser.new_context(
@@ -84,18 +56,6 @@ def new_context(browser: Browser, **options: Any) -> BrowserContext:
     context.set_default_timeout(30_000)
     context.add_init_script(WATCH)
     return context
-
-
-@pytest.fixture(name="page")
-def page_fixture(browser: Browser, page_url: str) -> Iterator[Page]:
-    """The page in a fresh profile; the test fails if the browser complained about anything."""
-    context = new_context(browser)
-    page = context.new_page()
-    complaints = listen(page)
-    page.goto(page_url)
-    yield page
-    context.close()
-    assert not complaints
 
 
 def listen(page: Page) -> list[str]:

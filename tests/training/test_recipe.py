@@ -30,7 +30,6 @@ from tests.support.recipes import (
     program,
     small_recipe,
     within,
-    write_pictures,
 )
 from training.decoder import DecoderTask
 from training.loop import LoopConfig
@@ -46,21 +45,6 @@ SECONDS = 600
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "small", small_recipe)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("recipe") / "pictures")
-
-
-@pytest.fixture(scope="module")
-def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts of the small recipe, run without an interruption."""
-    out = tmp_path_factory.mktemp("recipe") / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RECIPES, "small", small_recipe)
-        assert run_recipe(options(pictures, out))
-    return out
 
 
 class Process:
@@ -148,7 +132,11 @@ def test_the_same_recipe_again_takes_no_steps(
 
 
 def test_a_recipe_stopped_in_every_stage_ends_like_an_unbroken_one(
-    pictures: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pictures: Path,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stops = {("image_tokenizer", 4), ("decoder", 5), ("sharper", 3)}
 

@@ -20,7 +20,6 @@ from tests.support.recipes import (
     program,
     small_recipe,
     within,
-    write_pictures,
 )
 from training.folder import FolderOptions, build
 from training.recipe import RECIPES, run_recipe
@@ -29,21 +28,6 @@ from training.recipe import RECIPES, run_recipe
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "small", small_recipe)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("recipe") / "pictures")
-
-
-@pytest.fixture(scope="module")
-def made(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The artefacts of the small recipe, run without an interruption."""
-    out = tmp_path_factory.mktemp("recipe") / "made"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RECIPES, "small", small_recipe)
-        assert run_recipe(options(pictures, out))
-    return out
 
 
 @pytest.fixture(scope="module")
