@@ -1,18 +1,13 @@
-"""Metadata of pairs of the emoji data, and training captions drawn from it.
-
-A test file that imports `many_fixture` has the fixture `many`.
-"""
+"""Metadata of pairs of the emoji data, and training captions drawn from it."""
 
 import random
 from typing import Any
-
-import pytest
 
 from training.captions.draw import draw_caption
 from training.captions.wording import STYLES
 from training.emoji.sets import SETS, captions
 
-__all__ = ["BURGER", "KEYWORDS", "PAIRS", "PANDA", "drawn", "many_fixture", "metadata_of"]
+__all__ = ["BURGER", "KEYWORDS", "PAIRS", "PANDA", "drawn", "metadata_of"]
 
 
 def metadata_of(name: str, style: str, keywords: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -43,9 +38,3 @@ def drawn(metadata: dict[str, Any], num: int = 2000, seed: int = 0) -> list[str]
     """`num` training captions of a pair."""
     chance = random.Random(seed)
     return [draw_caption(metadata, chance) for _ in range(num)]
-
-
-@pytest.fixture(scope="module", name="many")
-def many_fixture() -> list[tuple[dict[str, Any], str]]:
-    """60 captions of each of the pairs, with their pairs."""
-    return [(metadata, caption) for i, metadata in enumerate(PAIRS) for caption in drawn(metadata, 60, seed=i)]

@@ -1,18 +1,12 @@
-"""Shards of coloured squares in two styles to evaluate on, and the picture features of the evaluation.
-
-A test file that imports a fixture has it under the name without `_fixture`.
-"""
+"""Shards of coloured squares in two styles to evaluate on."""
 
 from pathlib import Path
 
-import pytest
-import torch
 from PIL import Image
 
-from training.evaluation.features import PictureFeatures
 from training.pairs.shard_writer import ShardWriter, encode_webp
 
-__all__ = ["COLOURS", "embed_fixture", "picture", "shards_fixture", "write_shards"]
+__all__ = ["COLOURS", "picture", "write_shards"]
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (0, 0, 0)}
 
@@ -42,13 +36,3 @@ def write_shards(folder: Path, size: int = 16) -> Path:
                 }
                 writer.write(f"{split}-{i}", encode_webp(picture(COLOURS[colour], style, size)), metadata)
     return folder
-
-
-@pytest.fixture(name="shards")
-def shards_fixture(tmp_path: Path) -> Path:
-    return write_shards(tmp_path / "shards")
-
-
-@pytest.fixture(scope="module", name="embed")
-def embed_fixture() -> PictureFeatures:
-    return PictureFeatures(torch.device("cpu"))

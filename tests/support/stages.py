@@ -1,18 +1,16 @@
 """Inputs of the two stages of training, as small as possible, made by the real programs' own functions.
 
-A test file that imports `eyes_fixture` has the fixture `eyes`, and a fixture `data` of its own that calls
-`write_stage_1` or `write_stage_2`.
+A test file has a fixture `data` that calls `write_stage_1` or `write_stage_2`.
 """
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from dalle.checkpoint import load_image_tokenizer, save_checkpoint
+from dalle.checkpoint import save_checkpoint
 from dalle.vq.quantize import CodebookAverage
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from tests.support.models import decoder_config
@@ -31,7 +29,6 @@ __all__ = [
     "NUM_VAL",
     "changed",
     "decoder_training",
-    "eyes_fixture",
     "step",
     "vq_training",
     "weights",
@@ -84,14 +81,6 @@ def write_stage_2(folder: Path) -> None:
             num_captions=3,
             device="cpu",
         )
-
-
-@pytest.fixture(name="eyes")
-def eyes_fixture(data: Path) -> ImageTokenizer:
-    """The image tokenizer that `write_stage_1` has written into the folder `data`."""
-    tokenizer = load_image_tokenizer(data / "eyes")
-    assert isinstance(tokenizer, ImageTokenizer)
-    return tokenizer
 
 
 def vq_training(folder: Path, *, loop: dict[str, Any] | None = None, **changes: Any) -> VQTrainingConfig:

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.captions import BURGER, KEYWORDS, PANDA, drawn, many_fixture, metadata_of
+from tests.support.captions import BURGER, KEYWORDS, PANDA, drawn, metadata_of
 from tests.support.pairs import pair
 from training.captions import draw as training_side
 from training.captions.draw import all_captions
 from training.captions.naming import synonyms
 from training.captions.wording import STYLES
 from training.emoji.sets import SETS
-
-FIXTURES = (many_fixture,)
 
 
 def test_the_same_seed_draws_the_same_captions() -> None:

@@ -16,15 +16,13 @@ from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.pairs import pair, write_pairs
-from tests.support.stages import NUM_TRAIN, eyes_fixture, write_stage_2
+from tests.support.stages import NUM_TRAIN, write_stage_2
 from training import codes as codes_module
 from training.captions.draw import draw_caption
 from training.codes import TokenShards, codes_digest, write_token_shards
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import draw_views
-
-FIXTURES = (eyes_fixture,)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,12 @@ from dalle.checkpoint import save_checkpoint
 from dalle.errors import DalleError, ParameterError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from tests.support.galleries import COLOURS, shards_fixture, write_shards
+from tests.support.galleries import COLOURS, write_shards
 from tests.support.models import lively_decoder
 from training import evaluate as program
 from training.captions.phrasing import Phrasing
 from training.evaluate import evaluate, find_splits
 from training.evaluation.generation import Drawn, draw
-
-FIXTURES = (shards_fixture,)
 
 
 @pytest.fixture

@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from dalle.errors import DataError
-from tests.support.galleries import embed_fixture, shards_fixture
 from training.evaluate import find_splits
 from training.evaluation.features import Gallery, PictureFeatures, concept_of, load_gallery, mean_features
 from training.evaluation.generation import Drawn, judge
-
-FIXTURES = (embed_fixture, shards_fixture)
 
 
 def hand_made(concepts: str, styles: str) -> Gallery:

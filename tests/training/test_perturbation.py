@@ -12,13 +12,12 @@ from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import decoder_config
-from tests.support.stages import eyes_fixture, write_stage_1
+from tests.support.stages import write_stage_1
 from training.captions.draw import draw_caption
 from training.pairs.shards import PairShards, find_shards
 from training.perturbation import MAX_DRAWN_CODES, CodePerturbation
 
 CPU = torch.device("cpu")
-FIXTURES = (eyes_fixture,)
 
 
 @pytest.fixture(scope="module")

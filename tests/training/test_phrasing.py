@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.captions import BURGER, PAIRS, drawn, many_fixture
+from tests.support.captions import BURGER, PAIRS, drawn
 from training.captions import frames
 from training.captions import phrasing as evaluation_side
 from training.captions.draw import all_captions
 from training.captions.naming import said, synonyms
 from training.captions.phrasing import prompt_for
 from training.captions.wording import STYLES
-
-FIXTURES = (many_fixture,)
 
 
 def frames_of(module: ModuleType) -> set[str]:
