@@ -1,4 +1,4 @@
-"""The key-value cache: one array over slots, allocated once, passed as an explicit argument.
+"""The key-value cache: arrays over slots, allocated once, one for each layer so that a step writes into them in place.
 
 Every picture of a model has the same number of tokens, so a slot is an array of `length` positions, without paging.
 The cache also stores which positions of a slot hold padding, which is not attended to; and, for a decoder with token
@@ -10,18 +10,33 @@ import dataclasses
 import torch
 from torch import Tensor
 
-__all__ = ["CacheView", "KVCache", "LayerCache"]
+from dalle.transformer.attention import LayerState
+
+__all__ = ["KVCache", "LayerCache", "PrefillView", "StepView"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerCache:
+    """What one layer stores of all slots."""
+
+    keys: Tensor
+    """(slots, kv_heads, length, head_dim)."""
+    values: Tensor
+    """(slots, kv_heads, length, head_dim)."""
+    shifted: Tensor
+    """Channels of both branches' inputs that token shift moves: (2, slots, length, shift_width)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class KVCache:
-    """Keys and values of all layers: (depth, 2, slots, kv_heads, length, head_dim).
+    """The cache of all layers, and `padding` (slots, length) bool, true at positions that hold padding."""
 
-    `padding` (slots, length) bool is true at positions that hold padding. `shifted` (depth, 2, slots, length,
-    shift_width) holds the channels of both branches' inputs that token shift moves.
-    """
+    layers: tuple[LayerCache, ...]
+    padding: Tensor
 
-    def __init__(
-        self,
+    @classmethod
+    def allocate(
+        cls,
         *,
         depth: int,
         num_slots: int,
@@ -31,80 +46,120 @@ class KVCache:
         shift_width: int = 0,
         device: torch.device,
         dtype: torch.dtype,
-    ) -> None:
-        shape = (depth, 2, num_slots, num_kv_heads, length, head_dim)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.shifted = torch.zeros(depth, 2, num_slots, length, shift_width, device=device, dtype=dtype)
-        self.padding = torch.zeros(num_slots, length, dtype=torch.bool, device=device)
+    ) -> "KVCache":
+        """A cache that holds zeros."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        shape = (num_slots, num_kv_heads, length, head_dim)
+        layers = tuple(
+            LayerCache(keys=zeros(*shape), values=zeros(*shape), shifted=zeros(2, num_slots, length, shift_width))
+            for _ in range(depth)
+        )
+        return cls(layers=layers, padding=torch.zeros(num_slots, length, dtype=torch.bool, device=device))
+
+    @property
+    def num_slots(self) -> int:
+        return self.padding.shape[0]
 
     @property
     def num_bytes(self) -> int:
         """Size of the cache in bytes, without the padding mask."""
-        return (self.values.numel() + self.shifted.numel()) * self.values.element_size()
+        arrays = [array for layer in self.layers for array in (layer.keys, layer.values, layer.shifted)]
+        return sum(array.numel() * array.element_size() for array in arrays)
 
-    def copy_slot(self, slot: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Copy the first `length` positions of a slot, for `fill_slot`."""
-        return (
-            self.values[:, :, slot, :, :length].clone(),
-            self.shifted[:, :, slot, :length].clone(),
-            self.padding[slot].clone(),
+    def prefill_view(self, slot: int) -> "PrefillView":
+        """View for a forward pass over the first tokens of the row in a slot."""
+        return PrefillView(self, slot)
+
+    def step_view(self, positions: Tensor, length: int) -> "StepView":
+        """View for a forward pass over one token in each of the first B slots, at positions (B, 1), all below `length`:
+        tokens attend to the first `length` positions of their slots."""
+        num_slots, num_kv_heads, whole_length = self.layers[0].keys.shape[:3]
+        heads = torch.arange(len(positions) * num_kv_heads, device=positions.device).view(-1, num_kv_heads)
+        slots = torch.arange(len(positions), device=positions.device)
+        return StepView(
+            self,
+            length,
+            head_rows=(heads * whole_length + positions).flatten(),
+            rows=slots * whole_length + positions[:, 0],
         )
 
-    def fill_slot(self, slot: int, content: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Write into a slot what `copy_slot` copied from one."""
-        values, shifted, padding = content
-        self.values[:, :, slot, :, : values.shape[3]] = values
-        self.shifted[:, :, slot, : shifted.shape[2]] = shifted
-        self.padding[slot] = padding
-
-    def view(self, slots: Tensor, positions: Tensor) -> "CacheView":
-        """View for a forward pass over rows in these slots (B,), which writes to positions (B, L)."""
-        return CacheView(self, slots, slots, positions)
-
-    def first_view(self, positions: Tensor) -> "CacheView":
-        """View for a forward pass over the first B slots, in order, writing to positions (B, L). It reads in place,
-        where `view` copies."""
-        return CacheView(self, torch.arange(len(positions), device=positions.device), slice(len(positions)), positions)
-
 
 @dataclasses.dataclass(frozen=True)
-class CacheView:
-    """The slots and positions of the cache that a forward pass writes to and reads from."""
+class PrefillView:
+    """The first positions of one slot, which a forward pass over L tokens fills."""
 
     cache: KVCache
-    slots: Tensor
-    """Slot of each row: (B,) int64."""
-    read: Tensor | slice
-    """The same slots as an index for reading; a slice reads without a copy."""
-    positions: Tensor
-    """Positions of the tokens of the forward pass: (B, L) int64."""
+    slot: int
 
-    def layer(self, index: int) -> "LayerCache":
-        return LayerCache(self, index)
+    def layer(self, index: int) -> LayerState:
+        return _PrefillLayer(self.cache.layers[index], self.slot)
 
-    def mark_padding(self, is_padding: Tensor) -> Tensor:
-        """Store which written positions hold padding, (B, L) bool; return the mask of whole slots, (B, length)."""
-        self.cache.padding[self.slots[:, None], self.positions] = is_padding
-        return self.cache.padding[self.read]
+    def copy(self, length: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Copy the first `length` positions of the slot, for `paste`."""
+        return [
+            (
+                layer.keys[self.slot, :, :length].clone(),
+                layer.values[self.slot, :, :length].clone(),
+                layer.shifted[:, self.slot, :length].clone(),
+            )
+            for layer in self.cache.layers
+        ]
+
+    def paste(self, content: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Write into the slot what `copy` copied from one."""
+        for layer, (keys, values, shifted) in zip(self.cache.layers, content, strict=True):
+            length = keys.shape[1]
+            layer.keys[self.slot, :, :length] = keys
+            layer.values[self.slot, :, :length] = values
+            layer.shifted[:, self.slot, :length] = shifted
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerCache:
-    """One layer of a `CacheView`."""
-
-    view: CacheView
-    index: int
+class _PrefillLayer:
+    layer: LayerCache
+    slot: int
 
     def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, kv_heads, L, head_dim); return whole slots, (B, kv_heads, length, head_dim)."""
-        stored_keys, stored_values = self.view.cache.values[self.index]
-        slots, positions = self.view.slots[:, None], self.view.positions
-        stored_keys[slots, :, positions] = keys.transpose(1, 2).to(stored_keys.dtype)
-        stored_values[slots, :, positions] = values.transpose(1, 2).to(stored_values.dtype)
-        return stored_keys[self.view.read], stored_values[self.view.read]
+        self.layer.keys[self.slot, :, : keys.shape[2]] = keys[0]
+        self.layer.values[self.slot, :, : values.shape[2]] = values[0]
+        return keys, values
 
     def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
-        """Store the inputs of a branch, (B, L, shift_width); return whole slots, (B, length, shift_width)."""
-        stored = self.view.cache.shifted[self.index, branch]
-        stored[self.view.slots[:, None], self.view.positions] = inputs.to(stored.dtype)
-        return stored[self.view.read]
+        self.layer.shifted[branch, self.slot, : inputs.shape[1]] = inputs[0]
+        return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class StepView:
+    """One position of each of the first B slots, to which a step writes, and the positions that it reads."""
+
+    cache: KVCache
+    length: int
+    head_rows: Tensor
+    """Where the step writes if slots, heads and positions are one axis: (B * kv_heads,) int64."""
+    rows: Tensor
+    """Where the step writes if slots and positions are one axis: (B,) int64."""
+
+    def layer(self, index: int) -> LayerState:
+        return _StepLayer(self, self.cache.layers[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepLayer:
+    view: StepView
+    layer: LayerCache
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        num_slots, length = len(keys), self.view.length
+        for stored, new in ((self.layer.keys, keys), (self.layer.values, values)):
+            flat = stored.view(-1, stored.shape[-1])
+            flat.index_copy_(0, self.view.head_rows, new.reshape(-1, new.shape[-1]).to(stored.dtype))
+        return self.layer.keys[:num_slots, :, :length], self.layer.values[:num_slots, :, :length]
+
+    def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
+        stored = self.layer.shifted[branch]
+        stored.view(-1, stored.shape[-1]).index_copy_(0, self.view.rows, inputs[:, 0].to(stored.dtype))
+        return stored[: len(inputs)]

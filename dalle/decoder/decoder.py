@@ -1,21 +1,23 @@
 """The decoder: one causal Transformer over the row [text | image].
 
-`Decoder.forward` has one meaning: ids and their positions in, hidden states out, with or without a cache. Logits are a
-separate, cheap step, because a row has two vocabularies, and sampling needs one of them at one position.
+`Decoder.forward` has one meaning: ids and their positions in, hidden states out. It reads whole rows, or the first
+tokens of a row, which it then leaves in a slot of a cache; a step over one token in each slot (`step.py`) goes through
+the same blocks. Logits are separate, because a row has two vocabularies, and sampling needs one of them at one position.
 
 One class, driven by `DecoderConfig`, for every model of the DALL-E family.
 """
 
+import copy
 import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.decoder.cache import CacheView, KVCache
+from dalle.decoder.cache import KVCache, PrefillView, StepView
 from dalle.decoder.config import DecoderConfig
 from dalle.transformer.block import Block, make_norm
+from dalle.transformer.linear import PackedLinear, packed
 from dalle.transformer.masks import attention_mask
 from dalle.transformer.positions import ADDED_POSITIONS, PositionEmbedding, rotary_table, rotary_text_image_table
 
@@ -65,6 +67,8 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             num_outputs = vocab_size if config.text_head else config.codebook_size
             self.head = nn.Linear(config.width, num_outputs, bias=config.head_bias)
+        self.image_head: PackedLinear | None = None
+        """The part of the head that predicts codes, in a packed copy."""
         self._start_weights()
         self._derive_tables()
 
@@ -107,7 +111,7 @@ class Decoder(nn.Module):
     def new_cache(self, num_slots: int) -> KVCache:
         """Allocate a cache for this decoder, on its device and in its dtype."""
         config, weight = self.config, self.embedding.weight
-        return KVCache(
+        return KVCache.allocate(
             depth=config.depth,
             num_slots=num_slots,
             num_kv_heads=config.num_kv_heads,
@@ -119,26 +123,43 @@ class Decoder(nn.Module):
         )
 
     def forward(
-        self, ids: Tensor, positions: Tensor, cache: CacheView | None = None, features: Tensor | None = None
+        self, ids: Tensor, positions: Tensor, cache: PrefillView | None = None, features: Tensor | None = None
     ) -> Tensor:
-        """Hidden states (B, L, D) of ids (B, L) at positions.
+        """Hidden states (B, L, D) of ids (B, L) at positions (L,), ascending, the same for all rows. Tokens attend to
+        these L tokens. With a cache, B is 1, positions start at 0, and keys and values are stored in a slot.
 
-        Without a cache, positions are (L,), ascending, the same for all rows, and tokens attend to these L tokens. With
-        a cache, positions are (B, L), and tokens attend to everything that their slots hold up to their positions. In a
-        model that follows features, `features` (B, M, feature_width) replace the embeddings of the text among the first
-        M tokens, M <= L; they may be None if all tokens are codes.
+        In a model that follows features, `features` (B, M, feature_width) replace the embeddings of the text among the
+        first M tokens, M <= L; they may be None if all tokens are codes.
         """
+        masks = self.masks[:, positions][:, None, None, :, positions]
+        if not self.config.attend_padding:
+            is_padding = self.layout.is_padding(ids) & (positions < self.layout.first_code)
+            masks = masks & self.attended(is_padding[:, None, None], positions[:, None] == positions)
+        return self.transform(self.embed(ids, positions, features), positions[None], masks, cache)
+
+    @staticmethod
+    def attended(is_padding: Tensor, is_itself: Tensor) -> Tensor:
+        """Mask of the keys that padding leaves: a position always attends to itself, so that no row of a mask is
+        empty."""
+        return ~is_padding | is_itself
+
+    def embed(self, ids: Tensor, positions: Tensor, features: Tensor | None = None) -> Tensor:
+        """Embeddings (B, L, D) of ids (B, L) at positions (L,) or (B, L), with added positions and features."""
         x = self.embedding(ids)
         if self.features is not None and features is not None:
             first = features.shape[1]
             is_text = (positions < self.layout.first_code)[..., :first, None]
             x = torch.cat([torch.where(is_text, self.features(features), x[:, :first]), x[:, first:]], dim=1)
-        if self.position_embedding is not None:
-            x = x + self.position_embedding()[positions]
-        batched = positions if cache is not None else positions[None]
-        rotary = self.rotary[batched] if self.config.positions.startswith("rotary") else None
-        sources = self.shift_sources[batched] if self.config.token_shift else None
-        masks = self._masks(ids, positions, cache)
+        return x if self.position_embedding is None else x + self.position_embedding()[positions]
+
+    def transform(self, x: Tensor, positions: Tensor, masks: Tensor, cache: PrefillView | StepView | None) -> Tensor:
+        """All blocks and the final norm: embeddings (B, L, D) at positions (B or 1, L) -> hidden states (B, L, D).
+
+        masks (kinds, B or 1, 1, L, S), bool or added to scores, are those of `pattern_kinds` over the S keys that
+        tokens may attend to: the L tokens themselves or, in a step, the positions of the cache that it reads.
+        """
+        rotary = self.rotary[positions] if self.config.positions.startswith("rotary") else None
+        sources = self.shift_sources[positions] if self.config.token_shift else None
         for i, block in enumerate(self.blocks):
             pattern = self.config.patterns[i % len(self.config.patterns)]
             mask = masks[self.pattern_kinds.index(pattern)]
@@ -148,21 +169,16 @@ class Decoder(nn.Module):
         x = self.final_norm(x)
         return x if self.head_norm is None else self.head_norm(x)
 
-    def _masks(self, ids: Tensor, positions: Tensor, cache: CacheView | None) -> Tensor:
-        """The patterns' masks at these positions, without padding: (kinds, B or 1, 1, L, S). A position always attends
-        to itself, so that no row of a mask is empty."""
-        is_padding = self.layout.is_padding(ids) & (positions < self.layout.first_code)
-        if cache is None:
-            masks = rearrange(self.masks[:, positions][:, :, positions], "k l s -> k 1 1 l s")
-            key_positions = positions
-        else:
-            is_padding = cache.mark_padding(is_padding)
-            masks = rearrange(self.masks[:, positions], "k b l s -> k b 1 l s")
-            key_positions = torch.arange(self.layout.length, device=ids.device)
-        if self.config.attend_padding:
-            return masks
-        itself = rearrange(positions[..., None] == key_positions, "... l s -> ... 1 l s")
-        return masks & (rearrange(~is_padding, "b s -> b 1 1 s") | itself)
+    def packed(self) -> "Decoder":
+        """A copy for inference, with weights as they are now, whose products are fast on this device. It shares all
+        parameters that are not multiplied; on a device that needs no such copy, it is this decoder itself."""
+        blocks = packed(self.blocks)
+        if blocks is self.blocks:
+            return self
+        twin = copy.deepcopy(self, {id(one): one for one in [self.blocks, *self.parameters(), *self.buffers()]})
+        twin.blocks = blocks
+        twin.image_head = PackedLinear(*self._head(slice(self._num_text_outputs, None)))
+        return twin
 
     def _head(self, part: slice) -> tuple[Tensor, Tensor | None]:
         if self.head is None:
@@ -175,6 +191,8 @@ class Decoder(nn.Module):
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next code: (..., D) -> (..., codebook_size)."""
+        if self.image_head is not None:
+            return self.image_head(hidden)
         return F.linear(hidden, *self._head(slice(self._num_text_outputs, None)))
 
     @property

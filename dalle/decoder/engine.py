@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from dalle.decoder.decoder import Decoder
-from dalle.decoder.prefill import Prefill
 from dalle.decoder.request import Request, check_request
-from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, sample
+from dalle.decoder.step import SlotRequest, Step, StepBatch
 from dalle.errors import EngineError
 
 __all__ = ["Engine", "StepResult", "finish_steps"]
@@ -49,9 +48,12 @@ class _Active:
     """A request that has slots, with its codes so far."""
 
     id: int
-    request: Request
-    slots: list[int]
+    placed: SlotRequest
     codes: list[int]
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        return self.placed.slots
 
 
 def finish_steps(active: Sequence[tuple[int, int]], waiting: Sequence[tuple[int, int]], num_free: int) -> list[int]:
@@ -86,8 +88,6 @@ class Engine:
         self.decoder = decoder
         self.layout = decoder.layout
         self.num_slots = num_slots
-        self.cache = decoder.new_cache(num_slots)
-        self.device = decoder.embedding.weight.device
         self.num_steps = 0
         """Number of steps run so far."""
         self._ids = itertools.count()
@@ -96,7 +96,9 @@ class Engine:
         self._buckets = sorted({*buckets, num_slots})
         self._free = list(range(num_slots))
         """Heap of the free slots: the lowest one is taken first, so that busy slots stay within the smallest bucket."""
-        self._prefill = Prefill(decoder, self.cache)
+        self._step = Step(decoder, num_slots)
+        self._batch: StepBatch | None = None
+        """The active requests as tensors; None when they have changed."""
 
     @property
     def num_active(self) -> int:
@@ -142,11 +144,15 @@ class Engine:
         if not self._active:
             return StepResult(finished={}, drawn={})
         active = list(self._active.values())
-        codes = self._sample(active, self._forward(active))
+        if self._batch is None:
+            num_busy = 1 + max(slot for entry in active for slot in entry.slots)
+            bucket = next(bucket for bucket in self._buckets if bucket >= num_busy)
+            self._batch = StepBatch.stack([entry.placed for entry in active], bucket, self._step.device)
+        num_positions = self.layout.first_code + max(len(entry.codes) for entry in active)
+        codes = self._step.run(self._batch, num_positions)
         self.num_steps += 1
         for entry, code in zip(active, codes.tolist(), strict=True):
-            kept = -1 if entry.request.kept is None else int(entry.request.kept[len(entry.codes)])
-            entry.codes.append(code if kept < 0 else kept)
+            entry.codes.append(code)
         return StepResult(
             drawn={entry.id: len(entry.codes) for entry in active},
             finished={entry.id: self._finish(entry) for entry in active if len(entry.codes) == self.layout.num_codes},
@@ -200,7 +206,8 @@ class Engine:
         codes = {id(request): drawn for request, drawn in self.stream(requests, on_step)}
         return [codes[id(request)] for request in requests]
 
-    def _release(self, slots: list[int]) -> None:
+    def _release(self, slots: Sequence[int]) -> None:
+        self._batch = None
         for slot in slots:
             heapq.heappush(self._free, slot)
 
@@ -213,58 +220,8 @@ class Engine:
         while self._waiting and len(self._free) >= self._waiting[0][1].num_slots:
             request_id, request = self._waiting.popleft()
             slots = [heapq.heappop(self._free) for _ in request.conditions]
-            codes = request.given_first
-            for slot, (text_ids, features) in zip(slots, request.conditions, strict=True):
-                self._prefill.fill(slot, text_ids, features, codes)
-            self._active[request_id] = _Active(request_id, request, slots, codes)
-
-    # -- the step
-
-    def _forward(self, active: list[_Active]) -> Tensor:
-        """Run the slots of the smallest bucket on their last tokens. Returns logits (bucket, codebook_size); the logits
-        of free slots are meaningless."""
-        num_busy = 1 + max(slot for entry in active for slot in entry.slots)
-        bucket = next(bucket for bucket in self._buckets if bucket >= num_busy)
-        ids = torch.zeros(bucket, 1, dtype=torch.int64)
-        positions = torch.full((bucket, 1), self.layout.first_code - 1)
-        features = None
-        for entry in active:
-            for slot, (text_ids, own_features) in zip(entry.slots, entry.request.conditions, strict=True):
-                positions[slot] += len(entry.codes)
-                if entry.codes:
-                    ids[slot] = entry.codes[-1] + self.layout.text_vocab_size
-                    continue
-                ids[slot] = self.layout.text_row(text_ids[None])[0, -1]
-                if own_features is not None:
-                    features = torch.zeros(bucket, *own_features[-1:].shape) if features is None else features
-                    features[slot] = own_features[-1:]
-        if features is not None:
-            features = features.to(self.device, self.decoder.embedding.weight.dtype)
-        view = self.cache.first_view(positions.to(self.device))
-        hidden = self.decoder(ids.to(self.device), view.positions, view, features)
-        return self.decoder.image_logits(hidden[:, 0]).float()
-
-    def _sample(self, active: list[_Active], logits: Tensor) -> Tensor:
-        """Sample the next code of each active request: (active,) int64."""
-        device = self.device
-        positions = [len(entry.codes) for entry in active]
-        params = [entry.request.params for entry in active]
-        scales = [p.guidance_at(i, self.layout.num_codes) for p, i in zip(params, positions, strict=True)]
-        guided = guide(
-            logits[[entry.slots[0] for entry in active]],
-            logits[[entry.slots[-1] for entry in active]],
-            torch.tensor(scales, device=device),
-        )
-        # at scale 1, u + s (c - u) differs from c in the last bit, even where both are the same row
-        plain = torch.tensor([scale == 1 for scale in scales], device=device)
-        guided = torch.where(plain[:, None], logits[[entry.slots[0] for entry in active]], guided)
-        noise = gumbel_noise(
-            torch.tensor([entry.request.seed for entry in active], device=device),
-            torch.tensor([entry.request.index for entry in active], device=device),
-            torch.tensor(positions, device=device),
-            logits.shape[1],
-        )
-        return sample(guided, FilterParams.stack(params, device), noise)
+            self._active[request_id] = _Active(request_id, self._step.admit(request, slots), request.given_first)
+            self._batch = None
 
     def _finish(self, entry: _Active) -> Tensor:
         del self._active[entry.id]

@@ -23,27 +23,30 @@ class Prefill:
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder = decoder
         self._cache = cache
-        self._kept: OrderedDict[bytes, tuple[Tensor, Tensor, Tensor]] = OrderedDict()
+        self._kept: OrderedDict[bytes, list[tuple[Tensor, Tensor, Tensor]]] = OrderedDict()
 
-    def fill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> None:
-        """Fill a slot with the row of text_ids (T,), or of features (T, feature_width), and given codes."""
-        weight = self._decoder.embedding.weight
+    def fill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> int:
+        """Fill a slot with the row of text_ids (T,), or of features (T, feature_width), and given codes. Returns the
+        row's last token."""
+        weight, layout = self._decoder.embedding.weight, self._decoder.layout
         prefix = torch.tensor([codes], dtype=torch.int64)
-        row = self._decoder.layout.row(text_ids[None].cpu(), prefix)[:, :-1]
+        whole = layout.row(text_ids[None].cpu(), prefix)
+        row, last = whole[:, :-1], int(whole[0, -1])
         length = row.shape[1]
+        self._cache.padding[slot, : layout.first_code] = layout.is_padding(whole[0, : layout.first_code])
         if features is not None:
             features = features[None, :length].float().cpu().contiguous()
         key = row.numpy().tobytes() + (b"" if features is None else features.numpy().tobytes())
+        view = self._cache.prefill_view(slot)
         if key in self._kept:
             self._kept.move_to_end(key)
-            self._cache.fill_slot(slot, self._kept[key])
-            return
-        self._cache.padding[slot] = False
+            view.paste(self._kept[key])
+            return last
         if length:  # a class label alone is the last token
-            positions = torch.arange(length, device=weight.device)[None]
-            view = self._cache.view(torch.tensor([slot], device=weight.device), positions)
+            positions = torch.arange(length, device=weight.device)
             placed = None if features is None else features.to(weight.device, weight.dtype)
             self._decoder(row.to(weight.device), positions, view, placed)
-        self._kept[key] = self._cache.copy_slot(slot, length)
+        self._kept[key] = view.copy(length)
         if len(self._kept) > PREFILLS_KEPT:
             self._kept.popitem(last=False)
+        return last

@@ -10,6 +10,7 @@ Salimans 2022, 2207.12598).
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -18,7 +19,16 @@ from torch import Tensor
 from dalle.config import Config
 from dalle.errors import ParameterError
 
-__all__ = ["FilterParams", "SamplingParams", "check_seed", "filter_logits", "guide", "gumbel_noise", "sample"]
+__all__ = [
+    "FilterParams",
+    "SamplingParams",
+    "check_seed",
+    "filter_logits",
+    "guide",
+    "gumbel_noise",
+    "noise_keys",
+    "sample",
+]
 
 MAX_SEED = 2**63 - 1
 MIN_TEMPERATURE = 1e-6
@@ -90,56 +100,81 @@ def _signed(value: int) -> int:
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014) on int64: a bijection in which every bit depends on all others."""
+    """SplitMix64's finaliser (Steele et al. 2014) on int64, in place: a bijection in which every bit depends on all
+    others."""
     for shift, factor in ((30, _MIX[1]), (27, _MIX[2]), (31, None)):
-        bits = bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))
-        bits = bits if factor is None else bits * _signed(factor)
+        bits ^= (bits >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+        if factor is not None:
+            bits *= _signed(factor)
     return bits
 
 
-def gumbel_noise(seeds: Tensor, indices: Tensor, positions: Tensor, num_tokens: int) -> Tensor:
-    """Standard Gumbel noise (B, num_tokens), float64, from int64 seeds, image indices and positions (B,).
-
-    The key absorbs seed, index and position one after the other; a token's 53 bits are a mix of key and token.
-    """
+def noise_keys(seeds: Tensor, indices: Tensor, positions: Tensor) -> Tensor:
+    """Keys of the noise of codes, int64 (B,), from int64 seeds, image indices and positions that broadcast to (B,). A
+    key absorbs seed, index and position one after the other."""
     step = _signed(_MIX[0])
     key = _mix(seeds + step)
     key = _mix(key ^ (indices + 1) * step)
-    key = _mix(key ^ (positions + 1) * step)
-    tokens = torch.arange(1, num_tokens + 1, device=seeds.device)
-    bits = (_mix(key[:, None] + tokens * step) >> 11) & ((1 << 53) - 1)
+    return _mix(key ^ (positions + 1) * step)
+
+
+def gumbel_noise(keys: Tensor, num_tokens: int) -> Tensor:
+    """Standard Gumbel noise (B, num_tokens), float64, from keys (B,): a token's 53 bits are a mix of key and token."""
+    tokens = torch.arange(1, num_tokens + 1, device=keys.device) * _signed(_MIX[0])
+    bits = (_mix(keys[:, None] + tokens) >> 11).bitwise_and_((1 << 53) - 1)
     # the very last of the 2^53 values would round to 1, and its noise to infinity
-    uniform = ((bits.double() + 0.5) * 2.0**-53).clamp_max(1 - 2.0**-53)
-    return -torch.log(-torch.log(uniform))
+    uniform = bits.double().add_(0.5).mul_(2.0**-53).clamp_max_(1 - 2.0**-53)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance of logits (B, V): u + s (c - u), with scale (B,)."""
-    return unconditional + scale[:, None] * (conditional - unconditional)
+    """Classifier-free guidance of logits (B, V): u + s (c - u), with scale (B,). At scale 1 it is c to the last bit,
+    which the formula alone would miss."""
+    guided = unconditional + scale[:, None] * (conditional - unconditional)
+    return torch.where((scale == 1)[:, None], conditional, guided)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterParams:
-    """Filter parameters of a batch of B requests: temperature, top_k (0 for none), top_p and min_p, all (B,)."""
+    """Filter parameters of a batch of B requests: temperature float32, top_k int64 (0 for none), top_p and min_p
+    float32, all (B,)."""
 
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
     min_p: Tensor
+    greedy: bool
+    """Whether any temperature is 0."""
+    sorts: bool
+    """Whether any top_k or top_p filters, for which logits are sorted."""
+    floors: bool
+    """Whether any min_p filters."""
 
     @classmethod
     def stack(cls, params: list[SamplingParams], device: torch.device) -> "FilterParams":
         """Stack the parameters of B requests."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: torch.tensor([getattr(p, name) for p in params], device=device) for name in names})
+        columns = {
+            name: torch.tensor([getattr(p, name) for p in params], device=device)
+            for name in ("temperature", "top_k", "top_p", "min_p")
+        }
+        return cls(**columns, **cls.flags(params))
+
+    @staticmethod
+    def flags(params: Collection[SamplingParams]) -> dict[str, bool]:
+        """Which of the filters any of the parameters use."""
+        return {
+            "greedy": any(p.temperature == 0 for p in params),
+            "sorts": any(p.top_k > 0 or p.top_p < 1 for p in params),
+            "floors": any(p.min_p > 0 for p in params),
+        }
 
 
 def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
     """Divide logits (B, V) by the temperature (except in batch entries at 0), and set filtered tokens to -inf."""
-    greedy = params.temperature == 0
-    logits = logits / torch.where(greedy, 1.0, params.temperature)[:, None]
+    temperature = torch.where(params.temperature == 0, 1.0, params.temperature) if params.greedy else params.temperature
+    logits = logits / temperature[:, None]
     vocab_size = logits.shape[1]
-    if (params.top_k > 0).any() or (params.top_p < 1).any():
+    if params.sorts:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         last = torch.where(params.top_k > 0, params.top_k.clamp(max=vocab_size), vocab_size) - 1
         kept = ordered >= ordered.gather(1, last[:, None])
@@ -149,7 +184,7 @@ def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
         # a top_p of 1 keeps every token, whatever the sum rounds to
         kept &= (before < params.top_p[:, None]) | (params.top_p == 1)[:, None]
         logits = logits.masked_fill(~torch.zeros_like(kept).scatter(1, order, kept), -math.inf)
-    if (params.min_p > 0).any():
+    if params.floors:
         floor = logits.amax(-1, keepdim=True) + params.min_p.log()[:, None]
         logits = logits.masked_fill(logits < floor, -math.inf)
     return logits
@@ -158,5 +193,6 @@ def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
 def sample(logits: Tensor, params: FilterParams, noise: Tensor) -> Tensor:
     """Sample one token for each batch entry, (B,) int64: the argmax of filtered logits plus noise (B, V), without noise
     at temperature 0."""
-    noise = torch.where((params.temperature == 0)[:, None], 0.0, noise)
+    if params.greedy:
+        noise = torch.where((params.temperature == 0)[:, None], 0.0, noise)
     return (filter_logits(logits, params) + noise).argmax(-1)

@@ -8,6 +8,9 @@ import torch.nn.functional as F
 
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams
+from dalle.decoder.step import Step
 from dalle.errors import ConfigError
 from dalle.transformer.attention import _attend
 from dalle.transformer.block import shift_tokens
@@ -59,17 +62,17 @@ def test_cached_equals_uncached(changes: dict[str, object]) -> None:
     text_ids, codes = rows(decoder)
     _, expected = decoder.teacher_forced(text_ids, codes)
 
-    cache = decoder.new_cache(5)
-    slots = torch.tensor([4, 0, 2])
-    row = decoder.layout.row(text_ids, codes)
-    prefill = torch.arange(decoder.layout.first_code).expand(3, -1)
-    hidden = decoder(row[:, : prefill.shape[1]], prefill, cache.view(slots, prefill))[:, -1:]
-    logits = [decoder.image_logits(hidden)]
-    for position in range(decoder.layout.first_code, decoder.layout.length - 1):
-        positions = torch.full((3, 1), position)
-        hidden = decoder(row[:, position : position + 1], positions, cache.view(slots, positions))
-        logits.append(decoder.image_logits(hidden))
-    assert (torch.cat(logits, dim=1) - expected).abs().max() < 1e-5
+    step = Step(decoder, 5)
+    slots, ids = [4, 0, 2], decoder.layout.code_ids(codes)
+    for slot, one in zip(slots, text_ids, strict=True):
+        step.admit(Request(text_ids=one, params=SamplingParams(), seed=0), [slot])
+    logits = []
+    for place in range(decoder.layout.num_codes):
+        if place:
+            step.ids[slots] = ids[:, place - 1 : place]
+            step.positions[slots] += 1
+        logits.append(step.logits(5, decoder.layout.first_code + place)[slots])
+    assert (torch.stack(logits, dim=1) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
@@ -171,9 +174,9 @@ def test_rotary_logits_depend_on_relative_places_only() -> None:
 
     coordinates = torch.tensor([[0, 0], [2, 1], [5, 3], [7, 4]])  # the last two are the first two, moved by (5, 3)
     table = rotary_table(coordinates, 8, 100.0)[None]
-    q, k = torch.randn(2, 1, 1, 1, 8).expand(2, 1, 1, 4, 8)
+    q, k = torch.randn(2, 1, 1, 1, 8).expand(2, 1, 4, 1, 8)
     q, k = apply_rotary(q, table), apply_rotary(k, table)
-    scores = (q @ k.mT)[0, 0]
+    scores = q[0, :, 0] @ k[0, :, 0].T
     assert (scores[0, 1] - scores[2, 3]).abs() < 1e-5
     assert (scores[0, 1] - scores[0, 2]).abs() > 1e-3
 

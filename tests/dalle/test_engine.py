@@ -262,14 +262,13 @@ def test_buckets_change_no_greedy_code_and_run_fewer_rows(decoder: Decoder, monk
     expected = draw(decoder, *requests)
     engine = Engine(decoder, num_slots=8, buckets=(1, 2, 4))
     sizes: list[int] = []
-    forward = engine._forward
+    logits_of = engine._step.logits
 
-    def counted(active: list[object]) -> Tensor:
-        logits = forward(active)  # type: ignore[arg-type]
-        sizes.append(len(logits))
-        return logits
+    def counted(num_slots: int, length: int) -> Tensor:
+        sizes.append(num_slots)
+        return logits_of(num_slots, length)
 
-    monkeypatch.setattr(engine, "_forward", counted)
+    monkeypatch.setattr(engine._step, "logits", counted)
     assert all(map(torch.equal, engine.run(requests), expected))
     assert torch.equal(engine.run(requests[:1])[0], expected[0])
     assert sizes[0] == 8 and sizes[-1] == 1

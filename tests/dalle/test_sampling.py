@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dalle.decoder.sampling import FilterParams, SamplingParams, filter_logits, guide, gumbel_noise, sample
+from dalle.decoder.sampling import FilterParams, SamplingParams, filter_logits, guide, gumbel_noise, noise_keys, sample
 from dalle.errors import ParameterError
 
 LOGITS = torch.tensor([[2.0, 1.0, 1.0, 0.0, -1.0]])
@@ -52,12 +52,13 @@ def test_each_row_has_its_own_filters() -> None:
 
 def test_noise_is_a_pure_function_of_its_key() -> None:
     seeds, indices, positions = torch.tensor([7, 7, 7, 8, 2**63 - 1]), torch.tensor([0, 1, 0, 0, 0]), torch.arange(5)
-    noise = gumbel_noise(seeds, indices, positions, 100)
+    noise = gumbel_noise(noise_keys(seeds, indices, positions), 100)
     assert noise.isfinite().all()
     assert len({tuple(row.tolist()) for row in noise}) == 5
     for i in range(5):
         one = slice(i, i + 1)
-        assert torch.equal(gumbel_noise(seeds[one], indices[one], positions[one], 40), noise[one, :40])
+        key = noise_keys(seeds[one], indices[one], positions[one])
+        assert torch.equal(gumbel_noise(key, 40), noise[one, :40])
 
 
 def test_noise_is_finite_at_the_end_of_its_range() -> None:
@@ -80,13 +81,13 @@ def test_noise_is_finite_at_the_end_of_its_range() -> None:
     seed = (unmix(key) - step) & mask
     seeds = torch.tensor([seed - 2**64 if seed >= 2**63 else seed])
     zero = torch.zeros(1, dtype=torch.int64)
-    noise = gumbel_noise(seeds, zero, zero, 1).item()
+    noise = gumbel_noise(noise_keys(seeds, zero, zero), 1).item()
     assert noise == pytest.approx(53 * math.log(2))
 
 
 def test_noise_has_the_gumbel_distribution_and_no_correlation() -> None:
     grid = torch.cartesian_prod(torch.arange(20), torch.arange(10), torch.arange(20))
-    noise = gumbel_noise(grid[:, 0], grid[:, 1], grid[:, 2], 64)
+    noise = gumbel_noise(noise_keys(grid[:, 0], grid[:, 1], grid[:, 2]), 64)
     assert abs(noise.mean() - 0.57722) < 0.01
     assert abs(noise.var() - math.pi**2 / 6) < 0.02
     for other in (noise.roll(1, 0), noise.roll(20, 0), noise.roll(200, 0), noise.roll(1, 1)):
@@ -95,14 +96,15 @@ def test_noise_has_the_gumbel_distribution_and_no_correlation() -> None:
 
 def test_draws_follow_the_softmax() -> None:
     draws = 20_000
-    noise = gumbel_noise(torch.arange(draws), torch.zeros(draws, dtype=torch.int64), torch.arange(draws) % 64, 5)
+    keys = noise_keys(torch.arange(draws), torch.zeros(draws, dtype=torch.int64), torch.arange(draws) % 64)
+    noise = gumbel_noise(keys, 5)
     params = FilterParams.stack([SamplingParams(temperature=0.7)] * draws, torch.device("cpu"))
     share = torch.bincount(sample(LOGITS.expand(draws, -1), params, noise), minlength=5) / draws
     assert (share - (LOGITS[0] / 0.7).softmax(-1)).abs().max() < 0.012
 
 
 def test_temperature_zero_is_greedy() -> None:
-    noise = gumbel_noise(torch.arange(50), torch.arange(50), torch.arange(50), 5)
+    noise = gumbel_noise(noise_keys(torch.arange(50), torch.arange(50), torch.arange(50)), 5)
     params = FilterParams.stack([SamplingParams(temperature=0)] * 50, torch.device("cpu"))
     assert (sample(LOGITS.expand(50, -1), params, noise) == 0).all()
 

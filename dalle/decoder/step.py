@@ -1,0 +1,165 @@
+"""A step: one token of every slot through the decoder, and the next code of every request.
+
+What a request needs in all of its steps is computed once, when it takes its slots, and stacked when requests come or
+go (`StepBatch`). So a step makes no tensor of Python numbers, and reads the keys and values of the filled positions
+alone. It feeds the codes that it draws to the next step itself.
+
+`Step` runs operation by operation, everywhere. Others keep its contract and run the same two functions as one program.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.prefill import Prefill
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import FilterParams, gumbel_noise, guide, noise_keys, sample
+
+__all__ = ["SlotRequest", "Step", "StepBatch"]
+
+LENGTH_BLOCK = 64
+"""Steps read a multiple of so many positions of the cache. At multiples of 16, attention adds the same numbers in the
+same order as over the whole length, and zeros."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlotRequest:
+    """A request that has slots, with the tensors that its steps look into. N is the number of codes."""
+
+    request: Request
+    slots: tuple[int, ...]
+    """Its conditional slot and, if it is guided, its unconditional one."""
+    keys: Tensor
+    """Key of the noise of each code: (N,) int64."""
+    scales: Tensor
+    """Guidance scale of each code: (N,) float32."""
+    kept: Tensor
+    """Codes that are given, -1 where one is to be drawn: (N,) int64."""
+
+    @classmethod
+    def of(cls, request: Request, slots: Sequence[int], num_codes: int) -> "SlotRequest":
+        places = torch.arange(num_codes)
+        return cls(
+            request=request,
+            slots=tuple(slots),
+            keys=noise_keys(torch.tensor(request.seed), torch.tensor(request.index), places),
+            scales=torch.tensor([request.params.guidance_at(i, num_codes) for i in range(num_codes)]),
+            kept=torch.full((num_codes,), -1) if request.kept is None else request.kept,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """The A requests that have slots, among the first B slots, as tensors on the decoder's device."""
+
+    num_slots: int
+    """B: number of slots that a step runs."""
+    conditional: Tensor
+    """Conditional slot of each request: (A,) int64."""
+    unconditional: Tensor | None
+    """Unconditional slot of each request, its conditional one if it is unguided: (A,) int64. None if all are."""
+    owner: Tensor
+    """Number of the request that each slot belongs to, 0 for free slots: (B,) int64."""
+    busy: Tensor
+    """1 in slots of a request, 0 in free ones: (B, 1) int64."""
+    keys: Tensor
+    """(A, N) int64."""
+    scales: Tensor
+    """(A, N) float32."""
+    kept: Tensor | None
+    """(A, N) int64; None if no request has given codes."""
+    filters: FilterParams
+
+    @classmethod
+    def stack(cls, active: Sequence[SlotRequest], num_slots: int, device: torch.device) -> "StepBatch":
+        """Stack requests, all in the first `num_slots` slots."""
+        owner, busy = torch.zeros(num_slots, dtype=torch.int64), torch.zeros(num_slots, 1, dtype=torch.int64)
+        for number, entry in enumerate(active):
+            owner[list(entry.slots)] = number
+            busy[list(entry.slots)] = 1
+        requests = [entry.request for entry in active]
+        guided = any(request.params.guided for request in requests)
+        given = any(request.kept is not None for request in requests)
+        return cls(
+            num_slots=num_slots,
+            conditional=torch.tensor([entry.slots[0] for entry in active]).to(device),
+            unconditional=torch.tensor([entry.slots[-1] for entry in active]).to(device) if guided else None,
+            owner=owner.to(device),
+            busy=busy.to(device),
+            keys=torch.stack([entry.keys for entry in active]).to(device),
+            scales=torch.stack([entry.scales for entry in active]).to(device),
+            kept=torch.stack([entry.kept for entry in active]).to(device) if given else None,
+            filters=FilterParams.stack([request.params for request in requests], device),
+        )
+
+
+class Step:
+    """Steps over the slots of a cache, operation by operation."""
+
+    def __init__(self, decoder: Decoder, num_slots: int) -> None:
+        self.decoder = decoder.packed()
+        self.layout = decoder.layout
+        self.cache = decoder.new_cache(num_slots)
+        self.device = decoder.embedding.weight.device
+        self.ids = torch.zeros(num_slots, 1, dtype=torch.int64, device=self.device)
+        """The last token of each slot's row, which the next step reads: (slots, 1)."""
+        self.positions = torch.zeros_like(self.ids)
+        """Position of that token in the row: (slots, 1)."""
+        self.last_inputs = None
+        """Embedding of the last token before the codes, in a model that follows features: (slots, 1, D)."""
+        if decoder.features is not None:
+            shape = (num_slots, 1, decoder.config.width)
+            self.last_inputs = torch.zeros(shape, dtype=decoder.embedding.weight.dtype, device=self.device)
+        self._prefill = Prefill(self.decoder, self.cache)
+
+    def admit(self, request: Request, slots: Sequence[int]) -> SlotRequest:
+        """Fill the slots of a request, its given codes included, up to the token that its first step reads."""
+        given = request.given_first
+        for slot, (text_ids, features) in zip(slots, request.conditions, strict=True):
+            self.ids[slot] = self._prefill.fill(slot, text_ids, features, given)
+            self.positions[slot] = self.layout.first_code - 1 + len(given)
+            if self.last_inputs is not None and features is not None:
+                last = features[None, -1:].to(self.device, self.last_inputs.dtype)
+                self.last_inputs[slot] = self.decoder.embed(self.ids[slot, None], self.positions[slot], last)[0]
+        return SlotRequest.of(request, slots, self.layout.num_codes)
+
+    def run(self, batch: StepBatch, num_positions: int) -> Tensor:
+        """Draw the next code of each request of a batch, (A,) int64, and feed it to the request's slots. Rows of busy
+        slots end before `num_positions`."""
+        length = min(-(-num_positions // LENGTH_BLOCK) * LENGTH_BLOCK, self.layout.length)
+        codes = self.draw(batch, self.logits(batch.num_slots, length))
+        ids, positions = self.ids[: batch.num_slots], self.positions[: batch.num_slots]
+        ids[:, 0] = codes[batch.owner] + self.layout.text_vocab_size
+        positions += batch.busy
+        return codes
+
+    def logits(self, num_slots: int, length: int) -> Tensor:
+        """Run the last tokens of the first B slots. Returns logits (B, codebook_size) float32; the logits of free slots
+        are meaningless."""
+        decoder, ids, positions = self.decoder, self.ids[:num_slots], self.positions[:num_slots]
+        x = decoder.embed(ids, positions)
+        if self.last_inputs is not None:
+            x = torch.where((positions < self.layout.first_code)[..., None], self.last_inputs[:num_slots], x)
+        masks = decoder.masks[:, positions[:, 0], :length]
+        if not decoder.config.attend_padding:
+            is_itself = torch.arange(length, device=self.device) == positions
+            masks = masks & decoder.attended(self.cache.padding[:num_slots, :length], is_itself)
+        scores = torch.zeros_like(masks, dtype=x.dtype).masked_fill_(~masks, -torch.inf)[:, :, None, None]
+        hidden = decoder.transform(x, positions, scores, self.cache.step_view(positions, length))
+        return decoder.image_logits(hidden[:, 0]).float()
+
+    def draw(self, batch: StepBatch, logits: Tensor) -> Tensor:
+        """Sample the next code of each request, or take the given one: (A,) int64."""
+        places = self.positions[batch.conditional] - (self.layout.first_code - 1)
+        guided = logits[batch.conditional]
+        if batch.unconditional is not None:
+            guided = guide(guided, logits[batch.unconditional], batch.scales.gather(1, places)[:, 0])
+        noise = gumbel_noise(batch.keys.gather(1, places)[:, 0], logits.shape[1])
+        codes = sample(guided, batch.filters, noise)
+        if batch.kept is None:
+            return codes
+        kept = batch.kept.gather(1, places)[:, 0]
+        return torch.where(kept >= 0, kept, codes)
