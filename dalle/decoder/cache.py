@@ -76,7 +76,7 @@ class KVCache:
     def step_view(self, positions: Tensor, length: int) -> "StepView":
         """View for a forward pass over one token in each of the first B slots, at positions (B, 1), all below `length`:
         tokens attend to the first `length` positions of their slots."""
-        num_slots, num_kv_heads, whole_length = self.layers[0].keys.shape[:3]
+        _, num_kv_heads, whole_length, _ = self.layers[0].keys.shape
         heads = torch.arange(len(positions) * num_kv_heads, device=positions.device).view(-1, num_kv_heads)
         slots = torch.arange(len(positions), device=positions.device)
         return StepView(

@@ -2,7 +2,7 @@
 
 `Decoder.forward` has one meaning: ids and their positions in, hidden states out. It reads whole rows, or the first
 tokens of a row, which it then leaves in a slot of a cache; a step over one token in each slot (`step.py`) goes through
-the same blocks. Logits are separate, because a row has two vocabularies, and sampling needs one of them at one position.
+the same blocks. Logits are apart, because a row has two vocabularies, and sampling needs one of them at one position.
 
 One class, driven by `DecoderConfig`, for every model of the DALL-E family.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.prefill import Prefill
 from dalle.decoder.request import Request
-from dalle.decoder.sampling import FilterParams, gumbel_noise, guide, noise_keys, sample
+from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, noise_keys, sample
 
 __all__ = ["SlotRequest", "Step", "StepBatch"]
 
