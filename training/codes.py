@@ -28,14 +28,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.checkpoint import load_image_tokenizer
-from dalle.device import choose_device
+from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError
 from dalle.files import atomic_file
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.draw import draw_caption
 from training.command import exit_on_mistake
-from training.hardware import keep_memory
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 

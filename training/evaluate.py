@@ -24,7 +24,7 @@ import tyro
 
 from dalle.checkpoint import load_checkpoint
 from dalle.decoder.sampling import SamplingParams, check_seed
-from dalle.device import choose_device
+from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError, ParameterError
 from dalle.files import atomic_file, atomic_write
 from dalle.vq.kinds import AnyImageTokenizer
@@ -34,7 +34,6 @@ from training.evaluation.features import PictureFeatures, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
 from training.evaluation.reconstruction import Reconstructed, reconstruct
 from training.evaluation.report import report, sheet
-from training.hardware import keep_memory
 from training.losses.perceptual import LPIPS
 from training.pairs.shards import PairShards, find_shards
 

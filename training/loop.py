@@ -20,9 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dalle.config import Config, require, require_at_least
-from dalle.device import choose_device
+from dalle.device import choose_device, keep_memory
 from dalle.errors import DalleError
-from training.hardware import keep_memory
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
 __all__ = ["LoopConfig", "Task", "train"]

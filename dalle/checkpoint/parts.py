@@ -5,13 +5,14 @@ The digests of the files have been checked before. Every function raises `Checkp
 expected.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dalle.checkpoint.files import DECODER_FILE, IMAGE_TOKENIZER_FILE, TOKENIZER_FILE, listed
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
@@ -36,6 +37,25 @@ __all__ = [
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Mode in which the functions of `torch.nn.init` do nothing.
+
+    A tensor on the meta device has no values to initialise, and yet its `normal_` imports torch's compiler, which takes
+    longer than loading the model.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:  # attribute accessors have no module
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def empty_image_tokenizer(folder: Path, config: ModelConfig) -> AnyImageTokenizer:
     """The image tokenizer without weights (on torch's meta device), its shapes compared with those in its file."""
     network_class: Callable[..., AnyImageTokenizer] = KINDS[kind_of(config.image_tokenizer)][1]
@@ -53,7 +73,7 @@ def empty_decoder(folder: Path, config: ModelConfig) -> Decoder | None:
 def _empty(path: Path, build: Callable[[], Network]) -> Network:
     config_path, part = path.parent / CONFIG_FILE, path.stem
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialValues():
             network = build()
         with safe_open(path, "pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118

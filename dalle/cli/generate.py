@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.command_line import exit_on_mistake
 from dalle.decoder.engine import StepResult
+from dalle.device import keep_memory
 from dalle.errors import DalleError
 from dalle.files import CannotWriteError, prepare_folder, write_file
 from dalle.images import Background, contact_sheet, encode_image, load_image
@@ -132,6 +133,7 @@ def generate(
     for i, prompt in enumerate(prompts):
         if prompt in prompts[:i]:
             raise DalleError(f"the prompt {prompt!r} is given twice; use --n")
+    keep_memory()
     dalle = DALLE.load(model, device=device, text_encoder=text_encoder)
     options: dict[str, Any] = {
         "temperature": temperature,

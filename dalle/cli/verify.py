@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.command_line import exit_on_mistake
+from dalle.device import keep_memory
 from dalle.errors import DataError, ImageError, ParameterError
 from dalle.files import prepare_folder, write_file
 from dalle.images import encode_image
@@ -64,6 +65,7 @@ def verify(
     one, or if a file given by name has no receipt; pictures without a receipt
     that are found in folders are only counted.
     """
+    keep_memory()
     verifier = Verifier(model=model, resample=resample, device=device)
     found: Counter[str] = Counter()
     bad = False
@@ -118,6 +120,7 @@ def decode(
     A picture has the background that its line names; JPEGs are always opaque.
     Lines without codes (invalid or failed ones) are skipped.
     """
+    keep_memory()
     dalle = DALLE.load(model, device=device)
     prepare_folder(out)
     num_pictures = 0

@@ -19,6 +19,7 @@ from dalle import DALLE
 from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
 from dalle.decoder.engine import Engine
+from dalle.device import keep_memory
 from dalle.errors import DalleError
 from dalle.pipeline import PromptRequest
 from dalle.receipt import pack_codes, unpack_codes
@@ -59,6 +60,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         """Load the model. Raises `DalleError` if this machine does not have it, or has it with another digest."""
         self.settings = settings
+        keep_memory()
         self.model = DALLE.load(settings.model, device=settings.device)
         if self.model.digest != settings.model_digest:
             raise DalleError(

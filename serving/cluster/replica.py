@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from dalle import DALLE
+from dalle.device import keep_memory
 from serving.cluster.autoscaling import SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
 from serving.engine.async_engine import AsyncEngine
@@ -41,6 +42,7 @@ class Replica:
     def __init__(self, settings: dict[str, Any]) -> None:
         stay_on_loopback()
         _leave_the_cores_to_the_engine()
+        keep_memory()
         chosen = ModelSettings(**settings)
         model = DALLE.load(chosen.path, device=chosen.device, text_encoder=chosen.text_encoder)
         self.engine = AsyncEngine(model, chosen).start()

@@ -3,6 +3,8 @@
 import json
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +279,10 @@ def test_a_loaded_model_does_not_hang_on_its_files(model: Path) -> None:
     assert all(parameter.grad is not None for parameter in loaded.decoder.parameters())
     for network in (loaded.decoder, loaded.image_tokenizer):
         assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
+
+
+def test_loading_does_not_import_the_compiler_of_torch(model: Path) -> None:
+    """The import takes several times as long as loading a small model."""
+    code = "import sys; from dalle.checkpoint import load_checkpoint; load_checkpoint(sys.argv[1])"
+    code += "; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(model)], check=True, timeout=60)
