@@ -1,6 +1,6 @@
 """The key-value cache: arrays over slots, allocated once, one for each layer so that a step writes into them in place.
 
-Every picture of a model has the same number of tokens, so a slot is an array of `length` positions, without paging.
+Every picture of a model has the same number of tokens, so a slot is an array of positions, without paging.
 The cache also stores which positions of a slot hold padding, which is not attended to; and, for a decoder with token
 shift, the channels that later positions take from earlier ones.
 """
@@ -12,7 +12,17 @@ from torch import Tensor
 
 from dalle.transformer.attention import LayerState
 
-__all__ = ["KVCache", "LayerCache", "PrefillView", "StepView"]
+__all__ = ["LENGTH_BLOCK", "KVCache", "LayerCache", "PrefillView", "StepView", "cache_length"]
+
+LENGTH_BLOCK = 32
+"""A step reads a multiple of so many positions. Attention then adds the same numbers in the same order as over the
+whole length, and zeros (torch's does at multiples of 16): how far other rows are changes no bit of a row."""
+
+
+def cache_length(length: int) -> int:
+    """Number of positions that a cache has for rows of `length` tokens, of which the last is never read: whole blocks,
+    and one position that no step reads, so that a compiled step needs no case for the whole array."""
+    return -(-(length - 1) // LENGTH_BLOCK) * LENGTH_BLOCK + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +51,14 @@ class KVCache:
         depth: int,
         num_slots: int,
         num_kv_heads: int,
-        length: int,
+        row_length: int,
         head_dim: int,
         shift_width: int = 0,
         device: torch.device,
         dtype: torch.dtype,
     ) -> "KVCache":
-        """A cache that holds zeros."""
+        """A cache that holds zeros, for rows of `row_length` tokens."""
+        length = cache_length(row_length)
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, device=device, dtype=dtype)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dalle.decoder.cache import KVCache, PrefillView, StepView
+from dalle.decoder.cache import KVCache, PrefillView, StepView, cache_length
 from dalle.decoder.config import DecoderConfig
 from dalle.transformer.block import Block, make_norm
-from dalle.transformer.linear import PackedLinear, packed
+from dalle.transformer.linear import InferenceLinear, for_inference
 from dalle.transformer.masks import attention_mask
 from dalle.transformer.positions import ADDED_POSITIONS, PositionEmbedding, rotary_table, rotary_text_image_table
 
@@ -67,8 +67,8 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             num_outputs = vocab_size if config.text_head else config.codebook_size
             self.head = nn.Linear(config.width, num_outputs, bias=config.head_bias)
-        self.image_head: PackedLinear | None = None
-        """The part of the head that predicts codes, in a packed copy."""
+        self.image_head: InferenceLinear | None = None
+        """The part of the head that predicts codes, in a twin for inference."""
         self._start_weights()
         self._derive_tables()
 
@@ -82,8 +82,8 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / depth_scale)
 
     def _derive_tables(self) -> None:
-        """Compute what follows from the configuration and is never stored: masks (kinds, P, P), rotary table (P,
-        head_dim / 2, 2), sources of token shift (P, 2)."""
+        """Compute what follows from the configuration and is never stored: masks (kinds, P, C) over the C positions of
+        a cache, rotary table (P, head_dim / 2, 2), sources of token shift (P, 2)."""
         config, layout = self.config, self.layout
         with torch.device("cpu"):
             self.pattern_kinds = sorted(set(config.patterns))
@@ -91,7 +91,8 @@ class Decoder(nn.Module):
                 attention_mask(layout, pattern, config.convolution_size, config.pattern_shift)
                 for pattern in self.pattern_kinds
             ]
-            self.register_buffer("masks", torch.stack(masks), persistent=False)
+            unused = cache_length(layout.length) - layout.length
+            self.register_buffer("masks", F.pad(torch.stack(masks), (0, unused)), persistent=False)
             self.register_buffer("rotary", self._rotary_table(), persistent=False)
             self.register_buffer("shift_sources", layout.shift_sources(), persistent=False)
 
@@ -115,7 +116,7 @@ class Decoder(nn.Module):
             depth=config.depth,
             num_slots=num_slots,
             num_kv_heads=config.num_kv_heads,
-            length=self.layout.length,
+            row_length=self.layout.length,
             head_dim=config.head_dim,
             shift_width=self.shift_width,
             device=weight.device,
@@ -169,15 +170,15 @@ class Decoder(nn.Module):
         x = self.final_norm(x)
         return x if self.head_norm is None else self.head_norm(x)
 
-    def packed(self) -> "Decoder":
-        """A copy for inference, with weights as they are now, whose products are fast on this device. It shares all
-        parameters that are not multiplied; on a device that needs no such copy, it is this decoder itself."""
-        blocks = packed(self.blocks)
+    def for_inference(self, *, pack: bool) -> "Decoder":
+        """A twin of this decoder whose products are fast on this device. With `pack` it holds a copy of the weights as
+        they are now, laid out for speed. Where there is nothing to gain, it is this decoder itself."""
+        blocks = for_inference(self.blocks, pack=pack)
         if blocks is self.blocks:
             return self
         twin = copy.deepcopy(self, {id(one): one for one in [self.blocks, *self.parameters(), *self.buffers()]})
         twin.blocks = blocks
-        twin.image_head = PackedLinear(*self._head(slice(self._num_text_outputs, None)))
+        twin.image_head = InferenceLinear(*self._head(slice(self._num_text_outputs, None)), pack=pack)
         return twin
 
     def _head(self, part: slice) -> tuple[Tensor, Tensor | None]:

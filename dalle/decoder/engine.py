@@ -80,7 +80,9 @@ class Engine:
     `num_slots` is the batch size of every step: so many pictures are drawn at once without guidance, half with it.
     """
 
-    def __init__(self, decoder: Decoder, *, num_slots: int, buckets: Sequence[int] = ()) -> None:
+    def __init__(
+        self, decoder: Decoder, *, num_slots: int, buckets: Sequence[int] = (), step: Step | None = None
+    ) -> None:
         if num_slots < 2:
             raise EngineError(f"num_slots is {num_slots}; it must be at least 2, the slots of one guided picture")
         if any(not 1 <= bucket <= num_slots for bucket in buckets):
@@ -96,7 +98,7 @@ class Engine:
         self._buckets = sorted({*buckets, num_slots})
         self._free = list(range(num_slots))
         """Heap of the free slots: the lowest one is taken first, so that busy slots stay within the smallest bucket."""
-        self._step = Step(decoder, num_slots)
+        self._step = step or Step(decoder, num_slots)
         self._batch: StepBatch | None = None
         """The active requests as tensors; None when they have changed."""
 

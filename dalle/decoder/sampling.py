@@ -10,7 +10,6 @@ Salimans 2022, 2207.12598).
 
 import dataclasses
 import math
-from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -153,20 +152,19 @@ class FilterParams:
     @classmethod
     def stack(cls, params: list[SamplingParams], device: torch.device) -> "FilterParams":
         """Stack the parameters of B requests."""
-        columns = {
-            name: torch.tensor([getattr(p, name) for p in params], device=device)
-            for name in ("temperature", "top_k", "top_p", "min_p")
-        }
-        return cls(**columns, **cls.flags(params))
 
-    @staticmethod
-    def flags(params: Collection[SamplingParams]) -> dict[str, bool]:
-        """Which of the filters any of the parameters use."""
-        return {
-            "greedy": any(p.temperature == 0 for p in params),
-            "sorts": any(p.top_k > 0 or p.top_p < 1 for p in params),
-            "floors": any(p.min_p > 0 for p in params),
-        }
+        def column(name: str) -> Tensor:
+            return torch.tensor([getattr(p, name) for p in params], device=device)
+
+        return cls(
+            temperature=column("temperature"),
+            top_k=column("top_k"),
+            top_p=column("top_p"),
+            min_p=column("min_p"),
+            greedy=any(p.temperature == 0 for p in params),
+            sorts=any(p.top_k > 0 or p.top_p < 1 for p in params),
+            floors=any(p.min_p > 0 for p in params),
+        )
 
 
 def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:

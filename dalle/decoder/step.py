@@ -4,7 +4,7 @@ What a request needs in all of its steps is computed once, when it takes its slo
 go (`StepBatch`). So a step makes no tensor of Python numbers, and reads the keys and values of the filled positions
 alone. It feeds the codes that it draws to the next step itself.
 
-`Step` runs operation by operation, everywhere. Others keep its contract and run the same two functions as one program.
+`Step` runs operation by operation, everywhere; others keep its contract and run `Step.forward` as one program.
 """
 
 import dataclasses
@@ -13,16 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dalle.decoder.cache import LENGTH_BLOCK, KVCache
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.prefill import Prefill
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, noise_keys, sample
 
-__all__ = ["SlotRequest", "Step", "StepBatch"]
-
-LENGTH_BLOCK = 64
-"""Steps read a multiple of so many positions of the cache. At multiples of 16, attention adds the same numbers in the
-same order as over the whole length, and zeros."""
+__all__ = ["SlotRequest", "Step", "StepBatch", "slot_logits"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,12 +92,46 @@ class StepBatch:
             filters=FilterParams.stack([request.params for request in requests], device),
         )
 
+    def draw(self, logits: Tensor, noise: Tensor, places: Tensor) -> Tensor:
+        """Sample the next code of each request, or take the given one: (A,) int64, from logits (B, codebook_size),
+        noise (A, codebook_size), and the place of the code among the codes, (A, 1)."""
+        guided = logits[self.conditional]
+        if self.unconditional is not None:
+            guided = guide(guided, logits[self.unconditional], self.scales.gather(1, places)[:, 0])
+        codes = sample(guided, self.filters, noise)
+        if self.kept is None:
+            return codes
+        kept = self.kept.gather(1, places)[:, 0]
+        return torch.where(kept >= 0, kept, codes)
+
+
+def slot_logits(
+    decoder: Decoder, cache: KVCache, ids: Tensor, positions: Tensor, last_inputs: Tensor | None, columns: Tensor
+) -> Tensor:
+    """Run the last tokens of the first B slots: logits (B, codebook_size) float32, which mean nothing in free
+    slots.
+
+    ids and positions are (B, 1), last_inputs (B, 1, D) or None; columns (L,) are 0..L - 1, the positions to read.
+    """
+    length = columns.shape[0]
+    x = decoder.embed(ids, positions)
+    if last_inputs is not None:
+        x = torch.where((positions < decoder.layout.first_code)[..., None], last_inputs, x)
+    masks = decoder.masks[:, positions[:, 0]][..., :length]
+    if not decoder.config.attend_padding:
+        masks = masks & decoder.attended(cache.padding[: len(ids), :length], columns == positions)
+    scores = torch.zeros_like(masks, dtype=x.dtype).masked_fill(~masks, -torch.inf)[:, :, None, None]
+    hidden = decoder.transform(x, positions, scores, cache.step_view(positions, length))
+    return decoder.image_logits(hidden[:, 0]).float()
+
 
 class Step:
     """Steps over the slots of a cache, operation by operation."""
 
-    def __init__(self, decoder: Decoder, num_slots: int) -> None:
-        self.decoder = decoder.packed()
+    name = "eager"
+
+    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True) -> None:
+        self.decoder = decoder.for_inference(pack=pack)
         self.layout = decoder.layout
         self.cache = decoder.new_cache(num_slots)
         self.device = decoder.embedding.weight.device
@@ -113,6 +144,7 @@ class Step:
         if decoder.features is not None:
             shape = (num_slots, 1, decoder.config.width)
             self.last_inputs = torch.zeros(shape, dtype=decoder.embedding.weight.dtype, device=self.device)
+        self.columns = torch.arange(self.cache.padding.shape[1] - 1, device=self.device)
         self._prefill = Prefill(self.decoder, self.cache)
 
     def admit(self, request: Request, slots: Sequence[int]) -> SlotRequest:
@@ -129,37 +161,20 @@ class Step:
     def run(self, batch: StepBatch, num_positions: int) -> Tensor:
         """Draw the next code of each request of a batch, (A,) int64, and feed it to the request's slots. Rows of busy
         slots end before `num_positions`."""
-        length = min(-(-num_positions // LENGTH_BLOCK) * LENGTH_BLOCK, self.layout.length)
-        codes = self.draw(batch, self.logits(batch.num_slots, length))
         ids, positions = self.ids[: batch.num_slots], self.positions[: batch.num_slots]
+        places = positions[batch.conditional] - (self.layout.first_code - 1)
+        length = -(-num_positions // LENGTH_BLOCK) * LENGTH_BLOCK
+        logits, noise = self.forward(batch.num_slots, length, batch.keys.gather(1, places)[:, 0])
+        codes = batch.draw(logits, noise, places)
         ids[:, 0] = codes[batch.owner] + self.layout.text_vocab_size
         positions += batch.busy
         return codes
 
-    def logits(self, num_slots: int, length: int) -> Tensor:
-        """Run the last tokens of the first B slots. Returns logits (B, codebook_size) float32; the logits of free slots
-        are meaningless."""
-        decoder, ids, positions = self.decoder, self.ids[:num_slots], self.positions[:num_slots]
-        x = decoder.embed(ids, positions)
-        if self.last_inputs is not None:
-            x = torch.where((positions < self.layout.first_code)[..., None], self.last_inputs[:num_slots], x)
-        masks = decoder.masks[:, positions[:, 0], :length]
-        if not decoder.config.attend_padding:
-            is_itself = torch.arange(length, device=self.device) == positions
-            masks = masks & decoder.attended(self.cache.padding[:num_slots, :length], is_itself)
-        scores = torch.zeros_like(masks, dtype=x.dtype).masked_fill_(~masks, -torch.inf)[:, :, None, None]
-        hidden = decoder.transform(x, positions, scores, self.cache.step_view(positions, length))
-        return decoder.image_logits(hidden[:, 0]).float()
-
-    def draw(self, batch: StepBatch, logits: Tensor) -> Tensor:
-        """Sample the next code of each request, or take the given one: (A,) int64."""
-        places = self.positions[batch.conditional] - (self.layout.first_code - 1)
-        guided = logits[batch.conditional]
-        if batch.unconditional is not None:
-            guided = guide(guided, logits[batch.unconditional], batch.scales.gather(1, places)[:, 0])
-        noise = gumbel_noise(batch.keys.gather(1, places)[:, 0], logits.shape[1])
-        codes = sample(guided, batch.filters, noise)
-        if batch.kept is None:
-            return codes
-        kept = batch.kept.gather(1, places)[:, 0]
-        return torch.where(kept >= 0, kept, codes)
+    def forward(self, num_slots: int, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the last tokens of the first B slots, which attend to the first `length` positions of their slots.
+        Returns logits (B, codebook_size) float32, meaningless in free slots, and the noise (A, codebook_size) float64
+        of keys (A,)."""
+        last_inputs = None if self.last_inputs is None else self.last_inputs[:num_slots]
+        ids, positions = self.ids[:num_slots], self.positions[:num_slots]
+        logits = slot_logits(self.decoder, self.cache, ids, positions, last_inputs, self.columns[:length])
+        return logits, gumbel_noise(keys, logits.shape[1])

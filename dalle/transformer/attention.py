@@ -49,9 +49,19 @@ def _head_norm(head_dim: int, epsilon: float | None) -> nn.Module:
     return nn.Identity() if epsilon is None else _HeadNorm(head_dim, eps=epsilon)
 
 
+def _attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention of one query of each head, as sums that a compiler fuses into two passes over keys and values: faster
+    than torch's kernel for CPUs, which multiplies matrices (1.9 against 2.3 ms a step of the default model)."""
+    grouped = q.unflatten(1, (k.shape[1], -1))  # (B, kv_heads, group, 1, head_dim)
+    scores = (grouped * k[:, :, None]).sum(-1) * scale + mask
+    return (scores.softmax(-1)[..., None] * v[:, :, None]).sum(-2, keepdim=True).flatten(1, 2)
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, *, grouped: bool) -> Tensor:
     """Scaled dot product attention. In training on a CPU it is written out, because the backward pass of torch's kernel
     for CPUs is four times slower on rows as short as ours (72 against 20 ms for 64 rows of 84 tokens, in bfloat16)."""
+    if torch.compiler.is_compiling() and q.device.type == "cpu" and q.shape[2] == 1:
+        return _attend_once(q, k, v, mask, scale)
     if q.device.type != "cpu" or not q.requires_grad:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
     if grouped:

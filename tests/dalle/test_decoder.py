@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dalle.decoder.cache import cache_length
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.request import Request
@@ -63,7 +64,7 @@ def test_cached_equals_uncached(changes: dict[str, object]) -> None:
     _, expected = decoder.teacher_forced(text_ids, codes)
 
     step = Step(decoder, 5)
-    slots, ids = [4, 0, 2], decoder.layout.code_ids(codes)
+    slots, ids, keys = [4, 0, 2], decoder.layout.code_ids(codes), torch.zeros(3, dtype=torch.int64)
     for slot, one in zip(slots, text_ids, strict=True):
         step.admit(Request(text_ids=one, params=SamplingParams(), seed=0), [slot])
     logits = []
@@ -71,7 +72,7 @@ def test_cached_equals_uncached(changes: dict[str, object]) -> None:
         if place:
             step.ids[slots] = ids[:, place - 1 : place]
             step.positions[slots] += 1
-        logits.append(step.logits(5, decoder.layout.first_code + place)[slots])
+        logits.append(step.forward(5, cache_length(decoder.layout.length) - 1, keys)[0][slots])
     assert (torch.stack(logits, dim=1) - expected).abs().max() < 1e-5
 
 

@@ -262,13 +262,13 @@ def test_buckets_change_no_greedy_code_and_run_fewer_rows(decoder: Decoder, monk
     expected = draw(decoder, *requests)
     engine = Engine(decoder, num_slots=8, buckets=(1, 2, 4))
     sizes: list[int] = []
-    logits_of = engine._step.logits
+    forward = engine._step.forward
 
-    def counted(num_slots: int, length: int) -> Tensor:
+    def counted(num_slots: int, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         sizes.append(num_slots)
-        return logits_of(num_slots, length)
+        return forward(num_slots, length, keys)
 
-    monkeypatch.setattr(engine._step, "logits", counted)
+    monkeypatch.setattr(engine._step, "forward", counted)
     assert all(map(torch.equal, engine.run(requests), expected))
     assert torch.equal(engine.run(requests[:1])[0], expected[0])
     assert sizes[0] == 8 and sizes[-1] == 1
