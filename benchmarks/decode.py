@@ -1,0 +1,379 @@
+"""Benchmark of drawing codes: this project's engine beside other projects' generation loops, and the machine's limit.
+
+`python -m benchmarks.decode` draws with random weights of three models, in batches of 1 to 64 pictures, with and
+without classifier-free guidance, and prints a markdown table and a plot. Each contender lives in a process of its own.
+They take turns, and are compared within a turn: ratios are medians over the turns. Then it times whole pictures of the
+default model, and the command `dalle generate`.
+
+A turn times a few steps at the beginning, in the middle and at the end of a picture; `--steps 0` times all steps.
+"""
+
+import dataclasses
+import itertools
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+
+from benchmarks.limits import Machine, measure_machine, step_work
+from benchmarks.peers import PEERS, build
+from benchmarks.pictures import picture_rows
+from dalle.checkpoint import load_checkpoint
+from dalle.checkpoint.store import DEFAULT_MODEL, find_model
+from dalle.decoder.config import DecoderConfig
+
+__all__ = ["main"]
+
+MODELS = ("bench", "default", "llamagen-b")
+BATCHES = "1,2,4,8,16,32,64"
+NUM_SEGMENTS = 3
+READY_SECONDS = 120
+DRAW_SECONDS = 900
+
+
+def config_of(model: str) -> DecoderConfig:
+    """The decoder of a model of the benchmark."""
+    if model == "default":
+        decoder = load_checkpoint(find_model(DEFAULT_MODEL)).decoder
+        assert decoder is not None
+        return decoder.config
+    labels = model == "llamagen-b"
+    return DecoderConfig(
+        text_vocab_size=1001,
+        text_length=1 if labels else 64,
+        codebook_size=16384,
+        grid_height=16,
+        grid_width=16,
+        attend_padding=labels,
+        width=768,
+        depth=12,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=64,
+        mlp="swiglu",
+        mlp_width=2048,
+        qk_norm=False,
+        positions="rotary_2d_image" if labels else "rotary_2d",
+        rotary_base=10000.0 if labels else 100.0,
+        text_head=False,
+    )
+
+
+def segments_of(num_codes: int, num_steps: int) -> list[tuple[int, int]]:
+    """First code and number of codes of each stretch of a picture that is drawn, so that `num_steps` steps are timed;
+    0 for all. The first code of a stretch is not timed as a step, because it includes the prompt."""
+    each = -(-num_steps // NUM_SEGMENTS) + 1
+    if num_steps == 0 or NUM_SEGMENTS * each >= num_codes:
+        return [(0, num_codes)]
+    return [(i * (num_codes - each) // (NUM_SEGMENTS - 1), each) for i in range(NUM_SEGMENTS)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One measurement of a contender."""
+
+    step: float
+    """Mean duration of the timed steps, in seconds."""
+    first: float
+    """Seconds until the first code of the picture, prompts included."""
+    peak_bytes: int
+    """Largest growth of the process's memory since its imports: weights, cache and all that a step needs."""
+
+
+class _Memory:
+    """Peak resident memory of this process above its level at creation, 0 where the system does not tell it."""
+
+    def __init__(self) -> None:
+        self._base = psutil.Process().memory_info().rss
+
+    def restart(self) -> None:
+        if Path("/proc/self/clear_refs").exists():
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    @property
+    def peak(self) -> int:
+        status = Path("/proc/self/status")
+        lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+        kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+        return max(0, 1024 * kilobytes - self._base)
+
+
+def work(pipe: Connection, name: str, config: DecoderConfig, dtype: torch.dtype, threads: int) -> None:
+    """The process of a contender: builds it, answers "ready" or an error, then draws what it is asked for."""
+    torch.set_num_threads(threads)
+    memory = _Memory()
+    try:
+        contender = build(name, config, dtype)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        return
+    pipe.send(None)
+    with torch.inference_mode():
+        while (order := pipe.recv()) is not None:
+            if order == "release":
+                contender.release()
+                continue
+            seed, batch, guided, segments = order
+            generator = torch.Generator().manual_seed(seed)
+            text_ids = torch.randint(1, config.text_vocab_size, (batch, config.text_length), generator=generator)
+            memory.restart()
+            durations, first_seconds = [], 0.0
+            try:
+                for first, num in segments:
+                    codes, seconds = contender.draw(text_ids, guided=guided, first=first, num_codes=num)
+                    assert codes.shape == (batch, num) and len(seconds) == num, f"{name} drew {tuple(codes.shape)}"
+                    first_seconds = first_seconds or seconds[0]
+                    durations += [b - a for a, b in itertools.pairwise(seconds)]
+                pipe.send(Turn(step=statistics.fmean(durations), first=first_seconds, peak_bytes=memory.peak))
+            except Exception as error:
+                pipe.send(f"{type(error).__name__}: {error}")
+
+
+class Worker:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs, name, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _answer(self, seconds: float) -> Any:
+        if not self._pipe.poll(seconds):
+            self._process.kill()
+            return f"no answer within {seconds:.0f} s"
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            return "its process has ended"
+
+    def error(self) -> str | None:
+        """Wait until the contender is built. Returns the first line of what prevents it, or None."""
+        problem = self._answer(READY_SECONDS)
+        return None if problem is None else str(problem).splitlines()[0]
+
+    def draw(self, seed: int, batch: int, guided: bool, segments: Sequence[tuple[int, int]]) -> Turn | str:
+        """Measure a turn. Returns an error as text."""
+        try:
+            self._pipe.send((seed, batch, guided, segments))
+        except OSError:
+            return "its process has ended"
+        answer: Turn | str = self._answer(DRAW_SECONDS)
+        return answer
+
+    def release(self) -> None:
+        """Free the contender's caches."""
+        if self._process.is_alive():
+            self._pipe.send("release")
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send(None)
+        self._process.join(20)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The turns of all contenders for one batch."""
+
+    model: str
+    batch: int
+    guided: bool
+    turns: dict[str, list[Turn]]
+    num_codes: int
+    steps: str
+    """Number of steps that a turn times, and their positions."""
+    limit: float
+    """Least seconds of a step on this machine."""
+
+    def step(self, name: str) -> float:
+        """Median seconds of a step."""
+        return statistics.median(turn.step for turn in self.turns[name])
+
+    @property
+    def best_peer(self) -> str | None:
+        peers = [name for name in self.turns if name in PEERS]
+        return min(peers, key=self.step) if peers else None
+
+    def row(self, name: str) -> list[str]:
+        turns, best, step = self.turns[name], self.best_peer, self.step(name)
+        first = statistics.median(turn.first for turn in turns)
+        ratio = "-"
+        if best is not None:
+            pairs = zip(self.turns[best], turns, strict=True)
+            ratio = f"{statistics.median(peer.step / turn.step for peer, turn in pairs):.2f}"
+        return [
+            str(self.batch),
+            "yes" if self.guided else "no",
+            f"**{name}**" if name not in PEERS else name,
+            f"{self.batch / step:.1f}",
+            f"{self.batch / (first + (self.num_codes - 1) * step):.3f}",
+            f"{1e3 * step:.2f}",
+            ratio,
+            f"{self.limit / step:.2f}",
+            f"{max(turn.peak_bytes for turn in turns) / 1e6:,.0f}",
+            f"{len(turns)} x {self.steps}",
+        ]
+
+
+HEADER = (
+    "pictures",
+    "guidance",
+    "who",
+    "codes/s",
+    "pictures/s",
+    "ms a step",
+    "speed / best peer's",
+    "share of the limit",
+    "memory, MB",
+    "timed steps, and the codes that they draw",
+)
+
+
+def measure(
+    model: str, names: Sequence[str], cases: Sequence[tuple[int, bool]], machine: Machine, options: dict[str, Any]
+) -> Iterator[Entry]:
+    """Measure cases (pictures, guided) of a model, all contenders in turn."""
+    config, dtype = config_of(model), options["dtype"]
+    if model == "llamagen-b":
+        cases = [case for case in cases if config.guidance or not case[1]]
+    workers = []
+    for name in names:
+        worker = Worker(name, config, dtype, options["threads"])
+        problem = worker.error()
+        if problem is None:
+            workers.append(worker)
+        else:
+            print(f"{model}: {name} is left out: {problem}\n", flush=True)
+    num_codes = config.layout.num_codes
+    segments = segments_of(num_codes, options["steps"])
+    spans = [f"{first + 1} to {first + num - 1}" for first, num in segments]
+    positions = [i for first, num in segments for i in range(first + 1, first + num)]
+    steps = f"{len(positions)}: {', '.join(spans)}"
+    num_filled = config.text_length + statistics.fmean(positions)
+    try:
+        for batch, guided in cases:
+            turns: dict[str, list[Turn]] = {worker.name: [] for worker in workers}
+            for number in range(options["turns"] + 1):  # the first one warms up
+                for worker in [worker for worker in workers if worker.name in turns]:
+                    where = [(first, min(num, 3)) for first, num in segments] if number == 0 else segments
+                    turn = worker.draw(number, batch, guided, where)
+                    if isinstance(turn, str):
+                        print(f"{model}, {batch} pictures: {worker.name} is left out: {turn}\n", flush=True)
+                        del turns[worker.name]
+                    elif number:
+                        turns[worker.name].append(turn)
+            for worker in workers:
+                worker.release()
+            limit = machine.step_seconds(step_work(config, batch * (1 + guided), num_filled, dtype.itemsize))
+            yield Entry(
+                model=model,
+                batch=batch,
+                guided=guided,
+                turns=turns,
+                num_codes=num_codes,
+                steps=steps,
+                limit=limit,
+            )
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def plot(entries: Sequence[Entry], path: Path) -> None:
+    """Plot codes per second against the number of pictures: a panel for each model, with guidance and without."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models, kinds = list(dict.fromkeys(e.model for e in entries)), sorted({e.guided for e in entries})
+    size = (4.5 * len(models), 3.6 * len(kinds))
+    figure, panels = pyplot.subplots(len(kinds), len(models), figsize=size, squeeze=False, sharex=True)
+    names = list(dict.fromkeys(name for entry in entries for name in entry.turns))
+    for (i, guided), (j, model) in itertools.product(enumerate(kinds), enumerate(models)):
+        axes = panels[i][j]
+        chosen = [entry for entry in entries if entry.model == model and entry.guided == guided]
+        axes.plot([e.batch for e in chosen], [e.batch / e.limit for e in chosen], "k--", label="limit of the machine")
+        for number, name in enumerate(names):
+            seen = [entry for entry in chosen if name in entry.turns]
+            width = 1.2 if name in PEERS else 2.5
+            rates = [entry.batch / entry.step(name) for entry in seen]
+            axes.plot([e.batch for e in seen], rates, marker=".", lw=width, color=f"C{number}", label=name)
+        axes.set(xscale="log", yscale="log", title=f"{model}, {'guided' if guided else 'without guidance'}")
+        axes.set_xticks([e.batch for e in chosen], [str(e.batch) for e in chosen], minor=False)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xlabel("pictures at once")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("codes per second")
+    panels[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
+
+
+def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
+    """The names in a list with commas. Raises `typer.BadParameter` for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(f"{', '.join(unknown)}; known are {', '.join(known)}", param_hint=option)
+    return names
+
+
+def main(
+    models: Annotated[str, typer.Option(help="Models, with commas between them.")] = ",".join(MODELS),
+    batches: Annotated[str, typer.Option(help="Numbers of pictures that are drawn at once.")] = BATCHES,
+    guidance: Annotated[str, typer.Option(help="With guidance, without, or both: no,yes.")] = "no,yes",
+    peers: Annotated[str, typer.Option(help="Peers, with commas between them; empty for none.")] = ",".join(PEERS),
+    backends: Annotated[str, typer.Option(help="Backends of this project's engine.")] = "eager",
+    dtype: Annotated[str, typer.Option(help="Type of weights and cache: float32 or bfloat16.")] = "float32",
+    steps: Annotated[int, typer.Option(help="Steps that a turn times, spread over the picture; 0 for all.")] = 12,
+    turns: Annotated[int, typer.Option(help="Number of turns.")] = 3,
+    threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 for the default of torch.")] = 0,
+    pictures: Annotated[bool, typer.Option(help="Time whole pictures of the default model too.")] = True,
+    out: Annotated[Path, typer.Option(help="File that the plot is written to.")] = Path("docs/pictures/decode.png"),
+) -> None:
+    """Compare how fast codes are drawn; print tables and draw a plot."""
+    model_names, peer_names = chosen(models, MODELS, "--models"), chosen(peers, [*PEERS], "--peers")
+    numeric = getattr(torch, chosen(dtype, ("float32", "bfloat16"), "--dtype")[0])
+    guided = [kind == "yes" for kind in chosen(guidance, ("no", "yes"), "--guidance")]
+    cases = [(int(batch), kind) for kind in guided for batch in batches.split(",") if batch]
+    ours = [f"ours {backend.strip()}" for backend in backends.split(",") if backend.strip()]
+    if threads:
+        torch.set_num_threads(threads)
+    options = {"dtype": numeric, "steps": steps, "turns": turns, "threads": torch.get_num_threads()}
+    start = time.perf_counter()
+    machine = measure_machine(numeric)
+    reading = ", ".join(f"{size / 2**20:.0f} MiB {rate / 1e9:.0f}" for size, rate in sorted(machine.reading.items()))
+    print(f"{dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {turns} turns")
+    print(f"Reading, GB/s: {reading}. Multiplying: {machine.product / 1e9:.0f} GFLOP/s.\n", flush=True)
+    entries: list[Entry] = []
+    for model in model_names:
+        found = list(measure(model, [*ours, *peer_names], cases, machine, options))
+        print(f"### {model}\n\n{table(HEADER, [entry.row(name) for entry in found for name in entry.turns])}\n")
+        entries += found
+        if entries:
+            plot(entries, out)
+    if pictures:
+        print(f"### Pictures of the default model\n\n{table(('what', 'figure'), picture_rows())}\n")
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes; plot: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
