@@ -156,10 +156,11 @@ class Transformers:
             eos_token_id=None,
             tie_word_embeddings=False,
         )
-        self._model = LlamaForCausalLM(llama).to(dtype).eval()
+        network: Any = LlamaForCausalLM(llama)  # its annotations are those of other kinds of models and caches too
+        self._model = network.to(dtype).eval()
         self._options: dict[str, Any] = {"disable_compile": True}
         if cache == "compiled":
-            compiling = CompileConfig(mode="default", dynamic=False)
+            compiling: Any = CompileConfig(mode="default", dynamic=False)
             compiling._compile_all_devices = True  # generate compiles on a CPU only if it is told to
             self._options = {"compile_config": compiling}
             torch._dynamo.config.recompile_limit = 64  # one for each number of rows; beyond it nothing is compiled
@@ -182,14 +183,14 @@ class Transformers:
         rows = _rows(self._config, text_ids, guided, first)
         cache = self._cache(len(rows))
         if first:
-            one = DynamicCache(config=self._model.config)
+            one: Any = DynamicCache(config=self._model.config)
             self._model(rows[:1, :-1], cache=one, use_cache=True)
             for i, layer in enumerate(one.layers):
                 keys, values = (x.expand(len(rows), -1, -1, -1) for x in (layer.keys, layer.values))
                 cache.update(keys, values, i)
         clock = _Clock()
 
-        class Hook(LogitsProcessor):  # type: ignore[misc]
+        class Hook(LogitsProcessor):
             def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
                 clock.tick()
                 return _guided_choice(scores) if guided else scores
