@@ -244,8 +244,6 @@ def measure(
 ) -> Iterator[Entry]:
     """Measure cases (pictures, guided) of a model, all contenders in turn."""
     config, dtype = config_of(model), options["dtype"]
-    if model == "llamagen-b":
-        cases = [case for case in cases if config.guidance or not case[1]]
     workers = []
     for name in names:
         worker = Worker(name, config, dtype, options["threads"])
@@ -263,10 +261,15 @@ def measure(
     try:
         for batch, guided in cases:
             turns: dict[str, list[Turn]] = {worker.name: [] for worker in workers}
+            work_of_step = step_work(config, batch * (1 + guided), num_filled, dtype.itemsize)
+            full_caches = len(workers) * work_of_step.cache_bytes * config.layout.length / num_filled
+            crowded = full_caches > psutil.virtual_memory().available / 2
             for number in range(options["turns"] + 1):  # the first one warms up
                 for worker in [worker for worker in workers if worker.name in turns]:
                     where = [(first, min(num, 3)) for first, num in segments] if number == 0 else segments
                     turn = worker.draw(number, batch, guided, where)
+                    if crowded:
+                        worker.release()
                     if isinstance(turn, str):
                         print(f"{model}, {batch} pictures: {worker.name} is left out: {turn}\n", flush=True)
                         del turns[worker.name]
@@ -274,7 +277,7 @@ def measure(
                         turns[worker.name].append(turn)
             for worker in workers:
                 worker.release()
-            limit = machine.step_seconds(step_work(config, batch * (1 + guided), num_filled, dtype.itemsize))
+            limit = machine.step_seconds(work_of_step)
             yield Entry(
                 model=model,
                 batch=batch,
