@@ -106,15 +106,15 @@ class _Memory:
 
 
 def work(pipe: Connection, name: str, config: DecoderConfig, dtype: torch.dtype, threads: int) -> None:
-    """The process of a contender: builds it, answers "ready" or an error, then draws what it is asked for."""
+    """The process of a contender: builds it, answers with an error or None and a note, then draws on demand."""
     torch.set_num_threads(threads)
     memory = _Memory()
     try:
         contender = build(name, config, dtype)
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send((f"{type(error).__name__}: {error}", ""))
         return
-    pipe.send(None)
+    pipe.send((None, contender.note))
     with torch.inference_mode():
         while (order := pipe.recv()) is not None:
             if order == "release":
@@ -148,6 +148,7 @@ class Worker:
         theirs.close()
 
     def _answer(self, seconds: float) -> Any:
+        """The next answer, or an error as text."""
         if not self._pipe.poll(seconds):
             self._process.kill()
             return f"no answer within {seconds:.0f} s"
@@ -156,10 +157,11 @@ class Worker:
         except EOFError:
             return "its process has ended"
 
-    def error(self) -> str | None:
-        """Wait until the contender is built. Returns the first line of what prevents it, or None."""
-        problem = self._answer(READY_SECONDS)
-        return None if problem is None else str(problem).splitlines()[0]
+    def ready(self) -> tuple[str | None, str]:
+        """Wait until the contender is built. Returns the first line of what prevents it, or None, and its note."""
+        answer = self._answer(READY_SECONDS)
+        problem, note = (answer, "") if isinstance(answer, str) else answer
+        return None if problem is None else problem.splitlines()[0], note
 
     def draw(self, seed: int, batch: int, guided: bool, segments: Sequence[tuple[int, int]]) -> Turn | str:
         """Measure a turn. Returns an error as text."""
@@ -247,11 +249,11 @@ def measure(
     workers = []
     for name in names:
         worker = Worker(name, config, dtype, options["threads"])
-        problem = worker.error()
+        problem, note = worker.ready()
         if problem is None:
             workers.append(worker)
-        else:
-            print(f"{model}: {name} is left out: {problem}\n", flush=True)
+        if problem is not None or note:
+            print(f"{model}, {name}: {note if problem is None else f'left out, {problem}'}\n", flush=True)
     num_codes = config.layout.num_codes
     segments = segments_of(num_codes, options["steps"])
     spans = [f"{first + 1} to {first + num - 1}" for first, num in segments]
@@ -271,7 +273,7 @@ def measure(
                     if crowded:
                         worker.release()
                     if isinstance(turn, str):
-                        print(f"{model}, {batch} pictures: {worker.name} is left out: {turn}\n", flush=True)
+                        print(f"{model}, {batch} pictures: {worker.name} left out, {turn}\n", flush=True)
                         del turns[worker.name]
                     elif number:
                         turns[worker.name].append(turn)

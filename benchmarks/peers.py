@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle import Engine, Request, SamplingParams
 from dalle.decoder.config import DecoderConfig
@@ -34,6 +34,8 @@ class Contender(Protocol):
 
     note: str
     """Where it differs from the others in sizes or in what it computes; empty if it does not."""
+    network: nn.Module
+    """The decoder, with random weights."""
 
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
         """Draw codes first, first + 1, ... of B pictures.
@@ -91,7 +93,7 @@ class Ours:
             self._options["backend"] = backend
         elif backend != "eager":
             raise ValueError(f"the engine has no backend {backend!r}")
-        self.decoder = Decoder(config).to(dtype).eval()
+        self.network = self.decoder = Decoder(config).to(dtype).eval()
         self._engines: dict[int, Engine] = {}
 
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
@@ -157,7 +159,7 @@ class Transformers:
             tie_word_embeddings=False,
         )
         network: Any = LlamaForCausalLM(llama)  # its annotations are those of other kinds of models and caches too
-        self._model = network.to(dtype).eval()
+        self.network = self._model = network.to(dtype).eval()
         self._options: dict[str, Any] = {"disable_compile": True}
         if cache == "compiled":
             compiling: Any = CompileConfig(mode="default", dynamic=False)
@@ -247,7 +249,7 @@ class XTransformers:
             ff_mult=config.mlp_width / config.width,
         )
         self._net = Shared(num_tokens=config.codebook_size, max_seq_len=config.layout.length, attn_layers=layers)
-        self._model = AutoregressiveWrapper(self._net).to(dtype).eval()
+        self.network = self._model = AutoregressiveWrapper(self._net).to(dtype).eval()
 
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
         from x_transformers.autoregressive_wrapper import top_k
@@ -330,9 +332,9 @@ class DallePytorch:
         )
         for part in self._model.modules():
             if isinstance(part, FeedForward):  # its width is four times the model's, and no argument changes it
-                part.net[0] = torch.nn.Linear(config.width, 2 * config.mlp_width)
-                part.net[3] = torch.nn.Linear(config.mlp_width, config.width)
-        self._model = self._model.to(dtype).eval()
+                part.net[0] = nn.Linear(config.width, 2 * config.mlp_width)
+                part.net[3] = nn.Linear(config.mlp_width, config.width)
+        self.network = self._model = self._model.to(dtype).eval()
 
     def _step(self, forward: Callable[..., Tensor], text: Tensor, image: Tensor, **options: Any) -> Tensor:
         """One step of `generate_images`."""

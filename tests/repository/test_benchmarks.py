@@ -43,6 +43,22 @@ def test_a_contender_draws_the_codes_that_it_is_timed_for(name: str, guided: boo
             assert len({tuple(row) for row in codes.tolist()}) == 3, "pictures of one text are drawn independently"
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_has_as_many_weights(name: str) -> None:
+    """Linear layers are what a step reads and multiplies. DALLE-pytorch's head predicts text ids too."""
+    try:
+        peer = build(name, CONFIG, torch.float32)
+    except ImportError as error:
+        pytest.skip(f"{name} is not installed: {error}")
+    ours, theirs = (
+        sum(module.weight.numel() for module in network.modules() if isinstance(module, torch.nn.Linear))
+        for network in (build("ours eager", CONFIG, torch.float32).network, peer.network)
+    )
+    text_ids = 64 + CONFIG.text_length if name == "dalle-pytorch" else 0
+    assert theirs == ours + text_ids * CONFIG.width
+
+
 def test_the_work_of_a_step_is_that_of_the_decoders_own_weights() -> None:
     decoder = Decoder(CONFIG)
     used = sum(weight.numel() for name, weight in decoder.named_parameters() if not name.startswith("embedding"))
