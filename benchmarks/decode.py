@@ -191,6 +191,8 @@ class Entry:
     batch: int
     guided: bool
     turns: dict[str, list[Turn]]
+    failures: dict[str, str]
+    """Why a contender is missing."""
     num_codes: int
     steps: str
     """Number of steps that a turn times, and their positions."""
@@ -206,7 +208,13 @@ class Entry:
         peers = [name for name in self.turns if name in PEERS]
         return min(peers, key=self.step) if peers else None
 
-    def row(self, name: str) -> list[str]:
+    def rows(self) -> list[list[str]]:
+        """Rows of the table, those of missing contenders last."""
+        case = [str(self.batch), "yes" if self.guided else "no"]
+        missing = [[*case, name, f"left out: {why}", *[""] * 6] for name, why in self.failures.items()]
+        return [*([*case, *self._figures(name)] for name in self.turns), *missing]
+
+    def _figures(self, name: str) -> list[str]:
         turns, best, step = self.turns[name], self.best_peer, self.step(name)
         first = statistics.median(turn.first for turn in turns)
         ratio = "-"
@@ -214,8 +222,6 @@ class Entry:
             pairs = zip(self.turns[best], turns, strict=True)
             ratio = f"{statistics.median(peer.step / turn.step for peer, turn in pairs):.2f}"
         return [
-            str(self.batch),
-            "yes" if self.guided else "no",
             f"**{name}**" if name not in PEERS else name,
             f"{self.batch / step:.1f}",
             f"{self.batch / (first + (self.num_codes - 1) * step):.3f}",
@@ -263,6 +269,7 @@ def measure(
     try:
         for batch, guided in cases:
             turns: dict[str, list[Turn]] = {worker.name: [] for worker in workers}
+            failures: dict[str, str] = {}
             work_of_step = step_work(config, batch * (1 + guided), num_filled, dtype.itemsize)
             full_caches = len(workers) * work_of_step.cache_bytes * config.layout.length / num_filled
             crowded = full_caches > psutil.virtual_memory().available / 2
@@ -273,7 +280,7 @@ def measure(
                     if crowded:
                         worker.release()
                     if isinstance(turn, str):
-                        print(f"{model}, {batch} pictures: {worker.name} left out, {turn}\n", flush=True)
+                        failures[worker.name] = turn.splitlines()[0]
                         del turns[worker.name]
                     elif number:
                         turns[worker.name].append(turn)
@@ -285,6 +292,7 @@ def measure(
                 batch=batch,
                 guided=guided,
                 turns=turns,
+                failures=failures,
                 num_codes=num_codes,
                 steps=steps,
                 limit=limit,
@@ -364,17 +372,19 @@ def main(
         torch.set_num_threads(threads)
     options = {"dtype": numeric, "steps": steps, "turns": turns, "threads": torch.get_num_threads()}
     start = time.perf_counter()
+    print(f"{dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {turns} turns\n", flush=True)
     machine = measure_machine(numeric)
-    reading = ", ".join(f"{size / 2**20:.0f} MiB {rate / 1e9:.0f}" for size, rate in sorted(machine.reading.items()))
-    print(f"{dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {turns} turns")
-    print(f"Reading, GB/s: {reading}. Multiplying: {machine.product / 1e9:.0f} GFLOP/s.\n", flush=True)
     entries: list[Entry] = []
     for model in model_names:
-        found = list(measure(model, [*ours, *peer_names], cases, machine, options))
-        print(f"### {model}\n\n{table(HEADER, [entry.row(name) for entry in found for name in entry.turns])}\n")
-        entries += found
-        if entries:
-            plot(entries, out)
+        machine = machine.best(measure_machine(numeric))
+        reading = ", ".join(f"{rate / 1e9:.0f} of {size / 2**20:.0f} MiB" for size, rate in machine.reading.items())
+        print(f"### {model}\n\nLimits: multiplying {machine.product / 1e9:.0f} GFLOP/s, reading {reading} in GB/s.\n")
+        for number, entry in enumerate(measure(model, [*ours, *peer_names], cases, machine, options)):
+            rows = table(HEADER, entry.rows())
+            print(rows if number == 0 else "\n".join(rows.splitlines()[2:]), flush=True)
+            entries.append(entry)
+        print()
+        plot(entries, out)
     if pictures:
         print(f"### Pictures of the default model\n\n{table(('what', 'figure'), picture_rows())}\n")
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes; plot: {out}")

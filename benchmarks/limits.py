@@ -71,6 +71,11 @@ class Machine:
         share = math.log(num_bytes / low) / math.log(high / low)
         return self.reading[low] + share * (self.reading[high] - self.reading[low])
 
+    def best(self, other: "Machine") -> "Machine":
+        """The higher one of each limit: other work on the machine lowers what is measured, and nothing raises it."""
+        reading = {size: max(rate, other.reading.get(size, 0.0)) for size, rate in self.reading.items()}
+        return Machine(reading=reading, product=max(self.product, other.product))
+
     def step_seconds(self, work: StepWork) -> float:
         """The least time of a step in seconds: reading or multiplying, whichever is slower."""
         return max(work.num_bytes / self.bandwidth(work.num_bytes), work.operations / self.product)

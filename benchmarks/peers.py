@@ -93,7 +93,8 @@ class Ours:
             self._options["backend"] = backend
         elif backend != "eager":
             raise ValueError(f"the engine has no backend {backend!r}")
-        self.network = self.decoder = Decoder(config).to(dtype).eval()
+        self.decoder = Decoder(config).to(dtype).eval()
+        self.network: nn.Module = self.decoder
         self._engines: dict[int, Engine] = {}
 
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:

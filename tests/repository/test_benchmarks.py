@@ -83,4 +83,5 @@ def test_the_limit_is_the_slower_of_reading_and_multiplying() -> None:
     work = step_work(CONFIG, num_rows=1, num_filled=10, itemsize=4)
     assert machine.step_seconds(work) == pytest.approx(work.num_bytes / machine.bandwidth(work.num_bytes))
     slow = Machine(reading={2**10: 1e15, 2**20: 1e15}, product=1e3)
+    assert slow.best(machine) == Machine(reading=slow.reading, product=1e9)
     assert slow.step_seconds(work) == pytest.approx(work.operations / 1e3)
