@@ -5,16 +5,15 @@ without classifier-free guidance, and prints a markdown table and a plot. Each c
 They take turns, and are compared within a turn: ratios are medians over the turns. Then it times whole pictures of the
 default model, and the command `dalle generate`.
 
-A turn times a few steps at the beginning, in the middle and at the end of a picture; `--steps 0` times all steps.
+A turn times a few steps at the beginning, in the middle and at the end of a picture; `--steps 0` times all steps. The
+whole run takes some twenty minutes on two cores, most of them for compiling and for batches of 32 and 64.
 """
 
 import dataclasses
 import itertools
-import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +22,9 @@ import torch
 import typer
 
 from benchmarks.limits import Machine, measure_machine, step_work
-from benchmarks.peers import PEERS, build
+from benchmarks.peers import PEERS
 from benchmarks.pictures import picture_rows
+from benchmarks.workers import Turn, Worker
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.store import DEFAULT_MODEL, find_model
 from dalle.decoder.config import DecoderConfig
@@ -34,8 +34,6 @@ __all__ = ["main"]
 MODELS = ("bench", "default", "llamagen-b")
 BATCHES = "1,2,4,8,16,32,64"
 NUM_SEGMENTS = 3
-READY_SECONDS = 120
-DRAW_SECONDS = 900
 
 
 def config_of(model: str) -> DecoderConfig:
@@ -72,115 +70,7 @@ def segments_of(num_codes: int, num_steps: int) -> list[tuple[int, int]]:
     each = -(-num_steps // NUM_SEGMENTS) + 1
     if num_steps == 0 or NUM_SEGMENTS * each >= num_codes:
         return [(0, num_codes)]
-    return [(i * (num_codes - each) // (NUM_SEGMENTS - 1), each) for i in range(NUM_SEGMENTS)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One measurement of a contender."""
-
-    step: float
-    """Mean duration of the timed steps, in seconds."""
-    first: float
-    """Seconds until the first code of the picture, prompts included."""
-    peak_bytes: int
-    """Largest growth of the process's memory since its imports: weights, cache and all that a step needs."""
-
-
-class _Memory:
-    """Peak resident memory of this process above its level at creation, 0 where the system does not tell it."""
-
-    def __init__(self) -> None:
-        self._base = psutil.Process().memory_info().rss
-
-    def restart(self) -> None:
-        if Path("/proc/self/clear_refs").exists():
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-    @property
-    def peak(self) -> int:
-        status = Path("/proc/self/status")
-        lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-        kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
-        return max(0, 1024 * kilobytes - self._base)
-
-
-def work(pipe: Connection, name: str, config: DecoderConfig, dtype: torch.dtype, threads: int) -> None:
-    """The process of a contender: builds it, answers with an error or None and a note, then draws on demand."""
-    torch.set_num_threads(threads)
-    memory = _Memory()
-    try:
-        contender = build(name, config, dtype)
-    except Exception as error:
-        pipe.send((f"{type(error).__name__}: {error}", ""))
-        return
-    pipe.send((None, contender.note))
-    with torch.inference_mode():
-        while (order := pipe.recv()) is not None:
-            if order == "release":
-                contender.release()
-                continue
-            seed, batch, guided, segments = order
-            generator = torch.Generator().manual_seed(seed)
-            text_ids = torch.randint(1, config.text_vocab_size, (batch, config.text_length), generator=generator)
-            memory.restart()
-            durations, first_seconds = [], 0.0
-            try:
-                for first, num in segments:
-                    codes, seconds = contender.draw(text_ids, guided=guided, first=first, num_codes=num)
-                    assert codes.shape == (batch, num) and len(seconds) == num, f"{name} drew {tuple(codes.shape)}"
-                    first_seconds = first_seconds or seconds[0]
-                    durations += [b - a for a, b in itertools.pairwise(seconds)]
-                pipe.send(Turn(step=statistics.fmean(durations), first=first_seconds, peak_bytes=memory.peak))
-            except Exception as error:
-                pipe.send(f"{type(error).__name__}: {error}")
-
-
-class Worker:
-    """A contender in a process of its own."""
-
-    def __init__(self, name: str, *arguments: Any) -> None:
-        self.name = name
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, name, *arguments), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def _answer(self, seconds: float) -> Any:
-        """The next answer, or an error as text."""
-        if not self._pipe.poll(seconds):
-            self._process.kill()
-            return f"no answer within {seconds:.0f} s"
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            return "its process has ended"
-
-    def ready(self) -> tuple[str | None, str]:
-        """Wait until the contender is built. Returns the first line of what prevents it, or None, and its note."""
-        answer = self._answer(READY_SECONDS)
-        problem, note = (answer, "") if isinstance(answer, str) else answer
-        return None if problem is None else problem.splitlines()[0], note
-
-    def draw(self, seed: int, batch: int, guided: bool, segments: Sequence[tuple[int, int]]) -> Turn | str:
-        """Measure a turn. Returns an error as text."""
-        try:
-            self._pipe.send((seed, batch, guided, segments))
-        except OSError:
-            return "its process has ended"
-        answer: Turn | str = self._answer(DRAW_SECONDS)
-        return answer
-
-    def release(self) -> None:
-        """Free the contender's caches."""
-        if self._process.is_alive():
-            self._pipe.send("release")
-
-    def close(self) -> None:
-        if self._process.is_alive():
-            self._pipe.send(None)
-        self._process.join(20)
+    return [(max(1, i * (num_codes - each) // (NUM_SEGMENTS - 1)), each) for i in range(NUM_SEGMENTS)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -216,7 +106,7 @@ class Entry:
 
     def _figures(self, name: str) -> list[str]:
         turns, best, step = self.turns[name], self.best_peer, self.step(name)
-        first = statistics.median(turn.first for turn in turns)
+        first = statistics.median(turn.first for turn in turns if turn.first is not None)
         ratio = "-"
         if best is not None:
             pairs = zip(self.turns[best], turns, strict=True)
@@ -243,7 +133,7 @@ HEADER = (
     "speed / best peer's",
     "share of the limit",
     "memory, MB",
-    "timed steps, and the codes that they draw",
+    "timed steps, and the codes that they draw, from 0",
 )
 
 
@@ -273,9 +163,13 @@ def measure(
             work_of_step = step_work(config, batch * (1 + guided), num_filled, dtype.itemsize)
             full_caches = len(workers) * work_of_step.cache_bytes * config.layout.length / num_filled
             crowded = full_caches > psutil.virtual_memory().available / 2
-            for number in range(options["turns"] + 1):  # the first one warms up
+            for number in range(options["turns"] + 1):
+                where = segments
+                if number == 0:  # to warm up
+                    where = [(num_codes // 2, 3)]
+                elif number == 1 and segments[0][0] > 0:  # prompts are timed in the first turn only: they take long
+                    where = [(0, 1), *segments]
                 for worker in [worker for worker in workers if worker.name in turns]:
-                    where = [(first, min(num, 3)) for first, num in segments] if number == 0 else segments
                     turn = worker.draw(number, batch, guided, where)
                     if crowded:
                         worker.release()
@@ -356,7 +250,7 @@ def main(
     peers: Annotated[str, typer.Option(help="Peers, with commas between them; empty for none.")] = ",".join(PEERS),
     backends: Annotated[str, typer.Option(help="Backends of this project's engine.")] = "eager",
     dtype: Annotated[str, typer.Option(help="Type of weights and cache: float32 or bfloat16.")] = "float32",
-    steps: Annotated[int, typer.Option(help="Steps that a turn times, spread over the picture; 0 for all.")] = 12,
+    steps: Annotated[int, typer.Option(help="Steps that a turn times, spread over the picture; 0 for all.")] = 6,
     turns: Annotated[int, typer.Option(help="Number of turns.")] = 3,
     threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 for the default of torch.")] = 0,
     pictures: Annotated[bool, typer.Option(help="Time whole pictures of the default model too.")] = True,
