@@ -6,7 +6,7 @@ They take turns, and are compared within a turn: ratios are medians over the tur
 default model, and the command `dalle generate`.
 
 A turn times a few steps at the beginning, in the middle and at the end of a picture; `--steps 0` times all steps. The
-whole run takes some twenty minutes on two cores, most of them for compiling and for batches of 32 and 64.
+whole run takes about half an hour on two cores, most of it for compiling a peer and for batches of 32 and 64.
 """
 
 import dataclasses
