@@ -16,6 +16,7 @@ With `--results` the measurements of several commands add up: `--slots 8`, then 
 """
 
 import dataclasses
+import heapq
 import itertools
 import json
 import statistics
@@ -32,13 +33,14 @@ import typer
 from benchmarks.tables import table
 from dalle import DALLE, Engine, Request
 
-__all__ = ["LoadRun", "Turn", "arrival_times", "main", "offer", "saturated_rate"]
+__all__ = ["LoadRun", "Turn", "arrival_times", "main", "offer", "queueing", "saturated_rate"]
 
 TARGET_LOAD = 0.8
 LOADS = "0.2,0.4,0.6,0.8,0.9,0.95"
 NUM_LONE = 3
 NUM_ROUNDS = 5
 """Number of times that all slots are filled, to measure throughput."""
+NUM_SIMULATED = 50_000
 WARM_UP = 2
 """A load counts from so many durations of a lone request after its first arrival."""
 
@@ -74,6 +76,8 @@ class Turn:
     """One measurement of an engine of `slots` slots."""
 
     slots: int
+    together: int
+    """Number of pictures that all slots hold."""
     lone: float
     """Seconds of a request in an empty engine."""
     static: float
@@ -90,6 +94,18 @@ class Turn:
 def arrival_times(rate: float, seconds: float, seed: int) -> list[float]:
     """Ascending arrival times in [0, seconds) of a Poisson process, given that it has rate * seconds arrivals."""
     return sorted(np.random.default_rng(seed).uniform(0, seconds, round(rate * seconds)).tolist())
+
+
+def queueing(load: float, num_servers: int) -> list[float]:
+    """Latencies of requests at a load in [0, 1), in durations of service, if service takes constant time and costs
+    nothing more in company: a simulation of the queue M/D/c. No engine that serves in order has less."""
+    gaps = np.random.default_rng(0).exponential(1 / (load * num_servers), NUM_SIMULATED)
+    free, latencies = [0.0] * num_servers, list[float]()
+    for arrival in np.cumsum(gaps).tolist():
+        finish = max(arrival, free[0]) + 1
+        heapq.heapreplace(free, finish)
+        latencies.append(finish - arrival)
+    return latencies
 
 
 def offer(engine: Engine, requests: Iterator[Request], arrivals: Sequence[float]) -> list[tuple[float, float]]:
@@ -156,7 +172,7 @@ def measure(engine: Engine, requests: Iterator[Request], loads: Sequence[float],
         span = seconds * (3 if load == TARGET_LOAD else 1)
         served = offer(engine, requests, arrival_times(load * static, span, 100 * seed + number))
         runs.append(LoadRun.of(served, load=load, seconds=span, lone=lone, static=static))
-    return Turn(slots=engine.num_slots, lone=lone, static=static, saturated=saturated, runs=runs)
+    return Turn(slots=engine.num_slots, together=num_together, lone=lone, static=static, saturated=saturated, runs=runs)
 
 
 def requests_of(model: DALLE) -> Iterator[Request]:
@@ -192,12 +208,18 @@ def percentiles(runs: Sequence[LoadRun], shares: Sequence[float]) -> list[float]
 
 
 def load_rows(turns: Sequence[Turn]) -> list[list[str]]:
+    """For each number of slots and load, latencies in durations of a lone request, and those of queueing alone."""
     rows = []
     for slots in sorted({turn.slots for turn in turns}):
+        chosen = [turn for turn in turns if turn.slots == slots]
+        # a picture of a full batch takes longer than a lone one: so does each one in the simulated queue
+        service = statistics.median(turn.together / turn.static / turn.lone for turn in chosen)
         for load, runs in by_load(turns, slots).items():
             delivered = statistics.median(run.delivered for run in runs)
             num, figures = sum(len(run.latencies) for run in runs), percentiles(runs, (50, 95, 100))
-            rows.append([str(slots), f"{load:.0%}", f"{delivered:.0%}", str(num), *(f"{one:.2f}" for one in figures)])
+            alone = service * np.percentile(queueing(load, chosen[0].together), 95)
+            columns = [f"{one:.2f}" for one in (*figures, alone)]
+            rows.append([str(slots), f"{load:.0%}", f"{delivered:.0%}", str(num), *columns])
     return rows
 
 
@@ -257,7 +279,13 @@ def main(
                     file.write(json.dumps(dataclasses.asdict(turn)) + "\n")
     header = ("slots", "turns", "lone request, s", "static, pictures/s", "saturated / static")
     print(table(header, throughput_rows(measured)), "\n")
-    print(table(("slots", "load", "delivered", "requests", "median", "p95", "longest"), load_rows(measured)), "\n")
+    print(
+        table(
+            ("slots", "load", "delivered", "requests", "median", "p95", "longest", "p95 of queueing"),
+            load_rows(measured),
+        ),
+        "\n",
+    )
     plot(measured, out)
     print(f"plot: {out}")
 
