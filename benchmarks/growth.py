@@ -15,8 +15,6 @@ and `--sides` run a part, below two minutes each.
 
 import dataclasses
 import json
-import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,69 +23,22 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import nn
 
+from benchmarks.grids import SIZES, config_of, filled_step, positions_of, requests_of
 from benchmarks.limits import Machine, measure_machine, median_seconds, step_work
+from benchmarks.memory import Memory, memory_apart
 from benchmarks.tables import table
-from dalle import Request, SamplingParams
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
-from dalle.decoder.step import SlotRequest, Step, StepBatch
+from dalle.decoder.step import SlotRequest, StepBatch
 
-__all__ = ["Memory", "StepCost", "config_of", "main", "positions_of"]
+__all__ = ["StepCost", "main", "predicted_seconds"]
 
-SIZES = {"8 x 320": (8, 320, 5, 896, 4096), "12 x 768": (12, 768, 12, 2048, 16384)}
-"""Depth, width, heads, width of the MLP and number of codes in the codebook, by depth and width."""
 PARTS = ("steps", "memory", "admission")
-NUM_POSITIONS = 9
 TURNS = 3
 STEPS_OF_A_TURN = 5
-
-
-def config_of(model: str, side: int) -> DecoderConfig:
-    """A decoder of a grid of side x side codes, behind 32 text ids."""
-    depth, width, num_heads, mlp_width, codebook_size = SIZES[model]
-    return DecoderConfig(
-        text_vocab_size=4096,
-        text_length=32,
-        codebook_size=codebook_size,
-        grid_height=side,
-        grid_width=side,
-        width=width,
-        depth=depth,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=width // num_heads,
-        mlp="swiglu",
-        mlp_width=mlp_width,
-    )
-
-
-def positions_of(num_codes: int) -> list[int]:
-    """Codes that are timed, from the first to the last at equal distances."""
-    return [i * (num_codes - 1) // (NUM_POSITIONS - 1) for i in range(NUM_POSITIONS)]
-
-
-def filled_step(decoder: Decoder, slots: int) -> Step:
-    """A step whose cache holds random numbers, and no padding."""
-    step = Step(decoder, slots)
-    for layer in step.cache.layers:
-        layer.keys.normal_()
-        layer.values.normal_()
-    return step
-
-
-def requests_of(config: DecoderConfig, slots: int) -> list[SlotRequest]:
-    """Guided requests in all slots; an unguided one in a single slot."""
-    each = min(2, slots)
-    params = SamplingParams(temperature=0.5, guidance_scale=1.5 if each == 2 else 1.0)
-    ids = torch.ones(config.text_length, dtype=torch.int64)
-    requests = [Request(text_ids=ids, null_ids=ids, params=params, seed=seed) for seed in range(slots // each)]
-    num_codes = config.layout.num_codes
-    return [SlotRequest.of(one, range(each * i, each * (i + 1)), num_codes) for i, one in enumerate(requests)]
-
-
-# -- steps
+COLUMNS = 5
+"""Number of codes of a grid that the table shows; the plot shows all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +56,7 @@ class StepCost:
     """The first step's seconds, and those of reading what the cache has more."""
 
     def rows(self) -> list[list[str]]:
-        figures = list(zip(self.codes, self.seconds, self.predicted, strict=True))[:: NUM_POSITIONS // 4]
+        figures = list(zip(self.codes, self.seconds, self.predicted, strict=True))[:: len(self.codes) // (COLUMNS - 1)]
         sizes = [self.model, f"{self.num_codes:,}", str(self.slots)]
         return [
             [*sizes, f"{code:,}", f"{1e3 * t:.2f}", f"{1e3 * p:.2f}", f"{t / self.seconds[0]:.2f}"]
@@ -149,87 +100,6 @@ def predicted_seconds(
     return [first + size / machine.bandwidth(work.num_bytes) for size, work in zip(more, works, strict=True)]
 
 
-# -- memory
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Memory of a decoder and the step over its slots, in bytes."""
-
-    model: str
-    num_codes: int
-    slots: int
-    weights: int
-    packed: int
-    """The weights of linear layers again, in the layout in which the eager step on a CPU multiplies by them."""
-    tables: int
-    """Masks, rotary table and the like."""
-    cache: int
-    measured: int
-
-    @property
-    def predicted(self) -> int:
-        return self.weights + self.packed + self.tables + self.cache
-
-    def row(self) -> list[str]:
-        sizes = (self.weights, self.packed, self.tables, self.cache, self.predicted, self.measured)
-        difference = f"{self.measured / self.predicted - 1:+.1%}"
-        return [self.model, f"{self.num_codes:,}", str(self.slots), *(f"{s / 1e6:,.0f}" for s in sizes), difference]
-
-
-def anonymous_bytes() -> int:
-    """Resident memory of this process that is no file's."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    assert found is not None, "this system does not report anonymous memory"
-    return 1024 * int(found[1])
-
-
-def size_of(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@torch.inference_mode()
-def _run_steps(decoder: Decoder, slots: int) -> Step:
-    config = decoder.config
-    step = filled_step(decoder, slots)
-    batch = StepBatch.stack(requests_of(config, slots), slots, step.device)
-    for code in positions_of(config.layout.num_codes):
-        step.positions[:] = config.layout.first_code - 1 + code
-        step.run(batch, config.layout.first_code + code)
-    return step
-
-
-def measure_memory(model: str, side: int, slots: int) -> Memory:
-    """Measure in this process, which has done nothing else before."""
-    # what torch allocates once, for its threads and its libraries, is not the decoder's
-    _run_steps(Decoder(dataclasses.replace(config_of(model, 2), depth=1)).eval(), 2)
-    before = anonymous_bytes()
-    decoder = Decoder(config_of(model, side)).eval()
-    step = _run_steps(decoder, slots)
-    linear = [module.weight for module in decoder.blocks.modules() if isinstance(module, nn.Linear)]
-    head = decoder.config.codebook_size * decoder.config.width * decoder.embedding.weight.element_size()
-    return Memory(
-        model=model,
-        num_codes=decoder.layout.num_codes,
-        slots=slots,
-        weights=size_of(list(decoder.parameters())),
-        packed=0 if step.decoder is decoder else size_of(linear) + head,
-        tables=size_of(list(decoder.buffers())),
-        cache=step.cache.num_bytes,
-        measured=anonymous_bytes() - before,
-    )
-
-
-def memory_apart(model: str, side: int, slots: int) -> Memory:
-    """Measure in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure_memory, (model, side, slots))
-
-
-# -- admission
-
-
 def admission_row(model: str, side: int, slots: int) -> list[str]:
     """What a new request costs besides its prefill, and the size of the decoder's tables."""
     config = config_of(model, side)
@@ -245,14 +115,11 @@ def admission_row(model: str, side: int, slots: int) -> list[str]:
     return [
         model,
         f"{num_codes:,}",
-        f"{size_of([masks]) / 1e6:,.2f}",
+        f"{masks.nbytes / 1e6:,.2f}",
         f"{1e3 * building:,.0f}",
         milliseconds(lambda: SlotRequest.of(one, (0,), num_codes)),
         milliseconds(lambda: StepBatch.stack(active, slots, torch.device("cpu"))),
     ]
-
-
-# -- the command
 
 
 STEPS_HEADER = ("decoder", "codes of a picture", "slots", "code", "ms a step", "predicted, ms", "to the first")
@@ -286,9 +153,10 @@ def plot(costs: Sequence[StepCost], memories: Sequence[Memory], path: Path) -> N
         title = f"{model}; dashed: predicted"
         steps.set(xscale="log", xlabel="number of the code", ylabel=f"ms a step of {slots_of_steps} slots", title=title)
         memory.set(xscale="log", yscale="log", xlabel="slots", ylabel="memory, GB")
-        for axes in (steps, memory):
+        for axes, shown in ((steps, costs), (memory, memories)):
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7)
+            if shown:
+                axes.legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
