@@ -178,17 +178,21 @@ def main(
         (costs.append(StepCost(**values)) if "seconds" in values else memories.append(Memory(**values)))
     cases = [(model, int(side)) for model in models.split(",") for side in sides.split(",")]
     print(f"float32, {torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
-    new = list[StepCost | Memory]()
+
+    def keep(one: StepCost | Memory) -> None:
+        (costs.append(one) if isinstance(one, StepCost) else memories.append(one))
+        if results is not None:
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(one)) + "\n")
+
     if "steps" in parts.split(","):
         machine = measure_machine(torch.float32)
-        new += [measure_steps(*case, step_slots, machine) for case in cases]
+        for case in cases:
+            keep(measure_steps(*case, step_slots, machine))
     if "memory" in parts.split(","):
-        new += [memory_apart(*case, int(number)) for case in cases for number in slots.split(",")]
-    costs += [one for one in new if isinstance(one, StepCost)]
-    memories += [one for one in new if isinstance(one, Memory)]
-    if results is not None:
-        with results.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(one)) + "\n" for one in new)
+        for case in cases:
+            for number in slots.split(","):
+                keep(memory_apart(*case, int(number)))
     print(table(STEPS_HEADER, [row for cost in costs for row in cost.rows()]), "\n")
     print(table(MEMORY_HEADER, [memory.row() for memory in memories]), "\n")
     if "admission" in parts.split(","):
