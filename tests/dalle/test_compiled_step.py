@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=list(VARIANTS))
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
     torch.manual_seed(0)
     decoder = lively_decoder(**request.param)
