@@ -10,12 +10,12 @@ batch alike, this makes codes independent of their company. With `length_block` 
 but another length may mean another kernel, or another order of sums.
 
 Nothing in a step may wait for the device or copy from the host, and weights must stay where they are: a decoder that is
-moved or converted needs a new `GraphStep`.
+moved or converted needs a new `GraphStep`. torch captures one graph at a time in a process, so models that share a
+process must not take their first steps at once.
 """
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +28,6 @@ from dalle.decoder.sampling import FilterParams
 from dalle.decoder.step import Step, StepBatch
 
 __all__ = ["GraphStep"]
-
-_capturing = threading.Lock()
-"""torch captures one graph at a time in a process, and each model of a service has a thread of its own."""
 
 
 class GraphStep(Step):
@@ -80,7 +77,7 @@ class GraphStep(Step):
         )
 
     def run(self, batch: StepBatch, num_positions: int) -> Tensor:
-        """As `Step.run`."""
+        """Draw the next code of each request of a batch, as `Step.run` does."""
         if batch is not self._loaded:
             self._load(batch)
         length = min(-(-num_positions // self._length_block) * self._length_block, len(self.columns))
@@ -145,7 +142,7 @@ class GraphStep(Step):
     def _capture(self, draw: Callable[[], object]) -> Callable[[], object]:
         """Capture a draw. Returns what replays it."""
         graph = torch.cuda.CUDAGraph()
-        with _capturing, torch.cuda.device(self.device):
+        with torch.cuda.device(self.device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 self._warm_up(draw)

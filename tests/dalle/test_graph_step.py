@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -91,15 +92,21 @@ def test_codes_outlive_the_next_step() -> None:
 
 
 class _OneDevice(TorchDispatchMode):
-    """Every tensor that an operation reads or makes is on the device: none comes from the host, or is made of Python
-    numbers there (`lift_fresh` is what `torch.tensor` calls)."""
+    """Every tensor that an operation reads or makes is on the device: none comes from the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not torch.ops.aten.lift_fresh.default, "torch.tensor copies from the host"
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, result)):
             assert not isinstance(leaf, Tensor) or leaf.device.type == "meta", f"{func} touches the host"
         return result
+
+
+class _NoHostData(TorchFunctionMode):
+    """No tensor is made of Python numbers, which are copied from the host; the meta device has nothing to copy to."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy), "data from the host"
+        return func(*args, **(kwargs or {}))
 
 
 class _MetaStep(GraphStep):
@@ -107,7 +114,7 @@ class _MetaStep(GraphStep):
     errors."""
 
     def _capture(self, draw: Callable[[], object]) -> Callable[[], object]:
-        with _OneDevice():
+        with _OneDevice(), _NoHostData():
             draw()
         return draw
 
@@ -138,7 +145,7 @@ def test_the_check_of_captured_steps_finds_the_host() -> None:
         lambda: tensor[tensor > 0],
         lambda: tensor.tolist(),
     ):
-        with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), _OneDevice():
+        with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), _OneDevice(), _NoHostData():
             mistake()
 
 
