@@ -46,7 +46,7 @@ class GraphStep(Step):
         self._batch = self._new_batch(num_slots)
         self._loaded: StepBatch | None = None
         """The batch whose tensors `_batch` holds."""
-        self._graphs: dict[tuple[int, int, bool, bool], Callable[[], object]] = {}
+        self.graphs: dict[tuple[int, int, bool, bool], Callable[[], object]] = {}
         """What runs a step, by number of slots, length, and whether filters sort and floor."""
 
     def _new_batch(self, num_slots: int) -> StepBatch:
@@ -82,9 +82,9 @@ class GraphStep(Step):
             self._load(batch)
         length = min(-(-num_positions // self._length_block) * self._length_block, len(self.columns))
         kind = (batch.num_slots, length, batch.filters.sorts, batch.filters.floors)
-        if kind not in self._graphs:
-            self._graphs[kind] = self._capture(functools.partial(self._draw, self._first(batch), length))
-        self._graphs[kind]()
+        if kind not in self.graphs:
+            self.graphs[kind] = self._capture(functools.partial(self._draw, self._first(batch), length))
+        self.graphs[kind]()
         return self._codes[: len(batch.keys)].clone()
 
     def _draw(self, batch: StepBatch, length: int) -> None:
@@ -116,19 +116,14 @@ class GraphStep(Step):
         """The fixed batch with the slots and the kind of filters of `batch`: a view of the same memory. It has two
         requests at least, because the sums of a single one (`cumsum`) are not deterministic on CUDA."""
         num_slots, num_requests = batch.num_slots, max(2, batch.num_slots)
-        filters = dataclasses.replace(
-            self._batch.filters,
-            **{name: column[:num_requests] for name, column in _columns(self._batch.filters).items()},
-            sorts=batch.filters.sorts,
-            floors=batch.filters.floors,
+        cut, kind = (
+            {name: column[:num_requests] for name, column in _columns(record).items()}
+            for record in (self._batch, self._batch.filters)
         )
-        return dataclasses.replace(
-            self._batch,
-            num_slots=num_slots,
-            filters=filters,
-            **{name: column[:num_requests] for name, column in _columns(self._batch).items()}
-            | {"owner": self._batch.owner[:num_slots], "busy": self._batch.busy[:num_slots]},
-        )
+        cut |= {"owner": self._batch.owner[:num_slots], "busy": self._batch.busy[:num_slots]}
+        kind |= {"sorts": batch.filters.sorts, "floors": batch.filters.floors}
+        filters = dataclasses.replace(self._batch.filters, **kind)
+        return dataclasses.replace(self._batch, num_slots=num_slots, filters=filters, **cut)
 
     def _warm_up(self, draw: Callable[[], object]) -> None:
         """Draw once, so that libraries load and allocate what they need, and restore the slots' last tokens. What was
@@ -161,7 +156,7 @@ class GraphStep(Step):
         return torch.cuda.graph_pool_handle()
 
 
-def _columns(record: StepBatch | FilterParams) -> dict[str, Tensor]:
+def _columns(record: StepBatch | FilterParams) -> dict[str, Any]:
     """The tensors of a record, by field."""
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
