@@ -75,7 +75,7 @@ def cost_of_graphs(decoder: Decoder, num_slots: int, requests: list[Request]) ->
         seconds.append(time.perf_counter() - start)
     num_bytes = free - torch.cuda.mem_get_info()[0]
     num = len(step.graphs)
-    return f"{num} graphs, {(seconds[0] - seconds[1]) / num:.3f} s and {num_bytes / num / 1e6:.1f} MB each"
+    return f"graphs captured: {num}; {(seconds[0] - seconds[1]) / num:.3f} s and {num_bytes / num / 1e6:.1f} MB each"
 
 
 def main(
