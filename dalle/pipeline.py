@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.decoder.engine import Engine, StepResult
+from dalle.decoder.engine import StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
+from dalle.steps import new_engine
 from dalle.version import __version__
 
 __all__ = [
@@ -144,8 +145,9 @@ class DALLE(Model):
             for prompt in prompts
         ]
         requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
-        drawn = Engine(self.decoder, num_slots=NUM_SLOTS).stream(requests, on_step)
-        return (self.picture(request, codes, background=background) for request, codes in drawn)
+        engine = new_engine(self, num_slots=NUM_SLOTS)
+        drawn = engine.stream(requests, on_step)
+        return (self.picture(request, codes, background=background, step=engine.step_kind) for request, codes in drawn)
 
     def request(
         self,
@@ -203,11 +205,14 @@ class DALLE(Model):
         return codes.flatten()
 
     @torch.inference_mode()
-    def picture(self, request: PromptRequest, codes: Tensor, *, background: Background = "auto") -> Picture:
+    def picture(
+        self, request: PromptRequest, codes: Tensor, *, background: Background = "auto", step: str = "eager"
+    ) -> Picture:
         """Decode codes (N,) that an engine drew for a request of `DALLE.request`, and write the picture's receipt.
 
-        The receipt names the background if the model draws transparency. Raises `ParameterError` for a transparent
-        background of a model that does not, and for a request without a prompt's record (a plain `Request`).
+        The receipt names the engine's kind of step, and the background if the model draws transparency. Raises
+        `ParameterError` for a transparent background of a model that does not, and for a request without a prompt's
+        record (a plain `Request`).
         """
         if not isinstance(request, PromptRequest):
             raise ParameterError(f"{type(request).__name__} does not say what its prompt was: use `DALLE.request`")
@@ -230,5 +235,6 @@ class DALLE(Model):
             model_digest=self.digest,
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
+            step=step,
         )
         return Picture(image=with_background(self.decode(grid), chosen), receipt=receipt)

@@ -75,11 +75,12 @@ def _title(process: psutil.Process) -> str:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
+    environment["DALLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # the first start compiles
     process = subprocess.Popen(
         [sys.executable, "-m", "serving", "--port", str(port)],
         cwd=ROOT,
