@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dalle import Engine, Request, SamplingParams
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
+from dalle.decoder.graph_step import GraphStep
 
 __all__ = ["PEERS", "Contender", "Ours", "build"]
 
@@ -57,12 +58,19 @@ class _Clock:
         self.seconds: list[float] = []
 
     def tick(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.start)
 
 
 def _given(config: DecoderConfig, num: int) -> Tensor:
     """Random codes (num,), the same in every call."""
     return torch.randint(config.codebook_size, (num,), generator=torch.Generator().manual_seed(0))
+
+
+def _device(network: nn.Module) -> torch.device:
+    """The device of a network's weights."""
+    return next(network.parameters()).device
 
 
 def _rows(config: DecoderConfig, text_ids: Tensor, guided: bool, first: int) -> Tensor:
@@ -83,12 +91,16 @@ def _guided_choice(logits: Tensor) -> Tensor:
 
 
 class Ours:
-    """This project's `Engine`."""
+    """This project's `Engine`. The backend `cuda_graph` is `GraphStep`; `cuda_graph:128` reads blocks of 128."""
 
     note = ""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, backend: str = "eager") -> None:
         self._options: dict[str, Any] = {}
+        self._graphs, _, block = backend.partition(":")
+        self._length_block = int(block) if block else None
+        if self._graphs == "cuda_graph":
+            backend = "eager"
         if "backend" in inspect.signature(Engine).parameters:
             self._options["backend"] = backend
         elif backend != "eager":
@@ -103,9 +115,11 @@ class Ours:
         if num_rows not in self._engines:
             # the smallest engine has two slots: a bucket of one slot draws a single row
             buckets = (1,) if num_rows == 1 else ()
-            self._engines[num_rows] = Engine(
-                self.decoder, num_slots=max(2, num_rows), **(self._options | ({"buckets": buckets} if buckets else {}))
-            )
+            num_slots = max(2, num_rows)
+            options = self._options | ({"buckets": buckets} if buckets else {})
+            if self._graphs == "cuda_graph":
+                options["step"] = GraphStep(self.decoder, num_slots, length_block=self._length_block)
+            self._engines[num_rows] = Engine(self.decoder, num_slots=num_slots, **options)
         engine = self._engines[num_rows]
         params = SamplingParams(top_k=TOP_K, guidance_scale=SCALE if guided else 1.0)
         kept = torch.cat([_given(self.decoder.config, first), torch.full((layout.num_codes - first,), -1)])
@@ -183,7 +197,7 @@ class Transformers:
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
         from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-        rows = _rows(self._config, text_ids, guided, first)
+        rows = _rows(self._config, text_ids, guided, first).to(_device(self.network))
         cache = self._cache(len(rows))
         if first:
             one: Any = DynamicCache(config=self._model.config)
@@ -255,7 +269,7 @@ class XTransformers:
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
         from x_transformers.autoregressive_wrapper import top_k
 
-        rows = _rows(self._config, text_ids, guided, first)
+        rows = _rows(self._config, text_ids, guided, first).to(_device(self.network))
         self._net.share_prefix = first > 0
         clock = _Clock()
 
@@ -311,7 +325,7 @@ class DallePytorch:
             """An image tokenizer whose pictures are codes: pixels are not measured."""
 
             def get_codebook_indices(self, images: Tensor) -> Tensor:
-                return _given(config, config.layout.num_codes).expand(len(images), -1)
+                return _given(config, config.layout.num_codes).to(images.device).expand(len(images), -1)
 
             def decode(self, codes: Tensor) -> Tensor:
                 return codes
@@ -359,9 +373,12 @@ class DallePytorch:
         options: dict[str, Any] = {}
         if first:
             side = self._model.vae.image_size
-            options = {"img": torch.zeros(len(text_ids), 3, side, side), "num_init_img_tokens": first}
+            options = {
+                "img": torch.zeros(len(text_ids), 3, side, side, device=_device(self.network)),
+                "num_init_img_tokens": first,
+            }
         total = self.NUM_TEXT_IDS + config.text_length + config.codebook_size
-        texts = 1 + text_ids % (self.NUM_TEXT_IDS - 1)
+        texts = (1 + text_ids % (self.NUM_TEXT_IDS - 1)).to(_device(self.network))
         try:
             codes = self._model.generate_images(
                 texts,
@@ -388,10 +405,10 @@ PEERS: dict[str, Callable[[DecoderConfig, torch.dtype], Contender]] = {
 """The peers, by the name that the command line and the table have for them."""
 
 
-def build(name: str, config: DecoderConfig, dtype: torch.dtype) -> Contender:
+def build(name: str, config: DecoderConfig, dtype: torch.dtype, device: str = "cpu") -> Contender:
     """Build a contender with random weights: a peer by its name, or this project's engine as `ours BACKEND`. Raises
     what the import or the constructor of a peer raises."""
     torch.manual_seed(0)
-    if name in PEERS:
-        return PEERS[name](config, dtype)
-    return Ours(config, dtype, name.removeprefix("ours "))
+    contender = PEERS[name](config, dtype) if name in PEERS else Ours(config, dtype, name.removeprefix("ours "))
+    contender.network.to(device)
+    return contender
