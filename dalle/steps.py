@@ -2,6 +2,7 @@
 
 eager      operation by operation, everywhere
 compiled   one program, compiled ahead of time for a model, a number of slots and this machine's processor
+cuda_graph one captured graph, on CUDA
 
 A seed gives the same codes with one kind of step. Between kinds the last bits of the logits differ
 and so, once in very many pictures, a code.
@@ -26,6 +27,7 @@ from dalle.decoder import compiled_step
 from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
+from dalle.decoder.graph_step import GraphStep
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.decoder.step import Step
@@ -36,8 +38,11 @@ from dalle.transformer import block
 
 __all__ = ["CompiledModel", "StepKind", "compile_model", "new_engine", "why_not_compiled"]
 
-StepKind = Literal["auto", "eager", "compiled"]
-"""`auto` is `compiled` if a compiled step is there that was measured to be faster, else `eager`."""
+StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
+"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
+`eager`."""
+FAST_LENGTH_BLOCK = 128
+"""Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30
 
 
@@ -103,11 +108,16 @@ def compile_model(model: Model, num_slots: int) -> CompiledModel:
 def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets: Sequence[int] = ()) -> Engine:
     """An engine for a model. A compiled step always runs all slots: it has no `buckets`.
 
-    Raises `DalleError` for a step `compiled` where none is compiled, and `EngineError` as `Engine` does.
+    Raises `DalleError` for a step `compiled` where none is compiled, or `cuda_graph` without CUDA, and `EngineError` as
+    `Engine` does.
     """
-    decoder = model.decoder
-    on_cpu = decoder.embedding.weight.device.type == "cpu"
-    compiled = CompiledModel.find(model.digest, num_slots) if on_cpu and step != "eager" else None
+    decoder, device = model.decoder, model.decoder.embedding.weight.device.type
+    if step == "cuda_graph" and device != "cuda":
+        raise DalleError(f"the step cuda_graph needs CUDA; {model.name} is on {device}")
+    if device == "cuda" and step in ("auto", "cuda_graph"):
+        graphs = GraphStep(decoder, num_slots, length_block=FAST_LENGTH_BLOCK if buckets else None)
+        return Engine(decoder, num_slots=num_slots, buckets=buckets, step=graphs)
+    compiled = CompiledModel.find(model.digest, num_slots) if device == "cpu" and step != "eager" else None
     if step == "compiled" and compiled is None:
         raise DalleError(
             f"no step of {model.name} is compiled for {num_slots} slots on this machine: "

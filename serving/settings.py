@@ -63,7 +63,8 @@ class ModelSettings(QueueSettings):
     step: StepKind = "auto"
     """Kind of step. `eager` runs operation by operation. `compiled` is the program that `dalle compile` made for this
     machine and number of slots; it runs at one batch size in both modes. `auto` is the compiled one if it is there and
-    was measured to be faster; `python -m serving` without a cluster compiles it at its first start."""
+    was measured to be faster; `python -m serving` without a cluster compiles it at its first start. On CUDA, `auto` is
+    `cuda_graph`: a step is one captured graph."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)

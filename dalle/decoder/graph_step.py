@@ -36,7 +36,7 @@ class GraphStep(Step):
     length_block: a step reads a multiple of so many positions, itself a multiple of 32; None for all positions.
     """
 
-    name = "cuda_graph"
+    kind = "cuda_graph"
 
     def __init__(self, decoder: Decoder, num_slots: int, *, length_block: int | None = None) -> None:
         super().__init__(decoder, num_slots)
@@ -81,10 +81,10 @@ class GraphStep(Step):
         if batch is not self._loaded:
             self._load(batch)
         length = min(-(-num_positions // self._length_block) * self._length_block, len(self.columns))
-        kind = (batch.num_slots, length, batch.filters.sorts, batch.filters.floors)
-        if kind not in self.graphs:
-            self.graphs[kind] = self._capture(functools.partial(self._draw, self._first(batch), length))
-        self.graphs[kind]()
+        key = (batch.num_slots, length, batch.filters.sorts, batch.filters.floors)
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(functools.partial(self._draw, self._first(batch), length))
+        self.graphs[key]()
         return self._codes[: len(batch.keys)].clone()
 
     def _draw(self, batch: StepBatch, length: int) -> None:
@@ -116,13 +116,13 @@ class GraphStep(Step):
         """The fixed batch with the slots and the kind of filters of `batch`: a view of the same memory. It has two
         requests at least, because the sums of a single one (`cumsum`) are not deterministic on CUDA."""
         num_slots, num_requests = batch.num_slots, max(2, batch.num_slots)
-        cut, kind = (
+        cut, flags = (
             {name: column[:num_requests] for name, column in _columns(record).items()}
             for record in (self._batch, self._batch.filters)
         )
         cut |= {"owner": self._batch.owner[:num_slots], "busy": self._batch.busy[:num_slots]}
-        kind |= {"sorts": batch.filters.sorts, "floors": batch.filters.floors}
-        filters = dataclasses.replace(self._batch.filters, **kind)
+        flags |= {"sorts": batch.filters.sorts, "floors": batch.filters.floors}
+        filters = dataclasses.replace(self._batch.filters, **flags)
         return dataclasses.replace(self._batch, num_slots=num_slots, filters=filters, **cut)
 
     def _warm_up(self, draw: Callable[[], object]) -> None:
