@@ -9,10 +9,11 @@ their hook on the logits merges the two rows, samples, and leaves one code to ch
 Requirements: `pip install --group bench` and `pip install --no-deps dalle-pytorch==1.6.6`.
 """
 
-import inspect
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from dalle import Engine, Request, SamplingParams
+from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.graph_step import GraphStep
+from dalle.decoder.step import Step
 
 __all__ = ["PEERS", "Contender", "Ours", "build"]
 
@@ -91,20 +94,16 @@ def _guided_choice(logits: Tensor) -> Tensor:
 
 
 class Ours:
-    """This project's `Engine`. The backend `cuda_graph` is `GraphStep`; `cuda_graph:128` reads blocks of 128."""
+    """This project's `Engine` with a kind of step: eager, compiled, or cuda_graph; `cuda_graph:128` reads blocks of
+    128."""
 
     note = ""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, backend: str = "eager") -> None:
-        self._options: dict[str, Any] = {}
-        self._graphs, _, block = backend.partition(":")
+        self._kind, _, block = backend.partition(":")
         self._length_block = int(block) if block else None
-        if self._graphs == "cuda_graph":
-            backend = "eager"
-        if "backend" in inspect.signature(Engine).parameters:
-            self._options["backend"] = backend
-        elif backend != "eager":
-            raise ValueError(f"the engine has no backend {backend!r}")
+        if self._kind not in ("eager", "compiled", "cuda_graph"):
+            raise ValueError(f"there is no step {self._kind!r}")
         self.decoder = Decoder(config).to(dtype).eval()
         self.network: nn.Module = self.decoder
         self._engines: dict[int, Engine] = {}
@@ -113,13 +112,10 @@ class Ours:
         layout = self.decoder.layout
         num_rows = len(text_ids) * (1 + guided)
         if num_rows not in self._engines:
-            # the smallest engine has two slots: a bucket of one slot draws a single row
+            # the smallest engine has two slots: a bucket of one slot draws a single row, except in a compiled step
             buckets = (1,) if num_rows == 1 else ()
-            num_slots = max(2, num_rows)
-            options = self._options | ({"buckets": buckets} if buckets else {})
-            if self._graphs == "cuda_graph":
-                options["step"] = GraphStep(self.decoder, num_slots, length_block=self._length_block)
-            self._engines[num_rows] = Engine(self.decoder, num_slots=num_slots, **options)
+            step = self._step(max(2, num_rows))
+            self._engines[num_rows] = Engine(self.decoder, num_slots=max(2, num_rows), buckets=buckets, step=step)
         engine = self._engines[num_rows]
         params = SamplingParams(top_k=TOP_K, guidance_scale=SCALE if guided else 1.0)
         kept = torch.cat([_given(self.decoder.config, first), torch.full((layout.num_codes - first,), -1)])
@@ -145,6 +141,16 @@ class Ours:
         for request_id in ids:
             engine.cancel(request_id)
         return codes[:, first:], clock.seconds
+
+    def _step(self, num_slots: int) -> Step:
+        if self._kind == "cuda_graph":
+            return GraphStep(self.decoder, num_slots, length_block=self._length_block)
+        if self._kind == "eager":
+            return Step(self.decoder, num_slots)
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder) / "step.pt2"
+            compile_step(self.decoder, num_slots, package)
+            return CompiledStep(self.decoder, num_slots, package)
 
     def release(self) -> None:
         self._engines.clear()

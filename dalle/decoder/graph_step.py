@@ -71,6 +71,7 @@ class GraphStep(Step):
                 top_p=column(torch.float32),
                 min_p=column(torch.float32),
                 greedy=True,
+                largest_top_k=0,
                 sorts=True,
                 floors=True,
             ),
@@ -81,7 +82,7 @@ class GraphStep(Step):
         if batch is not self._loaded:
             self._load(batch)
         length = min(-(-num_positions // self._length_block) * self._length_block, len(self.columns))
-        key = (batch.num_slots, length, batch.filters.sorts, batch.filters.floors)
+        key = (batch.num_slots, length, _sorts(batch), batch.filters.floors)
         if key not in self.graphs:
             self.graphs[key] = self._capture(functools.partial(self._draw, self._first(batch), length))
         self.graphs[key]()
@@ -121,7 +122,7 @@ class GraphStep(Step):
             for record in (self._batch, self._batch.filters)
         )
         cut |= {"owner": self._batch.owner[:num_slots], "busy": self._batch.busy[:num_slots]}
-        flags |= {"sorts": batch.filters.sorts, "floors": batch.filters.floors}
+        flags |= {"sorts": _sorts(batch), "floors": batch.filters.floors}
         filters = dataclasses.replace(self._batch.filters, **flags)
         return dataclasses.replace(self._batch, num_slots=num_slots, filters=filters, **cut)
 
@@ -154,6 +155,11 @@ class GraphStep(Step):
     @functools.cached_property
     def _pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
+
+
+def _sorts(batch: StepBatch) -> bool:
+    """Whether logits are sorted. A graph sorts for top_k too, since the size of a `topk` is a constant of the graph."""
+    return batch.filters.sorts or batch.filters.largest_top_k > 0
 
 
 def _columns(record: StepBatch | FilterParams) -> dict[str, Any]:
