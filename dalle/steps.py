@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -52,7 +51,7 @@ class CompiledModel:
 
     folder: Path
     milliseconds: dict[str, float]
-    """Median duration of a step of each kind, measured on this machine when the step was compiled."""
+    """Least duration of a step of each kind, measured on this machine when the step was compiled."""
 
     @classmethod
     def find(cls, digest: str, num_slots: int) -> Self | None:
@@ -129,7 +128,8 @@ def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets
 
 
 def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> dict[str, float]:
-    """Median duration of a step with all slots busy, of several steps in turn."""
+    """Least duration of a step with all slots busy, of several steps in turn: other work on the machine disturbs the
+    least one last."""
     request = Request(text_ids=decoder.layout.empty_ids, params=SamplingParams(), seed=0)
     if decoder.config.feature_width is not None:
         features = torch.zeros(decoder.config.text_length, decoder.config.feature_width)
@@ -144,7 +144,7 @@ def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> d
             engine.step()
             if turn:  # the first step admits the requests
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: min(values) for name, values in times.items()}
 
 
 def _folder(digest: str, num_slots: int) -> Path:
