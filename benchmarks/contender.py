@@ -6,18 +6,22 @@ All contenders have random weights and the sizes of one `DecoderConfig`, draw wi
 keep keys and values in a cache. A guided picture is two rows.
 """
 
-import inspect
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dalle import Engine, Request, SamplingParams
+from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
+from dalle.decoder.graph_step import GraphStep
+from dalle.decoder.step import Step
 
-__all__ = ["SCALE", "TOP_K", "Clock", "Contender", "Ours", "given_codes", "guided_choice", "prompt_rows"]
+__all__ = ["SCALE", "TOP_K", "Clock", "Contender", "Ours", "device_of", "given_codes", "guided_choice", "prompt_rows"]
 
 TOP_K = 1000
 SCALE = 4.0
@@ -51,12 +55,19 @@ class Clock:
         self.seconds: list[float] = []
 
     def tick(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.start)
 
 
 def given_codes(config: DecoderConfig, num: int) -> Tensor:
     """Random codes (num,), the same in every call."""
     return torch.randint(config.codebook_size, (num,), generator=torch.Generator().manual_seed(0))
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's weights."""
+    return next(network.parameters()).device
 
 
 def prompt_rows(config: DecoderConfig, text_ids: Tensor, guided: bool, first: int) -> Tensor:
@@ -77,16 +88,16 @@ def guided_choice(logits: Tensor) -> Tensor:
 
 
 class Ours:
-    """This project's `Engine`."""
+    """This project's `Engine` with a kind of step: eager, compiled, or cuda_graph; `cuda_graph:128` reads blocks of
+    128."""
 
     note = ""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, backend: str = "eager") -> None:
-        self._options: dict[str, Any] = {}
-        if "backend" in inspect.signature(Engine).parameters:
-            self._options["backend"] = backend
-        elif backend != "eager":
-            raise ValueError(f"the engine has no backend {backend!r}")
+        self._kind, _, block = backend.partition(":")
+        self._length_block = int(block) if block else None
+        if self._kind not in ("eager", "compiled", "cuda_graph"):
+            raise ValueError(f"there is no step {self._kind!r}")
         self.decoder = Decoder(config).to(dtype).eval()
         self.network: nn.Module = self.decoder
         self._engines: dict[int, Engine] = {}
@@ -95,11 +106,10 @@ class Ours:
         layout = self.decoder.layout
         num_rows = len(text_ids) * (1 + guided)
         if num_rows not in self._engines:
-            # the smallest engine has two slots: a bucket of one slot draws a single row
+            # the smallest engine has two slots: a bucket of one slot draws a single row, except in a compiled step
             buckets = (1,) if num_rows == 1 else ()
-            self._engines[num_rows] = Engine(
-                self.decoder, num_slots=max(2, num_rows), **(self._options | ({"buckets": buckets} if buckets else {}))
-            )
+            step = self._step(max(2, num_rows))
+            self._engines[num_rows] = Engine(self.decoder, num_slots=max(2, num_rows), buckets=buckets, step=step)
         engine = self._engines[num_rows]
         params = SamplingParams(top_k=TOP_K, guidance_scale=SCALE if guided else 1.0)
         kept = torch.cat([given_codes(self.decoder.config, first), torch.full((layout.num_codes - first,), -1)])
@@ -125,6 +135,16 @@ class Ours:
         for request_id in ids:
             engine.cancel(request_id)
         return codes[:, first:], clock.seconds
+
+    def _step(self, num_slots: int) -> Step:
+        if self._kind == "cuda_graph":
+            return GraphStep(self.decoder, num_slots, length_block=self._length_block)
+        if self._kind == "eager":
+            return Step(self.decoder, num_slots)
+        with tempfile.TemporaryDirectory() as folder:
+            package = Path(folder) / "step.pt2"
+            compile_step(self.decoder, num_slots, package)
+            return CompiledStep(self.decoder, num_slots, package)
 
     def release(self) -> None:
         self._engines.clear()

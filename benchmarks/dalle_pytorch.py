@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contender import SCALE, TOP_K, Clock, given_codes
+from benchmarks.contender import SCALE, TOP_K, Clock, device_of, given_codes
 from dalle.decoder.config import DecoderConfig
 
 __all__ = ["DallePytorch"]
@@ -58,7 +58,7 @@ class DallePytorch:
             """An image tokenizer whose pictures are codes: pixels are not measured."""
 
             def get_codebook_indices(self, images: Tensor) -> Tensor:
-                return given_codes(config, config.layout.num_codes).expand(len(images), -1)
+                return given_codes(config, config.layout.num_codes).to(images.device).expand(len(images), -1)
 
             def decode(self, codes: Tensor) -> Tensor:
                 return codes
@@ -106,9 +106,12 @@ class DallePytorch:
         options: dict[str, Any] = {}
         if first:
             side = self._model.vae.image_size
-            options = {"img": torch.zeros(len(text_ids), 3, side, side), "num_init_img_tokens": first}
+            options = {
+                "img": torch.zeros(len(text_ids), 3, side, side, device=device_of(self.network)),
+                "num_init_img_tokens": first,
+            }
         total = self.NUM_TEXT_IDS + config.text_length + config.codebook_size
-        texts = 1 + text_ids % (self.NUM_TEXT_IDS - 1)
+        texts = (1 + text_ids % (self.NUM_TEXT_IDS - 1)).to(device_of(self.network))
         try:
             codes = self._model.generate_images(
                 texts,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contender import TOP_K, Clock, Contender, Ours, guided_choice, prompt_rows
+from benchmarks.contender import TOP_K, Clock, Contender, Ours, device_of, guided_choice, prompt_rows
 from benchmarks.dalle_pytorch import DallePytorch
 from dalle.decoder.config import DecoderConfig
 
@@ -66,7 +66,7 @@ class Transformers:
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
         from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-        rows = prompt_rows(self._config, text_ids, guided, first)
+        rows = prompt_rows(self._config, text_ids, guided, first).to(device_of(self.network))
         cache = self._cache(len(rows))
         if first:
             one: Any = DynamicCache(config=self._model.config)
@@ -138,7 +138,7 @@ class XTransformers:
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:
         from x_transformers.autoregressive_wrapper import top_k
 
-        rows = prompt_rows(self._config, text_ids, guided, first)
+        rows = prompt_rows(self._config, text_ids, guided, first).to(device_of(self.network))
         self._net.share_prefix = first > 0
         clock = Clock()
 
@@ -163,10 +163,10 @@ PEERS: dict[str, Callable[[DecoderConfig, torch.dtype], Contender]] = {
 """The peers, by the name that the command line and the table have for them."""
 
 
-def build(name: str, config: DecoderConfig, dtype: torch.dtype) -> Contender:
+def build(name: str, config: DecoderConfig, dtype: torch.dtype, device: str = "cpu") -> Contender:
     """Build a contender with random weights: a peer by its name, or this project's engine as `ours BACKEND`. Raises
     what the import or the constructor of a peer raises."""
     torch.manual_seed(0)
-    if name in PEERS:
-        return PEERS[name](config, dtype)
-    return Ours(config, dtype, name.removeprefix("ours "))
+    contender = PEERS[name](config, dtype) if name in PEERS else Ours(config, dtype, name.removeprefix("ours "))
+    contender.network.to(device)
+    return contender

@@ -7,8 +7,9 @@ for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7)
 
 import contextlib
 import dataclasses
+import functools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
+from dalle.steps import new_engine
 from dalle.version import __version__
 
 __all__ = [
@@ -118,8 +120,9 @@ class DALLE(Model):
         truncate: bool = False,
         background: Background = "auto",
         on_step: Callable[[StepResult], None] | None = None,
-    ) -> Iterator[Picture]:
-        """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first.
+    ) -> Generator[Picture]:
+        """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first. Closing
+        the iterator stops the drawing.
 
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed a random one
         is used, and the pictures' receipts name it. `params` defaults to the model's own. `truncate` cuts a prompt that
@@ -144,8 +147,29 @@ class DALLE(Model):
             for prompt in prompts
         ]
         requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
-        drawn = Engine(self.decoder, num_slots=NUM_SLOTS).stream(requests, on_step)
-        return (self.picture(request, codes, background=background) for request, codes in drawn)
+        return self._pictures(requests, background, on_step)
+
+    def _pictures(
+        self, requests: Sequence[PromptRequest], background: Background, on_step: Callable[[StepResult], None] | None
+    ) -> Generator[Picture]:
+        """Draw requests with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled
+        step, takes about as long as ten steps."""
+        versions = [weight._version for weight in self.decoder.parameters()]
+        engine: Engine | None = None
+        while engine is None and self._idle_engines:
+            drawn_before, idle = self._idle_engines.pop()
+            engine = idle if drawn_before == versions else None  # weights that were changed are packed anew
+        engine = engine or new_engine(self, num_slots=NUM_SLOTS)
+        try:
+            for request, codes in engine.stream(requests, on_step):
+                yield self.picture(request, codes, background=background, step=engine.step_kind)
+        finally:
+            self._idle_engines.append((versions, engine))
+
+    @functools.cached_property
+    def _idle_engines(self) -> list[tuple[list[int], Engine]]:
+        """Engines that no call is using, each with the versions of the weights that it was made of."""
+        return []
 
     def request(
         self,
@@ -203,11 +227,14 @@ class DALLE(Model):
         return codes.flatten()
 
     @torch.inference_mode()
-    def picture(self, request: PromptRequest, codes: Tensor, *, background: Background = "auto") -> Picture:
+    def picture(
+        self, request: PromptRequest, codes: Tensor, *, background: Background = "auto", step: str = "eager"
+    ) -> Picture:
         """Decode codes (N,) that an engine drew for a request of `DALLE.request`, and write the picture's receipt.
 
-        The receipt names the background if the model draws transparency. Raises `ParameterError` for a transparent
-        background of a model that does not, and for a request without a prompt's record (a plain `Request`).
+        The receipt names the engine's kind of step, and the background if the model draws transparency. Raises
+        `ParameterError` for a transparent background of a model that does not, and for a request without a prompt's
+        record (a plain `Request`).
         """
         if not isinstance(request, PromptRequest):
             raise ParameterError(f"{type(request).__name__} does not say what its prompt was: use `DALLE.request`")
@@ -230,5 +257,6 @@ class DALLE(Model):
             model_digest=self.digest,
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
+            step=step,
         )
         return Picture(image=with_background(self.decode(grid), chosen), receipt=receipt)

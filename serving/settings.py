@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.errors import ConfigError
+from dalle.steps import StepKind
 
 __all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
 
@@ -59,6 +60,11 @@ class ModelSettings(QueueSettings):
     """`strict` runs every step at one batch size, so that a seed gives the same bytes under any load. `fast` runs each
     step at the smallest of a few batch sizes that holds the busy slots: it is faster when few pictures are drawn, but
     the load can change the last bits of the logits, and so a picture."""
+    step: StepKind = "auto"
+    """Kind of step. `eager` runs operation by operation. `compiled` is the program that `dalle compile` made for this
+    machine and number of slots; it runs at one batch size in both modes. `auto` is the compiled one if it is there and
+    was measured to be faster; `python -m serving` without a cluster compiles it at its first start. On CUDA, `auto` is
+    `cuda_graph`: a step is one captured graph."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)

@@ -6,6 +6,7 @@ needs no compiler. A package fits the decoder, the number of slots, the version 
 number of threads that it was made with.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -48,13 +49,15 @@ def _inputs(step: Step, length: int, keys: Tensor) -> tuple[Tensor, ...]:
 def compile_step(decoder: Decoder, num_slots: int, path: Path) -> None:
     """Compile the step of a decoder over `num_slots` slots, and write the package to a path that ends in .pt2. It takes
     a compiler for C++, and a quarter of a minute or more."""
-    from torch._inductor import aoti_compile_and_package  # takes a second to import
-
     step = Step(decoder, num_slots, pack=False)
     inputs = _inputs(step, LENGTH_BLOCK, step.ids[:, 0])
-    lengths = {0: torch.export.Dim("length", min=LENGTH_BLOCK, max=len(step.columns))}
+    longest = len(step.columns)
+    lengths = {0: torch.export.Dim("length", max=longest)} if longest > LENGTH_BLOCK else None
     fixed = [None] * (len(inputs) - 1)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about torch
+        from torch._inductor import aoti_compile_and_package  # takes a second to import
+
         program = torch.export.export(_Program(decoder).eval(), inputs, dynamic_shapes={"inputs": (lengths, *fixed)})
         aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
@@ -62,13 +65,14 @@ def compile_step(decoder: Decoder, num_slots: int, path: Path) -> None:
 class CompiledStep(Step):
     """Steps over all slots of a cache by a compiled program."""
 
-    name = "compiled"
+    kind = "compiled"
 
     def __init__(self, decoder: Decoder, num_slots: int, path: Path) -> None:
         super().__init__(decoder, num_slots, pack=False)
-        self._program = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+        # torch._inductor.aoti_load_package is this call, after imports that take more than a second
+        self._program = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
 
     def forward(self, num_slots: int, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(keys, (0, len(self.ids) - len(keys)))
-        logits, noise = self._program(*_inputs(self, length, padded))
+        logits, noise = self._program.run(list(_inputs(self, length, padded)))
         return logits, noise[: len(keys)]

@@ -103,6 +103,11 @@ class Engine:
         """The active requests as tensors; None when they have changed."""
 
     @property
+    def step_kind(self) -> str:
+        """Kind of the program that runs the steps: `eager` or `compiled`."""
+        return self._step.kind
+
+    @property
     def num_active(self) -> int:
         """Number of requests that have slots."""
         return len(self._active)

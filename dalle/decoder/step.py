@@ -128,7 +128,7 @@ def slot_logits(
 class Step:
     """Steps over the slots of a cache, operation by operation."""
 
-    name = "eager"
+    kind = "eager"
 
     def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True) -> None:
         self.decoder = decoder.for_inference(pack=pack)

@@ -14,6 +14,7 @@ from dalle.command_line import exit_on_mistake
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
+from dalle.steps import StepKind
 from serving.batch.driver import INTERRUPTED, Batch, run_batch
 from serving.batch.plan import PlanSettings
 
@@ -109,6 +110,13 @@ def batch(
             show_default="8",
         ),
     ] = None,
+    step: Annotated[
+        StepKind,
+        typer.Option(
+            help="Kind of step: eager, compiled (see `dalle compile`), or auto: compiled if it is there, and eager on "
+            "Ray. A resumed batch keeps the kind it was started with."
+        ),
+    ] = "auto",
     c2pa_certificate: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +178,7 @@ def batch(
                 threads=threads,
                 gpus=gpus,
                 num_slots=slots,
+                step=step,
                 certificate=c2pa_certificate,
                 certificate_key=c2pa_key,
                 strict=strict,

@@ -14,7 +14,7 @@ DESCRIPTION = "batch.json"
 
 def write_description(storage: Storage, planner: Planner, settings: WorkerSettings) -> None:
     """Write the folder's `batch.json`. Raises `StorageError`."""
-    computed = {"num_slots": settings.num_slots, "threads": settings.threads}
+    computed = {"num_slots": settings.num_slots, "threads": settings.threads, "step": settings.step}
     description = {"format_version": 1, "of": _identity(planner), "computed": computed}
     storage.write(DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
@@ -31,7 +31,10 @@ def read_description(storage: Storage) -> dict[str, Any] | None:
         return None
     try:
         description: dict[str, Any] = json.loads(content)
-        known = description["computed"].keys() == {"num_slots", "threads"} and isinstance(description["of"], dict)
+        description["computed"] = {"step": "eager"} | description["computed"]  # earlier releases had no other
+        known = description["computed"].keys() == {"num_slots", "threads", "step"} and isinstance(
+            description["of"], dict
+        )
         if description["format_version"] == 1 and known:
             return description
     except (ValueError, KeyError, TypeError, AttributeError):

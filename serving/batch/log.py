@@ -71,6 +71,7 @@ def run_facts(settings: WorkerSettings) -> dict[str, Any]:
     return {
         "num_slots": settings.num_slots,
         "threads": settings.threads,
+        "step": settings.step,
         "device": settings.device,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

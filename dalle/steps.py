@@ -1,0 +1,171 @@
+"""Kinds of step: which program runs the engine's steps on this machine, and where compiled ones are kept.
+
+eager      operation by operation, everywhere
+compiled   one program, compiled ahead of time for a model, a number of slots and this machine's processor
+cuda_graph one captured graph, on CUDA
+
+A seed gives the same codes with one kind of step. Between kinds the last bits of the logits differ
+and so, once in very many pictures, a code.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+
+from dalle.decoder import compiled_step
+from dalle.decoder.compiled_step import CompiledStep, compile_step
+from dalle.decoder.decoder import Decoder
+from dalle.decoder.engine import Engine
+from dalle.decoder.graph_step import GraphStep
+from dalle.decoder.request import Request
+from dalle.decoder.sampling import SamplingParams
+from dalle.decoder.step import Step
+from dalle.errors import DalleError
+from dalle.files import atomic_folder
+from dalle.model import Model
+from dalle.transformer import block
+
+__all__ = ["CompiledModel", "StepKind", "compile_model", "new_engine", "why_not_compiled"]
+
+StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
+"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
+`eager`."""
+FAST_LENGTH_BLOCK = 128
+"""Graphs of an engine with buckets read a multiple of so many positions."""
+NUM_TIMED_STEPS = 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledModel:
+    """The compiled step of a model for a number of slots, in a folder of its own."""
+
+    folder: Path
+    milliseconds: dict[str, float]
+    """Least duration of a step of each kind, measured on this machine when the step was compiled."""
+
+    @classmethod
+    def find(cls, digest: str, num_slots: int) -> Self | None:
+        """The step that was compiled for the model of a digest on this machine, if there is one."""
+        folder = _folder(digest, num_slots)
+        if not (folder / "times.json").is_file():
+            return None
+        return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
+
+    @property
+    def package(self) -> Path:
+        return self.folder / "step.pt2"
+
+    @property
+    def is_faster(self) -> bool:
+        return self.milliseconds["compiled"] < self.milliseconds["eager"]
+
+
+def why_not_compiled(model: Model) -> str | None:
+    """Why the step of a model cannot be compiled on this machine; None if it can."""
+    weight = model.decoder.embedding.weight
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device.type}; steps are compiled for CPUs"
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "there is no C++ compiler (g++, or what the environment variable CXX names)"
+    return None
+
+
+def compile_model(model: Model, num_slots: int) -> CompiledModel:
+    """Compile the step of a model for this machine and measure it, in a quarter of a minute or more. It is kept in the
+    folder that the environment variable DALLE_CACHE names (default: ~/.cache/dalle).
+
+    Raises `DalleError` if there is no compiler, or it fails; `OSError` if the folder cannot be written to.
+    """
+    if (reason := why_not_compiled(model)) is not None:
+        raise DalleError(f"cannot compile the step of {model.name}: {reason}")
+    decoder = model.decoder
+    with atomic_folder(_folder(model.digest, num_slots)) as folder:
+        package = folder / "step.pt2"
+        try:
+            compile_step(decoder, num_slots, package)
+        except Exception as error:  # the compiler's own, of many types
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise DalleError(f"cannot compile the step of {model.name}: {lines[-1]}") from error
+        steps = {"eager": Step(decoder, num_slots), "compiled": CompiledStep(decoder, num_slots, package)}
+        times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
+        (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
+    found = CompiledModel.find(model.digest, num_slots)
+    assert found is not None
+    return found
+
+
+def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets: Sequence[int] = ()) -> Engine:
+    """An engine for a model. A compiled step always runs all slots: it has no `buckets`.
+
+    Raises `DalleError` for a step `compiled` where none is compiled, or `cuda_graph` without CUDA, and `EngineError` as
+    `Engine` does.
+    """
+    decoder, device = model.decoder, model.decoder.embedding.weight.device.type
+    if step == "cuda_graph" and device != "cuda":
+        raise DalleError(f"the step cuda_graph needs CUDA; {model.name} is on {device}")
+    if device == "cuda" and step in ("auto", "cuda_graph"):
+        graphs = GraphStep(decoder, num_slots, length_block=FAST_LENGTH_BLOCK if buckets else None)
+        return Engine(decoder, num_slots=num_slots, buckets=buckets, step=graphs)
+    compiled = CompiledModel.find(model.digest, num_slots) if device == "cpu" and step != "eager" else None
+    if step == "compiled" and compiled is None:
+        raise DalleError(
+            f"no step of {model.name} is compiled for {num_slots} slots on this machine: "
+            f"run `dalle compile {model.name} --num-slots {num_slots}`"
+        )
+    if compiled is not None and (step == "compiled" or compiled.is_faster):
+        return Engine(decoder, num_slots=num_slots, step=CompiledStep(decoder, num_slots, compiled.package))
+    return Engine(decoder, num_slots=num_slots, buckets=buckets)
+
+
+def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> dict[str, float]:
+    """Least duration of a step with all slots busy, of several steps in turn: other work on the machine disturbs the
+    least one last."""
+    request = Request(text_ids=decoder.layout.empty_ids, params=SamplingParams(), seed=0)
+    if decoder.config.feature_width is not None:
+        features = torch.zeros(decoder.config.text_length, decoder.config.feature_width)
+        request = dataclasses.replace(request, features=features)
+    engines = {name: Engine(decoder, num_slots=num_slots, step=step) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(NUM_TIMED_STEPS):
+        for name, engine in engines.items():
+            while engine.num_active + engine.num_waiting < num_slots:
+                engine.add(request)
+            start = time.perf_counter()
+            engine.step()
+            if turn:  # the first step admits the requests
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: min(values) for name, values in times.items()}
+
+
+def _folder(digest: str, num_slots: int) -> Path:
+    """Folder of the step of a model, named after all that the program depends on."""
+    source = b"".join(
+        path.read_bytes()
+        for module in (compiled_step, block)
+        for path in sorted(Path(module.__file__ or "").parent.glob("*.py"))
+    )
+    depends = (digest, num_slots, torch.__version__, _processor(), source)
+    key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
+    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
+    return Path(root) / "steps" / key
+
+
+@cache
+def _processor() -> str:
+    """What machine code depends on: the instructions that this processor knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        flags = platform.processor()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"
