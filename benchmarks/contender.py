@@ -9,7 +9,7 @@ keep keys and values in a cache. A guided picture is two rows.
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
