@@ -151,7 +151,9 @@ def plot(costs: Sequence[StepCost], memories: Sequence[Memory], path: Path) -> N
             memory.plot(slots, measured, ls="", marker="o", color=f"C{number}", label=f"{num_codes:,} codes")
         slots_of_steps = next((cost.slots for cost in costs if cost.model == model), 0)
         title = f"{model}; dashed: predicted"
-        steps.set(xscale="log", xlabel="number of the code", ylabel=f"ms a step of {slots_of_steps} slots", title=title)
+        steps.set(
+            ylim=(0, None), xlabel="number of the code", ylabel=f"ms a step of {slots_of_steps} slots", title=title
+        )
         memory.set(xscale="log", yscale="log", xlabel="slots", ylabel="memory, GB")
         for axes, shown in ((steps, costs), (memory, memories)):
             axes.grid(alpha=0.3)

@@ -37,6 +37,7 @@ from dalle.steps import StepKind, new_engine
 __all__ = ["LoadRun", "Turn", "arrival_times", "main", "offer", "queueing", "saturated_rate"]
 
 TARGET_LOAD = 0.8
+LOAD_HEADER = ("slots", "load", "delivered", "turns", "requests", "median", "p95", "p95 of queueing")
 LOADS = "0.2,0.4,0.6,0.8,0.9,0.95"
 NUM_LONE = 3
 NUM_ROUNDS = 5
@@ -203,13 +204,14 @@ def by_load(turns: Sequence[Turn], slots: int) -> dict[float, list[LoadRun]]:
     return {load: list(group) for load, group in itertools.groupby(runs, key=lambda run: run.load)}
 
 
-def percentiles(runs: Sequence[LoadRun], shares: Sequence[float]) -> list[float]:
-    """Percentiles of the latencies of all runs together."""
-    return np.percentile([latency for run in runs for latency in run.latencies], shares).tolist()
+def percentiles(runs: Sequence[LoadRun], share: float) -> list[float]:
+    """A percentile of the latencies of each run, ascending."""
+    return sorted(float(np.percentile(run.latencies, share)) for run in runs)
 
 
 def load_rows(turns: Sequence[Turn]) -> list[list[str]]:
-    """For each number of slots and load, latencies in durations of a lone request, and those of queueing alone."""
+    """For each number of slots and load, medians over the turns: latencies in durations of a lone request, the lowest
+    and highest 95th percentile of a turn, and that of queueing alone."""
     rows = []
     for slots in sorted({turn.slots for turn in turns}):
         chosen = [turn for turn in turns if turn.slots == slots]
@@ -217,10 +219,11 @@ def load_rows(turns: Sequence[Turn]) -> list[list[str]]:
         service = statistics.median(turn.together / turn.static / turn.lone for turn in chosen)
         for load, runs in by_load(turns, slots).items():
             delivered = statistics.median(run.delivered for run in runs)
-            num, figures = sum(len(run.latencies) for run in runs), percentiles(runs, (50, 95, 100))
+            num, high = sum(len(run.latencies) for run in runs), percentiles(runs, 95)
             alone = service * np.percentile(queueing(load, chosen[0].together), 95)
-            columns = [f"{one:.2f}" for one in (*figures, alone)]
-            rows.append([str(slots), f"{load:.0%}", f"{delivered:.0%}", str(num), *columns])
+            middle, spread = statistics.median(percentiles(runs, 50)), f"({high[0]:.2f} to {high[-1]:.2f})"
+            figures = [f"{middle:.2f}", f"{statistics.median(high):.2f} {spread}", f"{alone:.2f}"]
+            rows.append([str(slots), f"{load:.0%}", f"{delivered:.0%}", str(len(runs)), str(num), *figures])
     return rows
 
 
@@ -235,7 +238,9 @@ def plot(turns: Sequence[Turn], path: Path) -> None:
     for number, slots in enumerate(sorted({turn.slots for turn in turns})):
         groups, color = by_load(turns, slots), f"C{number}"
         loads = [100 * load for load in groups]
-        middle, low, high = zip(*(percentiles(runs, (50, 5, 95)) for runs in groups.values()), strict=True)
+        low, middle, high = (
+            [statistics.median(percentiles(runs, share)) for runs in groups.values()] for share in (5, 50, 95)
+        )
         left.plot(loads, middle, color=color, label=f"{slots} slots: median")
         left.plot(loads, high, color=color, ls="--", label="95th percentile")
         left.fill_between(loads, low, high, color=color, alpha=0.12, lw=0)
@@ -283,7 +288,7 @@ def main(
     print(table(header, throughput_rows(measured)), "\n")
     print(
         table(
-            ("slots", "load", "delivered", "requests", "median", "p95", "longest", "p95 of queueing"),
+            LOAD_HEADER,
             load_rows(measured),
         ),
         "\n",

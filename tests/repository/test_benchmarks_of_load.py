@@ -62,10 +62,11 @@ def test_a_saturated_engine_is_left_empty() -> None:
 
 
 def test_turns_of_one_load_are_taken_together() -> None:
-    runs = [LoadRun(load=0.8, delivered=delivered, latencies=[1.0, 3.0]) for delivered in (0.7, 0.8, 0.81)]
+    shares, latencies = (0.7, 0.8, 0.81), ([2.0], [1.0], [3.0, 3.0])
+    runs = [LoadRun(load=0.8, delivered=share, latencies=times) for share, times in zip(shares, latencies, strict=True)]
     turns = [Turn(slots=8, together=4, lone=0.5, static=8.0, saturated=7.6, runs=[run]) for run in runs]
     [row] = load_rows(turns)
-    assert row[:4] == ["8", "80%", "80%", "6"] and row[4] == "2.00" and row[6] == "3.00"
+    assert row[:6] == ["8", "80%", "80%", "3", "4", "2.00"] and row[6] == "2.00 (1.00 to 3.00)"
 
 
 def test_codes_that_are_timed_reach_from_the_first_to_the_last() -> None:
