@@ -22,6 +22,7 @@ from dalle.images import Background, chosen_background, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.steps import new_engine
+from dalle.transformer.linear import Weights
 from dalle.version import __version__
 
 __all__ = [
@@ -118,6 +119,7 @@ class DALLE(Model):
         prefix: Prefix | None = None,
         truncate: bool = False,
         background: Background = "auto",
+        weights: Weights = "float32",
         on_step: Callable[[StepResult], None] | None = None,
     ) -> Iterator[Picture]:
         """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first.
@@ -125,12 +127,13 @@ class DALLE(Model):
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed a random one
         is used, and the pictures' receipts name it. `params` defaults to the model's own. `truncate` cuts a prompt that
         is too long, with a warning and a note in the receipt, instead of rejecting it. `background` is transparent,
-        opaque (white), or auto: transparent if the model draws transparency. `on_step` is called with the result of
-        every step of the engine.
+        opaque (white), or auto: transparent if the model draws transparency. `weights` rounds the decoder's, which is
+        faster on a CPU and changes some codes. `on_step` is called with the result of every step of the engine.
 
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt; `ParameterError` for n not
         in 1..1000, a seed outside [0, 2^63), a negative prompt without guidance, or a transparent background of a
-        model without transparency; `ImageError` for a prefix of another size.
+        model without transparency; `ImageError` for a prefix of another size; `DalleError` for weights that cannot be
+        rounded here.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = params or self.sampling
@@ -145,7 +148,7 @@ class DALLE(Model):
             for prompt in prompts
         ]
         requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
-        engine = new_engine(self, num_slots=NUM_SLOTS)
+        engine = new_engine(self, num_slots=NUM_SLOTS, weights=weights)
         drawn = engine.stream(requests, on_step)
         return (self.picture(request, codes, background=background, step=engine.step_kind) for request, codes in drawn)
 

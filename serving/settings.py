@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.errors import ConfigError
 from dalle.steps import StepKind
+from dalle.transformer.linear import Weights
 
 __all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
 
@@ -64,6 +65,9 @@ class ModelSettings(QueueSettings):
     """Kind of step. `eager` runs operation by operation. `compiled` is the program that `dalle compile` made for this
     machine and number of slots; it runs at one batch size in both modes. `auto` is the compiled one if it is there and
     was measured to be faster; `python -m serving` without a cluster compiles it at its first start."""
+    weights: Weights = "float32"
+    """Type of the decoder's weights. `float32` leaves them as they are. `bfloat16` and `int8` round them, which is
+    faster on a CPU and changes some codes."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)

@@ -17,6 +17,7 @@ from dalle.decoder.cache import LENGTH_BLOCK, KVCache, LayerCache
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import gumbel_noise
 from dalle.decoder.step import Step, slot_logits
+from dalle.transformer.linear import Weights
 
 __all__ = ["CompiledStep", "compile_step"]
 
@@ -46,10 +47,12 @@ def _inputs(step: Step, length: int, keys: Tensor) -> tuple[Tensor, ...]:
     return (step.columns[:length], keys, step.ids, step.positions, step.cache.padding, *cached, *last_inputs)
 
 
-def compile_step(decoder: Decoder, num_slots: int, path: Path) -> None:
+def compile_step(decoder: Decoder, num_slots: int, path: Path, *, weights: Weights = "float32") -> None:
     """Compile the step of a decoder over `num_slots` slots, and write the package to a path that ends in .pt2. It takes
     a compiler for C++, and a quarter of a minute or more."""
-    step = Step(decoder, num_slots, pack=False)
+    step = Step(decoder, num_slots, pack=False, weights=weights)
+    if weights != "float32":
+        decoder = step.decoder
     inputs = _inputs(step, LENGTH_BLOCK, step.ids[:, 0])
     longest = len(step.columns)
     lengths = {0: torch.export.Dim("length", max=longest)} if longest > LENGTH_BLOCK else None
@@ -67,8 +70,8 @@ class CompiledStep(Step):
 
     kind = "compiled"
 
-    def __init__(self, decoder: Decoder, num_slots: int, path: Path) -> None:
-        super().__init__(decoder, num_slots, pack=False)
+    def __init__(self, decoder: Decoder, num_slots: int, path: Path, *, weights: Weights = "float32") -> None:
+        super().__init__(decoder, num_slots, pack=False, weights=weights)
         # torch._inductor.aoti_load_package is this call, after imports that take more than a second
         self._program = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
 

@@ -18,6 +18,7 @@ from dalle.decoder.decoder import Decoder
 from dalle.decoder.prefill import Prefill
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, noise_keys, sample
+from dalle.transformer.linear import Weights
 
 __all__ = ["SlotRequest", "Step", "StepBatch", "slot_logits"]
 
@@ -130,8 +131,10 @@ class Step:
 
     kind = "eager"
 
-    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True) -> None:
-        self.decoder = decoder.for_inference(pack=pack)
+    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True, weights: Weights = "float32") -> None:
+        if weights != "float32":
+            self.kind = f"{self.kind}_{weights}"
+        self.decoder = decoder.for_inference(pack=pack, weights=weights)
         self.layout = decoder.layout
         self.cache = decoder.new_cache(num_slots)
         self.device = decoder.embedding.weight.device
