@@ -142,13 +142,13 @@ def new_engine(
 @torch.inference_mode()
 def equal_codes(model: Model, weights: Weights) -> float:
     """Share of the codes of a few pictures that a model with rounded weights draws too, if the codes before are those
-    that the model drew with its own weights. The pictures have no prompt, and the model's sampling without guidance.
+    that the model drew with its own weights. The pictures have no prompt, no guidance, and temperature 1.
 
     Raises `DalleError` for weights that cannot be rounded.
     """
     _check_weights(model, weights)
     decoder, num_codes = model.decoder, model.decoder.layout.num_codes
-    first = _empty_request(decoder, dataclasses.replace(model.sampling, guidance_scale=1.0))
+    first = _empty_request(decoder, SamplingParams())
     requests = [dataclasses.replace(first, seed=seed) for seed in range(NUM_COMPARED_PICTURES)]
     drawn = Engine(decoder, num_slots=NUM_COMPARED_PICTURES).run(requests)
     rounded = decoder.for_inference(pack=True, weights=weights)
