@@ -30,7 +30,7 @@ __all__ = ["MARGIN", "PARALLEL_SLOTS", "Drawing", "draw_windows", "nearly_tied"]
 
 PARALLEL_SLOTS = 4
 """Largest number of busy slots with which steps run windows: more slots are busy enough with one token each."""
-MARGIN = 2e-5
+MARGIN = 1e-5
 """Smallest lead of a winner that counts, relative to the largest logit of its rows and to the factor 2 s - 1 by which a
 guidance scale s can enlarge an error."""
 
