@@ -62,10 +62,6 @@ class CompiledModel:
         return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
 
     @property
-    def package(self) -> Path:
-        return self.folder / "step.pt2"
-
-    @property
     def is_faster(self) -> bool:
         return self.milliseconds["compiled"] < self.milliseconds["eager"]
 
@@ -90,13 +86,12 @@ def compile_model(model: Model, num_slots: int) -> CompiledModel:
         raise DalleError(f"cannot compile the step of {model.name}: {reason}")
     decoder = model.decoder
     with atomic_folder(_folder(model.digest, num_slots)) as folder:
-        package = folder / "step.pt2"
         try:
-            compile_step(decoder, num_slots, package)
+            compile_step(decoder, num_slots, folder)
         except Exception as error:  # the compiler's own, of many types
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DalleError(f"cannot compile the step of {model.name}: {lines[-1]}") from error
-        steps = {"eager": Step(decoder, num_slots), "compiled": CompiledStep(decoder, num_slots, package)}
+        steps = {"eager": Step(decoder, num_slots), "compiled": CompiledStep(decoder, num_slots, folder)}
         times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
         (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
     found = CompiledModel.find(model.digest, num_slots)
@@ -123,7 +118,7 @@ def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets
             f"run `dalle compile {model.name} --num-slots {num_slots}`"
         )
     if compiled is not None and (step == "compiled" or compiled.is_faster):
-        return Engine(decoder, num_slots=num_slots, step=CompiledStep(decoder, num_slots, compiled.package))
+        return Engine(decoder, num_slots=num_slots, step=CompiledStep(decoder, num_slots, compiled.folder))
     return Engine(decoder, num_slots=num_slots, buckets=buckets)
 
 

@@ -26,10 +26,10 @@ from dalle.decoder.cache import read_length
 from dalle.decoder.sampling import FilterParams
 from dalle.decoder.step import SlotRequest, Step, StepBatch
 
-__all__ = ["MARGIN", "PARALLEL_SLOTS", "Drawing", "draw_windows", "nearly_tied"]
+__all__ = ["MARGIN", "WINDOW_WIDTH", "Drawing", "draw_windows", "nearly_tied"]
 
-PARALLEL_SLOTS = 4
-"""Largest number of busy slots with which steps run windows: more slots are busy enough with one token each."""
+WINDOW_WIDTH = 8
+"""Width of windows that pays on a CPU, and that compiled windows have."""
 MARGIN = 1e-5
 """Smallest lead of a winner that counts, relative to the largest logit of its rows and to the factor 2 s - 1 by which a
 guidance scale s can enlarge an error."""

@@ -151,8 +151,11 @@ class Step:
     """Steps over the slots of a cache, operation by operation."""
 
     kind = "eager"
+    window_slots = 4
+    """Most busy slots with which windows of parallel decoding pay: more are busy enough with one token each."""
 
     def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True) -> None:
+        self.original = decoder
         self.decoder = decoder.for_inference(pack=pack)
         self.layout = decoder.layout
         self.cache = decoder.new_cache(num_slots)

@@ -32,19 +32,23 @@ VARIANTS: dict[str, dict[str, object]] = {
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, Path]:
     torch.manual_seed(0)
     decoder = lively_decoder(**request.param)
-    package = tmp_path_factory.mktemp("compiled") / "step.pt2"
-    compile_step(decoder, 4, package)
-    return decoder, package
+    folder = tmp_path_factory.mktemp("compiled")
+    compile_step(decoder, 4, folder)
+    return decoder, folder
 
 
 def test_codes_are_those_of_the_eager_step_alone_and_in_company(compiled: tuple[Decoder, Path]) -> None:
-    decoder, package = compiled
+    decoder, folder = compiled
     requests = [fitted(decoder, request(number)) for number in range(16)]
+    step = CompiledStep(decoder, 4, folder)
     expected = [Engine(decoder, num_slots=4).run([one])[0] for one in requests]
-    step = CompiledStep(decoder, 4, package)
+    assert all(
+        torch.equal(Engine(decoder, num_slots=4, parallel=8, step=step).run([one])[0], codes)
+        for one, codes in zip(requests, expected, strict=True)
+    )
     for trial in range(3):
         chance = random.Random(trial)
-        engine = Engine(decoder, num_slots=4, step=step)
+        engine = Engine(decoder, num_slots=4, parallel=8 if trial else 1, step=step)
         order = chance.sample(range(16), 16)
         numbers: dict[int, int] = {}
         while order or engine.num_active or engine.num_waiting:
@@ -63,8 +67,8 @@ def test_codes_are_those_of_the_eager_step_alone_and_in_company(compiled: tuple[
 
 @torch.inference_mode()
 def test_logits_are_those_of_the_eager_step(compiled: tuple[Decoder, Path]) -> None:
-    decoder, package = compiled
-    steps = Step(decoder, 4), CompiledStep(decoder, 4, package)
+    decoder, folder = compiled
+    steps = Step(decoder, 4), CompiledStep(decoder, 4, folder)
     keys = torch.arange(4)
     for step in steps:
         for slot in range(4):
