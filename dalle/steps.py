@@ -27,6 +27,7 @@ from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
 from dalle.decoder.graph_step import GraphStep
+from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.decoder.step import Step
@@ -99,8 +100,15 @@ def compile_model(model: Model, num_slots: int) -> CompiledModel:
     return found
 
 
-def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets: Sequence[int] = ()) -> Engine:
-    """An engine for a model. A compiled step always runs all slots: it has no `buckets`.
+def new_engine(
+    model: Model,
+    *,
+    num_slots: int,
+    step: StepKind = "auto",
+    buckets: Sequence[int] = (),
+    parallel: int = WINDOW_WIDTH,
+) -> Engine:
+    """An engine for a model. A compiled step always runs all slots: it has no `buckets`. Parallel decoding is for CPUs.
 
     Raises `DalleError` for a step `compiled` where none is compiled, or `cuda_graph` without CUDA, and `EngineError` as
     `Engine` does.
@@ -118,8 +126,9 @@ def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets
             f"run `dalle compile {model.name} --num-slots {num_slots}`"
         )
     if compiled is not None and (step == "compiled" or compiled.is_faster):
-        return Engine(decoder, num_slots=num_slots, step=CompiledStep(decoder, num_slots, compiled.folder))
-    return Engine(decoder, num_slots=num_slots, buckets=buckets)
+        program = CompiledStep(decoder, num_slots, compiled.folder)
+        return Engine(decoder, num_slots=num_slots, parallel=parallel, step=program)
+    return Engine(decoder, num_slots=num_slots, buckets=buckets, parallel=parallel if device == "cpu" else 1)
 
 
 def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from dalle.checkpoint.store import DEFAULT_MODEL
+from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.errors import ConfigError
 from dalle.steps import StepKind
 
@@ -65,6 +66,9 @@ class ModelSettings(QueueSettings):
     machine and number of slots; it runs at one batch size in both modes. `auto` is the compiled one if it is there and
     was measured to be faster; `python -m serving` without a cluster compiles it at its first start. On CUDA, `auto` is
     `cuda_graph`: a step is one captured graph."""
+    parallel: int = Field(default=WINDOW_WIDTH, ge=1, le=64)
+    """Most codes of a picture that a step on a CPU draws while only one or two pictures are drawn: the same codes in a
+    third of the steps. 1 is off; a compiled step is fast with 8."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)

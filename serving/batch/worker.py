@@ -73,7 +73,7 @@ class Worker:
         self._credentials: Credentials | None = None
         if settings.certificate is not None and settings.certificate_key is not None:
             self._credentials = Credentials(settings.certificate, settings.certificate_key)
-        self.engine = new_engine(self.model, num_slots=settings.num_slots, step=settings.step)
+        self.engine = new_engine(self.model, num_slots=settings.num_slots, step=settings.step, parallel=1)
         self.storage = open_storage(settings.out)
 
     def run(

@@ -20,7 +20,7 @@ from tests.support.models import FAMILIES, lively_decoder
 
 ALL = {"ours": {}, **FAMILIES}
 GIVEN = torch.tensor([5, 3, 9, -1, 7, 1, -1, -1, 30, 2, 2, -1, -1, 8, -1, 4])
-LONE = {
+LONE: dict[str, dict[str, object]] = {
     "plain": {"params": SamplingParams(), "kept": None},
     "guided": {"params": SamplingParams(temperature=0.5, guidance_scale=3), "kept": None},
     "greedy": {"params": SamplingParams(temperature=0), "kept": None},
