@@ -24,6 +24,7 @@ import typer
 from benchmarks.limits import Machine, measure_machine, step_work
 from benchmarks.peers import PEERS
 from benchmarks.pictures import picture_rows
+from benchmarks.tables import table
 from benchmarks.workers import Turn, Worker
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.store import DEFAULT_MODEL, find_model
@@ -233,11 +234,6 @@ def plot(entries: Sequence[Entry], path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
-    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
 
 
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:

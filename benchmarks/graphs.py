@@ -11,7 +11,8 @@ import torch
 import typer
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.decode import MODELS, config_of, table
+from benchmarks.decode import MODELS, config_of
+from benchmarks.tables import table
 from dalle import Engine, Request, SamplingParams
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
