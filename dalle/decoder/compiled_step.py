@@ -8,6 +8,7 @@ number of threads that it was made with.
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from dalle.decoder.decoder import Decoder
 from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.sampling import gumbel_noise
 from dalle.decoder.step import Step, slot_logits, window_logits
+from dalle.transformer.linear import Weights
 
 __all__ = ["CompiledStep", "compile_step"]
 
@@ -53,15 +55,18 @@ def _inputs(step: Step, ids: Tensor, positions: Tensor, length: int, keys: Tenso
     return (step.columns[:length], keys, ids, positions, step.cache.padding, *cached, *last_inputs)
 
 
-def compile_step(decoder: Decoder, num_slots: int, folder: Path) -> None:
-    """Compile the step of a decoder over `num_slots` slots, and its windows over two, and write both packages into a
-    folder. It takes a compiler for C++, and half a minute or more."""
-    step = Step(decoder, num_slots, pack=False)
-    _compile(step, step.ids, folder / STEP_FILE)
-    _compile(step, step.ids.new_zeros(WINDOW_SLOTS, WINDOW_WIDTH), folder / WINDOW_FILE)
+def compile_step(decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
+    """Compile the step of a decoder over `num_slots` slots and, with float32 weights, its windows over two, and write
+    the packages into a folder. It takes a compiler for C++, and half a minute or more."""
+    step = Step(decoder, num_slots, pack=False, weights=weights)
+    # rounded weights must be packed before; float32 ones are packed by the compiler
+    network = decoder if weights == "float32" else step.decoder
+    _compile(network, step, step.ids, folder / STEP_FILE)
+    if weights == "float32":
+        _compile(network, step, step.ids.new_zeros(WINDOW_SLOTS, WINDOW_WIDTH), folder / WINDOW_FILE)
 
 
-def _compile(step: Step, ids: Tensor, path: Path) -> None:
+def _compile(network: Decoder, step: Step, ids: Tensor, path: Path) -> None:
     inputs = _inputs(step, ids, torch.zeros_like(ids), LENGTH_BLOCK, torch.zeros_like(ids).flatten())
     longest = len(step.columns)
     lengths = {0: torch.export.Dim("length", max=longest)} if longest > LENGTH_BLOCK else None
@@ -70,8 +75,14 @@ def _compile(step: Step, ids: Tensor, path: Path) -> None:
         warnings.simplefilter("ignore")  # torch's own, about torch
         from torch._inductor import aoti_compile_and_package  # takes a second to import
 
-        program = torch.export.export(_Program(step.original).eval(), inputs, dynamic_shapes=shapes)
+        program = torch.export.export(_Program(network).eval(), inputs, dynamic_shapes=shapes)
         aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+
+
+def _load(path: Path) -> Any:
+    """The program of a package. `torch._inductor.aoti_load_package` is this call, after imports of more than a
+    second."""
+    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
 
 
 class CompiledStep(Step):
@@ -80,13 +91,10 @@ class CompiledStep(Step):
     kind = "compiled"
     window_slots = WINDOW_SLOTS
 
-    def __init__(self, decoder: Decoder, num_slots: int, folder: Path) -> None:
-        super().__init__(decoder, num_slots, pack=False)
-        # torch._inductor.aoti_load_package is this call, after imports that take more than a second
-        self._step, self._window = (
-            torch._C._aoti.AOTIModelPackageLoader(str(folder / name), "model", True, 1, -1)
-            for name in (STEP_FILE, WINDOW_FILE)
-        )
+    def __init__(self, decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
+        super().__init__(decoder, num_slots, pack=False, weights=weights)
+        self._step = _load(folder / STEP_FILE)
+        self._window = _load(folder / WINDOW_FILE) if weights == "float32" else None
 
     def forward(self, num_slots: int, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(keys, (0, len(self.ids) - len(keys)))
@@ -95,7 +103,7 @@ class CompiledStep(Step):
 
     def forward_window(self, ids: Tensor, positions: Tensor, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         num_slots, width = ids.shape
-        if width != WINDOW_WIDTH:
+        if self._window is None or width != WINDOW_WIDTH:
             return super().forward_window(ids, positions, length, keys)
         # what a free slot writes goes to its last position, which nothing reads
         missing = WINDOW_SLOTS - num_slots

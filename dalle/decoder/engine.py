@@ -118,7 +118,8 @@ class Engine:
 
     @property
     def step_kind(self) -> str:
-        """Kind of the program that runs the steps: `eager` or `compiled`."""
+        """Kind of the program that runs the steps: `eager` or `compiled`, with `_bfloat16` or `_int8` after it if it
+        rounds weights."""
         return self._step.kind
 
     @property

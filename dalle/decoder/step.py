@@ -19,6 +19,7 @@ from dalle.decoder.decoder import Decoder
 from dalle.decoder.prefill import Prefill
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, noise_keys, sample
+from dalle.transformer.linear import Weights
 
 __all__ = ["SlotRequest", "Step", "StepBatch", "slot_logits", "window_logits"]
 
@@ -154,9 +155,10 @@ class Step:
     window_slots = 4
     """Most busy slots with which windows of parallel decoding pay: more are busy enough with one token each."""
 
-    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True) -> None:
-        self.original = decoder
-        self.decoder = decoder.for_inference(pack=pack)
+    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True, weights: Weights = "float32") -> None:
+        if weights != "float32":
+            self.kind = f"{self.kind}_{weights}"
+        self.decoder = decoder.for_inference(pack=pack, weights=weights)
         self.layout = decoder.layout
         self.cache = decoder.new_cache(num_slots)
         self.device = decoder.embedding.weight.device

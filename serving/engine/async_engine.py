@@ -63,6 +63,7 @@ class AsyncEngine:
             model,
             num_slots=settings.num_slots,
             step=settings.step,
+            weights=settings.weights,
             buckets=buckets,
             parallel=settings.parallel,
         )
