@@ -134,7 +134,7 @@ def plot(costs: Sequence[StepCost], memories: Sequence[Memory], path: Path) -> N
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models = list(dict.fromkeys(one.model for one in (*costs, *memories)))
+    models = list(dict.fromkeys([*(one.model for one in costs), *(one.model for one in memories)]))
     figure, panels = pyplot.subplots(2, len(models), figsize=(5 * len(models), 7), squeeze=False)
     for column, model in enumerate(models):
         steps, memory = panels[:, column]

@@ -261,20 +261,17 @@ def main(
     loads: Annotated[str, typer.Option(help="Offered loads, as shares of the static throughput.")] = LOADS,
     turns: Annotated[int, typer.Option(help="Number of turns.")] = 2,
     seconds: Annotated[float, typer.Option(help="Seconds of arrivals at a load; three times as many at 0.8.")] = 6.0,
-    step: Annotated[str, typer.Option(help="Kind of step: eager, compiled, or auto.")] = "eager",
+    step: Annotated[StepKind, typer.Option(help="Kind of step: eager, compiled, or auto.")] = "eager",
     results: Annotated[Path | None, typer.Option(help="JSON lines to append to; tables and plot show all.")] = None,
     out: Annotated[Path, typer.Option(help="File that the plot is written to.")] = Path("docs/pictures/steadiness.png"),
 ) -> None:
     """Measure latency and throughput of continuous batching under load; print tables and draw a plot."""
-    if step not in ("eager", "compiled", "auto"):
-        raise typer.BadParameter(f"{step!r} is no kind of step", param_hint="--step")
-    kind: StepKind = step
     model = DALLE.load(device="cpu")
     lines = results.read_text(encoding="utf-8").splitlines() if results is not None and results.exists() else []
     measured = [Turn.from_dict(json.loads(line)) for line in lines]
     print(f"step: {step}, {torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
     for number in (int(number) for number in slots.split(",") if number):
-        engine, requests = new_engine(model, num_slots=number, step=kind), requests_of(model)
+        engine, requests = new_engine(model, num_slots=number, step=step), requests_of(model)
         engine.run([next(requests)])
         for _ in range(turns):
             turn = measure(engine, requests, [float(load) for load in loads.split(",")], seconds, len(measured))
