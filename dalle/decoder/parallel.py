@@ -169,7 +169,7 @@ def nearly_tied(logits: Tensor, params: FilterParams, noise: Tensor, margins: Te
     temperature = torch.where(greedy, 1.0, params.temperature)
     scaled, slack = logits / temperature[:, None], margins / temperature
     scores = scaled + torch.where(greedy[:, None], 0.0, noise)
-    if not (params.sorts or params.floors):
+    if not (params.largest_top_k or params.sorts or params.floors):
         best = scores.topk(2, sorted=True).values
         return best[:, 0] - best[:, 1] < slack
     best, winners = scores.masked_fill(~_survivors(scaled, params, slack), -math.inf).topk(2, sorted=True)

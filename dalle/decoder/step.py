@@ -71,7 +71,7 @@ class StepBatch:
     kept: Tensor | None
     """(A, N) int64; None if no request has given codes."""
     filters: FilterParams
-    """Of A * W entries: W codes of each request."""
+    """Filter parameters of A * W entries: W codes of each request."""
 
     @classmethod
     def stack(
