@@ -142,7 +142,7 @@ class Ours:
         if self._kind == "eager":
             return Step(self.decoder, num_slots)
         with tempfile.TemporaryDirectory() as folder:
-            compile_step(self.decoder, num_slots, Path(folder))
+            compile_step(self.decoder, num_slots, Path(folder), windows=False)
             return CompiledStep(self.decoder, num_slots, Path(folder))
 
     def release(self) -> None:

@@ -55,14 +55,16 @@ def _inputs(step: Step, ids: Tensor, positions: Tensor, length: int, keys: Tenso
     return (step.columns[:length], keys, ids, positions, step.cache.padding, *cached, *last_inputs)
 
 
-def compile_step(decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
+def compile_step(
+    decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32", windows: bool = True
+) -> None:
     """Compile the step of a decoder over `num_slots` slots and, with float32 weights, its windows over two, and write
     the packages into a folder. It takes a compiler for C++, and half a minute or more."""
     step = Step(decoder, num_slots, pack=False, weights=weights)
     # rounded weights must be packed before; float32 ones are packed by the compiler
     network = decoder if weights == "float32" else step.decoder
     _compile(network, step, step.ids, folder / STEP_FILE)
-    if weights == "float32":
+    if windows and weights == "float32":
         _compile(network, step, step.ids.new_zeros(WINDOW_SLOTS, WINDOW_WIDTH), folder / WINDOW_FILE)
 
 
@@ -94,7 +96,7 @@ class CompiledStep(Step):
     def __init__(self, decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
         super().__init__(decoder, num_slots, pack=False, weights=weights)
         self._step = _load(folder / STEP_FILE)
-        self._window = _load(folder / WINDOW_FILE) if weights == "float32" else None
+        self._window = _load(folder / WINDOW_FILE) if (folder / WINDOW_FILE).is_file() else None
 
     def forward(self, num_slots: int, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(keys, (0, len(self.ids) - len(keys)))
