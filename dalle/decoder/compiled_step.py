@@ -1,12 +1,14 @@
 """The compiled step: the decoder's work in a step as one program for this machine, made once by torch's compiler.
 
-`compile_step` exports `Step.forward` and compiles it ahead of time (AOTInductor) into a package. The package holds a
-copy of the decoder's weights in the layout that is fastest here. `CompiledStep` loads it in a fraction of a second and
-needs no compiler. A package fits the decoder, the number of slots, the version of torch, the instruction set and the
-number of threads that it was made with.
+`compile_step` exports `Step.forward` and compiles it ahead of time (AOTInductor) into a library, which holds a copy of
+the decoder's weights in the layout that is fastest here. `CompiledStep` loads it in a fraction of a second and needs no
+compiler. A library fits the decoder, the number of slots, the version of torch and the instruction set that it was made
+with.
 """
 
+import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from dalle.transformer.linear import Weights
 
 __all__ = ["CompiledStep", "compile_step"]
 
-STEP_FILE, WINDOW_FILE = "step.pt2", "window.pt2"
+STEP_FILE, WINDOW_FILE = "step.so", "window.so"
 WINDOW_SLOTS = 2
 """Slots that the compiled windows run: those of one guided picture. With more, steps over one token are as fast."""
 
@@ -59,7 +61,7 @@ def compile_step(
     decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32", windows: bool = True
 ) -> None:
     """Compile the step of a decoder over `num_slots` slots and, with float32 weights, its windows over two, and write
-    the packages into a folder. It takes a compiler for C++, and half a minute or more."""
+    the libraries into a folder. It takes a compiler for C++, and half a minute or more."""
     step = Step(decoder, num_slots, pack=False, weights=weights)
     # rounded weights must be packed before; float32 ones are packed by the compiler
     network = decoder if weights == "float32" else step.decoder
@@ -78,13 +80,19 @@ def _compile(network: Decoder, step: Step, ids: Tensor, path: Path) -> None:
         from torch._inductor import aoti_compile_and_package  # takes a second to import
 
         program = torch.export.export(_Program(network).eval(), inputs, dynamic_shapes=shapes)
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
+        package = path.with_suffix(".pt2")
+        aoti_compile_and_package(program, package_path=str(package), inductor_configs={"freezing": True})
+    # a package is unpacked anew by every process that loads it, and left behind by one that is killed
+    with zipfile.ZipFile(package) as archive:
+        (library,) = (name for name in archive.namelist() if name.endswith(".so"))
+        with archive.open(library) as content, path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    package.unlink()
 
 
 def _load(path: Path) -> Any:
-    """The program of a package. `torch._inductor.aoti_load_package` is this call, after imports of more than a
-    second."""
-    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
+    """The program in a library. `torch._inductor.aoti_load_package` ends here, after imports of more than a second."""
+    return torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
 
 
 class CompiledStep(Step):
