@@ -300,7 +300,7 @@ class AsyncEngine:
         self._schedule.step_seconds += 0.05 * (seconds - self._schedule.step_seconds)
         self.metrics.steps.inc()
         self.metrics.step_seconds.observe(seconds)
-        self.metrics.codes.inc(len(result.drawn))
+        self.metrics.codes.inc(result.num_codes)
         self._deliver(result)
         self._count()
 
