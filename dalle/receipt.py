@@ -51,6 +51,7 @@ class Receipt:
     model, model_digest: the model's name, and its digest in lowercase hexadecimal.
     codes: the grid of codes, H rows of W ids in 0..2^32 - 1.
     version: version of this library that drew the picture.
+    step: kind of the program that ran the engine's steps, as `Engine.step_kind`.
     """
 
     prompt: str
@@ -62,6 +63,7 @@ class Receipt:
     model_digest: str
     codes: tuple[tuple[int, ...], ...]
     version: str
+    step: str = "eager"
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -75,6 +77,8 @@ class Receipt:
             re.fullmatch("[0-9a-f]+", self.model_digest) is not None,
             f"model_digest is {self.model_digest[:80]!r}; it must be lowercase hexadecimal",
         )
+        is_name = re.fullmatch("[a-z0-9_]{1,40}", self.step) is not None
+        _require(is_name, f"step is {self.step[:80]!r}; it must be a name in lowercase letters and digits")
         widths = {len(row) for row in self.codes}
         _require(len(widths) == 1 and min(widths) > 0, f"codes has rows of {sorted(widths)} ids; it must be a grid")
         count = len(self.codes) * min(widths)
@@ -94,6 +98,7 @@ class Receipt:
             "model_digest": self.model_digest,
             "codes": pack_codes(self.codes),
             "software": SOFTWARE + self.version,
+            "step": None if self.step == "eager" else self.step,
         }
         return {key: value for key, value in chunks.items() if value is not None}
 
@@ -103,7 +108,7 @@ class Receipt:
         keys = ("prompt", "seed", "index", "parameters", "model", "model_digest", "codes", "software")
         if missing := [key for key in keys if key not in text]:
             raise ImageError(f"no receipt of this library: the text chunks {', '.join(missing)} are missing")
-        for key in (*keys, "negative_prompt"):
+        for key in (*keys, "negative_prompt", "step"):
             if len(text.get(key, "")) > MAX_CHUNK_CHARACTERS:
                 raise ImageError(f"the receipt's {key!r} has more than {MAX_CHUNK_CHARACTERS} characters")
         try:
@@ -118,6 +123,7 @@ class Receipt:
                 model_digest=str(text["model_digest"]),
                 codes=unpack_codes(text["codes"]),
                 version=_version(text["software"]),
+                step=str(text.get("step", "eager")),
             )
         except ParameterError as error:
             raise ImageError(f"the receipt is malformed: {error}") from error
@@ -167,6 +173,7 @@ def describe(receipt: Receipt) -> str:
         "model digest": receipt.model_digest,
         "codes": f"{height} x {width}, ids {min(map(min, receipt.codes))}..{max(map(max, receipt.codes))}",
         "software": SOFTWARE + receipt.version,
+        **({} if receipt.step == "eager" else {"step": receipt.step}),
     }
     column = min(24, max(map(len, fields))) + 2
     # A line feed in a name or a value must not begin a line that looks like a field.

@@ -16,13 +16,13 @@ from PIL import Image
 
 from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.store import list_models
-from dalle.decoder.engine import Engine
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, ParameterError
 from dalle.images import chosen_background, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, read_kept_mask
+from dalle.steps import new_engine
 
 __all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 
@@ -164,10 +164,21 @@ class Verifier:
                 kept=kept,
                 truncate=truncate,
             )
-            drawn = Engine(model.decoder, num_slots=NUM_SLOTS).run([request])[0].tolist()
+            kind, _, rounded = receipt.step.partition("_")
+            engine = new_engine(
+                model,
+                num_slots=NUM_SLOTS,
+                step="eager" if kind == "eager" else "auto",
+                weights="int8" if rounded == "int8" else "bfloat16" if rounded == "bfloat16" else "float32",
+            )
+            drawn = engine.run([request])[0].tolist()
         except DalleError as error:
             return f"it cannot be drawn from its receipt: {error}"
         different = sum(one != other for one, other in zip(drawn, codes, strict=True))
         if different:
-            return f"drawn again from its receipt, {different} of {len(codes)} codes differ"
+            other = f" by the step {engine.step_kind}; the receipt names {receipt.step}, and near ties may differ"
+            return (
+                f"drawn again from its receipt, {different} of {len(codes)} codes differ"
+                f"{other if engine.step_kind != receipt.step else ''}"
+            )
         return None

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,14 +21,20 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict
 
+from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
 from dalle.command_line import exit_on_mistake
+from dalle.device import choose_device
 from dalle.errors import ConfigError, DalleError
+from dalle.steps import CompiledModel
 from serving.cluster.connect import connect
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes
 
 __all__ = ["main"]
+
+MAX_COMPILED_BYTES = 2e9
+"""Size of the weight files up to which a step is compiled without being asked for."""
 
 
 class _Command(Settings):
@@ -64,6 +71,8 @@ def main() -> None:
         settings = settings.model_copy(update={"models": models})
         if not os.environ.get("RAY_ADDRESS"):
             settings = _all_cores(settings, os.cpu_count() or 1)
+            for model in settings.models:
+                _compile(model)
     _serve(settings)
 
 
@@ -81,6 +90,24 @@ def _settings(arguments: list[str]) -> Settings:
     if given.model:
         values["models"] = tuple(ModelSettings(path=path) for path in given.model)
     return load_settings(values)
+
+
+def _compile(model: ModelSettings) -> None:
+    """Compile the step of a model that has none yet, in a process of its own, whose memory is freed at its end. Where
+    that fails, steps run operation by operation."""
+    folder = Path(model.path)
+    if model.step != "auto" or choose_device(model.device).type != "cpu":
+        return
+    if CompiledModel.find(load_facts(folder).digest, model.num_slots, model.weights) is not None:
+        return
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size > MAX_COMPILED_BYTES:
+        print(f"{model.id} is larger than {MAX_COMPILED_BYTES / 1e9:.0f} GB: `dalle compile` makes its steps faster")
+        return
+    options = ["--num-slots", str(model.num_slots), "--weights", model.weights]
+    command = [sys.executable, "-m", "dalle.cli", "compile", model.path, *options]
+    if subprocess.run(command, check=False).returncode:
+        print(f"going on without: the steps of {model.id} run operation by operation", flush=True)
 
 
 def _serve(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """Fixtures that all tests share. Everything runs on one thread: the tests are for numbers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from tests.support.models import CAPTIONS, write_model
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests do not use the steps that were compiled on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

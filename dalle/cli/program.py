@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from dalle.checkpoint.store import describe_model, list_models
+from dalle.cli.compile import compile_step_of_model
 from dalle.cli.convert import export_model, import_model
 from dalle.cli.generate import generate
 from dalle.cli.verify import decode, verify
@@ -63,6 +64,7 @@ def models() -> None:
         raise typer.Exit(2)
 
 
+app.command("compile")(compile_step_of_model)
 app.command("import", no_args_is_help=True)(import_model)
 app.command("export", no_args_is_help=True)(export_model)
 app.command()(verify)

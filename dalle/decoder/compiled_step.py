@@ -6,7 +6,9 @@ needs no compiler. A package fits the decoder, the number of slots, the version 
 number of threads that it was made with.
 """
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,61 +16,101 @@ from torch import Tensor, nn
 
 from dalle.decoder.cache import LENGTH_BLOCK, KVCache, LayerCache
 from dalle.decoder.decoder import Decoder
+from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.sampling import gumbel_noise
-from dalle.decoder.step import Step, slot_logits
+from dalle.decoder.step import Step, slot_logits, window_logits
+from dalle.transformer.linear import Weights
 
 __all__ = ["CompiledStep", "compile_step"]
 
+STEP_FILE, WINDOW_FILE = "step.pt2", "window.pt2"
+WINDOW_SLOTS = 2
+"""Slots that the compiled windows run: those of one guided picture. With more, steps over one token are as fast."""
+
 
 class _Program(nn.Module):
-    """`Step.forward` of all slots as a function of tensors, which writes into the arrays of the cache."""
+    """`Step.forward`, or with windows `Step.forward_window`, of a fixed number of slots, as a function of tensors that
+    writes into the arrays of the cache."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (S, codebook_size) and noise (S, codebook_size) from the tensors of `_inputs`, in their order."""
+        """Logits and noise from the tensors of `_inputs`, in their order."""
         columns, keys, ids, positions, padding, *rest = inputs
         arrays = iter(rest)
         layers = tuple(
             LayerCache(keys=next(arrays), values=next(arrays), shifted=next(arrays)) for _ in self.decoder.blocks
         )
         cache = KVCache(layers=layers, padding=padding)
-        logits = slot_logits(self.decoder, cache, ids, positions, next(arrays, None), columns)
-        return logits, gumbel_noise(keys, logits.shape[1])
+        logits_of = slot_logits if ids.shape[1] == 1 else window_logits
+        logits = logits_of(self.decoder, cache, ids, positions, next(arrays, None), columns)
+        return logits, gumbel_noise(keys, logits.shape[-1])
 
 
-def _inputs(step: Step, length: int, keys: Tensor) -> tuple[Tensor, ...]:
+def _inputs(step: Step, ids: Tensor, positions: Tensor, length: int, keys: Tensor) -> tuple[Tensor, ...]:
     cached = [array for layer in step.cache.layers for array in (layer.keys, layer.values, layer.shifted)]
-    last_inputs = [] if step.last_inputs is None else [step.last_inputs]
-    return (step.columns[:length], keys, step.ids, step.positions, step.cache.padding, *cached, *last_inputs)
+    last_inputs = [] if step.last_inputs is None else [step.last_inputs[: len(ids)]]
+    return (step.columns[:length], keys, ids, positions, step.cache.padding, *cached, *last_inputs)
 
 
-def compile_step(decoder: Decoder, num_slots: int, path: Path) -> None:
-    """Compile the step of a decoder over `num_slots` slots, and write the package to a path that ends in .pt2. It takes
-    a compiler for C++, and a quarter of a minute or more."""
-    from torch._inductor import aoti_compile_and_package  # takes a second to import
+def compile_step(decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
+    """Compile the step of a decoder over `num_slots` slots and, with float32 weights, its windows over two, and write
+    the packages into a folder. It takes a compiler for C++, and half a minute or more."""
+    step = Step(decoder, num_slots, pack=False, weights=weights)
+    # rounded weights must be packed before; float32 ones are packed by the compiler
+    network = decoder if weights == "float32" else step.decoder
+    _compile(network, step, step.ids, folder / STEP_FILE)
+    if weights == "float32":
+        _compile(network, step, step.ids.new_zeros(WINDOW_SLOTS, WINDOW_WIDTH), folder / WINDOW_FILE)
 
-    step = Step(decoder, num_slots, pack=False)
-    inputs = _inputs(step, LENGTH_BLOCK, step.ids[:, 0])
-    lengths = {0: torch.export.Dim("length", min=LENGTH_BLOCK, max=len(step.columns))}
-    fixed = [None] * (len(inputs) - 1)
-    with torch.no_grad():
-        program = torch.export.export(_Program(decoder).eval(), inputs, dynamic_shapes={"inputs": (lengths, *fixed)})
+
+def _compile(network: Decoder, step: Step, ids: Tensor, path: Path) -> None:
+    inputs = _inputs(step, ids, torch.zeros_like(ids), LENGTH_BLOCK, torch.zeros_like(ids).flatten())
+    longest = len(step.columns)
+    lengths = {0: torch.export.Dim("length", max=longest)} if longest > LENGTH_BLOCK else None
+    shapes = {"inputs": (lengths, *[None] * (len(inputs) - 1))}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about torch
+        from torch._inductor import aoti_compile_and_package  # takes a second to import
+
+        program = torch.export.export(_Program(network).eval(), inputs, dynamic_shapes=shapes)
         aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
 
 
+def _load(path: Path) -> Any:
+    """The program of a package. `torch._inductor.aoti_load_package` is this call, after imports of more than a
+    second."""
+    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
+
+
 class CompiledStep(Step):
-    """Steps over all slots of a cache by a compiled program."""
+    """Steps over all slots of a cache by a compiled program, and windows of `WINDOW_WIDTH` tokens by another one."""
 
-    name = "compiled"
+    kind = "compiled"
+    window_slots = WINDOW_SLOTS
 
-    def __init__(self, decoder: Decoder, num_slots: int, path: Path) -> None:
-        super().__init__(decoder, num_slots, pack=False)
-        self._program = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+    def __init__(self, decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
+        super().__init__(decoder, num_slots, pack=False, weights=weights)
+        self._step = _load(folder / STEP_FILE)
+        self._window = _load(folder / WINDOW_FILE) if weights == "float32" else None
 
     def forward(self, num_slots: int, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(keys, (0, len(self.ids) - len(keys)))
-        logits, noise = self._program(*_inputs(self, length, padded))
+        logits, noise = self._step.run(list(_inputs(self, self.ids, self.positions, length, padded)))
         return logits, noise[: len(keys)]
+
+    def forward_window(self, ids: Tensor, positions: Tensor, length: int, keys: Tensor) -> tuple[Tensor, Tensor]:
+        num_slots, width = ids.shape
+        if self._window is None or width != WINDOW_WIDTH:
+            return super().forward_window(ids, positions, length, keys)
+        # what a free slot writes goes to its last position, which nothing reads
+        missing = WINDOW_SLOTS - num_slots
+        ids, positions = (
+            F.pad(ids, (0, 0, 0, missing)),
+            F.pad(positions, (0, 0, 0, missing), value=self.layout.length - 1),
+        )
+        padded = F.pad(keys, (0, WINDOW_SLOTS * WINDOW_WIDTH - len(keys)))
+        logits, noise = self._window.run(list(_inputs(self, ids, positions, length, padded)))
+        return logits[:num_slots], noise[: len(keys)]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dalle.decoder.decoder import Decoder
-from dalle.decoder.parallel import PARALLEL_SLOTS, Drawing, draw_windows
+from dalle.decoder.parallel import Drawing, draw_windows
 from dalle.decoder.request import Request, check_request
 from dalle.decoder.step import Step, StepBatch
 from dalle.errors import EngineError
@@ -74,8 +74,8 @@ class Engine:
 
     `num_slots` is the batch size of every step: so many pictures are drawn at once without guidance, half with it.
     `parallel` is the width of the windows of parallel decoding: most codes of a picture that a step draws while no more
-    than `PARALLEL_SLOTS` slots are busy; 1 is off. It needs weights of float32, whose rounding errors are small enough
-    to know when they could change a code.
+    than `Step.window_slots` slots are busy; 1 is off. It needs weights of float32, whose rounding errors are small
+    enough to know when they could change a code.
     """
 
     def __init__(
@@ -115,6 +115,12 @@ class Engine:
         """The active requests as tensors, for steps over one token."""
         self._window_batch: StepBatch | None = None
         """The same for steps over windows. Both are None when the requests have changed."""
+
+    @property
+    def step_kind(self) -> str:
+        """Kind of the program that runs the steps: `eager` or `compiled`, with `_bfloat16` or `_int8` after it if it
+        rounds weights."""
+        return self._step.kind
 
     @property
     def num_active(self) -> int:
@@ -162,7 +168,7 @@ class Engine:
             return StepResult(finished={}, drawn={}, num_codes=0)
         before = sum(len(drawing.codes) for drawing in self._active.values())
         num_busy = self.num_slots - len(self._free)
-        if self._parallel > 1 and num_busy <= PARALLEL_SLOTS:
+        if self._parallel > 1 and num_busy <= self._step.window_slots:
             self._draw_windows(num_busy)
         else:
             self._draw_one_each()

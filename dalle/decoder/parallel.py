@@ -26,10 +26,10 @@ from dalle.decoder.cache import read_length
 from dalle.decoder.sampling import FilterParams
 from dalle.decoder.step import SlotRequest, Step, StepBatch
 
-__all__ = ["MARGIN", "PARALLEL_SLOTS", "Drawing", "draw_windows", "nearly_tied"]
+__all__ = ["MARGIN", "WINDOW_WIDTH", "Drawing", "draw_windows", "nearly_tied"]
 
-PARALLEL_SLOTS = 4
-"""Largest number of busy slots with which steps run windows: more slots are busy enough with one token each."""
+WINDOW_WIDTH = 8
+"""Width of windows that pays on a CPU, and that compiled windows have."""
 MARGIN = 1e-5
 """Smallest lead of a winner that counts, relative to the largest logit of its rows and to the factor 2 s - 1 by which a
 guidance scale s can enlarge an error."""
@@ -169,7 +169,7 @@ def nearly_tied(logits: Tensor, params: FilterParams, noise: Tensor, margins: Te
     temperature = torch.where(greedy, 1.0, params.temperature)
     scaled, slack = logits / temperature[:, None], margins / temperature
     scores = scaled + torch.where(greedy[:, None], 0.0, noise)
-    if not (params.sorts or params.floors):
+    if not (params.largest_top_k or params.sorts or params.floors):
         best = scores.topk(2, sorted=True).values
         return best[:, 0] - best[:, 1] < slack
     best, winners = scores.masked_fill(~_survivors(scaled, params, slack), -math.inf).topk(2, sorted=True)

@@ -19,6 +19,7 @@ from dalle.decoder.decoder import Decoder
 from dalle.decoder.prefill import Prefill
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, guide, gumbel_noise, noise_keys, sample
+from dalle.transformer.linear import Weights
 
 __all__ = ["SlotRequest", "Step", "StepBatch", "slot_logits", "window_logits"]
 
@@ -70,7 +71,7 @@ class StepBatch:
     kept: Tensor | None
     """(A, N) int64; None if no request has given codes."""
     filters: FilterParams
-    """Of A * W entries: W codes of each request."""
+    """Filter parameters of A * W entries: W codes of each request."""
 
     @classmethod
     def stack(
@@ -150,10 +151,14 @@ def _hidden(
 class Step:
     """Steps over the slots of a cache, operation by operation."""
 
-    name = "eager"
+    kind = "eager"
+    window_slots = 4
+    """Most busy slots with which windows of parallel decoding pay: more are busy enough with one token each."""
 
-    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True) -> None:
-        self.decoder = decoder.for_inference(pack=pack)
+    def __init__(self, decoder: Decoder, num_slots: int, *, pack: bool = True, weights: Weights = "float32") -> None:
+        if weights != "float32":
+            self.kind = f"{self.kind}_{weights}"
+        self.decoder = decoder.for_inference(pack=pack, weights=weights)
         self.layout = decoder.layout
         self.cache = decoder.new_cache(num_slots)
         self.device = decoder.embedding.weight.device

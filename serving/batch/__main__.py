@@ -14,6 +14,8 @@ from dalle.command_line import exit_on_mistake
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
+from dalle.steps import StepKind
+from dalle.transformer.linear import Weights
 from serving.batch.driver import INTERRUPTED, Batch, run_batch
 from serving.batch.plan import PlanSettings
 
@@ -109,6 +111,21 @@ def batch(
             show_default="8",
         ),
     ] = None,
+    step: Annotated[
+        StepKind,
+        typer.Option(
+            help="Kind of step: eager, compiled (see `dalle compile`), or auto: compiled if it is there, and eager on "
+            "Ray. A resumed batch keeps the kind it was started with."
+        ),
+    ] = "auto",
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="Type of the decoder's weights: float32 leaves them as they are; bfloat16 and int8 round them, which "
+            "is faster on a CPU and changes some codes. A resumed batch keeps the type it was started with.",
+            show_default="float32",
+        ),
+    ] = None,
     c2pa_certificate: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +187,8 @@ def batch(
                 threads=threads,
                 gpus=gpus,
                 num_slots=slots,
+                step=step,
+                weights=weights,
                 certificate=c2pa_certificate,
                 certificate_key=c2pa_key,
                 strict=strict,

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from dalle import DALLE
 from dalle.checkpoint import ModelFacts
-from dalle.decoder.engine import Engine
 from dalle.images import ImageFormat, encode_image
+from dalle.steps import new_engine
 from serving.batch.items import Shard
 from serving.batch.plan import PlanSettings
 from serving.batch.worker import WorkerSettings
@@ -58,7 +58,7 @@ def estimate_text(
         return counts
     torch.set_num_threads(settings.threads)
     model = DALLE.load(settings.model, device=settings.device)
-    engine = Engine(model.decoder, num_slots=settings.num_slots)
+    engine = new_engine(model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1)
     num_used, requests = 0, []
     pictures = ((item, item.first_index + i) for shard in shards for item in shard.items for i in range(item.n))
     for item, index in pictures:

@@ -71,6 +71,8 @@ def run_facts(settings: WorkerSettings) -> dict[str, Any]:
     return {
         "num_slots": settings.num_slots,
         "threads": settings.threads,
+        "step": settings.step,
+        "weights": settings.weights,
         "device": settings.device,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

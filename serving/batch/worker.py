@@ -18,11 +18,12 @@ from torch import Tensor
 from dalle import DALLE
 from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
-from dalle.decoder.engine import Engine
 from dalle.device import keep_memory
 from dalle.errors import DalleError
 from dalle.pipeline import PromptRequest
 from dalle.receipt import pack_codes, unpack_codes
+from dalle.steps import StepKind, new_engine
+from dalle.transformer.linear import Weights
 from dalle.version import __version__
 from serving.batch.credentials import Credentials
 from serving.batch.items import Layout, Shard
@@ -45,6 +46,9 @@ class WorkerSettings:
     threads: int
     """Number of torch threads on the CPU."""
     num_slots: int
+    step: StepKind
+    """Kind of step, the same for the whole batch, since it decides how logits are rounded."""
+    weights: Weights
     out: str
     layout: Layout
     certificate: str | None
@@ -71,7 +75,9 @@ class Worker:
         self._credentials: Credentials | None = None
         if settings.certificate is not None and settings.certificate_key is not None:
             self._credentials = Credentials(settings.certificate, settings.certificate_key)
-        self.engine = Engine(self.model.decoder, num_slots=settings.num_slots)
+        self.engine = new_engine(
+            self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1
+        )
         self.storage = open_storage(settings.out)
 
     def run(
@@ -167,7 +173,12 @@ class Worker:
         image, text = None, {}
         if self.settings.layout != "codes":
             try:
-                made = self.model.picture(picture.request, grid.flatten(), background=picture.item.background)
+                made = self.model.picture(
+                    picture.request,
+                    grid.flatten(),
+                    background=picture.item.background,
+                    step=self.engine.step_kind,
+                )
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)

@@ -17,9 +17,10 @@ from collections.abc import AsyncGenerator
 
 import torch
 
-from dalle.decoder.engine import Engine, StepResult
+from dalle.decoder.engine import StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
+from dalle.steps import new_engine
 from serving.engine.delivery import Delivery
 from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
 from serving.engine.reproducibility import fingerprint, self_test
@@ -55,11 +56,18 @@ class AsyncEngine:
         self.metrics = EngineMetrics(settings.id)
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
-        self.fingerprint = fingerprint(model, settings, self.threads)
         self.num_slots_wanted = 0
         """Slots that pictures hold or are queued for."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
-        self._engine = Engine(model.decoder, num_slots=settings.num_slots, buckets=buckets)
+        self._engine = new_engine(
+            model,
+            num_slots=settings.num_slots,
+            step=settings.step,
+            weights=settings.weights,
+            buckets=buckets,
+            parallel=settings.parallel,
+        )
+        self.fingerprint = fingerprint(model, settings, self.threads, self._engine.step_kind)
         self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
         self._known: set[OpenJob] = set()
         """Jobs whose callers are waiting for events; changed by the event loop alone."""
@@ -67,7 +75,7 @@ class AsyncEngine:
         """Jobs that were accepted; used by the engine's thread alone."""
         self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
         """New jobs; None only wakes the thread."""
-        self._delivery = Delivery(model, self._schedule, self.metrics)
+        self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
         self._failure: BaseException | None = None

@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 class Delivery:
     """Posts the previews and pictures of one model to their jobs, in the order of the calls."""
 
-    def __init__(self, model: DALLE, schedule: Schedule[OpenPicture], metrics: EngineMetrics) -> None:
+    def __init__(self, model: DALLE, step_kind: str, schedule: Schedule[OpenPicture], metrics: EngineMetrics) -> None:
         self._model = model
+        self._step_kind = step_kind
+        """Kind of the engine's step, for receipts."""
         self._schedule = schedule
         """Receives the measured duration of decoding."""
         self._metrics = metrics
@@ -44,7 +46,7 @@ class Delivery:
         """Decode and post a finished picture of codes (N,). Raises what decoding raises."""
         open_job, job = picture.open_job, picture.open_job.job
         with self._decoding():
-            drawn = self._model.picture(picture.request, codes, background=job.background)
+            drawn = self._model.picture(picture.request, codes, background=job.background, step=self._step_kind)
         text = drawn.receipt.to_text() if job.output_format == "png" else None
         queue_seconds = picture.started - open_job.arrived
         grid = [list(row) for row in drawn.receipt.codes]

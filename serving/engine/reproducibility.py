@@ -14,8 +14,9 @@ from serving.settings import ModelSettings
 __all__ = ["fingerprint", "self_test"]
 
 
-def fingerprint(model: DALLE, settings: ModelSettings, threads: int) -> str:
-    """Hash of everything besides the request that decides the bytes of a picture. `threads`: torch's CPU threads."""
+def fingerprint(model: DALLE, settings: ModelSettings, threads: int, step_kind: str) -> str:
+    """Hash of everything besides the request that decides the bytes of a picture, with the engine's kind
+    of step before it. `threads`: torch's CPU threads."""
     weight = model.decoder.embedding.weight
     place = torch.cuda.get_device_name(weight.device) if weight.is_cuda else torch.backends.cpu.get_cpu_capability()
     decides = (
@@ -28,8 +29,9 @@ def fingerprint(model: DALLE, settings: ModelSettings, threads: int) -> str:
         settings.num_slots,
         settings.mode,
         threads,
+        step_kind,
     )
-    return "fp_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
+    return f"fp_{step_kind}_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
 
 
 def self_test(engine: Engine, model: DALLE, settings: ModelSettings) -> tuple[float, float]:

@@ -21,7 +21,7 @@ OURS = {*PACKAGES, "benchmarks", "tests"}
 
 BELOW_CHECKPOINT = {"errors", "config", "files", "images", "transformer", "decoder", "vq", "text"}
 BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device"}
-BELOW_PIPELINE = {*BELOW_MODEL, "model", "receipt", "version"}
+BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "version"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "command_line": {"errors", "receipt"},
     "checkpoint": BELOW_CHECKPOINT,
     "model": BELOW_MODEL,
+    "steps": {*BELOW_MODEL, "model"},
     "pipeline": BELOW_PIPELINE,
     "verify": {*BELOW_PIPELINE, "pipeline"},
     "interop": {*BELOW_CHECKPOINT, "checkpoint"},
