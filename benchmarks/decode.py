@@ -24,6 +24,7 @@ import typer
 from benchmarks.limits import Machine, measure_machine, step_work
 from benchmarks.peers import PEERS
 from benchmarks.pictures import picture_rows
+from benchmarks.tables import table
 from benchmarks.workers import Turn, Worker
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.store import DEFAULT_MODEL, find_model
@@ -88,6 +89,8 @@ class Entry:
     """Number of steps that a turn times, and their positions."""
     limit: float
     """Least seconds of a step on this machine."""
+    num_bytes: float
+    """Bytes that a step must read."""
 
     def step(self, name: str) -> float:
         """Median seconds of a step."""
@@ -101,7 +104,7 @@ class Entry:
     def rows(self) -> list[list[str]]:
         """Rows of the table, those of missing contenders last."""
         case = [str(self.batch), "yes" if self.guided else "no"]
-        missing = [[*case, name, f"left out: {why}", *[""] * 6] for name, why in self.failures.items()]
+        missing = [[*case, name, f"left out: {why}", *[""] * 7] for name, why in self.failures.items()]
         return [*([*case, *self._figures(name)] for name in self.turns), *missing]
 
     def _figures(self, name: str) -> list[str]:
@@ -118,6 +121,7 @@ class Entry:
             f"{1e3 * step:.2f}",
             ratio,
             f"{self.limit / step:.2f}",
+            f"{self.num_bytes / step / 1e9:.1f}",
             f"{max(turn.peak_bytes for turn in turns) / 1e6:,.0f}",
             f"{len(turns)} x {self.steps}",
         ]
@@ -132,6 +136,7 @@ HEADER = (
     "ms a step",
     "speed / best peer's",
     "share of the limit",
+    "GB/s",
     "memory, MB",
     "timed steps, and the codes that they draw, from 0",
 )
@@ -144,7 +149,7 @@ def measure(
     config, dtype = config_of(model), options["dtype"]
     workers = []
     for name in names:
-        worker = Worker(name, config, dtype, options["threads"])
+        worker = Worker(name, config, dtype, options["threads"], options["device"])
         problem, note = worker.ready()
         if problem is None:
             workers.append(worker)
@@ -190,6 +195,7 @@ def measure(
                 num_codes=num_codes,
                 steps=steps,
                 limit=limit,
+                num_bytes=work_of_step.num_bytes,
             )
     finally:
         for worker in workers:
@@ -230,11 +236,6 @@ def plot(entries: Sequence[Entry], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
-    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
-
-
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
     """The names in a list with commas. Raises `typer.BadParameter` for an unknown one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -250,6 +251,7 @@ def main(
     peers: Annotated[str, typer.Option(help="Peers, with commas between them; empty for none.")] = ",".join(PEERS),
     backends: Annotated[str, typer.Option(help="Backends of this project's engine.")] = "eager",
     dtype: Annotated[str, typer.Option(help="Type of weights and cache: float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="Device: cpu or cuda.")] = "cpu",
     steps: Annotated[int, typer.Option(help="Steps that a turn times, spread over the picture; 0 for all.")] = 6,
     turns: Annotated[int, typer.Option(help="Number of turns.")] = 3,
     threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 for the default of torch.")] = 0,
@@ -264,13 +266,13 @@ def main(
     ours = [f"ours {backend.strip()}" for backend in backends.split(",") if backend.strip()]
     if threads:
         torch.set_num_threads(threads)
-    options = {"dtype": numeric, "steps": steps, "turns": turns, "threads": torch.get_num_threads()}
+    options = {"dtype": numeric, "steps": steps, "turns": turns, "threads": torch.get_num_threads(), "device": device}
     start = time.perf_counter()
     print(f"{dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {turns} turns\n", flush=True)
-    machine = measure_machine(numeric)
+    machine = measure_machine(numeric, device=device)
     entries: list[Entry] = []
     for model in model_names:
-        machine = machine.best(measure_machine(numeric))
+        machine = machine.best(measure_machine(numeric, device=device))
         reading = ", ".join(f"{rate / 1e9:.0f} of {size / 2**20:.0f} MiB" for size, rate in machine.reading.items())
         print(f"### {model}\n\nLimits: multiplying {machine.product / 1e9:.0f} GFLOP/s, reading {reading} in GB/s.\n")
         for number, entry in enumerate(measure(model, [*ours, *peer_names], cases, machine, options)):

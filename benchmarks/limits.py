@@ -26,13 +26,22 @@ PRODUCT_SIDE = 2048
 """Rows and columns of the matrices of the large product."""
 
 
+CUDA_BYTES = (2**30,)
+"""Sizes on CUDA: its memory alone, because smaller blocks are bound by launches."""
+CUDA_SIDE = 8192
+
+
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
     """Median duration of several runs in seconds, after one run to warm up."""
     run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -103,19 +112,21 @@ def step_work(config: DecoderConfig, num_rows: int, num_filled: float, itemsize:
     )
 
 
-def measure_machine(dtype: torch.dtype, repeats: int = 7) -> Machine:
-    """Measure reading at several sizes, and a large matrix product in a dtype."""
-    reading = {size: max(_bytes_per_second(size, repeats)) for size in READ_BYTES}
-    left, right = (torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, dtype=dtype) for _ in range(2))
+def measure_machine(dtype: torch.dtype, repeats: int = 7, device: str = "cpu") -> Machine:
+    """Measure reading at several sizes, and a large matrix product in a dtype, on a device."""
+    on_cuda = torch.device(device).type == "cuda"
+    sizes, side = (CUDA_BYTES, CUDA_SIDE) if on_cuda else (READ_BYTES, PRODUCT_SIDE)
+    reading = {size: max(_bytes_per_second(size, repeats, device)) for size in sizes}
+    left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     seconds = median_seconds(lambda: left @ right, repeats)
-    return Machine(reading=reading, product=2 * PRODUCT_SIDE**3 / seconds)
+    return Machine(reading=reading, product=2 * side**3 / seconds)
 
 
-def _bytes_per_second(num_bytes: int, repeats: int) -> list[float]:
+def _bytes_per_second(num_bytes: int, repeats: int, device: str) -> list[float]:
     """Bytes per second of a few operations over one block: no single one reaches the bandwidth at all levels. Copying
     counts what is read and what is written."""
-    block = torch.ones(num_bytes // 4)
-    matrix, vector = block.view(-1, 1024), torch.ones(1024)
+    block = torch.ones(num_bytes // 4, device=device)
+    matrix, vector = block.view(-1, 1024), torch.ones(1024, device=device)
     parts = block.chunk(torch.get_num_threads())
     target = torch.empty_like(block[: len(block) // 2])
     # a small block is read many times within one measurement, which a clock could not resolve otherwise

@@ -34,29 +34,37 @@ class Turn:
 
 
 class _Memory:
-    """Peak resident memory of this process above its level at creation, 0 where the system does not tell it."""
+    """Peak memory of this process on a device. On a CPU it is resident memory above its level at creation, 0 where the
+    system does not tell it; on CUDA, what torch has reserved."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self._on_cuda = torch.device(device).type == "cuda"
         self._base = psutil.Process().memory_info().rss
 
     def restart(self) -> None:
-        if Path("/proc/self/clear_refs").exists():
+        if self._on_cuda:
+            torch.cuda.reset_peak_memory_stats()
+        elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     @property
     def peak(self) -> int:
+        if self._on_cuda:
+            return torch.cuda.max_memory_reserved()
         status = Path("/proc/self/status")
         lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
         kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
         return max(0, 1024 * kilobytes - self._base)
 
 
-def _work(pipe: Connection, name: str, config: DecoderConfig, dtype: torch.dtype, threads: int) -> None:
+def _work(
+    pipe: Connection, name: str, config: DecoderConfig, dtype: torch.dtype, threads: int, device: str = "cpu"
+) -> None:
     """The process of a contender: builds it, answers with an error or None and a note, then draws on demand."""
     torch.set_num_threads(threads)
-    memory = _Memory()
+    memory = _Memory(device)
     try:
-        contender = build(name, config, dtype)
+        contender = build(name, config, dtype, device)
     except Exception as error:
         pipe.send((f"{type(error).__name__}: {error}", ""))
         return

@@ -7,14 +7,15 @@ for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7)
 
 import contextlib
 import dataclasses
+import functools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle.decoder.engine import StepResult
+from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import NegativePromptError, ParameterError, PromptError
@@ -121,8 +122,9 @@ class DALLE(Model):
         background: Background = "auto",
         weights: Weights = "float32",
         on_step: Callable[[StepResult], None] | None = None,
-    ) -> Iterator[Picture]:
-        """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first.
+    ) -> Generator[Picture]:
+        """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first. Closing
+        the iterator stops the drawing.
 
         Picture i of a prompt depends on the prompt, the parameters, the seed and i alone. Without a seed a random one
         is used, and the pictures' receipts name it. `params` defaults to the model's own. `truncate` cuts a prompt that
@@ -148,9 +150,31 @@ class DALLE(Model):
             for prompt in prompts
         ]
         requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
-        engine = new_engine(self, num_slots=NUM_SLOTS, weights=weights)
-        drawn = engine.stream(requests, on_step)
-        return (self.picture(request, codes, background=background, step=engine.step_kind) for request, codes in drawn)
+        return self._pictures(requests, background, weights, on_step)
+
+    def _pictures(
+        self,
+        requests: Sequence[PromptRequest],
+        background: Background,
+        weights: Weights,
+        on_step: Callable[[StepResult], None] | None,
+    ) -> Generator[Picture]:
+        """Draw requests with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled
+        step, takes about as long as ten steps."""
+        # weights that were changed are packed anew
+        kind = (weights, *(weight._version for weight in self.decoder.parameters()))
+        engine = self._idle_engines.pop(kind, None) or new_engine(self, num_slots=NUM_SLOTS, weights=weights)
+        try:
+            for request, codes in engine.stream(requests, on_step):
+                yield self.picture(request, codes, background=background, step=engine.step_kind)
+        finally:
+            self._idle_engines.clear()
+            self._idle_engines[kind] = engine
+
+    @functools.cached_property
+    def _idle_engines(self) -> dict[tuple[object, ...], Engine]:
+        """The engine that the last call left, by the kind and versions of its weights."""
+        return {}
 
     def request(
         self,

@@ -2,6 +2,7 @@
 
 eager      operation by operation, everywhere
 compiled   one program, compiled ahead of time for a model, a number of slots and this machine's processor
+cuda_graph one captured graph, on CUDA
 
 Each can have its weights rounded, to bfloat16 or int8: the kinds `eager_bfloat16`, `compiled_int8` and so on.
 
@@ -28,6 +29,8 @@ from dalle.decoder import compiled_step
 from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
+from dalle.decoder.graph_step import GraphStep
+from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
@@ -39,8 +42,11 @@ from dalle.transformer.linear import Weights, why_not_rounded
 
 __all__ = ["CompiledModel", "StepKind", "compile_model", "equal_codes", "new_engine", "why_not_compiled"]
 
-StepKind = Literal["auto", "eager", "compiled"]
-"""`auto` is `compiled` if a compiled step is there that was measured to be faster, else `eager`."""
+StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
+"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
+`eager`."""
+FAST_LENGTH_BLOCK = 128
+"""Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30
 NUM_COMPARED_PICTURES = 8
 
@@ -51,7 +57,7 @@ class CompiledModel:
 
     folder: Path
     milliseconds: dict[str, float]
-    """Median duration of a step, `eager` and `compiled`, measured on this machine when the step was compiled."""
+    """Least duration of a step, `eager` and `compiled`, measured on this machine when the step was compiled."""
 
     @classmethod
     def find(cls, digest: str, num_slots: int, weights: Weights = "float32") -> Self | None:
@@ -60,10 +66,6 @@ class CompiledModel:
         if not (folder / "times.json").is_file():
             return None
         return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
-
-    @property
-    def package(self) -> Path:
-        return self.folder / "step.pt2"
 
     @property
     def is_faster(self) -> bool:
@@ -92,15 +94,14 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
         raise DalleError(f"cannot compile the step of {model.name}: {reason}")
     decoder = model.decoder
     with atomic_folder(_folder(model.digest, num_slots, weights)) as folder:
-        package = folder / "step.pt2"
         try:
-            compile_step(decoder, num_slots, package, weights=weights)
+            compile_step(decoder, num_slots, folder, weights=weights)
         except Exception as error:  # the compiler's own, of many types
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DalleError(f"cannot compile the step of {model.name}: {lines[-1]}") from error
         steps = {
             "eager": Step(decoder, num_slots, weights=weights),
-            "compiled": CompiledStep(decoder, num_slots, package, weights=weights),
+            "compiled": CompiledStep(decoder, num_slots, folder, weights=weights),
         }
         times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
         (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
@@ -116,16 +117,24 @@ def new_engine(
     step: StepKind = "auto",
     weights: Weights = "float32",
     buckets: Sequence[int] = (),
+    parallel: int = WINDOW_WIDTH,
 ) -> Engine:
-    """An engine for a model. A compiled step always runs all slots: it has no `buckets`.
+    """An engine for a model. A compiled step always runs all slots: it has no `buckets`. Parallel decoding is for CPUs,
+    and for weights that are not rounded.
 
-    Raises `DalleError` for a step `compiled` where none is compiled with such weights, and for weights that cannot be
-    rounded; `EngineError` as `Engine` does.
+    Raises `DalleError` for a step `compiled` where none is compiled with such weights, `cuda_graph` without CUDA, and
+    for weights that cannot be rounded; `EngineError` as `Engine` does.
     """
     _check_weights(model, weights)
-    decoder = model.decoder
-    on_cpu = decoder.embedding.weight.device.type == "cpu"
-    compiled = CompiledModel.find(model.digest, num_slots, weights) if on_cpu and step != "eager" else None
+    decoder, device = model.decoder, model.decoder.embedding.weight.device.type
+    if step == "cuda_graph" and device != "cuda":
+        raise DalleError(f"the step cuda_graph needs CUDA; {model.name} is on {device}")
+    if device == "cuda" and step in ("auto", "cuda_graph"):
+        graphs = GraphStep(decoder, num_slots, length_block=FAST_LENGTH_BLOCK if buckets else None)
+        return Engine(decoder, num_slots=num_slots, buckets=buckets, step=graphs)
+    if device != "cpu" or weights != "float32":
+        parallel = 1
+    compiled = CompiledModel.find(model.digest, num_slots, weights) if device == "cpu" and step != "eager" else None
     if step == "compiled" and compiled is None:
         option = "" if weights == "float32" else f" --weights {weights}"
         raise DalleError(
@@ -133,10 +142,10 @@ def new_engine(
             f"machine: run `dalle compile {model.name} --num-slots {num_slots}{option}`"
         )
     if compiled is not None and (step == "compiled" or compiled.is_faster):
-        program = CompiledStep(decoder, num_slots, compiled.package, weights=weights)
-        return Engine(decoder, num_slots=num_slots, step=program)
+        program = CompiledStep(decoder, num_slots, compiled.folder, weights=weights)
+        return Engine(decoder, num_slots=num_slots, parallel=parallel, step=program)
     rounded = None if weights == "float32" else Step(decoder, num_slots, weights=weights)
-    return Engine(decoder, num_slots=num_slots, step=rounded, buckets=buckets)
+    return Engine(decoder, num_slots=num_slots, step=rounded, buckets=buckets, parallel=parallel)
 
 
 @torch.inference_mode()
@@ -178,7 +187,8 @@ def _empty_request(decoder: Decoder, params: SamplingParams) -> Request:
 
 
 def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> dict[str, float]:
-    """Median duration of a step with all slots busy, of several steps in turn."""
+    """Least duration of a step with all slots busy, of several steps in turn: other work on the machine disturbs the
+    least one last."""
     request = _empty_request(decoder, SamplingParams())
     engines = {name: Engine(decoder, num_slots=num_slots, step=step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -190,7 +200,7 @@ def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> d
             engine.step()
             if turn:  # the first step admits the requests
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: min(values) for name, values in times.items()}
 
 
 def _folder(digest: str, num_slots: int, weights: Weights) -> Path:

@@ -195,7 +195,7 @@ def _write_pictures(
     with tqdm(total=num_pictures * num_codes, unit="code", desc="draw", disable=None, delay=0.1) as bar:
 
         def on_step(result: StepResult) -> None:
-            bar.update(len(result.drawn))
+            bar.update(result.num_codes)
 
         try:
             for picture in draw(on_step=on_step):

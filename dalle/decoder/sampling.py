@@ -144,8 +144,10 @@ class FilterParams:
     min_p: Tensor
     greedy: bool
     """Whether any temperature is 0."""
+    largest_top_k: int
+    """The largest top_k; 0 if none filters."""
     sorts: bool
-    """Whether any top_k or top_p filters, for which logits are sorted."""
+    """Whether any top_p filters, for which logits are sorted."""
     floors: bool
     """Whether any min_p filters."""
 
@@ -162,7 +164,8 @@ class FilterParams:
             top_p=column("top_p"),
             min_p=column("min_p"),
             greedy=any(p.temperature == 0 for p in params),
-            sorts=any(p.top_k > 0 or p.top_p < 1 for p in params),
+            largest_top_k=max(p.top_k for p in params),
+            sorts=any(p.top_p < 1 for p in params),
             floors=any(p.min_p > 0 for p in params),
         )
 
@@ -182,6 +185,10 @@ def filter_logits(logits: Tensor, params: FilterParams) -> Tensor:
         # a top_p of 1 keeps every token, whatever the sum rounds to
         kept &= (before < params.top_p[:, None]) | (params.top_p == 1)[:, None]
         logits = logits.masked_fill(~torch.zeros_like(kept).scatter(1, order, kept), -math.inf)
+    elif params.largest_top_k > 0:
+        largest = logits.topk(min(params.largest_top_k, vocab_size), dim=-1).values
+        last = largest.gather(1, (params.top_k.clamp(max=vocab_size) - 1).clamp_min(0)[:, None])
+        logits = logits.masked_fill((logits < last) & (params.top_k > 0)[:, None], -math.inf)
     if params.floors:
         floor = logits.amax(-1, keepdim=True) + params.min_p.log()[:, None]
         logits = logits.masked_fill(logits < floor, -math.inf)

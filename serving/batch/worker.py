@@ -75,7 +75,9 @@ class Worker:
         self._credentials: Credentials | None = None
         if settings.certificate is not None and settings.certificate_key is not None:
             self._credentials = Credentials(settings.certificate, settings.certificate_key)
-        self.engine = new_engine(self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights)
+        self.engine = new_engine(
+            self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1
+        )
         self.storage = open_storage(settings.out)
 
     def run(

@@ -15,6 +15,7 @@ from dalle.decoder.step import Step
 from dalle.errors import ConfigError
 from dalle.transformer.attention import _attend
 from dalle.transformer.block import shift_tokens
+from dalle.transformer.linear import InferenceLinear, for_inference
 from dalle.transformer.masks import attention_mask
 from tests.support.models import FAMILIES, decoder_config, lively_decoder
 
@@ -215,3 +216,27 @@ def test_config_round_trip() -> None:
         DecoderConfig.from_dict(config.to_dict() | {"witdh": 3})
     with pytest.raises(ConfigError, match="norm is 'batch'"):
         DecoderConfig.from_dict(config.to_dict() | {"norm": "batch"})
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@torch.inference_mode()
+def test_linear_layers_for_inference_are_torch_linear_layers(pack: bool) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(48, 80), torch.nn.Linear(80, 33, bias=False))
+    twin = for_inference(layers, pack=pack)
+    assert [type(layer) for layer in twin] == [InferenceLinear, InferenceLinear]
+    for shape in ((1, 48), (2, 1, 48), (5, 7, 48)):
+        x = torch.randn(shape)
+        assert (twin(x) - layers(x)).abs().max() < 1e-5
+    norm = torch.nn.Sequential(torch.nn.LayerNorm(4))
+    assert for_inference(norm, pack=pack) is norm
+
+
+@torch.inference_mode()
+def test_a_twin_for_inference_shares_what_is_not_packed() -> None:
+    decoder = lively_decoder()
+    twin = decoder.for_inference(pack=True)
+    assert twin.embedding.weight is decoder.embedding.weight and twin.final_norm.weight is decoder.final_norm.weight
+    assert isinstance(decoder.blocks[0].mlp.input, torch.nn.Linear)  # type: ignore[union-attr]
+    text_ids, codes = rows(decoder)
+    for one, other in zip(decoder.teacher_forced(text_ids, codes), twin.teacher_forced(text_ids, codes), strict=True):
+        assert (one - other).abs().max() < 1e-5

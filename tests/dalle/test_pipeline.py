@@ -1,5 +1,6 @@
 """The pipeline: prompt to picture, the same every time, in any company."""
 
+import contextlib
 import copy
 import dataclasses
 from pathlib import Path
@@ -121,9 +122,10 @@ def test_a_wavelet_head_draws_larger_than_it_encodes(model: DALLE) -> None:
 
 def test_every_step_is_seen(model: DALLE) -> None:
     drawn: list[int] = []
-    list(model.generate("a red panda", n=6, seed=1, on_step=lambda result: drawn.append(len(result.drawn))))
+    list(model.generate("a red panda", n=6, seed=1, on_step=lambda result: drawn.append(result.num_codes)))
     assert sum(drawn) == 6 * model.num_codes
-    assert drawn == [4] * 16 + [2] * 16  # guided pictures take two of eight slots
+    assert drawn[:16] == [4] * 16  # guided pictures take two of eight slots
+    assert len(drawn) < 32 and min(drawn) > 0  # the last two are drawn in parallel
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
@@ -197,3 +199,23 @@ def test_a_picture_needs_a_request_that_knows_its_prompt(model: DALLE) -> None:
     plain = Request(text_ids=request.text_ids, null_ids=request.null_ids, params=request.params, seed=1)
     with pytest.raises(ParameterError, match=r"Request does not say what its prompt was: use `DALLE\.request`"):
         model.picture(plain, torch.zeros(16, dtype=torch.int64))  # type: ignore[arg-type]
+
+
+def test_calls_that_overlap_or_end_early_draw_their_own_pictures(model: DALLE) -> None:
+    """Engines are kept for later calls, and no call takes one that another uses."""
+    alone = [[one.receipt.codes for one in model.generate("a red panda", n=3, seed=seed)] for seed in (1, 2)]
+    first, second = (model.generate("a red panda", n=3, seed=seed) for seed in (1, 2))
+    found = [(next(first).receipt.codes, next(second).receipt.codes) for _ in range(3)]
+    assert [list(one) for one in zip(*found, strict=True)] == alone
+    with contextlib.closing(model.generate("a red panda", n=3, seed=1)) as left:
+        next(left)
+    assert [one.receipt.codes for one in model.generate("a red panda", n=3, seed=2)] == alone[1]
+
+
+def test_changed_weights_draw_other_pictures(model_folder: Path) -> None:
+    model = DALLE.load(model_folder)
+    before = [one.receipt.codes for one in model.generate("a red panda", n=2, seed=1)]
+    with torch.no_grad():
+        for weight in model.decoder.parameters():
+            weight.add_(0.5 * torch.randn_like(weight))
+    assert [one.receipt.codes for one in model.generate("a red panda", n=2, seed=1)] != before

@@ -98,9 +98,9 @@ def test_weights_of_another_type_are_not_rounded(model_folder: Path) -> None:
 def test_a_compiled_step_has_the_logits_of_the_eager_one(weights: Weights, tmp_path: Path) -> None:
     torch.manual_seed(0)
     decoder: Decoder = lively_decoder()
-    compile_step(decoder, 4, tmp_path / "step.pt2", weights=weights)
+    compile_step(decoder, 4, tmp_path, weights=weights)
     eager = Step(decoder, 4, weights=weights)
-    compiled = CompiledStep(decoder, 4, tmp_path / "step.pt2", weights=weights)
+    compiled = CompiledStep(decoder, 4, tmp_path, weights=weights)
     plain = Step(decoder, 4)
     steps = plain, eager, compiled
     with torch.inference_mode():

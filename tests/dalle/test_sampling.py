@@ -1,5 +1,6 @@
 """Sampling: filters by hand, noise as a pure function, and the distribution that comes out."""
 
+import dataclasses
 import math
 
 import pytest
@@ -142,3 +143,12 @@ def test_guidance_and_its_schedules() -> None:
 def test_values_outside_their_range_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         SamplingParams(**values)  # type: ignore[arg-type]
+
+
+def test_top_k_without_sorting_keeps_what_sorting_keeps() -> None:
+    logits = torch.randn(6, 50).round(decimals=1)  # with ties
+    params = [SamplingParams(top_k=k) for k in (0, 1, 7, 30, 50, 90)]
+    columns = FilterParams.stack(params, torch.device("cpu"))
+    assert not columns.sorts and columns.largest_top_k == 90
+    sorted_too = dataclasses.replace(columns, sorts=True)
+    assert torch.equal(filter_logits(logits, columns), filter_logits(logits, sorted_too))

@@ -70,7 +70,7 @@ def test_the_work_of_a_step_is_that_of_the_decoders_own_weights() -> None:
     work = step_work(CONFIG, num_rows=3, num_filled=10, itemsize=4)
     assert work.weight_bytes == 4 * (used + 3 * CONFIG.width)
     cache = decoder.new_cache(3)
-    assert work.cache_bytes == cache.num_bytes * 10 / CONFIG.layout.length
+    assert work.cache_bytes == cache.num_bytes * 10 / cache.padding.shape[1]
     assert work.operations == 2 * 3 * (matrices + 2 * CONFIG.depth * 48 * 10)
     assert step_work(CONFIG, num_rows=3, num_filled=10, itemsize=2).num_bytes == work.num_bytes / 2
 
