@@ -63,7 +63,7 @@ def compile_step(
     """Compile the step of a decoder over `num_slots` slots and, with float32 weights, its windows over two, and write
     the libraries into a folder. It takes a compiler for C++, and half a minute or more."""
     step = Step(decoder, num_slots, pack=False, weights=weights)
-    # rounded weights must be packed before; float32 ones are packed by the compiler
+    # the compiler packs weights in float32 and bfloat16 itself
     network = decoder if weights == "float32" else step.decoder
     _compile(network, step, step.ids, folder / STEP_FILE)
     if windows and weights == "float32":
