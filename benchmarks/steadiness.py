@@ -261,7 +261,7 @@ def main(
     loads: Annotated[str, typer.Option(help="Offered loads, as shares of the static throughput.")] = LOADS,
     turns: Annotated[int, typer.Option(help="Number of turns.")] = 2,
     seconds: Annotated[float, typer.Option(help="Seconds of arrivals at a load; three times as many at 0.8.")] = 6.0,
-    step: Annotated[StepKind, typer.Option(help="Kind of step: eager, compiled, or auto.")] = "eager",
+    step: Annotated[StepKind, typer.Option(help="Kind of step.")] = "eager",
     results: Annotated[Path | None, typer.Option(help="JSON lines to append to; tables and plot show all.")] = None,
     out: Annotated[Path, typer.Option(help="File that the plot is written to.")] = Path("docs/pictures/steadiness.png"),
 ) -> None:
