@@ -142,9 +142,8 @@ class Ours:
         if self._kind == "eager":
             return Step(self.decoder, num_slots)
         with tempfile.TemporaryDirectory() as folder:
-            package = Path(folder) / "step.pt2"
-            compile_step(self.decoder, num_slots, package)
-            return CompiledStep(self.decoder, num_slots, package)
+            compile_step(self.decoder, num_slots, Path(folder), windows=False)
+            return CompiledStep(self.decoder, num_slots, Path(folder))
 
     def release(self) -> None:
         self._engines.clear()

@@ -267,6 +267,7 @@ def main(
     turns: Annotated[int, typer.Option(help="Number of turns.")] = 2,
     seconds: Annotated[float, typer.Option(help="Seconds of arrivals at a load; three times as many at 0.8.")] = 6.0,
     step: Annotated[StepKind, typer.Option(help="Kind of step.")] = "eager",
+    parallel: Annotated[int, typer.Option(help="Width of the windows of parallel decoding; 1 is code by code.")] = 1,
     results: Annotated[Path | None, typer.Option(help="JSON lines to append to; tables and plot show all.")] = None,
     out: Annotated[Path, typer.Option(help="File that the plot is written to.")] = Path("docs/pictures/steadiness.png"),
 ) -> None:
@@ -276,7 +277,7 @@ def main(
     measured = [Turn.from_dict(json.loads(line)) for line in lines]
     print(f"step: {step}, {torch.get_num_threads()} threads, torch {torch.__version__}\n", flush=True)
     for number in (int(number) for number in slots.split(",") if number):
-        engine, requests = new_engine(model, num_slots=number, step=step), requests_of(model)
+        engine, requests = new_engine(model, num_slots=number, step=step, parallel=parallel), requests_of(model)
         engine.run([next(requests)])
         for _ in range(turns):
             turn = measure(engine, requests, [float(load) for load in loads.split(",")], seconds, len(measured))

@@ -77,8 +77,8 @@ class Receipt:
             re.fullmatch("[0-9a-f]+", self.model_digest) is not None,
             f"model_digest is {self.model_digest[:80]!r}; it must be lowercase hexadecimal",
         )
-        is_name = re.fullmatch("[a-z_]{1,40}", self.step) is not None
-        _require(is_name, f"step is {self.step[:80]!r}; it must be a name in lowercase letters")
+        is_name = re.fullmatch("[a-z0-9_]{1,40}", self.step) is not None
+        _require(is_name, f"step is {self.step[:80]!r}; it must be a name in lowercase letters and digits")
         widths = {len(row) for row in self.codes}
         _require(len(widths) == 1 and min(widths) > 0, f"codes has rows of {sorted(widths)} ids; it must be a grid")
         count = len(self.codes) * min(widths)

@@ -4,8 +4,11 @@ eager      operation by operation, everywhere
 compiled   one program, compiled ahead of time for a model, a number of slots and this machine's processor
 cuda_graph one captured graph, on CUDA
 
-A seed gives the same codes with one kind of step. Between kinds the last bits of the logits differ
-and so, once in very many pictures, a code.
+Each can have its weights rounded, to bfloat16 or int8: the kinds `eager_bfloat16`, `compiled_int8` and so on.
+
+A seed gives the same codes with one kind of step. Between eager and compiled the last bits of the logits differ and so,
+once in very many pictures, a code. Rounded weights change about one code in a hundred, and
+those that follow it; with them, eager and compiled differ in half as many, as their inputs are rounded too.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -27,15 +31,17 @@ from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
 from dalle.decoder.graph_step import GraphStep
+from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.request import Request
-from dalle.decoder.sampling import SamplingParams
-from dalle.decoder.step import Step
+from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
+from dalle.decoder.step import SlotRequest, Step
 from dalle.errors import DalleError
 from dalle.files import atomic_folder
 from dalle.model import Model
 from dalle.transformer import block
+from dalle.transformer.linear import Weights, why_not_rounded
 
-__all__ = ["CompiledModel", "StepKind", "compile_model", "new_engine", "why_not_compiled"]
+__all__ = ["CompiledModel", "StepKind", "compile_model", "equal_codes", "new_engine", "why_not_compiled"]
 
 StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
 """`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
@@ -43,6 +49,7 @@ StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
 FAST_LENGTH_BLOCK = 128
 """Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30
+NUM_COMPARED_PICTURES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,19 +58,15 @@ class CompiledModel:
 
     folder: Path
     milliseconds: dict[str, float]
-    """Least duration of a step of each kind, measured on this machine when the step was compiled."""
+    """Least duration of a step, `eager` and `compiled`, measured on this machine when the step was compiled."""
 
     @classmethod
-    def find(cls, digest: str, num_slots: int) -> Self | None:
+    def find(cls, digest: str, num_slots: int, weights: Weights = "float32") -> Self | None:
         """The step that was compiled for the model of a digest on this machine, if there is one."""
-        folder = _folder(digest, num_slots)
+        folder = _folder(digest, num_slots, weights)
         if not (folder / "times.json").is_file():
             return None
         return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
-
-    @property
-    def package(self) -> Path:
-        return self.folder / "step.pt2"
 
     @property
     def is_faster(self) -> bool:
@@ -80,60 +83,114 @@ def why_not_compiled(model: Model) -> str | None:
     return None
 
 
-def compile_model(model: Model, num_slots: int) -> CompiledModel:
+def compile_model(model: Model, num_slots: int, weights: Weights = "float32") -> CompiledModel:
     """Compile the step of a model for this machine and measure it, in a quarter of a minute or more. It is kept in the
     folder that the environment variable DALLE_CACHE names (default: ~/.cache/dalle).
 
-    Raises `DalleError` if there is no compiler, or it fails; `OSError` if the folder cannot be written to.
+    Raises `DalleError` if there is no compiler, or it fails, or the weights cannot be rounded; `OSError` if the folder
+    cannot be written to.
     """
+    _check_weights(model, weights)
     if (reason := why_not_compiled(model)) is not None:
         raise DalleError(f"cannot compile the step of {model.name}: {reason}")
     decoder = model.decoder
-    with atomic_folder(_folder(model.digest, num_slots)) as folder:
-        package = folder / "step.pt2"
+    with atomic_folder(_folder(model.digest, num_slots, weights)) as folder:
         try:
-            compile_step(decoder, num_slots, package)
+            compile_step(decoder, num_slots, folder, weights=weights)
         except Exception as error:  # the compiler's own, of many types
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DalleError(f"cannot compile the step of {model.name}: {lines[-1]}") from error
-        steps = {"eager": Step(decoder, num_slots), "compiled": CompiledStep(decoder, num_slots, package)}
+        steps = {
+            "eager": Step(decoder, num_slots, weights=weights),
+            "compiled": CompiledStep(decoder, num_slots, folder, weights=weights),
+        }
         times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
         (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
-    found = CompiledModel.find(model.digest, num_slots)
+    found = CompiledModel.find(model.digest, num_slots, weights)
     assert found is not None
     return found
 
 
-def new_engine(model: Model, *, num_slots: int, step: StepKind = "auto", buckets: Sequence[int] = ()) -> Engine:
-    """An engine for a model. A compiled step always runs all slots: it has no `buckets`.
+def new_engine(
+    model: Model,
+    *,
+    num_slots: int,
+    step: StepKind = "auto",
+    weights: Weights = "float32",
+    buckets: Sequence[int] = (),
+    parallel: int = WINDOW_WIDTH,
+) -> Engine:
+    """An engine for a model. A compiled step always runs all slots: it has no `buckets`. Parallel decoding is for CPUs,
+    and for weights that are not rounded.
 
-    Raises `DalleError` for a step `compiled` where none is compiled, or `cuda_graph` without CUDA, and `EngineError` as
-    `Engine` does.
+    Raises `DalleError` for a step `compiled` where none is compiled with such weights, `cuda_graph` without CUDA, and
+    for weights that cannot be rounded; `EngineError` as `Engine` does.
     """
+    _check_weights(model, weights)
     decoder, device = model.decoder, model.decoder.embedding.weight.device.type
     if step == "cuda_graph" and device != "cuda":
         raise DalleError(f"the step cuda_graph needs CUDA; {model.name} is on {device}")
     if device == "cuda" and step in ("auto", "cuda_graph"):
         graphs = GraphStep(decoder, num_slots, length_block=FAST_LENGTH_BLOCK if buckets else None)
         return Engine(decoder, num_slots=num_slots, buckets=buckets, step=graphs)
-    compiled = CompiledModel.find(model.digest, num_slots) if device == "cpu" and step != "eager" else None
+    if device != "cpu" or weights != "float32":
+        parallel = 1
+    compiled = CompiledModel.find(model.digest, num_slots, weights) if device == "cpu" and step != "eager" else None
     if step == "compiled" and compiled is None:
+        option = "" if weights == "float32" else f" --weights {weights}"
         raise DalleError(
-            f"no step of {model.name} is compiled for {num_slots} slots on this machine: "
-            f"run `dalle compile {model.name} --num-slots {num_slots}`"
+            f"no step of {model.name} is compiled for {num_slots} slots{option and f' and {weights} weights'} on this "
+            f"machine: run `dalle compile {model.name} --num-slots {num_slots}{option}`"
         )
     if compiled is not None and (step == "compiled" or compiled.is_faster):
-        return Engine(decoder, num_slots=num_slots, step=CompiledStep(decoder, num_slots, compiled.package))
-    return Engine(decoder, num_slots=num_slots, buckets=buckets)
+        program = CompiledStep(decoder, num_slots, compiled.folder, weights=weights)
+        return Engine(decoder, num_slots=num_slots, parallel=parallel, step=program)
+    rounded = None if weights == "float32" else Step(decoder, num_slots, weights=weights)
+    return Engine(decoder, num_slots=num_slots, step=rounded, buckets=buckets, parallel=parallel)
+
+
+@torch.inference_mode()
+def equal_codes(model: Model, weights: Weights) -> float:
+    """Share of the codes of a few pictures that a model with rounded weights draws too, if the codes before are those
+    that the model drew with its own weights. The pictures have no prompt, no guidance, and temperature 1.
+
+    Raises `DalleError` for weights that cannot be rounded.
+    """
+    _check_weights(model, weights)
+    decoder, num_codes = model.decoder, model.decoder.layout.num_codes
+    first = _empty_request(decoder, SamplingParams())
+    requests = [dataclasses.replace(first, seed=seed) for seed in range(NUM_COMPARED_PICTURES)]
+    drawn = Engine(decoder, num_slots=NUM_COMPARED_PICTURES).run(requests)
+    rounded = decoder.for_inference(pack=True, weights=weights)
+    filters = FilterParams.stack([first.params] * num_codes, torch.device("cpu"))
+    shares = []
+    for request, codes in zip(requests, drawn, strict=True):
+        features = None if request.features is None else request.features[None]
+        _, hidden = rounded.hidden_rows(request.text_ids[None], codes[None], features)
+        keys = SlotRequest.of(request, [0], num_codes).keys
+        again = sample(rounded.image_logits(hidden[0]), filters, gumbel_noise(keys, decoder.config.codebook_size))
+        shares.append((again == codes).float().mean().item())
+    return statistics.mean(shares)
+
+
+def _check_weights(model: Model, weights: Weights) -> None:
+    if weights != "float32" and (reason := why_not_rounded(model.decoder.embedding.weight)) is not None:
+        raise DalleError(f"cannot round the weights of {model.name} to {weights}: {reason}")
+
+
+def _empty_request(decoder: Decoder, params: SamplingParams) -> Request:
+    """A request for a picture without a prompt."""
+    request = Request(text_ids=decoder.layout.empty_ids, params=params, seed=0)
+    if decoder.config.feature_width is None:
+        return request
+    features = torch.zeros(decoder.config.text_length, decoder.config.feature_width)
+    return dataclasses.replace(request, features=features)
 
 
 def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> dict[str, float]:
     """Least duration of a step with all slots busy, of several steps in turn: other work on the machine disturbs the
     least one last."""
-    request = Request(text_ids=decoder.layout.empty_ids, params=SamplingParams(), seed=0)
-    if decoder.config.feature_width is not None:
-        features = torch.zeros(decoder.config.text_length, decoder.config.feature_width)
-        request = dataclasses.replace(request, features=features)
+    request = _empty_request(decoder, SamplingParams())
     engines = {name: Engine(decoder, num_slots=num_slots, step=step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(NUM_TIMED_STEPS):
@@ -147,14 +204,14 @@ def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> d
     return {name: min(values) for name, values in times.items()}
 
 
-def _folder(digest: str, num_slots: int) -> Path:
+def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     """Folder of the step of a model, named after all that the program depends on."""
     source = b"".join(
         path.read_bytes()
         for module in (compiled_step, block)
         for path in sorted(Path(module.__file__ or "").parent.glob("*.py"))
     )
-    depends = (digest, num_slots, torch.__version__, _processor(), source)
+    depends = (digest, num_slots, weights, torch.__version__, _processor(), source)
     key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
     root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
     return Path(root) / "steps" / key

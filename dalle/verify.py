@@ -164,7 +164,13 @@ class Verifier:
                 kept=kept,
                 truncate=truncate,
             )
-            engine = new_engine(model, num_slots=NUM_SLOTS, step="eager" if receipt.step == "eager" else "auto")
+            kind, _, rounded = receipt.step.partition("_")
+            engine = new_engine(
+                model,
+                num_slots=NUM_SLOTS,
+                step="eager" if kind == "eager" else "auto",
+                weights="int8" if rounded == "int8" else "bfloat16" if rounded == "bfloat16" else "float32",
+            )
             drawn = engine.run([request])[0].tolist()
         except DalleError as error:
             return f"it cannot be drawn from its receipt: {error}"

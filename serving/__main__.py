@@ -98,13 +98,14 @@ def _compile(model: ModelSettings) -> None:
     folder = Path(model.path)
     if model.step != "auto" or choose_device(model.device).type != "cpu":
         return
-    if CompiledModel.find(load_facts(folder).digest, model.num_slots) is not None:
+    if CompiledModel.find(load_facts(folder).digest, model.num_slots, model.weights) is not None:
         return
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > MAX_COMPILED_BYTES:
         print(f"{model.id} is larger than {MAX_COMPILED_BYTES / 1e9:.0f} GB: `dalle compile` makes its steps faster")
         return
-    command = [sys.executable, "-m", "dalle.cli", "compile", model.path, "--num-slots", str(model.num_slots)]
+    options = ["--num-slots", str(model.num_slots), "--weights", model.weights]
+    command = [sys.executable, "-m", "dalle.cli", "compile", model.path, *options]
     if subprocess.run(command, check=False).returncode:
         print(f"going on without: the steps of {model.id} run operation by operation", flush=True)
 

@@ -13,8 +13,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from dalle.checkpoint.store import DEFAULT_MODEL
+from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.errors import ConfigError
 from dalle.steps import StepKind
+from dalle.transformer.linear import Weights
 
 __all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
 
@@ -65,6 +67,12 @@ class ModelSettings(QueueSettings):
     machine and number of slots; it runs at one batch size in both modes. `auto` is the compiled one if it is there and
     was measured to be faster; `python -m serving` without a cluster compiles it at its first start. On CUDA, `auto` is
     `cuda_graph`: a step is one captured graph."""
+    weights: Weights = "float32"
+    """Type of the decoder's weights. `float32` leaves them as they are. `bfloat16` and `int8` round them, which is
+    faster on a CPU and changes some codes."""
+    parallel: int = Field(default=WINDOW_WIDTH, ge=1, le=64)
+    """Most codes of a picture that a step on a CPU draws while only one or two pictures are drawn: the same codes in a
+    third of the steps. 1 is off; a compiled step is fast with 8. Rounded weights have 1."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)

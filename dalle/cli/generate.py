@@ -26,6 +26,7 @@ from dalle.files import CannotWriteError, prepare_folder, write_file
 from dalle.images import Background, contact_sheet, encode_image, load_image
 from dalle.pipeline import DALLE, MAX_PICTURES, Picture, Prefix
 from dalle.receipt import read_kept_mask
+from dalle.transformer.linear import Weights
 
 __all__ = ["generate"]
 
@@ -108,6 +109,13 @@ def generate(
             "transparency, else opaque."
         ),
     ] = "auto",
+    weights: Annotated[
+        Weights,
+        typer.Option(
+            help="Type of the decoder's weights: float32 leaves them as they are; bfloat16 and int8 round them, which "
+            "is faster on a CPU and changes some codes."
+        ),
+    ] = "float32",
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Truncate a prompt that is too long, with a warning, instead of failing.")
     ] = False,
@@ -160,6 +168,7 @@ def generate(
         negative_prompt=negative_prompt,
         prefix=prefix,
         background=background,
+        weights=weights,
         truncate=truncate,
     )
     prepare_folder(out)
@@ -186,7 +195,7 @@ def _write_pictures(
     with tqdm(total=num_pictures * num_codes, unit="code", desc="draw", disable=None, delay=0.1) as bar:
 
         def on_step(result: StepResult) -> None:
-            bar.update(len(result.drawn))
+            bar.update(result.num_codes)
 
         try:
             for picture in draw(on_step=on_step):

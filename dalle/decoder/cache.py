@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dalle.transformer.attention import LayerState
 
-__all__ = ["LENGTH_BLOCK", "KVCache", "LayerCache", "PrefillView", "StepView", "cache_length"]
+__all__ = ["LENGTH_BLOCK", "KVCache", "LayerCache", "PrefillView", "StepView", "cache_length", "read_length"]
 
 LENGTH_BLOCK = 32
 """A step reads a multiple of so many positions. Attention then adds the same numbers in the same order as over the
@@ -23,6 +23,11 @@ def cache_length(length: int) -> int:
     """Number of positions that a cache has for rows of `length` tokens, of which the last is never read: whole blocks,
     and one position that no step reads, so that a compiled step needs no case for the whole array."""
     return -(-(length - 1) // LENGTH_BLOCK) * LENGTH_BLOCK + 1
+
+
+def read_length(num_positions: int) -> int:
+    """Number of positions that a step reads if it needs the first `num_positions`, which are fewer than a row has."""
+    return -(-num_positions // LENGTH_BLOCK) * LENGTH_BLOCK
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,17 +90,25 @@ class KVCache:
         return PrefillView(self, slot)
 
     def step_view(self, positions: Tensor, length: int) -> "StepView":
-        """View for a forward pass over one token in each of the first B slots, at positions (B, 1), all below `length`:
-        tokens attend to the first `length` positions of their slots."""
+        """View for a forward pass over W tokens in each of the first B slots, at positions (B, W): tokens attend to the
+        first `length` positions of their slots."""
         _, num_kv_heads, whole_length, _ = self.layers[0].keys.shape
-        heads = torch.arange(len(positions) * num_kv_heads, device=positions.device).view(-1, num_kv_heads)
-        slots = torch.arange(len(positions), device=positions.device)
+        heads = torch.arange(len(positions) * num_kv_heads, device=positions.device).view(-1, num_kv_heads, 1)
+        slots = torch.arange(len(positions), device=positions.device)[:, None]
         return StepView(
             self,
             length,
-            head_rows=(heads * whole_length + positions).flatten(),
-            rows=slots * whole_length + positions[:, 0],
+            head_rows=(heads * whole_length + positions[:, None]).flatten(),
+            rows=(slots * whole_length + positions).flatten(),
         )
+
+    def move(self, source: int, target: int) -> None:
+        """Copy the whole content of a slot to another one."""
+        for layer in self.layers:
+            layer.keys[target] = layer.keys[source]
+            layer.values[target] = layer.values[source]
+            layer.shifted[:, target] = layer.shifted[:, source]
+        self.padding[target] = self.padding[source]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +158,14 @@ class _PrefillLayer:
 
 @dataclasses.dataclass(frozen=True)
 class StepView:
-    """One position of each of the first B slots, to which a step writes, and the positions that it reads."""
+    """W positions of each of the first B slots, to which a step writes, and the positions that it reads."""
 
     cache: KVCache
     length: int
     head_rows: Tensor
-    """Where the step writes if slots, heads and positions are one axis: (B * kv_heads,) int64."""
+    """Where the step writes if slots, heads and positions are one axis: (B * kv_heads * W,) int64."""
     rows: Tensor
-    """Where the step writes if slots and positions are one axis: (B,) int64."""
+    """Where the step writes if slots and positions are one axis: (B * W,) int64."""
 
     def layer(self, index: int) -> LayerState:
         return _StepLayer(self, self.cache.layers[index])
@@ -172,5 +185,5 @@ class _StepLayer:
 
     def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
         stored = self.layer.shifted[branch]
-        stored.view(-1, stored.shape[-1]).index_copy_(0, self.view.rows, inputs[:, 0].to(stored.dtype))
+        stored.view(-1, stored.shape[-1]).index_copy_(0, self.view.rows, inputs.flatten(0, 1).to(stored.dtype))
         return stored[: len(inputs)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dalle.decoder.cache import KVCache, PrefillView, StepView, cache_length
 from dalle.decoder.config import DecoderConfig
 from dalle.transformer.block import Block, make_norm
-from dalle.transformer.linear import InferenceLinear, for_inference
+from dalle.transformer.linear import Weights, for_inference, inference_linear
 from dalle.transformer.masks import attention_mask
 from dalle.transformer.positions import ADDED_POSITIONS, PositionEmbedding, rotary_table, rotary_text_image_table
 
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             num_outputs = vocab_size if config.text_head else config.codebook_size
             self.head = nn.Linear(config.width, num_outputs, bias=config.head_bias)
-        self.image_head: InferenceLinear | None = None
+        self.image_head: nn.Module | None = None
         """The part of the head that predicts codes, in a twin for inference."""
         self._start_weights()
         self._derive_tables()
@@ -170,15 +170,16 @@ class Decoder(nn.Module):
         x = self.final_norm(x)
         return x if self.head_norm is None else self.head_norm(x)
 
-    def for_inference(self, *, pack: bool) -> "Decoder":
+    def for_inference(self, *, pack: bool, weights: Weights = "float32") -> "Decoder":
         """A twin of this decoder whose products are fast on this device. With `pack` it holds a copy of the weights as
-        they are now, laid out for speed. Where there is nothing to gain, it is this decoder itself."""
-        blocks = for_inference(self.blocks, pack=pack)
+        they are now, laid out for speed; other `weights` than float32 are a rounded copy. Where there is nothing to
+        gain, it is this decoder itself."""
+        blocks = for_inference(self.blocks, pack=pack, weights=weights)
         if blocks is self.blocks:
             return self
         twin = copy.deepcopy(self, {id(one): one for one in [self.blocks, *self.parameters(), *self.buffers()]})
         twin.blocks = blocks
-        twin.image_head = InferenceLinear(*self._head(slice(self._num_text_outputs, None)), pack=pack)
+        twin.image_head = inference_linear(*self._head(slice(self._num_text_outputs, None)), pack=pack, weights=weights)
         return twin
 
     def _head(self, part: slice) -> tuple[Tensor, Tensor | None]:
@@ -193,7 +194,8 @@ class Decoder(nn.Module):
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next code: (..., D) -> (..., codebook_size)."""
         if self.image_head is not None:
-            return self.image_head(hidden)
+            logits: Tensor = self.image_head(hidden)
+            return logits
         return F.linear(hidden, *self._head(slice(self._num_text_outputs, None)))
 
     @property

@@ -10,7 +10,10 @@ For the same reason prefill runs each row alone; it leaves the row's last token 
 With `buckets` a step runs the smallest of a few numbers of slots that holds the busy ones. This is faster when few
 slots are busy, but then a request's codes may depend on its neighbours, through the last bit of a logit.
 
-Every picture of a model has the same number of codes, so the step at which a request will finish is known in advance.
+With `parallel` a step draws several codes of a picture while few slots are busy (`parallel.py`): the same codes.
+
+Every picture of a model has the same number of codes, so the step at which a request will finish is known in advance;
+with `parallel` it is the latest one.
 """
 
 import dataclasses
@@ -24,8 +27,9 @@ import torch
 from torch import Tensor
 
 from dalle.decoder.decoder import Decoder
+from dalle.decoder.parallel import Drawing, draw_windows
 from dalle.decoder.request import Request, check_request
-from dalle.decoder.step import SlotRequest, Step, StepBatch
+from dalle.decoder.step import Step, StepBatch
 from dalle.errors import EngineError
 
 __all__ = ["Engine", "StepResult", "finish_steps"]
@@ -41,26 +45,17 @@ class StepResult:
     """Codes (N,) int64 on the CPU of each finished request, by request id."""
     drawn: dict[int, int]
     """Number of codes that each active request has after the step, kept ones included, by request id."""
-
-
-@dataclasses.dataclass
-class _Active:
-    """A request that has slots, with its codes so far."""
-
-    id: int
-    placed: SlotRequest
-    codes: list[int]
-
-    @property
-    def slots(self) -> tuple[int, ...]:
-        return self.placed.slots
+    num_codes: int
+    """Number of codes that the step has drawn."""
 
 
 def finish_steps(active: Sequence[tuple[int, int]], waiting: Sequence[tuple[int, int]], num_free: int) -> list[int]:
     """Predict, for each waiting request, the number of steps from now after which it is finished.
 
     A request is (steps it still needs, slots it takes). Waiting requests get slots in the given order; active ones
-    release theirs when they finish. `num_free` slots are free now; no request takes more slots than there are.
+    release theirs when they finish. `num_free` slots are free now; no request takes more slots than there are. In
+    parallel decoding, where a step may draw several codes, the predictions are upper bounds if the steps that requests
+    need are.
     """
     ends, free, now, finish = list(active), num_free, 0, []
     heapq.heapify(ends)
@@ -78,15 +73,31 @@ class Engine:
     """Draws codes for many requests at once, on the decoder's device.
 
     `num_slots` is the batch size of every step: so many pictures are drawn at once without guidance, half with it.
+    `parallel` is the width of the windows of parallel decoding: most codes of a picture that a step draws while no more
+    than `Step.window_slots` slots are busy; 1 is off. It needs weights of float32, whose rounding errors are small
+    enough to know when they could change a code.
     """
 
     def __init__(
-        self, decoder: Decoder, *, num_slots: int, buckets: Sequence[int] = (), step: Step | None = None
+        self,
+        decoder: Decoder,
+        *,
+        num_slots: int,
+        buckets: Sequence[int] = (),
+        parallel: int = 1,
+        step: Step | None = None,
     ) -> None:
         if num_slots < 2:
             raise EngineError(f"num_slots is {num_slots}; it must be at least 2, the slots of one guided picture")
         if any(not 1 <= bucket <= num_slots for bucket in buckets):
             raise EngineError(f"buckets are {tuple(buckets)}; they must be in 1..{num_slots}, the number of slots")
+        if parallel < 1:
+            raise EngineError(
+                f"parallel is {parallel}; it must be at least 1, the codes of a picture that a step draws"
+            )
+        dtype = decoder.embedding.weight.dtype
+        if parallel > 1 and dtype != torch.float32:
+            raise EngineError(f"parallel is {parallel}; it must be 1 for weights of {dtype}: others round too much")
         self.decoder = decoder
         self.layout = decoder.layout
         self.num_slots = num_slots
@@ -94,17 +105,21 @@ class Engine:
         """Number of steps run so far."""
         self._ids = itertools.count()
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._active: dict[int, _Active] = {}
+        self._active: dict[int, Drawing] = {}
+        self._parallel = parallel
         self._buckets = sorted({*buckets, num_slots})
         self._free = list(range(num_slots))
         """Heap of the free slots: the lowest one is taken first, so that busy slots stay within the smallest bucket."""
         self._step = step or Step(decoder, num_slots)
         self._batch: StepBatch | None = None
-        """The active requests as tensors; None when they have changed."""
+        """The active requests as tensors, for steps over one token."""
+        self._window_batch: StepBatch | None = None
+        """The same for steps over windows. Both are None when the requests have changed."""
 
     @property
     def step_kind(self) -> str:
-        """Kind of the program that runs the steps: `eager` or `compiled`."""
+        """Kind of the program that runs the steps: `eager` or `compiled`, with `_bfloat16` or `_int8` after it if it
+        rounds weights."""
         return self._step.kind
 
     @property
@@ -146,24 +161,59 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> StepResult:
-        """Give free slots to waiting requests, then draw one code for every request that has slots."""
+        """Give free slots to waiting requests, then draw one code for every request that has slots; in parallel
+        decoding, one or more."""
         self._admit()
         if not self._active:
-            return StepResult(finished={}, drawn={})
+            return StepResult(finished={}, drawn={}, num_codes=0)
+        before = sum(len(drawing.codes) for drawing in self._active.values())
+        num_busy = self.num_slots - len(self._free)
+        if self._parallel > 1 and num_busy <= self._step.window_slots:
+            self._draw_windows(num_busy)
+        else:
+            self._draw_one_each()
+        self.num_steps += 1
+        drawn = {request_id: len(drawing.codes) for request_id, drawing in self._active.items()}
+        finished = [request_id for request_id, num in drawn.items() if num == self.layout.num_codes]
+        return StepResult(
+            drawn=drawn,
+            finished={request_id: self._finish(request_id) for request_id in finished},
+            num_codes=sum(drawn.values()) - before,
+        )
+
+    def _draw_one_each(self) -> None:
         active = list(self._active.values())
         if self._batch is None:
-            num_busy = 1 + max(slot for entry in active for slot in entry.slots)
-            bucket = next(bucket for bucket in self._buckets if bucket >= num_busy)
-            self._batch = StepBatch.stack([entry.placed for entry in active], bucket, self._step.device)
-        num_positions = self.layout.first_code + max(len(entry.codes) for entry in active)
-        codes = self._step.run(self._batch, num_positions)
-        self.num_steps += 1
-        for entry, code in zip(active, codes.tolist(), strict=True):
-            entry.codes.append(code)
-        return StepResult(
-            drawn={entry.id: len(entry.codes) for entry in active},
-            finished={entry.id: self._finish(entry) for entry in active if len(entry.codes) == self.layout.num_codes},
-        )
+            placed = [drawing.placed for drawing in active]
+            self._batch = StepBatch.stack(placed, self._bucket(), self._step.device)
+        if not all(drawing.is_exact for drawing in active):
+            return draw_windows(self._step, self._batch, active, 1, self._bucket())
+        num_positions = self.layout.first_code + max(len(drawing.codes) for drawing in active)
+        for drawing, code in zip(active, self._step.run(self._batch, num_positions).tolist(), strict=True):
+            drawing.append([code])
+            drawing.num_exact += 1
+
+    def _draw_windows(self, num_busy: int) -> None:
+        active = list(self._active.values())
+        if self._window_batch is None:
+            self._move_to_first(num_busy)
+            placed = [drawing.placed for drawing in active]
+            self._window_batch = StepBatch.stack(placed, num_busy, self._step.device, width=self._parallel)
+        draw_windows(self._step, self._window_batch, active, self._parallel, self._bucket())
+
+    def _move_to_first(self, num_busy: int) -> None:
+        """Move the active requests to the first slots, so that windows run no other ones."""
+        empty = [slot for slot in sorted(self._free) if slot < num_busy]
+        for drawing in self._active.values():
+            slots = [slot if slot < num_busy else empty.pop() for slot in drawing.slots]
+            drawing.placed = self._step.move(drawing.placed, slots)
+        self._free = list(range(num_busy, self.num_slots))
+        self._batch = None
+
+    def _bucket(self) -> int:
+        """Number of slots that a step over one token runs."""
+        num_needed = 1 + max(slot for drawing in self._active.values() for slot in drawing.slots)
+        return next(bucket for bucket in self._buckets if bucket >= num_needed)
 
     def codes_so_far(self, request_id: int) -> Tensor:
         """Codes of an active request so far, kept ones included: (M,) int64; empty for a waiting request."""
@@ -172,7 +222,7 @@ class Engine:
 
     def steps_until_finished(self, request_id: int) -> int:
         """Predict the number of steps until a request is finished, its time in the queue included, if no request is
-        cancelled.
+        cancelled. In parallel decoding this is an upper bound.
 
         Raises `EngineError` for a request that is finished or unknown.
         """
@@ -180,8 +230,10 @@ class Engine:
             return self._num_left(self._active[request_id])
         if all(request_id != waiting for waiting, _ in self._waiting):
             raise EngineError(f"request {request_id} is not in the engine: it is finished, cancelled or unknown")
-        active = [(self._num_left(entry), len(entry.slots)) for entry in self._active.values()]
-        waiting = [(self.layout.num_codes - len(entry.given_first), entry.num_slots) for _, entry in self._waiting]
+        active = [(self._num_left(drawing), len(drawing.slots)) for drawing in self._active.values()]
+        waiting = [
+            (self.layout.num_codes - len(request.given_first), request.num_slots) for _, request in self._waiting
+        ]
         order = [waiting_id for waiting_id, _ in self._waiting]
         return finish_steps(active, waiting, len(self._free))[order.index(request_id)]
 
@@ -214,12 +266,12 @@ class Engine:
         return [codes[id(request)] for request in requests]
 
     def _release(self, slots: Sequence[int]) -> None:
-        self._batch = None
+        self._batch = self._window_batch = None
         for slot in slots:
             heapq.heappush(self._free, slot)
 
-    def _num_left(self, active: _Active) -> int:
-        return self.layout.num_codes - len(active.codes)
+    def _num_left(self, drawing: Drawing) -> int:
+        return self.layout.num_codes - len(drawing.codes)
 
     # -- admission
 
@@ -227,10 +279,10 @@ class Engine:
         while self._waiting and len(self._free) >= self._waiting[0][1].num_slots:
             request_id, request = self._waiting.popleft()
             slots = [heapq.heappop(self._free) for _ in request.conditions]
-            self._active[request_id] = _Active(request_id, self._step.admit(request, slots), request.given_first)
-            self._batch = None
+            self._active[request_id] = Drawing.start(self._step.admit(request, slots))
+            self._batch = self._window_batch = None
 
-    def _finish(self, entry: _Active) -> Tensor:
-        del self._active[entry.id]
-        self._release(entry.slots)
-        return torch.tensor(entry.codes, dtype=torch.int64)
+    def _finish(self, request_id: int) -> Tensor:
+        drawing = self._active.pop(request_id)
+        self._release(drawing.slots)
+        return torch.tensor(drawing.codes, dtype=torch.int64)

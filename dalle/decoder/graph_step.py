@@ -37,6 +37,7 @@ class GraphStep(Step):
     """
 
     kind = "cuda_graph"
+    window_slots = 0  # windows are not captured
 
     def __init__(self, decoder: Decoder, num_slots: int, *, length_block: int | None = None) -> None:
         super().__init__(decoder, num_slots)

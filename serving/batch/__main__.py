@@ -15,6 +15,7 @@ from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
 from dalle.steps import StepKind
+from dalle.transformer.linear import Weights
 from serving.batch.driver import INTERRUPTED, Batch, run_batch
 from serving.batch.plan import PlanSettings
 
@@ -117,6 +118,14 @@ def batch(
             "Ray. A resumed batch keeps the kind it was started with."
         ),
     ] = "auto",
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="Type of the decoder's weights: float32 leaves them as they are; bfloat16 and int8 round them, which "
+            "is faster on a CPU and changes some codes. A resumed batch keeps the type it was started with.",
+            show_default="float32",
+        ),
+    ] = None,
     c2pa_certificate: Annotated[
         str | None,
         typer.Option(
@@ -179,6 +188,7 @@ def batch(
                 gpus=gpus,
                 num_slots=slots,
                 step=step,
+                weights=weights,
                 certificate=c2pa_certificate,
                 certificate_key=c2pa_key,
                 strict=strict,

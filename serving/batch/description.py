@@ -10,11 +10,13 @@ from serving.batch.worker import WorkerSettings
 __all__ = ["check_description", "read_description", "write_description"]
 
 DESCRIPTION = "batch.json"
+COMPUTED = ("num_slots", "threads", "step", "weights")
+"""Settings of a worker that decide how logits are rounded."""
 
 
 def write_description(storage: Storage, planner: Planner, settings: WorkerSettings) -> None:
     """Write the folder's `batch.json`. Raises `StorageError`."""
-    computed = {"num_slots": settings.num_slots, "threads": settings.threads, "step": settings.step}
+    computed = {name: getattr(settings, name) for name in COMPUTED}
     description = {"format_version": 1, "of": _identity(planner), "computed": computed}
     storage.write(DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
 
@@ -31,10 +33,9 @@ def read_description(storage: Storage) -> dict[str, Any] | None:
         return None
     try:
         description: dict[str, Any] = json.loads(content)
-        description["computed"] = {"step": "eager"} | description["computed"]  # earlier releases had no other
-        known = description["computed"].keys() == {"num_slots", "threads", "step"} and isinstance(
-            description["of"], dict
-        )
+        # earlier releases had no other
+        description["computed"] = {"step": "eager", "weights": "float32"} | description["computed"]
+        known = description["computed"].keys() == {*COMPUTED} and isinstance(description["of"], dict)
         if description["format_version"] == 1 and known:
             return description
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -21,6 +21,7 @@ from dalle.images import chosen_background
 from dalle.model import NUM_SLOTS
 from dalle.receipt import printable
 from dalle.steps import CompiledModel, StepKind
+from dalle.transformer.linear import Weights
 from serving.batch import estimate, pages
 from serving.batch.description import check_description, read_description, write_description
 from serving.batch.items import Shard
@@ -56,6 +57,7 @@ class Batch:
     gpus: float = 0
     num_slots: int | None = None
     step: StepKind = "auto"
+    weights: Weights | None = None
     certificate: str | None = None
     certificate_key: str | None = None
     strict: bool = False
@@ -141,13 +143,14 @@ def run_batch(batch: Batch) -> int:
 def _worker_settings(
     batch: Batch, folder: str, facts: ModelFacts, description: dict[str, Any] | None
 ) -> WorkerSettings:
-    """Slots, threads and kind of step decide how logits are rounded, so a resumed run keeps those of the folder by
-    default."""
+    """Slots, threads, kind of step and weights decide how logits are rounded, so a resumed run keeps those of the
+    folder by default."""
     before = (description or {}).get("computed", {})
     options = {
         "num_slots": batch.num_slots,
         "threads": batch.threads,
         "step": None if batch.step == "auto" else batch.step,
+        "weights": batch.weights,
     }
     for name, value in options.items():
         if before and value not in (None, before[name]):
@@ -159,9 +162,10 @@ def _worker_settings(
     threads = 1 if batch.backend == "ray" else torch.get_num_threads()
     num_slots = batch.num_slots or before.get("num_slots") or NUM_SLOTS
     step: StepKind = batch.step if batch.step != "auto" else before.get("step", "auto")
+    weights: Weights = batch.weights or before.get("weights") or "float32"
     if step == "auto":
         # the machines of a cluster may have compiled steps or not
-        compiled = CompiledModel.find(facts.digest, num_slots) if batch.backend == "local" else None
+        compiled = CompiledModel.find(facts.digest, num_slots, weights) if batch.backend == "local" else None
         step = "compiled" if compiled is not None and compiled.is_faster else "eager"
     return WorkerSettings(
         model=folder,
@@ -170,6 +174,7 @@ def _worker_settings(
         threads=batch.threads or before.get("threads") or threads,
         num_slots=num_slots,
         step=step,
+        weights=weights,
         out=str(open_storage(batch.out)),
         layout=batch.plan.layout,
         certificate=_absolute(batch.certificate),

@@ -58,7 +58,7 @@ def estimate_text(
         return counts
     torch.set_num_threads(settings.threads)
     model = DALLE.load(settings.model, device=settings.device)
-    engine = new_engine(model, num_slots=settings.num_slots, step=settings.step)
+    engine = new_engine(model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1)
     num_used, requests = 0, []
     pictures = ((item, item.first_index + i) for shard in shards for item in shard.items for i in range(item.n))
     for item, index in pictures:

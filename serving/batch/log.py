@@ -72,6 +72,7 @@ def run_facts(settings: WorkerSettings) -> dict[str, Any]:
         "num_slots": settings.num_slots,
         "threads": settings.threads,
         "step": settings.step,
+        "weights": settings.weights,
         "device": settings.device,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

@@ -23,6 +23,7 @@ from dalle.errors import DalleError
 from dalle.pipeline import PromptRequest
 from dalle.receipt import pack_codes, unpack_codes
 from dalle.steps import StepKind, new_engine
+from dalle.transformer.linear import Weights
 from dalle.version import __version__
 from serving.batch.credentials import Credentials
 from serving.batch.items import Layout, Shard
@@ -47,6 +48,7 @@ class WorkerSettings:
     num_slots: int
     step: StepKind
     """Kind of step, the same for the whole batch, since it decides how logits are rounded."""
+    weights: Weights
     out: str
     layout: Layout
     certificate: str | None
@@ -73,7 +75,9 @@ class Worker:
         self._credentials: Credentials | None = None
         if settings.certificate is not None and settings.certificate_key is not None:
             self._credentials = Credentials(settings.certificate, settings.certificate_key)
-        self.engine = new_engine(self.model, num_slots=settings.num_slots, step=settings.step)
+        self.engine = new_engine(
+            self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1
+        )
         self.storage = open_storage(settings.out)
 
     def run(

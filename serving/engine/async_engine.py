@@ -59,7 +59,14 @@ class AsyncEngine:
         self.num_slots_wanted = 0
         """Slots that pictures hold or are queued for."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
-        self._engine = new_engine(model, num_slots=settings.num_slots, step=settings.step, buckets=buckets)
+        self._engine = new_engine(
+            model,
+            num_slots=settings.num_slots,
+            step=settings.step,
+            weights=settings.weights,
+            buckets=buckets,
+            parallel=settings.parallel,
+        )
         self.fingerprint = fingerprint(model, settings, self.threads, self._engine.step_kind)
         self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
         self._known: set[OpenJob] = set()
@@ -301,7 +308,7 @@ class AsyncEngine:
         self._schedule.step_seconds += 0.05 * (seconds - self._schedule.step_seconds)
         self.metrics.steps.inc()
         self.metrics.step_seconds.observe(seconds)
-        self.metrics.codes.inc(len(result.drawn))
+        self.metrics.codes.inc(result.num_codes)
         self._deliver(result)
         self._count()
 

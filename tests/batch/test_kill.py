@@ -200,4 +200,5 @@ def test_a_file_that_cannot_be_written_stops_with_a_reason(runs: Runs, tmp_path:
     assert not list(out.rglob("*.part"))
     assert runs.finish(prompts, out) == 0
     assert len(manifest(out)) == 30
-    assert json.loads((out / "batch.json").read_text())["computed"] == {"num_slots": 4, "threads": 1}
+    computed = {"num_slots": 4, "threads": 1, "step": "eager", "weights": "float32"}
+    assert json.loads((out / "batch.json").read_text())["computed"] == computed

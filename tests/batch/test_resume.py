@@ -1,5 +1,6 @@
 """Resumed batches: which pictures are drawn again, and which folders are rejected."""
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -151,3 +152,15 @@ def test_failed_pictures_are_recorded_and_drawn_again_with_retry_failed(model_fo
     assert run(tmp_path / "broken", prompts, out, plan={"shard_size": 100}, retry_failed=True) == 3
     assert len(log_of(out)) == num_lines + 3, "its codes were decoded again"
     assert contents(out) == before
+
+
+def test_a_folder_of_a_release_without_kinds_of_step_is_resumed_as_it_began(model_folder: Path, tmp_path: Path) -> None:
+    prompts, out = prompts_file(tmp_path, [{"prompt": "a", "n": 3}]), tmp_path / "out"
+    assert run(model_folder, prompts, out) == 0
+    before = contents(out)
+    description = json.loads((out / "batch.json").read_text())
+    description["computed"] = {name: description["computed"][name] for name in ("num_slots", "threads")}
+    (out / "batch.json").write_text(json.dumps(description))
+    next((out / "pictures").rglob("*.png")).unlink()
+    assert run(model_folder, prompts, out) == 0
+    assert contents(out) | {"batch.json": b""} == before | {"batch.json": b""}

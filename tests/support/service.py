@@ -63,8 +63,9 @@ def service(
     send_buffer: int | None = None,
     **settings: Any,
 ) -> Iterator[Service]:
-    """A service within a `with` block. Every step takes `slow` seconds longer."""
+    """A service within a `with` block. Every step takes `slow` seconds longer, and then draws one code a picture."""
     values: dict[str, Any] = {"path": model.name, "num_slots": 4, "threads": 1, "max_queue": 8}
+    values |= {"parallel": 1} if slow else {}
     model_settings = ModelSettings(**(values | (engine or {})))
     one = AsyncEngine(model, model_settings).start()
     if slow:
