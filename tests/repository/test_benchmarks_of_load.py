@@ -11,8 +11,9 @@ import torch
 from benchmarks.grids import config_of, filled_step, positions_of, requests_of
 from benchmarks.growth import predicted_seconds
 from benchmarks.limits import Machine
+from benchmarks.load import LoadRun, Turn, arrival_times, offer, queueing, saturated_rate
 from benchmarks.memory import Memory
-from benchmarks.steadiness import LoadRun, Turn, arrival_times, load_rows, offer, queueing, saturated_rate
+from benchmarks.steadiness import load_rows
 from dalle import Engine, Request, SamplingParams
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
