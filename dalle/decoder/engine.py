@@ -118,8 +118,8 @@ class Engine:
 
     @property
     def step_kind(self) -> str:
-        """Kind of the program that runs the steps: `eager` or `compiled`, with `_bfloat16` or `_int8` after it if it
-        rounds weights."""
+        """Kind of the program that runs the steps: `eager`, `compiled` or `cuda_graph`, with `_bfloat16` or `_int8`
+        after it if it rounds weights."""
         return self._step.kind
 
     @property

@@ -1,6 +1,5 @@
 """The compiled step: the same codes as operation by operation, for every family, whatever is drawn beside."""
 
-import random
 import shutil
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from dalle.decoder.sampling import SamplingParams
 from dalle.decoder.step import Step
 from dalle.errors import DalleError
 from dalle.steps import CompiledModel, compile_model, new_engine
-from tests.dalle.test_engine import fitted, request
 from tests.support.models import FAMILIES, lively_decoder
+from tests.support.requests import draw_in_company, fitted, request
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
@@ -47,23 +46,10 @@ def test_codes_are_those_of_the_eager_step_alone_and_in_company(compiled: tuple[
         torch.equal(Engine(decoder, num_slots=4, parallel=8, step=step).run([one])[0], codes)
         for one, codes in zip(requests, expected, strict=True)
     )
-    for trial in range(3):
-        chance = random.Random(trial)
-        engine = Engine(decoder, num_slots=4, parallel=8 if trial else 1, step=step)
-        order = chance.sample(range(16), 16)
-        numbers: dict[int, int] = {}
-        while order or engine.num_active or engine.num_waiting:
-            for _ in range(chance.randrange(3)):
-                if order:
-                    number = order.pop()
-                    numbers[engine.add(requests[number])] = number
-            if numbers and chance.random() < 0.05:
-                victim = chance.choice(sorted(numbers))
-                if engine.cancel(victim):
-                    del numbers[victim]
-            for request_id, codes in engine.step().finished.items():
-                assert torch.equal(codes, expected[numbers.pop(request_id)])
-        assert not numbers
+    for seed, parallel in enumerate((1, 8, 8)):
+        drawn = draw_in_company(Engine(decoder, num_slots=4, parallel=parallel, step=step), requests, seed)
+        assert len(drawn) > 8
+        assert all(codes == expected[number].tolist() for number, codes in drawn.items())
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@
 Without CUDA, `_DirectStep` runs what a graph would capture; all else is as on CUDA.
 """
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +16,10 @@ from torch.utils._pytree import tree_leaves
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
 from dalle.decoder.graph_step import GraphStep
-from dalle.decoder.request import Request
 from dalle.decoder.step import SlotRequest, Step, StepBatch
 from dalle.transformer.attention import _attend_grouped
-from tests.dalle.test_engine import fitted, request
 from tests.support.models import FAMILIES, lively_decoder
+from tests.support.requests import draw_in_company, fitted, request
 
 KINDS: dict[str, dict[str, object]] = {"ours": {}, **FAMILIES}
 BUCKETS = (1, 2, 4)
@@ -32,22 +30,6 @@ class _DirectStep(GraphStep):
     def _capture(self, draw: Callable[[], object]) -> Callable[[], object]:
         self._warm_up(draw)
         return draw
-
-
-def draw_in_company(engine: Engine, requests: list[Request], seed: int) -> dict[int, list[int]]:
-    """Add requests at random times and cancel some: codes of the others, by number of the request."""
-    chance = random.Random(seed)
-    order = chance.sample(range(len(requests)), len(requests))
-    numbers: dict[int, int] = {}
-    finished: dict[int, Tensor] = {}
-    while order or engine.num_active or engine.num_waiting:
-        for _ in range(min(chance.randrange(3), len(order))):
-            number = order.pop()
-            numbers[engine.add(requests[number])] = number
-        if numbers and chance.random() < 0.05:
-            engine.cancel(chance.choice(sorted(numbers)))
-        finished |= engine.step().finished
-    return {numbers[request_id]: codes.tolist() for request_id, codes in finished.items()}
 
 
 def compare(decoder: Decoder, step: GraphStep, buckets: tuple[int, ...], num_requests: int) -> None:

@@ -14,8 +14,8 @@ from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, sample
 from dalle.decoder.step import Step
 from dalle.errors import EngineError
-from tests.dalle.test_engine import fitted, request
 from tests.support.models import FAMILIES, lively_decoder
+from tests.support.requests import fitted, request
 
 ALL = {"ours": {}, **FAMILIES}
 GIVEN = torch.tensor([5, 3, 9, -1, 7, 1, -1, -1, 30, 2, 2, -1, -1, 8, -1, 4])

@@ -19,8 +19,8 @@ from dalle.steps import CompiledModel, compile_model, equal_codes, new_engine
 from dalle.transformer.linear import RoundedLinear, Weights, inference_linear, why_not_rounded
 from serving.engine.reproducibility import fingerprint
 from serving.settings import ModelSettings
-from tests.dalle.test_engine import fitted, request
 from tests.support.models import FAMILIES, lively_decoder
+from tests.support.requests import fitted, request
 
 pytestmark = pytest.mark.skipif(why_not_rounded(torch.zeros(1)) is not None, reason="no products in bfloat16")
 
