@@ -55,6 +55,8 @@ class Job:
     quality: int | None = None
     background: Literal["transparent", "opaque"] = "opaque"
     """Background that was chosen for this model and this format."""
+    sender: str = ""
+    """Name in Ray of the ingress replica that waits for the pictures: they are drawn only while it lives."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
