@@ -55,6 +55,9 @@ class Job:
     quality: int | None = None
     background: Literal["transparent", "opaque"] = "opaque"
     """Background that was chosen for this model and this format."""
+    accepted: bool = False
+    """Whether a replica that has died since had accepted it. Another one then draws it under any load, and stops it at
+    its deadline alone."""
     sender: str = ""
     """Name in Ray of the ingress replica that waits for the pictures: they are drawn only while it lives."""
 

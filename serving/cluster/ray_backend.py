@@ -142,7 +142,7 @@ class _Progress:
 
     def rest(self) -> Job:
         """The job without the pictures that have arrived."""
-        return dataclasses.replace(self._job, indices=tuple(self.missing))
+        return dataclasses.replace(self._job, indices=tuple(self.missing), accepted=self.drawn_by is not None)
 
     def is_new(self, event: Event) -> bool:
         """Record an event. Returns whether it is the first of its kind, not a repetition by another replica."""

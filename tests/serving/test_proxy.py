@@ -1,13 +1,17 @@
 """Errors of the proxy in front of the service."""
 
 import asyncio
+import json
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import pytest
 from starlette.datastructures import MutableHeaders
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from serving.headers import SECURITY_HEADERS
@@ -17,15 +21,32 @@ ROOT = Path(__file__).parents[2]
 SERVES_ID = {"X-Request-ID": "serve-1"}
 
 
-def ask(path: str) -> httpx.Response:
+NO_ROUTE = PlainTextResponse("Path '/gone' not found. Ping http://.../-/routes for available routes.", 404)
+DEPLOYED = JSONResponse({"/dalle": "dalle"})
+
+
+async def breaks_off() -> AsyncIterator[bytes]:
+    yield b"event: one\ndata: {}\n\n"
+    raise ConnectionError("the ingress is gone")
+
+
+def ask(path: str, routes: Response = DEPLOYED) -> httpx.Response:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/-/routes":
+            await routes(scope, receive, send)
+            return
         assert b"x-request-timeout-seconds" not in dict(scope["headers"])
         MutableHeaders(scope=scope)["X-Request-ID"] = "serve-1"  # as Serve does, inside of this
         if path == "/broken":
             raise ConnectionError("the ingress is gone")
         if path == "/silent":
             return
+        if path.endswith("/ready"):
+            await asyncio.sleep(60)
         answers = {
+            "/no-route": NO_ROUTE,
+            "/stream": StreamingResponse(breaks_off(), media_type="text/event-stream"),
+            "/body": StreamingResponse(breaks_off(), media_type="application/json"),
             "/dead": PlainTextResponse("Internal Server Error", 500, SERVES_ID),
             "/slow": PlainTextResponse("timed out", 408, SERVES_ID),
             "/gone": PlainTextResponse("Request was cancelled.", 499, SERVES_ID),
@@ -58,6 +79,32 @@ def test_errors_keep_serves_id_and_have_the_headers_of_all_others() -> None:
         headers = ask(path).headers
         assert headers["x-request-id"] == "serve-1", path
         assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
+
+
+@pytest.mark.parametrize("routes", [JSONResponse({}), PlainTextResponse("Route table is not populated yet.", 503)])
+def test_nothing_deployed_is_503_at_which_clients_try_again(routes: Response) -> None:
+    starting = ask("/no-route", routes)
+    assert (starting.status_code, starting.headers["retry-after"]) == (503, "2")
+    assert starting.json()["error"]["code"] == "service_unavailable"
+    assert ask("/no-route", DEPLOYED).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/ready", "/prefix/ready"])
+def test_a_probe_is_answered_within_a_second_when_nobody_is_there(path: str) -> None:
+    start = time.monotonic()
+    answer = ask(path)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert time.monotonic() - start < 1.0
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error_event() -> None:
+    one, error = ask("/stream").text.split("\n\n", 1)
+    assert one == "event: one\ndata: {}"
+    kind, _, data = error.partition("\n")
+    assert kind == "event: error"
+    assert set(json.loads(data.removeprefix("data: "))["error"]) == {"message", "type", "param", "code"}
+    with pytest.raises(ConnectionError):  # another body cannot say so
+        ask("/body")
 
 
 def test_everything_else_passes() -> None:
