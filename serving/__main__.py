@@ -156,7 +156,9 @@ def _serve(settings: Settings) -> None:
             signal.signal(number, lambda *_: stop.set())
     except RuntimeError as error:
         place = "" if connection.session is None else f"; Ray's logs are in {connection.session / 'logs'}"
-        print_error(f"the service could not start: {str(error).strip().splitlines()[-1]}{place}")
+        reasons = [one.message for app in serve.status().applications.values() for one in app.deployments.values()]
+        reasons = [text.strip().splitlines()[-1] for text in (*reasons, str(error)) if text.strip()]
+        print_error(f"the service could not start: {reasons[0]}{place}")
         ray.shutdown()
         raise SystemExit(1) from error
     except KeyboardInterrupt:

@@ -9,7 +9,9 @@ import socket
 import stat
 import warnings
 from pathlib import Path
+from typing import Any
 
+from dalle.checkpoint.checkpoint import check_checkpoint
 from dalle.checkpoint.model_config import ModelConfig
 from dalle.device import choose_device
 from dalle.errors import ConfigError
@@ -18,6 +20,9 @@ from serving.ingress.store import ImageStore
 from serving.settings import ModelSettings, Settings
 
 __all__ = ["check_settings", "reserve_port"]
+
+MAX_CHECKED_BYTES = 2e9
+"""Size of the weight files up to which they are read here, for their digests; replicas check them in any case."""
 
 
 def check_settings(settings: Settings) -> None:
@@ -33,7 +38,10 @@ def check_settings(settings: Settings) -> None:
 
 
 def _check_model(model: ModelSettings) -> None:
-    decoder = ModelConfig.read(Path(model.path)).decoder
+    folder = Path(model.path)
+    decoder = ModelConfig.read(folder).decoder
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= MAX_CHECKED_BYTES:
+        check_checkpoint(folder)
     if decoder is None:
         raise ConfigError(f"the model {model.path} is an image tokenizer alone: it has no decoder to draw with")
     choose_device(model.device)
@@ -55,7 +63,7 @@ def reserve_port(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         raise ConfigError(f"host is {host!r}, which is not the name of an address: {error.strerror}") from error
     addresses = {(family, address) for family, _, _, _, address in found}
-    mistakes = {}
+    mistakes: dict[Any, OSError] = {}
     for family, address in addresses:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -68,12 +76,12 @@ def reserve_port(host: str, port: int) -> list[socket.socket]:
                 hint = "stop that program, or choose another port with --port"
                 raise ConfigError(f"another program listens on port {port} of {address[0]}: {hint}") from error
     if len(mistakes) == len(addresses):
-        error = next(iter(mistakes.values()))
-        raise ConfigError(f"the service cannot listen on port {port} of {host}: {error.strerror}") from error
+        first = next(iter(mistakes.values()))
+        raise ConfigError(f"the service cannot listen on port {port} of {host}: {first.strerror}") from first
     return [held for family, address in addresses - mistakes.keys() if (held := _held(family, address)) is not None]
 
 
-def _held(family: int, address: tuple[str | int, ...]) -> socket.socket | None:
+def _held(family: int, address: Any) -> socket.socket | None:
     """A socket bound to an address, which only sockets with SO_REUSEPORT can bind too; it takes no connections. None on
     systems without that option, or while connections of another program linger."""
     held = socket.socket(family, socket.SOCK_STREAM)

@@ -61,7 +61,7 @@ def connect(**options: Any) -> Connection:
         ray.init(**options)
         return Connection(alone=False, session=None)
     try:
-        context = ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False, **options)
+        context: Any = ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False, **options)
     except BaseException:  # also an interrupt
         ray.shutdown()
         root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")

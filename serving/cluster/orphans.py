@@ -65,7 +65,7 @@ class Orphans:
 def _lives(actor: str) -> bool:
     """Whether Ray has an actor of this name. True if Ray does not answer."""
     try:
-        ray.get_actor(actor, namespace=NAMESPACE)  # type: ignore[no-untyped-call]
+        ray.get_actor(actor, namespace=NAMESPACE)
     except ValueError:
         return False
     except (RayError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """Mistakes in settings that `python -m serving` finds before it starts Ray, and the port that it keeps for itself."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,15 @@ def test_a_setting_that_cannot_work_here_is_refused(model_folder: Path, values: 
     values = values | {"models": [{"path": str(model_folder)} | one for one in values.get("models", [{}])]}
     with pytest.raises(DalleError, match=message):
         check_settings(load_settings(values))
+
+
+def test_damaged_weights_are_found_before_ray_starts(model_folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model_folder, damaged)
+    weights = damaged / "decoder.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(DalleError, match=r"decoder\.safetensors is damaged"):
+        check_settings(settings(damaged))
 
 
 def test_keys_that_others_can_read_are_warned_of(model_folder: Path, tmp_path: Path, recwarn: Any) -> None:
