@@ -27,7 +27,7 @@ from dalle.command_line import exit_on_mistake, print_error, short_warnings
 from dalle.device import choose_device
 from dalle.errors import ConfigError
 from dalle.steps import CompiledModel
-from serving.cluster.connect import connect
+from serving.cluster.connect import Connection, connect
 from serving.preflight import check_settings, reserve_port
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes_as_config_error
@@ -135,14 +135,23 @@ def _serve(settings: Settings) -> None:
         connection = connect()
     except SystemExit:  # while Ray starts, SIGTERM is handled by Ray
         raise KeyboardInterrupt from None
+    for number in STOPPING:  # Ray has set handlers of its own, which would print a stack
+        signal.signal(number, _interrupt)
+    try:
+        _start(settings, connection)
+    except KeyboardInterrupt:
+        connection.close()
+        raise
+    _run(settings, connection)
+
+
+def _start(settings: Settings, connection: Connection) -> None:
+    """Start Serve and the application. Ends the program with the reason if that fails."""
     import ray
     from ray import serve
 
     from serving.app import application
 
-    stop = threading.Event()
-    for number in STOPPING:  # Ray has set handlers of its own
-        signal.signal(number, _interrupt)
     options = {
         "host": settings.host,
         "port": settings.port,
@@ -152,8 +161,6 @@ def _serve(settings: Settings) -> None:
     try:
         serve.start(http_options=options, proxy_location="HeadOnly")
         serve.run(application(settings), name="dalle")
-        for number in STOPPING:
-            signal.signal(number, lambda *_: stop.set())
     except RuntimeError as error:
         place = "" if connection.session is None else f"; Ray's logs are in {connection.session / 'logs'}"
         reasons = [one.message for app in serve.status().applications.values() for one in app.deployments.values()]
@@ -161,14 +168,16 @@ def _serve(settings: Settings) -> None:
         print_error(f"the service could not start: {reasons[0]}{place}")
         ray.shutdown()
         raise SystemExit(1) from error
-    except KeyboardInterrupt:
-        connection.close()
-        raise
-    print(f"ready: http://{settings.host}:{settings.port}", flush=True)
-    stop.wait()
+
+
+def _run(settings: Settings, connection: Connection) -> None:
+    """Say that the service is ready, wait for a signal, then finish the requests that are running, and stop."""
+    from ray import serve
+
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"ready: http://{settings.host}:{settings.port}", flush=True)
+        threading.Event().wait()
     print("stopping: running requests are finished first; interrupt again to stop at once", flush=True)
-    for number in STOPPING:
-        signal.signal(number, _interrupt)
     until = time.monotonic() + settings.limits.deadline
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < until:
