@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from dalle.errors import CheckpointError
 from dalle.interop.family import Source
+from dalle.text.clip import CLIP_SPECIAL, CLIP_WORDS
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
 __all__ = ["read_tokenizer"]
@@ -17,8 +18,6 @@ __all__ = ["read_tokenizer"]
 PAD_ID = 0
 CLIP_VOCAB_SIZE = 49408
 """Number of ids that CLIP's tokenizer declares, whatever file it has read."""
-CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokenizer | None:
