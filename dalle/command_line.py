@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from dalle.errors import DalleError
 from dalle.receipt import printable
 
-__all__ = ["exit_on_mistake", "print_error", "short_warnings"]
+__all__ = ["exit_on_mistake", "one_line", "print_error", "short_warnings"]
 
 MISTAKE = 2
 """Exit code for a caller's mistake."""
@@ -45,8 +45,13 @@ def _exit(message: str, cause: BaseException) -> NoReturn:
 
 
 def print_error(message: str) -> None:
-    """Print an error message on stderr, with control characters escaped."""
-    print(f"error: {printable(message)}", file=sys.stderr)
+    """Print an error message on stderr as one line, with control characters escaped."""
+    print(f"error: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """A text with control characters escaped, line breaks among them: names of files may have any."""
+    return printable(text).replace("\n", "\\n")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ those that follow it; with them, eager and compiled differ in half as many, as t
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
@@ -36,7 +36,7 @@ from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
 from dalle.errors import DalleError
-from dalle.files import atomic_folder
+from dalle.files import atomic_folder, check_output
 from dalle.model import Model
 from dalle.transformer import block
 from dalle.transformer.linear import Weights, why_not_rounded
@@ -48,6 +48,7 @@ StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
 `eager`."""
 FAST_LENGTH_BLOCK = 128
 """Graphs of an engine with buckets read a multiple of so many positions."""
+TIMES_FILE = "times.json"
 NUM_TIMED_STEPS = 30
 NUM_COMPARED_PICTURES = 8
 
@@ -64,9 +65,9 @@ class CompiledModel:
     def find(cls, digest: str, num_slots: int, weights: Weights = "float32") -> Self | None:
         """The step that was compiled for the model of a digest on this machine, if there is one."""
         folder = _folder(digest, num_slots, weights)
-        if not (folder / "times.json").is_file():
+        if not (folder / TIMES_FILE).is_file():
             return None
-        return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
+        return cls(folder=folder, milliseconds=json.loads((folder / TIMES_FILE).read_text(encoding="utf-8")))
 
     @property
     def is_faster(self) -> bool:
@@ -94,7 +95,10 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
     if (reason := why_not_compiled(model)) is not None:
         raise DalleError(f"cannot compile the step of {model.name}: {reason}")
     decoder = model.decoder
-    with atomic_folder(_folder(model.digest, num_slots, weights)) as folder:
+    place = _folder(model.digest, num_slots, weights)
+    check = functools.partial(check_output, place, "a compiled step", _why_foreign, overwrite=True)
+    check()
+    with atomic_folder(place, check=lambda moved: check(moved=moved)) as folder:
         try:
             compile_step(decoder, num_slots, folder, weights=weights)
         except Exception as error:  # the compiler's own, of many types
@@ -105,10 +109,14 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
             "compiled": CompiledStep(decoder, num_slots, folder, weights=weights),
         }
         times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
-        (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
+        (folder / TIMES_FILE).write_text(json.dumps(times), encoding="utf-8")
     found = CompiledModel.find(model.digest, num_slots, weights)
     assert found is not None
     return found
+
+
+def _why_foreign(folder: Path) -> str | None:
+    return None if (folder / TIMES_FILE).is_file() else f"it has no {TIMES_FILE}"
 
 
 def new_engine(
@@ -217,7 +225,7 @@ def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     return Path(root) / "steps" / key
 
 
-@cache
+@functools.cache
 def _processor() -> str:
     """What machine code depends on: the instructions that this processor knows."""
     try:

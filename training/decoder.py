@@ -231,6 +231,7 @@ class DecoderTask:
             text_tokenizer=self.text_tokenizer,
             decoder=self.average.module,
             about={"decoder_steps": str(step)},
+            overwrite=True,
         )
 
 

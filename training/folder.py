@@ -19,11 +19,12 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.files import atomic_write
+from dalle.files import atomic_write, check_output
 from dalle.images import load_image
 from training.command import exit_on_mistake
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
+from training.run_folder import locked
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position"]
 
@@ -85,12 +86,14 @@ def build(options: FolderOptions) -> Report:
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
+    check_output(options.out / PROBLEMS_FILE, "a list of problems", _why_foreign, overwrite=True)
     found = list(
         find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
     )
     shuffled = sorted(range(len(found)), key=lambda number: (position(found[number].id), found[number].id))
     problems_by_number: dict[int, str] = {}
     with (
+        locked(options.out),
         ShardWriter(options.out, "train", pairs_per_shard=PAIRS_PER_SHARD) as train,
         ShardWriter(options.out, "val") as val,
     ):
@@ -114,6 +117,17 @@ def build(options: FolderOptions) -> Report:
             first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
             raise DataError(f"{options.source} has no picture with a caption that can be used{first}")
     return Report(num_train=train.num_pairs, num_val=val.num_pairs, problems=problems)
+
+
+def _why_foreign(path: Path) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            first = next(lines, None)
+        if first is None or {*json.loads(first)} == {"id", "problem"}:
+            return None
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    return "it is of another program"
 
 
 def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:

@@ -238,7 +238,9 @@ class VQTask:
 
     def export(self, folder: Path, step: int) -> None:
         about = {"image_tokenizer_steps": str(step)}
-        save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.average.module, about=about)
+        save_checkpoint(
+            folder, name="image tokenizer", image_tokenizer=self.average.module, about=about, overwrite=True
+        )
 
 
 def emoji() -> VQTrainingConfig:

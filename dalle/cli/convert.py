@@ -7,7 +7,7 @@ import typer
 from tqdm import tqdm
 
 from dalle.checkpoint.store import describe_model, find_model
-from dalle.command_line import exit_on_mistake
+from dalle.command_line import exit_on_mistake, one_line
 from dalle.receipt import printable
 
 __all__ = ["export_model", "import_model"]
@@ -22,6 +22,10 @@ def import_model(
     family: Annotated[
         str | None, typer.Option(help="Read the checkpoint as this family instead of recognising it from its files.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a model directory that is there. Nothing else is ever replaced."),
+    ] = False,
 ) -> None:
     """Convert a checkpoint of another project to a model directory.
 
@@ -46,7 +50,9 @@ def import_model(
         def on_written(num_bytes: int) -> None:
             bar.update(num_bytes)
 
-        done = import_checkpoint(path, out, family=family, on_start=bar.reset, on_written=on_written)
+        done = import_checkpoint(
+            path, out, family=family, overwrite=overwrite, on_start=bar.reset, on_written=on_written
+        )
     converted = done.converted
     lines = [
         ("family", f"{done.family}: {done.reason}"),
@@ -55,7 +61,7 @@ def import_model(
         *(("derived", text) for text in converted.derived),
         *converted.about.items(),
     ]
-    print("\n".join(f"{key:<9}{printable(text)}" for key, text in lines))
+    print("\n".join(f"{key:<9}{one_line(text)}" for key, text in lines))
     print(printable(describe_model(out)))
 
 
@@ -78,4 +84,4 @@ def export_model(
     from dalle.interop.export import export_checkpoint
 
     export_checkpoint(find_model(model), to, out)
-    print(f"{to}: {out}")
+    print(one_line(f"{to}: {out}"))

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from dalle.errors import CheckpointError
-from dalle.interop.family import Source
+from dalle.interop.family import PointerError, Source
 from dalle.text.clip import CLIP_SPECIAL, CLIP_WORDS
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
@@ -24,6 +24,8 @@ def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokeni
     """The text tokenizer in a file, for rows of `text_length` ids; None if the file has something else."""
     try:
         text = source.text(path)
+    except PointerError:
+        raise
     except CheckpointError:  # not a text file
         return None
     first = text.partition("\n")[0]

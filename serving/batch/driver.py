@@ -114,6 +114,8 @@ def run_batch(batch: Batch) -> int:
     storage.prepare()
     num_drawn = 0
     with storage.lock(), Log(storage) as log:
+        if read_description(storage) != description:
+            raise StorageError(f"another run has begun a batch in {storage} meanwhile: choose another folder")
         write_description(storage, planner, settings)
         try:
             if survey.pending:

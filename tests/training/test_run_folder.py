@@ -131,7 +131,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     other = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, there))
     other.start()
     assert here.recv() == "locked"
-    with pytest.raises(DataError, match="another process trains in it"):
+    with pytest.raises(DataError, match="another process writes to it"):
         run(tmp_path, config())
     other.kill()
     other.join(60)

@@ -14,7 +14,7 @@ from training.decoder import DecoderTask
 from training.evaluate import evaluate
 from training.loop import Task, train
 from training.recipe.options import RecipeOptions
-from training.recipe.plan import TITLES, Plan
+from training.recipe.plan import PLAN_FILE, TITLES, Plan
 from training.recipe.presets import RECIPES
 from training.recipe.source import open_source
 from training.recipe.steps import StageConfig, choose_steps, fitted
@@ -63,7 +63,7 @@ class _Run:
             "seed": options.seed,
             "device": self.device.type,
         }
-        with claimed(self.out, claim):
+        with claimed(self.out, claim, [*TITLES, PLAN_FILE, "report"]):
             self.plan = Plan(self.out, options.minutes)
             self.source = open_source(options, self.image_size)
             channels = self.source.channels if self.start is None else self.start.image_tokenizer.config.channels
@@ -100,7 +100,7 @@ class _Run:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.start.text_tokenizer.save(path)
             else:
-                train_text_tokenizer(self.source.train, out=path, vocab_size=self.recipe.vocab_size)
+                train_text_tokenizer(self.source.train, out=path, vocab_size=self.recipe.vocab_size, overwrite=True)
 
     def image_tokenizer(self) -> None:
         config = self.recipe.image_tokenizer
@@ -112,7 +112,9 @@ class _Run:
             if self.start.decoder is not None or first_step >= config.loop.steps:
                 with self.plan.stage("image_tokenizer"):
                     folder = self.out / "image_tokenizer" / "model"
-                    save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.start.image_tokenizer)
+                    save_checkpoint(
+                        folder, name="image tokenizer", image_tokenizer=self.start.image_tokenizer, overwrite=True
+                    )
                 return
             config = dataclasses.replace(config, start_from=str(self.options.start_from))
         model = dataclasses.replace(config.model, channels=self.source.channels)
@@ -132,6 +134,7 @@ class _Run:
                     out=self.out / "codes" / name,
                     num_captions=recipe.num_captions,
                     truncate=True,
+                    overwrite=True,
                     num_views=recipe.num_views if name == "train" else 1,
                     mirror=recipe.mirror,
                     seed=options.seed,
@@ -174,6 +177,7 @@ class _Run:
             name=self.options.model_name,
             image_tokenizer=self.out / "sharper" / "model",
             sampling=self.recipe.sampling,
+            overwrite=True,
         )
 
     def figures(self) -> None:
@@ -189,6 +193,7 @@ class _Run:
                 shards=(str(self.source.folder),),
                 num=num,
                 out=self.out / "report",
+                overwrite=True,
                 device=self.options.device,
             )
 
