@@ -103,7 +103,7 @@ def write_token_shards(
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
     written: list[Path] = []
-    with locked(out), ExitStack() as unfinished:
+    with locked(out, keep=False), ExitStack() as unfinished:
         for tensors in _encoded(
             pairs,
             image_tokenizer,

@@ -143,7 +143,7 @@ def evaluate(
         "generation": generation,
     }
     table = report(checkpoint, settings, reconstruction, generation)
-    with locked(out):
+    with locked(out, keep=False):
         # first the file by which a later run recognises the others as its own
         atomic_write(out / NUMBERS_FILE, json.dumps(numbers, indent=2) + "\n")
         atomic_write(out / TABLE_FILE, table)

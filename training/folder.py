@@ -93,7 +93,7 @@ def build(options: FolderOptions) -> Report:
     shuffled = sorted(range(len(found)), key=lambda number: (position(found[number].id), found[number].id))
     problems_by_number: dict[int, str] = {}
     with (
-        locked(options.out),
+        locked(options.out, keep=False),
         ShardWriter(options.out, "train", pairs_per_shard=PAIRS_PER_SHARD) as train,
         ShardWriter(options.out, "val") as val,
     ):

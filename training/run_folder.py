@@ -11,6 +11,7 @@ Nothing else needs saving: every random number of a step is a function of (seed,
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,20 +95,28 @@ def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterat
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, keep: bool = True) -> Iterator[None]:
     """Lock a folder that a program writes to against a second process. The lock ends with the process, even if that is
     killed.
 
+    keep: leave the lock's file in the folder, and not remove it at the end.
     Raises `DataError` if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "w") as file:
+    path = folder / LOCK_FILE
+    with open(path, "w") as file:
         try:
             # unlike flock, lockf is not shared with forked workers, which outlive a killed process by seconds
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise FileExistsError(path)  # the file was removed by a process that has just finished
         except OSError as error:
             raise DataError(f"{folder} is in use: another process writes to it; give another folder") from error
-        yield
+        try:
+            yield
+        finally:
+            if not keep:
+                path.unlink(missing_ok=True)
 
 
 def save_state(parts: Parts, step: int, folder: Path) -> None:

@@ -214,9 +214,12 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         assert f"{path} is a device, a pipe or a socket" in refusal(path, tmp_path)
     folder = Path(shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs"))
     stage = folder / "stage2_last.ckpt"
-    for make in (lambda: os.mkfifo(stage), lambda: stage.symlink_to("/dev/zero"), lambda: stage.symlink_to("nowhere")):
+    for target in ("/dev/zero", "nowhere", None):
         stage.unlink()
-        make()
+        if target is None:
+            os.mkfifo(stage)
+        else:
+            stage.symlink_to(target)
         assert f"{stage} is not a file, but a device, a pipe or a link to nothing" in refusal(folder, tmp_path)
 
 

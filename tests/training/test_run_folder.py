@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from tests.support.tasks import Interrupted, Line, assert_same_run, config, run, steps_done
 from training.loop import train
 from training.run_folder import claim_folder, locked
@@ -146,3 +147,11 @@ def test_a_run_resumes_on_its_own_inputs_only(tmp_path: Path) -> None:
     run(tmp_path, config())
     with pytest.raises(DataError, match=r"holds a run with plane = '2x - y \+ 0\.5', not 'x \+ y'"):
         run(tmp_path, config(), Elsewhere(config()))
+
+
+@pytest.mark.parametrize("name", ["model", "state.safetensors", "tensorboard", "inputs.json"])
+def test_a_folder_of_another_origin_is_no_run_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CannotWriteError, match=f"holds {name}, which would be replaced; without config.json"):
+        run(tmp_path, config())
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "config.json").exists()

@@ -79,7 +79,7 @@ def build(options: EmojiOptions) -> None:
     """Download packages and write the files that do not exist yet. Raises `DataError` if a package is missing or
     broken, or if the folder holds shards of another build; `CannotWriteError` for files of another origin."""
     check_claimed(options.out, names_in(options.out), BUILD_FILE, ("*.tar", "NOTICE", CONTACT_SHEET))
-    with locked(options.out):
+    with locked(options.out, keep=False):
         _build(options)
 
 

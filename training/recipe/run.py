@@ -14,7 +14,7 @@ from training.decoder import DecoderTask
 from training.evaluate import evaluate
 from training.loop import Task, train
 from training.recipe.options import RecipeOptions
-from training.recipe.plan import PLAN_FILE, TITLES, Plan
+from training.recipe.plan import TITLES, Plan
 from training.recipe.presets import RECIPES
 from training.recipe.source import open_source
 from training.recipe.steps import StageConfig, choose_steps, fitted
@@ -63,7 +63,7 @@ class _Run:
             "seed": options.seed,
             "device": self.device.type,
         }
-        with claimed(self.out, claim, [*TITLES, PLAN_FILE, "report"]):
+        with claimed(self.out, claim, [*TITLES, "report"]):
             self.plan = Plan(self.out, options.minutes)
             self.source = open_source(options, self.image_size)
             channels = self.source.channels if self.start is None else self.start.image_tokenizer.config.channels
