@@ -132,18 +132,18 @@ def build(options: FolderOptions) -> Report:
 
 
 def summary(report: Report, options: FolderOptions) -> str:
-    """The result of a build as a text: the numbers of pairs, and what the caller should know about them."""
+    """The result of a build as a text: the numbers of pairs, and splits that are empty or were."""
     lines = [f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}"]
     if report.problems:
         lines[0] += f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}"
     if report.moved_to is not None:
         lines.append(
             f"by their hashes, with val-fraction {options.val_fraction:g}, no pair would be for {report.moved_to}: one "
-            "is moved there; give another --val-fraction for more"
+            "is moved there"
         )
     if not report.num_val:
         why = "with val-fraction 0" if options.val_fraction == 0 else "there is only one pair"
-        lines.append(f"no pair is for validation, {why}: give the training shards as --val-shards")
+        lines.append(f"no pair is for validation, {why}: validate on the training shards")
     return "\n".join(lines)
 
 

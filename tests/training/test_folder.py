@@ -142,7 +142,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     main([str(source), "--out", str(out), "--size", "16"])
     assert capsys.readouterr().out == (
         f"1 pairs for training, 0 for validation in {out}; 7 skipped, see {out / 'problems.jsonl'}\n"
-        "no pair is for validation, there is only one pair: give the training shards as --val-shards\n"
+        "no pair is for validation, there is only one pair: validate on the training shards\n"
     )
     assert list(_pairs(out)) == ["good.png"]
     lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
@@ -299,8 +299,8 @@ def test_encodings_of_windows(encoding: str, tmp_path: Path) -> None:
         (64, 0.001, (63, 1), "no pair would be for validation: one is moved there"),
         (2, 0.01, (1, 1), "no pair would be for validation"),
         (2, 0.999, (1, 1), "no pair would be for training"),
-        (1, 0.999, (1, 0), "there is only one pair: give the training shards as --val-shards"),
-        (2, 0.0, (2, 0), "with val-fraction 0: give the training shards as --val-shards"),
+        (1, 0.999, (1, 0), "there is only one pair: validate on the training shards"),
+        (2, 0.0, (2, 0), "with val-fraction 0: validate on the training shards"),
     ],
 )
 def test_no_split_is_empty(
