@@ -139,20 +139,32 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     (source / "mute.txt").unlink()
     (source / "silent.txt").write_text(" \n")
     (source / "orphan.txt").write_text("an orphan")
+    (source / "link.png").symlink_to("gone.png")
+    (source / "link.txt").write_text("a link")
     main([str(source), "--out", str(out), "--size", "16"])
     assert capsys.readouterr().out == (
-        f"1 pairs for training, 0 for validation in {out}; 7 skipped, see {out / 'problems.jsonl'}\n"
+        f"1 pairs for training, 0 for validation in {out}; 8 skipped, see {out / 'problems.jsonl'}\n"
         "no pair is for validation, there is only one pair: validate on the training shards\n"
     )
     assert list(_pairs(out)) == ["good.png"]
     lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
     problems = {line["id"]: line["problem"] for line in lines}
-    assert list(problems) == ["bomb.png", "broken.png", "cut.png", "latin.png", "mute.png", "silent.png", "orphan.txt"]
+    assert list(problems) == [
+        "bomb.png",
+        "broken.png",
+        "cut.png",
+        "latin.png",
+        "link.png",
+        "mute.png",
+        "silent.png",
+        "orphan.txt",
+    ]
     for id, said in (
         ("bomb.png", "pixels"),
         ("broken.png", "is damaged, or not a PNG"),
         ("cut.png", "cannot be read"),
         ("latin.png", "latin.txt cannot be read: 'utf-8' codec"),
+        ("link.png", "or a link to one that is missing"),
         ("mute.png", "mute.txt is missing"),
         ("silent.png", "silent.txt is empty"),
         ("orphan.txt", "no picture orphan beside it"),

@@ -57,13 +57,16 @@ def _in_folder(folder: Path) -> Iterator[FoundPicture]:
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     used = set()
     for path in files:
-        if path.suffix.lower() not in PICTURE_SUFFIXES or not path.is_file():
+        if path.suffix.lower() not in PICTURE_SUFFIXES:
             continue
         id, text = _name(path, folder), texts.get(path.with_suffix(""))
         if text is None:
             yield FoundPicture(id, path, [], f"it has no caption: {path.with_suffix('.txt').name} is missing")
             continue
         used.add(text)
+        if not (path.is_file() and text.is_file()):
+            yield FoundPicture(id, path, [], f"{path.name} or {text.name} is no file, or a link to one that is missing")
+            continue
         try:
             content = text.read_bytes()
             captions = _lines(content.decode(decoding(content[:4])[0]))
@@ -74,9 +77,9 @@ def _in_folder(folder: Path) -> Iterator[FoundPicture]:
     for text in (path for path in files if path.suffix.lower() == ".txt" and path not in used):
         suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
         yield FoundPicture(_name(text, folder), text, [], f"no picture {text.stem} beside it ({suffixes})")
-    for error in unreadable:
-        path = Path(error.filename)
-        yield FoundPicture(_name(path, folder), path, [], f"the folder cannot be read: {error.strerror}")
+    for fault in unreadable:
+        path = Path(fault.filename)
+        yield FoundPicture(_name(path, folder), path, [], f"the folder cannot be read: {fault.strerror}")
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -94,7 +97,7 @@ def _in_table(table: Path, columns: tuple[str, str]) -> Iterator[FoundPicture]:
         problem = row.fault
         if problem is None and (not isinstance(picture, str) or not picture.strip()):
             problem = f"no picture path in {image_column!r}"
-        elif problem is None and not all(map(_is_unicode, (picture, *texts))):
+        elif problem is None and not all(map(_is_unicode, (str(picture), *texts))):
             problem = "it has unpaired surrogates, which are not Unicode characters"
         if problem is not None:
             yield FoundPicture(where, table, [], problem)
