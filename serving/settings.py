@@ -178,6 +178,12 @@ class Settings(BaseSettings):
             raise ValueError(f"models have the names {', '.join(names)}; each needs its own")
         return self
 
+    @property
+    def url(self) -> str:
+        """Address of the service, with an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -114,8 +114,10 @@ def test_size_is_a_centre_crop_and_a_resize() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 7_000), (60_000, 60_000)])
 def test_decompression_bomb_is_refused_by_its_header(width: int, height: int) -> None:
-    with pytest.raises(ImageError, match="limit"):
+    with pytest.raises(ImageError, match="pixels; the limit is 67108864 in all"):
         load_image(_png_header(width, height))
+    with pytest.raises(ImageError, match="pixels; the limit is 1000 in all"):
+        load_image(_png_header(width, height), max_pixels=1000)
 
 
 def test_max_pixels_is_the_callers_limit(tmp_path: Path) -> None:
