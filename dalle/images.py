@@ -10,6 +10,7 @@ import io
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -124,7 +125,10 @@ def open_image(
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the picture")
     try:
-        with Image.open(stream, formats=formats) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of another limit than ours
+            opened = Image.open(stream, formats=formats)
+        with opened as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{name} has {image.height} x {image.width} pixels; the limit is {max_pixels} in all")
             yield image
