@@ -103,7 +103,7 @@ def test_a_compressed_body_is_refused(quick: Service) -> None:
         ("prompt", {}, "prompt is an object; it must be a string"),
         ("prompt", "x" * 32001, "prompt has 32001 characters; the limit is 32000"),
         ("user", "x" * 257, "user has 257 characters; the limit is 256"),
-        ("quality", "hd", "quality is 'hd'; it must be 'auto' or 'standard'"),
+        ("output_format", "gif", "output_format is 'gif'; it must be 'png', 'jpeg' or 'webp'"),
     ],
 )
 def test_a_value_of_another_type_or_beyond_a_limit(quick: Service, field: str, value: Any, message: str) -> None:
