@@ -111,7 +111,7 @@ class _Body(BaseModel):
         if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
             for kind, name in ((int, "int_type"), (float, "float_type")):
                 if kind in kinds:
-                    raise PydanticCustomError(name, "it is no number")  # type: ignore[arg-type]
+                    raise PydanticCustomError(name, "it is no number")
         return value
 
 

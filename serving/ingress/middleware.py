@@ -104,7 +104,7 @@ class HeadRequests:
                 if "GET" in (allowed := headers.get("allow", "").split(", ")) and "HEAD" not in allowed:
                     headers["allow"] = ", ".join((*allowed, "HEAD"))
             elif head:
-                message = message | {"body": b""}
+                message = {**message, "body": b""}
             await send(message)
 
         # a copy, since the server looks at the method too; its route is for the access log
@@ -170,8 +170,8 @@ class RequestBounds:
             limits = f"the limits are {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes"
             await ApiError(431, f"{len(headers)} headers of {size} bytes; {limits}").response()(scope, receive, send)
             return
-        encoding = Headers(scope=scope).get("content-encoding", "identity")
-        if encoding.strip().lower() != "identity":
+        encoding = Headers(scope=scope).get("content-encoding", "")
+        if scope["method"] == "POST" and encoding.strip().lower() not in ("", "identity"):
             message = f"the content encoding is {encoding[:80]!r}: send the body without compression"
             error = ApiError(415, message, code="unsupported_media_type", headers={"Accept-Encoding": "identity"})
             await error.response()(scope, receive, send)
