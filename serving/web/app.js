@@ -9,7 +9,8 @@ import { fileName, recipe } from "./recipes.js";
 import { openStore } from "./store.js";
 import { Viewer } from "./viewer.js";
 
-const store = await openStore(showChanges);
+// Not awaited before everything is wired: who types at once is heard.
+const store = openStore(showChanges);
 const gallery = new Gallery({ store, onOpen: (picture) => viewer.open(picture) });
 const form = new Form({ onDraw: drawForm });
 const viewer = new Viewer({
@@ -167,5 +168,5 @@ function wireShortcut() {
 wireKey();
 wireClear();
 wireShortcut();
-if (!store.lasting) byId("about-store").textContent = "This browser stores nothing: pictures are lost when this page is closed.";
+if (!(await store).lasting) byId("about-store").textContent = "This browser stores nothing: pictures are lost when this page is closed.";
 await Promise.all([gallery.load(), haveModels()]);

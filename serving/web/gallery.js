@@ -31,7 +31,7 @@ export class Gallery {
     let before, stored;
     do {
       before = this.#numChanges;
-      stored = await this.#store.all();
+      stored = await (await this.#store).all();
     } while (before !== this.#numChanges); // what was read is old
     const shown = new Map(this.pictures.map((picture) => [picture.key, picture]));
     const unkept = this.pictures.filter(({ key }) => key === undefined);
@@ -45,7 +45,7 @@ export class Gallery {
   /** Shows a finished picture, in place of the tile that it was drawn in if there is one, and keeps it. */
   async add(picture, tile) {
     try {
-      await this.#store.add(picture);
+      await (await this.#store).add(picture);
     } catch {
       toast("The browser has no room to keep this picture: download it, or delete others.");
     }
@@ -60,7 +60,7 @@ export class Gallery {
   }
 
   async remove(picture) {
-    await this.#store.remove(picture);
+    await (await this.#store).remove(picture);
     this.#numChanges++;
     this.pictures = this.pictures.filter((other) => other !== picture);
     this.#forget(picture);
@@ -68,7 +68,7 @@ export class Gallery {
   }
 
   async clear() {
-    await this.#store.clear();
+    await (await this.#store).clear();
     this.#numChanges++;
     for (const picture of this.pictures) this.#forget(picture);
     this.pictures = [];
