@@ -200,6 +200,12 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def url(self) -> str:
+        """Address of the service, with an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
     def requests_folder(self) -> Path:
         """The folder that keeps requests with their answers."""
         if self.requests is not None:
