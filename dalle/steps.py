@@ -37,7 +37,7 @@ from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
 from dalle.errors import DalleError
-from dalle.files import atomic_folder
+from dalle.files import atomic_folder, cache_folder
 from dalle.model import Model
 from dalle.transformer import block
 from dalle.transformer.linear import Weights, why_not_rounded
@@ -226,8 +226,7 @@ def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     )
     depends = (digest, num_slots, weights, torch.__version__, _processor(), source)
     key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
-    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
-    return Path(root) / "steps" / key
+    return cache_folder() / "steps" / key
 
 
 @cache

@@ -20,8 +20,8 @@ MAY_IMPORT = {"dalle": {"dalle"}, "serving": {"serving", "dalle"}, "training": {
 OURS = {*PACKAGES, "benchmarks", "tests"}
 
 BELOW_CHECKPOINT = {"errors", "config", "files", "images", "transformer", "decoder", "vq", "text"}
-BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device"}
-BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "version"}
+BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub", "version"}
+BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "receipt": {"decoder", "errors", "images"},
     "command_line": {"errors", "receipt"},
     "checkpoint": BELOW_CHECKPOINT,
+    "hub": {*BELOW_CHECKPOINT, "checkpoint", "version"},
     "model": BELOW_MODEL,
     "steps": {*BELOW_MODEL, "model"},
     "pipeline": BELOW_PIPELINE,
