@@ -55,11 +55,14 @@ def _header(config: ModelConfig) -> str:
 
 def _licence(about: Mapping[str, str]) -> str | None:
     """The hub's identifier of the model's licence: `other` for one that it has no identifier for, None for none."""
-    said = about.get("licence", "").strip().lower().replace(" ", "-")
+    said = about.get("licence", "").strip().lower()
     if said in ("", "none"):
         return None
-    known = [name for name in LICENCES if re.match(rf"{re.escape(name)}(?![\w.-]*\w)", said)]
-    return max(known, key=len) if known else "other"
+    for name in LICENCES:
+        pattern = re.escape(name).replace(r"\-", "[- ]")
+        if re.match(rf"{pattern}(?![\w-]|[.]\d)", said):
+            return name
+    return "other"
 
 
 def _section(folder: Path, config: ModelConfig, reference: Reference, figures: str) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dalle.checkpoint.pulled import Reference
 from dalle.errors import HubError
@@ -43,7 +43,8 @@ def hub_errors(reference: Reference) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
-    transport_error = errors.HfHubHTTPError.__mro__[1]  # the base class of the HTTP client's errors, whichever it is
+    # the base class of the HTTP client's errors, whichever client it is
+    transport_error = cast(type[Exception], errors.HfHubHTTPError.__mro__[1])
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -94,8 +95,10 @@ def _refusal(reference: Reference, error: "HfHubHTTPError") -> str:
             advice = "the repository was changed meanwhile; try again"
         case 429:
             advice = "too many requests; try again later"
-        case _:
+        case _ if status >= 500:
             advice = "try again later"
+        case _:
+            advice = "it does not accept the request"
     return f"{_endpoint()} answers {status} for {reference}{f' ({said})' * bool(said)}: {advice}"
 
 

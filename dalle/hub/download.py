@@ -21,7 +21,7 @@ from dalle.version import __version__
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["RemoteFile", "Snapshot", "check_room", "fetch", "megabytes", "read_snapshot"]
+__all__ = ["RemoteFile", "Snapshot", "address", "check_room", "fetch", "megabytes", "read_snapshot"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,16 @@ def read_snapshot(api: "HfApi", reference: Reference) -> Snapshot:
     return Snapshot(reference=reference, commit=info.sha, files=files)
 
 
+def address(api: "HfApi", snapshot: Snapshot, path: str) -> tuple[str, dict[str, str]]:
+    """The address of a file at the snapshot's commit, and the headers of a request for it, with the token if any."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    url = hf_hub_url(snapshot.reference.repo_id, path, revision=snapshot.commit, endpoint=api.endpoint)
+    headers = build_hf_headers(library_name=LIBRARY, library_version=__version__)
+    return url, headers | {"accept-encoding": "identity"}
+
+
 def fetch(api: "HfApi", snapshot: Snapshot, file: RemoteFile, folder: Path) -> Path:
     """Download a file into a folder, unless it is there; a part of it is continued. Returns its path, which is named by
     its digest.
@@ -95,17 +105,14 @@ def fetch(api: "HfApi", snapshot: Snapshot, file: RemoteFile, folder: Path) -> P
     Raises `HubError` if the file has another digest than the hub's list, and errors of the hub's client and the disk,
     which `hub_errors` puts into words.
     """
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
     path = folder / file.digest
     if path.exists():
         return path
     part = folder / f"{file.digest}.part"
     reference = snapshot.reference
-    headers = build_hf_headers(library_name=LIBRARY, library_version=__version__) | {"accept-encoding": "identity"}
-    url = hf_hub_url(reference.repo_id, file.path, revision=snapshot.commit, endpoint=api.endpoint)
+    url, headers = address(api, snapshot, file.path)
     folder.mkdir(parents=True, exist_ok=True)
     if part.exists() and part.stat().st_size > file.size:
         part.unlink()

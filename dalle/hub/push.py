@@ -19,7 +19,7 @@ from dalle.errors import CheckpointError, HubError
 from dalle.hub.card import CARD_FILE, card_of
 from dalle.hub.choose import MAX_TEXT_BYTES
 from dalle.hub.client import LOG_IN, hub_errors, open_hub
-from dalle.hub.download import Snapshot, megabytes, read_snapshot
+from dalle.hub.download import Snapshot, address, megabytes, read_snapshot
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -89,9 +89,10 @@ def push(
         except HfHubHTTPError:
             raise
         except (RuntimeError, ValueError) as error:  # of an upload that failed, or metadata that the hub rejects
-            if isinstance(error.__cause__, OSError):
+            if isinstance(error, RuntimeError) and isinstance(error.__cause__, OSError):
                 raise error.__cause__ from error
-            raise HubError(f"{reference} was not changed: {' '.join(str(error.__cause__ or error).split())}") from error
+            reason = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+            raise HubError(f"{reference} was not changed: {' '.join(str(reason).split())}") from error
     return Pushed(commit=str(done.oid), url=f"{api.endpoint}/{reference.repo_id}")
 
 
@@ -135,14 +136,12 @@ def _replaced(api: "HfApi", snapshot: Snapshot) -> set[str]:
 
 def _read(api: "HfApi", snapshot: Snapshot, path: str) -> bytes | None:
     """The content of a small file of a repository; None if there is no such file."""
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
 
     file = snapshot.find(path)
     if file is None or file.size > MAX_TEXT_BYTES:
         return None
     content = io.BytesIO()
-    url = hf_hub_url(snapshot.reference.repo_id, path, revision=snapshot.commit, endpoint=api.endpoint)
-    http_get(url, content, headers=build_hf_headers() | {"accept-encoding": "identity"}, expected_size=file.size)
+    url, headers = address(api, snapshot, path)
+    http_get(url, content, headers=headers, expected_size=file.size, displayed_filename=path)
     return content.getvalue()

@@ -149,7 +149,11 @@ def test_a_part_of_a_file_that_changed_is_not_used(hub: Hub, cats: str, tmp_path
 
 def test_a_push_in_the_middle_changes_nothing(hub: Hub, cats: str, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", channels=4)
-    hub.on_download = lambda: hub.repo("me/cats").commit_folder(other) and None
+
+    def push() -> None:
+        hub.repo("me/cats").commit_folder(other)
+
+    hub.on_download = push
     assert run("pull", NAME)[0] == 0
     assert models_of(tmp_path) == [tmp_path / "models" / "hf" / "me--cats" / cats]
     assert DALLE.load(NAME).name == "lively"
