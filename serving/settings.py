@@ -21,6 +21,8 @@ from dalle.transformer.linear import Weights
 __all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
 
 
+USUAL_NAMES = ("dall-e-2", "gpt-image-1")
+"""Names of models that front ends send by default."""
 INGRESS = "Ingress"
 """Name of the deployment that answers HTTP requests."""
 
@@ -52,6 +54,9 @@ class ModelSettings(QueueSettings):
     """Name of the model (see `dalle models`), or path of its directory."""
     name: Annotated[str, AfterValidator(_model_name)] | None = None
     """Name of the model in requests (default: the last part of `path`)."""
+    aliases: tuple[Annotated[str, AfterValidator(_model_name)], ...] | None = None
+    """Further names of the model in requests. Default: for the first model `dall-e-2` and `gpt-image-1`, which front
+    ends send if nobody tells them a name; none for others."""
     device: str = "auto"
     """Device that runs the model, such as `cpu` or `cuda`; `auto` is CUDA if there is a GPU, else the CPU."""
     text_encoder: str | None = None
@@ -164,6 +169,12 @@ class Settings(BaseSettings):
     """Seconds for which a picture stays in the store."""
     store_bytes: int = Field(default=2**30, ge=2**20)
     """Largest total size of the store, in bytes; the oldest pictures are removed first."""
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    """How pictures are returned to requests that do not say: in the body, or as URLs, which needs a store. Streams
+    contain their pictures in any case."""
+    lenient: bool = False
+    """Ignore fields that have no effect here, such as `style`, `steps` of diffusion models, or a `quality`, and list
+    them in the response (`ignored`). Otherwise they are refused."""
     public_url: str | None = None
     """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
     log_prompts: bool = False
@@ -176,7 +187,21 @@ class Settings(BaseSettings):
         names = [model.id for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError(f"models have the names {', '.join(names)}; each needs its own")
+        further = [alias for model in self.models for alias in model.aliases or ()]
+        if taken := [alias for alias in further if alias in names or further.count(alias) > 1]:
+            raise ValueError(f"the alias {taken[0]} is the name of another model too; each needs its own")
+        if self.response_format == "url" and self.store is None:
+            raise ValueError("response_format url needs a store: set the folder `store`")
         return self
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The id of a model by each further name."""
+        given = {alias: model.id for model in self.models for alias in model.aliases or ()}
+        names = {model.id for model in self.models}
+        if self.models[0].aliases is None:
+            given |= {alias: self.models[0].id for alias in USUAL_NAMES if alias not in names | given.keys()}
+        return given
 
     @classmethod
     def settings_customise_sources(

@@ -33,7 +33,15 @@ __all__ = ["create_app"]
 WEB = Path(__file__).parents[1] / "web"
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 EXPOSED = (
-    *("X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After", "X-Should-Retry"),
+    *(
+        "X-Request-Id",
+        "X-Job-Id",
+        "X-Ignored-Fields",
+        "X-Queue-Position",
+        "X-Estimate-Seconds",
+        "Retry-After",
+        "X-Should-Retry",
+    ),
     *(f"X-RateLimit-{what}-Requests" for what in ("Limit", "Remaining", "Reset")),
 )
 """Response headers that pages of other origins may read."""
@@ -119,20 +127,26 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_models(app: FastAPI) -> None:
+    settings: Settings = app.state.settings
+
+    def card(info: ModelInfo) -> ModelCard:
+        return _card(info, [alias for alias, model in settings.aliases.items() if model == info.id])
+
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
         """List the models that have been loaded, the default first."""
-        return ModelList(data=[_card(info) for info in await app.state.backend.models()])
+        return ModelList(data=[card(info) for info in await app.state.backend.models()])
 
     @app.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> ModelCard:
         """Describe one model."""
-        return _card(await find_model(app.state.backend, model))
+        return card(await find_model(app.state.backend, settings, model))
 
 
-def _card(info: ModelInfo) -> ModelCard:
+def _card(info: ModelInfo, aliases: list[str]) -> ModelCard:
     return ModelCard(
         id=info.id,
+        aliases=aliases,
         created=info.created,
         digest=info.digest,
         size=f"{info.width}x{info.height}",

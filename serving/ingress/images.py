@@ -14,8 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from dalle.errors import DalleError, PromptError
 from dalle.pipeline import NEEDS_GUIDANCE
 from serving.backend import Backend
-from serving.background import background_of
-from serving.errors import ApiError, check_output, to_http
+from serving.errors import ApiError, to_http
 from serving.ingress.answers import Answer
 from serving.ingress.callers import Callers
 from serving.ingress.given import prepare, prompt_of
@@ -23,6 +22,7 @@ from serving.ingress.middleware import CLIENT_GONE, describe_prompt
 from serving.ingress.store import ImageStore
 from serving.ingress.uploads import Upload, form_of, read_form
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
+from serving.output import output_of
 from serving.refusals import refusal_from
 from serving.schemas import (
     MAX_PROMPT_LENGTH,
@@ -33,12 +33,15 @@ from serving.schemas import (
     VariationFields,
     sampling_of,
 )
-from serving.settings import LimitSettings
+from serving.settings import LimitSettings, Settings
 
 __all__ = ["find_model", "router"]
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """Second content type of the response in the OpenAPI document, for requests with `stream`."""
+
+FORWARDED_USER = "X-OpenWebUI-User-Id"
+"""Header by which Open WebUI names its user."""
 
 router = APIRouter(tags=["images"])
 
@@ -52,17 +55,10 @@ async def generations(request: Request, body: Annotated[GenerationRequest, Body(
 @router.post("/v1/images/edits", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(EditFields))
 async def edits(request: Request) -> Response:
     """Keep a part of a picture, and draw the rest from a prompt: everything below the first `keep_rows` grid rows (rows
-    of codes), or the transparent part of the mask. Codes are drawn in reading order, and each depends only on the codes
-    before it, so the new part matches what is above and to the left of it, but not what is kept below."""
+    of codes), or the transparent part of the mask; without both, the transparent part of the picture, or its lower half
+    if nothing in it is transparent. Codes are drawn in reading order, and each depends only on the codes before it, so
+    the new part matches what is above and to the left of it, but not what is kept below."""
     fields, upload = await read_form(request, EditFields)
-    if upload.mask is None and fields.keep_rows is None:
-        raise ApiError(
-            400,
-            "nothing says what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent "
-            "pixels are drawn",
-            code="missing_required_parameter",
-            param="mask",
-        )
     return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
@@ -96,9 +92,10 @@ async def file(request: Request, name: str) -> Response:
     return Response(picture, media_type=f"image/{name.rpartition('.')[2]}", headers=headers)
 
 
-async def find_model(backend: Backend, name: str | None) -> ModelInfo:
-    """The model of this id, the default for None. Raises `ApiError` 404, and 503 if it is not loaded yet."""
-    chosen = backend.names[0] if name is None else name
+async def find_model(backend: Backend, settings: Settings, name: str | None) -> ModelInfo:
+    """The model of this id or alias, the default without one. Raises `ApiError` 404, and 503 if it is not loaded
+    yet."""
+    chosen = settings.aliases.get(name, name) if name else backend.names[0]
     if chosen not in backend.names:
         known = ", ".join(backend.names)
         raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
@@ -109,14 +106,13 @@ async def find_model(backend: Backend, name: str | None) -> ModelInfo:
     raise ApiError(503, message, code="not_ready", param="model", headers={"Retry-After": "2"})
 
 
-def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageStore | None) -> None:
+def _check(fields: Fields, info: ModelInfo, limits: LimitSettings) -> None:
     """Validate fields whose limits depend on the model or the service. Raises `ApiError`."""
     if fields.n > limits.max_n:
         raise ApiError(400, f"n is {fields.n}; the limit is {limits.max_n}", code="invalid_value", param="n")
     if fields.deadline is not None and fields.deadline > limits.deadline:
         message = f"deadline is {fields.deadline} s; the limit is {limits.deadline:g} s"
         raise ApiError(400, message, code="invalid_value", param="deadline")
-    check_output(fields, info.id, (info.height, info.width))
     if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.grid_rows:
         message = f"keep_rows is {rows}; it must be below {info.grid_rows}, the model's number of grid rows"
         raise ApiError(400, message, code="invalid_value", param="keep_rows")
@@ -127,10 +123,15 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageS
         raise ApiError(400, NEEDS_GUIDANCE, code="invalid_value", param="negative_prompt")
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
-    if fields.response_format == "url" and (store is None or fields.stream):
+
+
+def _as_urls(fields: Fields, settings: Settings) -> bool:
+    """Whether a request is answered with URLs. Raises `ApiError` if it asks for URLs that are not possible."""
+    if fields.response_format == "url" and (settings.store is None or fields.stream):
         reason = "a stream contains its pictures" if fields.stream else "this service stores no pictures"
         message = f"response_format url is not possible: {reason}; send b64_json"
         raise ApiError(400, message, code="unsupported_value", param="response_format")
+    return (fields.response_format or settings.response_format) == "url" and not fields.stream
 
 
 def _quality(fields: Fields) -> int | None:
@@ -145,16 +146,25 @@ async def _answer_with_pictures(request: Request, fields: Fields, upload: Upload
     events."""
     app, state = request.app, request.state
     callers: Callers = app.state.callers
-    info = await find_model(app.state.backend, fields.model)
-    _check(fields, info, callers.limits, app.state.store)
-    background = background_of(fields, info.id, info.image_mode)
+    settings: Settings = app.state.settings
+    info = await find_model(app.state.backend, settings, fields.model)
+    output = output_of(
+        fields,
+        model=info.id,
+        image_size=(info.height, info.width),
+        mode=info.image_mode,
+        lenient=settings.lenient,
+    )
+    _check(fields, info, callers.limits)
+    as_urls = _as_urls(fields, settings)
+    user = request.headers.get(FORWARDED_USER) or fields.user or fields.safety_identifier
     prompt, given = fields.prompt, None
     if upload is not None:
         prompt, given = await asyncio.to_thread(_read, upload, fields, info, callers.limits.max_image_pixels)
     job = Job(
         id=f"job_{uuid4().hex}",
         owner=state.caller,
-        caller=callers.turn(state.caller, fields.user or fields.safety_identifier),
+        caller=callers.turn(state.caller, user),
         prompt=prompt,
         negative_prompt=fields.negative_prompt,
         params=sampling_of(fields),
@@ -165,11 +175,12 @@ async def _answer_with_pictures(request: Request, fields: Fields, upload: Upload
         num_previews=fields.partial_images,
         output_format=fields.output_format,
         quality=_quality(fields),
-        background=background,
+        background=output.background,
+        enlargement=output.enlargement,
     )
-    described = describe_prompt(prompt, whole=app.state.settings.log_prompts)
+    described = describe_prompt(prompt, whole=settings.log_prompts)
     state.log.update(job=job.id, model=info.id, n=fields.n, seed=job.seed, **described)
-    answer = Answer(request, fields, info, job, kind)
+    answer = Answer(request, fields, info, job, kind, output=output, as_urls=as_urls)
     stack = contextlib.AsyncExitStack()
     try:
         events = await stack.enter_async_context(
@@ -208,7 +219,15 @@ def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> t
         if prompt is not None and len(prompt) > MAX_PROMPT_LENGTH:
             raise PromptError(f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT_LENGTH}")
         keep_rows = getattr(fields, "keep_rows", None)
-        return prompt, prepare(upload.image, upload.mask, keep_rows, info, max_pixels=max_pixels)
+        given = prepare(
+            upload.image,
+            upload.mask,
+            keep_rows,
+            info,
+            own_mask=isinstance(fields, EditFields),
+            max_pixels=max_pixels,
+        )
+        return prompt, given
     except DalleError as error:
         raise to_http(refusal_from(error)) from error
 
