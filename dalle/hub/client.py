@@ -54,17 +54,16 @@ def hub_errors(reference: Reference) -> Iterator[None]:
         raise HubError(_refusal(reference, error)) from error
     except errors.OfflineModeIsEnabled as error:
         raise HubError(f"{reference} was not fetched: HF_HUB_OFFLINE forbids the network") from error
-    except (errors.HFValidationError, errors.HfUriError) as error:
+    except errors.HFValidationError as error:
         raise HubError(f"{reference} is not a name that the hub allows: {_first_line(error)}") from error
     except transport_error as error:
         reason = _first_line(error) or type(error).__name__
-        raise HubError(
-            f"{_endpoint()} cannot be reached, or does not answer: {reason}; no model was changed"
-        ) from error
+        raise HubError(f"{_endpoint()} cannot be reached, or does not answer: {reason}; nothing was changed") from error
     except OSError as error:
         if error.errno is None:  # raised by the client's code, not by the system
             raise HubError(f"{reference}: {_first_line(error)}") from error
-        raise CannotWriteError(f"cannot write {error.filename or 'a file'}: {error.strerror}") from error
+        place = error.filename or f"the files of {reference}"
+        raise CannotWriteError(f"cannot write {place}: {error.strerror}") from error
     finally:
         logger.setLevel(level)
 

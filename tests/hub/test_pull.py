@@ -219,7 +219,8 @@ def test_who_may_not(hub: Hub, cats: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert "hf:me/dogs does not exist" in refusal(name="hf:me/dogs")
     assert run("pull", NAME)[0] == 0
     large = [headers for _, path, headers in hub.requests if path.startswith("/cdn/")]
-    assert large
+    assert large and not any("authorization" in headers for headers in large)  # no token leaves the hub
+    assert hub.requests[-1][2]["user-agent"].startswith("dalle-serve/")
 
 
 @pytest.mark.parametrize(("status", "said"), [(403, "lacks a permission"), (429, "too many"), (503, "try again later")])
@@ -253,7 +254,9 @@ def test_a_full_disk(hub: Hub, cats: str, tmp_path: Path) -> None:
         "from dalle.cli import main; sys.argv = ['dalle', 'pull', 'hf:me/cats']; main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ})
-    assert done.returncode == 2 and "error: cannot write a file: File too large" in done.stderr, done.stderr
+    assert done.returncode == 2 and "error: cannot write the files of hf:me/cats: File too large" in done.stderr, (
+        done.stderr
+    )
     assert "Traceback" not in done.stderr and not models_of(tmp_path)
 
 

@@ -234,6 +234,11 @@ def test_only_the_command_reads_foreign_files() -> None:
     assert reaching and all(file.startswith("dalle/cli/") for file in reaching)
 
 
+@pytest.mark.parametrize("file", [file for file in files_of(*PACKAGES) if not file.startswith("dalle/hub/")])
+def test_only_the_hub_knows_the_hub(file: str) -> None:
+    assert "huggingface_hub" not in roots(imports_of_file(file))
+
+
 @pytest.mark.parametrize("file", files_of(*PACKAGES))
 def test_a_module_says_what_it_is_and_what_is_public(file: str) -> None:
     assert ast.get_docstring(tree_of(file)), "it has no docstring"

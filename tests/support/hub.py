@@ -87,6 +87,11 @@ class Hub:
     on_download: Callable[[], None] = lambda: None
     """Called before a file is sent."""
 
+    @property
+    def cdn(self) -> str:
+        """Where large files are: for a client, another host."""
+        return self.url.replace("127.0.0.1", "localhost")
+
     def repo(self, name: str) -> Repo:
         return self.repos.setdefault(name, Repo())
 
@@ -188,7 +193,7 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.send(200, content, headers)
             linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha256(content)}"'}
             hub.uploads[sha256(content)] = content
-            return self.send(302, b"", headers | linked | {"Location": f"{hub.url}/cdn/{sha256(content)}"})
+            return self.send(302, b"", headers | linked | {"Location": f"{hub.cdn}/cdn/{sha256(content)}"})
 
         def large_file(self, _: bytes, digest: str) -> None:
             content = hub.uploads[digest]
