@@ -40,17 +40,17 @@ def pull_model(
         ),
     ] = False,
 ) -> None:
-    """Fetch a model from Hugging Face's hub; then its name works wherever a model is named.
+    """Fetch a model from Hugging Face's hub, to be used by that name.
 
     A model of this library is fetched as it is. Another project's checkpoint is
-    converted as by `dalle import`, if its family is known. Only the files that a
-    model needs are fetched; every file is compared with its digest. A download that
-    breaks off is continued by the next pull.
+    converted as by `dalle import`, if its family is known. Only the files that
+    a model needs are fetched, and each is compared with its digest. A download
+    that breaks off is continued by the next pull.
 
     The model is kept in the folder that DALLE_MODELS names, or else in
-    ~/.cache/dalle/models, and is used without a network from then on. Pull again to
-    get a newer commit. Private and gated repositories need a token: `hf auth login`
-    or HF_TOKEN. HF_ENDPOINT names another hub.
+    ~/.cache/dalle/models, and is used without a network from then on. Pull
+    again to get a newer commit. Private and gated repositories need a token:
+    `hf auth login`, or HF_TOKEN. HF_ENDPOINT names another hub.
 
         dalle pull hf:OWNER/NAME
         dalle generate "a red panda" --model hf:OWNER/NAME
@@ -95,12 +95,12 @@ def push_model(
         ),
     ] = None,
 ) -> None:
-    """Publish a model directory on Hugging Face's hub, in one commit, with a model card.
+    """Publish a model directory on Hugging Face's hub, with a model card.
 
-    The card has the model's facts, licence and digests. What you write into it
-    outside the part between its two marks is kept by later pushes, and so are other
-    files of the repository. A repository with somebody else's model is left alone.
-    It needs a token that may write: `hf auth login` or HF_TOKEN.
+    The card has the model's facts, licence and digests. What you write outside
+    the part between its two marks is kept by later pushes, and so are other
+    files of the repository. A repository with another model is left alone. It
+    needs a token that may write: `hf auth login`, or HF_TOKEN.
 
         dalle push runs/recipe/model hf:OWNER/NAME
     """
