@@ -28,6 +28,7 @@ __all__ = [
     "ImagesResponse",
     "ModelCard",
     "ModelList",
+    "RequestState",
     "Timing",
     "Usage",
     "VariationFields",
@@ -280,6 +281,35 @@ class ImagesResponse(BaseModel):
     of a step."""
     usage: Usage
     timing: Timing
+
+
+class RequestState(BaseModel):
+    """State of an asynchronous or idempotent request."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    object: Literal["request"] = "request"
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    created_at: int
+    expires_at: int
+    """Time until which it is kept, in seconds since the epoch."""
+    model: str
+    seed: int
+    pictures: int
+    """Number of pictures."""
+    pictures_done: int
+    position: int | None
+    """Pictures of other requests that were to be drawn before its first one when it was accepted, while it is
+    queued."""
+    estimate: float | None
+    """Predicted seconds until all its pictures are finished; null when it is over."""
+    preview: str | None
+    """The last preview or picture, in base64, while it is drawn."""
+    result: ImagesResponse | None
+    """The response, when it is completed."""
+    error: "ErrorDetail | None"
+    """The error, if it has failed or was cancelled."""
 
 
 class ModelCard(BaseModel):

@@ -6,6 +6,7 @@ field, with the prefix `DALLE_SERVE_` and two underscores before a nested field:
 """
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -166,9 +167,13 @@ class Settings(BaseSettings):
     """Folder that stores the pictures of requests with `response_format: url`; without a folder they are refused.
     Ingress replicas on several nodes need a shared folder."""
     store_seconds: float = Field(default=3600, gt=0)
-    """Seconds for which a picture stays in the store."""
+    """Seconds for which a picture stays in the store, and the answer of an asynchronous or idempotent request."""
     store_bytes: int = Field(default=2**30, ge=2**20)
-    """Largest total size of the store, in bytes; the oldest pictures are removed first."""
+    """Largest total size of the store, in bytes, and of the folder `requests`; the oldest are removed first."""
+    requests: Path | None = None
+    """Folder that keeps asynchronous requests and those with an `Idempotency-Key`, with their answers (default:
+    `requests` in the store, or else a folder of this user in the temporary directory). Ingress replicas on several
+    nodes need a shared folder."""
     response_format: Literal["b64_json", "url"] = "b64_json"
     """How pictures are returned to requests that do not say: in the body, or as URLs, which needs a store. Streams
     contain their pictures in any case."""
@@ -193,6 +198,15 @@ class Settings(BaseSettings):
         if self.response_format == "url" and self.store is None:
             raise ValueError("response_format url needs a store: set the folder `store`")
         return self
+
+    @property
+    def requests_folder(self) -> Path:
+        """The folder that keeps requests with their answers."""
+        if self.requests is not None:
+            return self.requests
+        if self.store is not None:
+            return self.store / "requests"
+        return Path(tempfile.gettempdir()) / f"dalle-serve-{os.getuid()}" / f"requests-{self.port}"
 
     @property
     def aliases(self) -> dict[str, str]:

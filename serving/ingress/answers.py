@@ -9,9 +9,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import Request
-
 from serving.errors import internal_error, to_http
+from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.output import Output
 from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
@@ -31,22 +30,23 @@ class Answer:
 
     def __init__(
         self,
-        request: Request,
         fields: Fields,
         info: ModelInfo,
         job: Job,
         kind: str,
         *,
         output: Output,
-        as_urls: bool,
+        store: ImageStore | None,
+        base_url: str,
     ) -> None:
-        self.request = request
+        """store: where pictures are stored that are returned as URLs below base_url; None if the body has them."""
         self.fields = fields
         self.info = info
         self.job = job
         self.kind = kind
         self.output = output
-        self.as_urls = as_urls
+        self.store = store
+        self.base_url = base_url
         self.started = time.monotonic()
         self.created = int(time.time())
 
@@ -100,11 +100,9 @@ class Answer:
     async def _data(self, one: Drawn) -> ImageData:
         codes = one.codes if self.fields.return_codes else None
         data = ImageData(seed=self.job.seed, index=one.index, codes=codes)
-        if self.as_urls:
-            app = self.request.app
-            name = await asyncio.to_thread(app.state.store.put, one.image, self.fields.output_format)
-            base = app.state.settings.public_url or str(self.request.base_url)
-            return data.model_copy(update={"url": f"{base.rstrip('/')}/files/{name}"})
+        if self.store is not None:
+            name = await asyncio.to_thread(self.store.put, one.image, self.fields.output_format)
+            return data.model_copy(update={"url": f"{self.base_url.rstrip('/')}/files/{name}"})
         return data.model_copy(update={"b64_json": base64.b64encode(one.image).decode()})
 
     async def stream(self, events: AsyncIterator[Event], stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:

@@ -20,8 +20,11 @@ from dalle import __version__
 from serving.backend import Backend
 from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_type
 from serving.ingress.callers import Callers, read_keys
-from serving.ingress.images import find_model, router
+from serving.ingress.deferred import Deferred
+from serving.ingress.drawing import find_model
+from serving.ingress.images import router
 from serving.ingress.middleware import AccessLog, Authentication, Failures, RequestBounds
+from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
@@ -37,6 +40,8 @@ EXPOSED = (
         "X-Request-Id",
         "X-Job-Id",
         "X-Ignored-Fields",
+        "Location",
+        "Idempotent-Replayed",
         "X-Queue-Position",
         "X-Estimate-Seconds",
         "Retry-After",
@@ -72,6 +77,8 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     app.state.store = (
         ImageStore(settings.store, settings.store_seconds, settings.store_bytes) if settings.store else None
     )
+    records = Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
+    app.state.deferred = Deferred(app, records)
     app.state.metrics = HTTPMetrics()
 
     def limit(scope: Scope) -> int:

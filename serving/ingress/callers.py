@@ -141,6 +141,12 @@ class Callers:
                 code="too_many_concurrent_requests",
                 headers={"Retry-After": "1"},
             )
+        with self.running(caller):
+            yield
+
+    @contextmanager
+    def running(self, caller: str) -> Iterator[None]:
+        """Count a request as running within a `with` block, even above the limit."""
         self._running[caller] += 1
         try:
             yield
