@@ -38,7 +38,7 @@ from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
 from dalle.errors import DalleError
-from dalle.files import atomic_folder, flush_file
+from dalle.files import atomic_folder, cache_folder, flush_file
 from dalle.model import Model
 from dalle.transformer import block
 from dalle.transformer.linear import Weights, why_not_rounded
@@ -281,9 +281,9 @@ def _check_room(decoder: Decoder, folder: Path) -> None:
         )
 
 
-def _remove_unused(cache_folder: Path) -> None:
+def _remove_unused(steps_folder: Path) -> None:
     """Remove steps that were not used for a month: those of other versions of this program, and unfinished ones."""
-    for folder in cache_folder.iterdir():
+    for folder in steps_folder.iterdir():
         with contextlib.suppress(OSError):  # another process may remove it
             if time.time() - folder.stat().st_mtime > SECONDS_KEPT:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -298,8 +298,7 @@ def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     )
     depends = (digest, num_slots, weights, torch.__version__, _processor(), source)
     key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
-    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
-    return Path(root) / "steps" / key
+    return cache_folder() / "steps" / key
 
 
 @cache

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
-from dalle.checkpoint.store import find_model
 from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
+from dalle.hub.pull import model_folder
 from dalle.images import chosen_background
 from dalle.model import NUM_SLOTS
 from dalle.receipt import printable
@@ -70,7 +70,7 @@ class Batch:
 
 def run_batch(batch: Batch) -> int:
     """Run a batch and return the exit code. Raises `DalleError` for a mistake found before anything is drawn."""
-    folder = find_model(batch.model).absolute()
+    folder = model_folder(batch.model).absolute()
     facts = load_facts(folder)
     plan = batch.plan
     # a background that no item could have is reported once, and not for every line
