@@ -19,6 +19,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "atomic_write",
+    "cache_folder",
     "check_claimed",
     "check_output",
     "flush_file",
@@ -26,6 +27,12 @@ __all__ = [
     "prepare_folder",
     "write_file",
 ]
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made or fetched again: DALLE_CACHE, or else ~/.cache/dalle."""
+    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
+    return Path(root)
 
 
 class CannotWriteError(DalleError):

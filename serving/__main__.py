@@ -22,10 +22,10 @@ from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
-from dalle.checkpoint.store import find_model
 from dalle.command_line import exit_on_mistake
 from dalle.device import choose_device
 from dalle.errors import ConfigError, DalleError
+from dalle.hub.pull import model_folder
 from dalle.steps import CompiledModel
 from serving.cluster.connect import connect
 from serving.proxy import CALLBACK
@@ -65,7 +65,7 @@ def main() -> None:
         settings = _settings(sys.argv[1:])
         # replicas have working directories of their own
         models = tuple(
-            model.model_copy(update={"path": str(find_model(model.path).absolute()), "name": model.id})
+            model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
             for model in settings.models
         )
         settings = settings.model_copy(update={"models": models})
@@ -127,7 +127,7 @@ def _serve(settings: Settings) -> None:
     }
     serve.start(http_options=options, proxy_location="HeadOnly")
     serve.run(application(settings), name="dalle")
-    print(f"ready: http://{settings.host}:{settings.port}", flush=True)
+    print(f"ready: {settings.url}", flush=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -15,7 +15,7 @@ __all__ = ["export_model", "import_model"]
 
 @exit_on_mistake()
 def import_model(
-    path: Annotated[Path, typer.Argument(help="The other project's checkpoint: a folder or a file.")],
+    path: Annotated[Path, typer.Argument(help="The other project's checkpoint: a folder or a file.", readable=False)],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Model directory to write; its name becomes the model's name.")
     ],

@@ -15,6 +15,7 @@ from dalle.checkpoint.store import describe_model, list_models
 from dalle.cli.compile import compile_step_of_model
 from dalle.cli.convert import export_model, import_model
 from dalle.cli.generate import generate
+from dalle.cli.hub import pull_model, push_model
 from dalle.cli.verify import decode, verify
 from dalle.command_line import exit_on_mistake, print_error, short_warnings
 from dalle.errors import CheckpointError, DalleError
@@ -47,16 +48,16 @@ def show(files: Annotated[list[Path], typer.Argument(help="PNG files drawn by `d
 def models() -> None:
     """List the models on this machine.
 
-    These are the models shipped with the package, and those in the folder that
-    the environment variable DALLE_MODELS names.
+    These are the models shipped with the package, those in the folder that the
+    environment variable DALLE_MODELS names, and those that `dalle pull` fetched.
     """
     found = list_models()
     if not found:
         raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
     broken = False
-    for folder in found.values():
+    for name, folder in found.items():
         try:
-            print(printable(describe_model(folder)))
+            print(printable(describe_model(folder, name)))
         except CheckpointError as error:
             print_error(str(error))
             broken = True
@@ -67,6 +68,8 @@ def models() -> None:
 app.command("compile")(compile_step_of_model)
 app.command("import", no_args_is_help=True)(import_model)
 app.command("export", no_args_is_help=True)(export_model)
+app.command("pull", no_args_is_help=True)(pull_model)
+app.command("push", no_args_is_help=True)(push_model)
 app.command()(verify)
 app.command()(decode)
 

@@ -20,8 +20,8 @@ MAY_IMPORT = {"dalle": {"dalle"}, "serving": {"serving", "dalle"}, "training": {
 OURS = {*PACKAGES, "benchmarks", "tests"}
 
 BELOW_CHECKPOINT = {"errors", "config", "files", "images", "transformer", "decoder", "vq", "text"}
-BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device"}
-BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "version"}
+BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub", "version"}
+BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "device": {"errors"},
     "files": {"errors"},
     "images": {"errors"},
+    "tables": {"errors"},
     "transformer": {"config", "errors"},
     "decoder": {"transformer", "config", "errors"},
     "vq": {"config", "errors"},
@@ -37,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "receipt": {"decoder", "errors", "images"},
     "command_line": {"errors", "receipt"},
     "checkpoint": BELOW_CHECKPOINT,
+    "hub": {*BELOW_CHECKPOINT, "checkpoint", "version"},
     "model": BELOW_MODEL,
     "steps": {*BELOW_MODEL, "model"},
     "pipeline": BELOW_PIPELINE,
@@ -231,6 +233,11 @@ def test_only_the_command_reads_foreign_files() -> None:
     files = [file for file in files_of(*PACKAGES) if not file.startswith("dalle/interop/")]
     reaching = {file for file in files if any(name.startswith("dalle.interop") for name in imports_of_file(file))}
     assert reaching and all(file.startswith("dalle/cli/") for file in reaching)
+
+
+@pytest.mark.parametrize("file", [file for file in files_of(*PACKAGES) if not file.startswith("dalle/hub/")])
+def test_only_the_hub_knows_the_hub(file: str) -> None:
+    assert "huggingface_hub" not in roots(imports_of_file(file))
 
 
 @pytest.mark.parametrize("file", files_of(*PACKAGES))
