@@ -3,6 +3,7 @@
     DalleError (ValueError)      a caller's mistake: the message has the value and the limit
     ├── ConfigError              a configuration that contradicts itself, or an unknown key
     ├── PromptError              a prompt that is empty or too long
+    │   ├── LongPromptError      a prompt that is too long, which `truncate` would cut
     │   └── NegativePromptError  a negative prompt that is too long
     ├── ParameterError           a sampling or generation parameter outside its range
     ├── ImageError               a picture that cannot be read, or has the wrong size
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "ImageError",
+    "LongPromptError",
     "NegativePromptError",
     "ParameterError",
     "PromptError",
@@ -36,6 +38,10 @@ class ConfigError(DalleError):
 
 class PromptError(DalleError):
     """A prompt that is empty, or longer than the model's text length."""
+
+
+class LongPromptError(PromptError):
+    """A prompt that is longer than the model's text length; `truncate` would cut it."""
 
 
 class NegativePromptError(PromptError):

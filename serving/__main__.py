@@ -23,9 +23,10 @@ from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
-from dalle.command_line import exit_on_mistake
+from dalle.command_line import exit_on_mistake, program
 from dalle.device import choose_device
 from dalle.errors import ConfigError, DalleError
+from dalle.help_pages import parsing
 from dalle.steps import CompiledModel
 from serving.cluster.connect import connect
 from serving.proxy import CALLBACK
@@ -61,7 +62,7 @@ class _Command(Settings):
 
 def main() -> None:
     """Start the service and run it until SIGINT or SIGTERM."""
-    with exit_on_mistake():
+    with program(), exit_on_mistake():
         settings = _settings(sys.argv[1:])
         # replicas have working directories of their own
         models = tuple(
@@ -73,7 +74,7 @@ def main() -> None:
             settings = _all_cores(settings, os.cpu_count() or 1)
             for model in settings.models:
                 _compile(model)
-    _serve(settings)
+        _serve(settings)
 
 
 def _settings(arguments: list[str]) -> Settings:
@@ -83,7 +84,8 @@ def _settings(arguments: list[str]) -> Settings:
     if path := file.parse_known_args(arguments)[0].config:
         os.environ["DALLE_SERVE_CONFIG"] = path
     try:
-        given = CliApp.run(_Command, cli_args=arguments)
+        with parsing("python -m serving", arguments):
+            given = CliApp.run(_Command, cli_args=arguments)
     except ValidationError as error:
         raise DalleError(mistakes(error)) from error
     values: dict[str, Any] = {name: getattr(given, name) for name in given.model_fields_set - {"model", "config"}}

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from dalle.text.bpe import TextTokenizer
 from training.captions.draw import all_captions
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["train_text_tokenizer"]
@@ -44,8 +44,7 @@ def train_text_tokenizer(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(train_text_tokenizer, prog="python -m training.bpe")
+    run_function(train_text_tokenizer, "training.bpe")
 
 
 if __name__ == "__main__":

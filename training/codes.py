@@ -34,7 +34,7 @@ from dalle.files import atomic_file
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.draw import draw_caption
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 
@@ -274,8 +274,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(encode_pairs, prog="python -m training.codes")
+    run_function(encode_pairs, "training.codes")
 
 
 if __name__ == "__main__":

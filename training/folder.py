@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dalle.errors import DataError, ImageError
 from dalle.files import atomic_write
 from dalle.images import load_image
-from training.command import exit_on_mistake
+from training.command import exit_on_mistake, parse
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
 
@@ -124,10 +124,10 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, if the source cannot be used."""
     with exit_on_mistake():
-        options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
+        options = parse(FolderOptions, "training.folder", arguments)
         report = build(options)
-    left_out = f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}" if report.problems else ""
-    print(f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}{left_out}")
+        left_out = f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}" if report.problems else ""
+        print(f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}{left_out}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpo
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
 from training.codes import codes_digest
-from training.command import exit_on_mistake
+from training.command import run_function
 
 __all__ = ["release"]
 
@@ -65,8 +65,7 @@ def release(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(release, prog="python -m training.release")
+    run_function(release, "training.release")
 
 
 if __name__ == "__main__":

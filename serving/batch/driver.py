@@ -16,6 +16,7 @@ import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
 from dalle.checkpoint.store import find_model
+from dalle.command_line import DONE, INCOMPLETE, INTERRUPTED, STOPPED
 from dalle.errors import DalleError, DataError
 from dalle.images import chosen_background
 from dalle.model import NUM_SLOTS
@@ -36,10 +37,7 @@ from serving.batch.survey import Survey, print_invalid_lines, survey_shards
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "STOPPED", "Batch", "run_batch"]
-
-DONE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 3, 4, 130
-"""Exit codes."""
+__all__ = ["Batch", "run_batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
