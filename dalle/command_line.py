@@ -56,7 +56,7 @@ def program() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except BaseException as error:
-        fault = _fault_of_stdout(error)
+        fault = _fault_of_stdout() or _fault_without_buffer(error)
         if fault is None:
             raise
         if sys.__stdout__ is not None:  # what is left in its buffer would be tried again while Python ends
@@ -73,18 +73,21 @@ def _flush() -> None:
             stream.flush()
 
 
-def _fault_of_stdout(error: BaseException | None) -> OSError | None:
-    """Why standard output cannot be written: a buffer that could not be written is full still. None if it can be.
-
-    error: what ended the program, which without a buffer (`python -u`) is the fault itself.
-    """
+def _fault_of_stdout() -> OSError | None:
+    """Why standard output cannot be written: a buffer that could not be written is full still. None if it can be."""
     try:
         _flush()
+        if sys.__stdout__ is not None and sys.__stdout__.write_through:
+            os.write(sys.__stdout__.fileno(), b"")  # /dev/full refuses that too
     except OSError as fault:
         return fault
-    unbuffered = getattr(sys.__stdout__, "write_through", False)
-    if unbuffered and isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC):
-        return error if error.filename is None else None
+    return None
+
+
+def _fault_without_buffer(error: BaseException) -> OSError | None:
+    """What ended the program, if that is the fault of a standard output without a buffer (`python -u`)."""
+    if getattr(sys.__stdout__, "write_through", False) and isinstance(error, OSError) and error.filename is None:
+        return error if error.errno in (errno.EPIPE, errno.ENOSPC) else None
     return None
 
 
@@ -102,7 +105,7 @@ def exit_on_mistake(*, system_errors: bool = False) -> Iterator[None]:
         _exit(str(error), error)
     except OSError as error:
         # without strerror it was raised by code, not by the system
-        if not system_errors or error.strerror is None or _fault_of_stdout(error):
+        if not system_errors or error.strerror is None or error.errno == errno.EPIPE or _fault_of_stdout():
             raise
         _exit(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror, error)
     except SafetensorError as error:  # raised instead of OSError for a file that cannot be written

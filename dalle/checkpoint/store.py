@@ -1,9 +1,8 @@
-"""The models on this machine: those in this package, and those in the folder that DALLE_MODELS names.
+"""The models on this machine: finding and describing them.
 
-A model's name is the name of its folder. Commands and settings take a name, or the path of a model directory.
+Commands and settings take a name, or the path of a model directory.
 """
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,9 @@ from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.decoder.config import DecoderConfig
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import CheckpointError
+from dalle.installed import list_models
 
 __all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models", "model_facts"]
-
-PACKAGED = Path(__file__).parents[1] / "models"
-
-
-def list_models() -> dict[str, Path]:
-    """Model directories by name. A model in the folder DALLE_MODELS hides one of the same name in the package."""
-    folders = [PACKAGED]
-    if os.environ.get("DALLE_MODELS"):
-        folders.append(Path(os.environ["DALLE_MODELS"]))
-    return {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
 
 
 def find_model(name: str | Path) -> Path:

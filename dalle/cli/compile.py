@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL, NUM_SLOTS, Weights
 from dalle.files import CannotWriteError
@@ -15,7 +16,12 @@ __all__ = ["compile_step_of_model"]
 @exit_on_mistake()
 def compile_step_of_model(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Name of a model (see `dalle models`), or its directory.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name of a model (see `dalle models`), or its directory.",
+            autocompletion=complete_model,
+        ),
     ] = DEFAULT_MODEL,
     num_slots: Annotated[
         int, typer.Option(min=2, max=1024, help="Slots of the engine, as in the settings of the service.")

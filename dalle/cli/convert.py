@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
 from dalle.interrupt import heavy_imports
 from dalle.printable import printable
@@ -66,7 +67,12 @@ def import_model(
 @exit_on_mistake()
 def export_model(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Name of a model (see `dalle models`), or its directory.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name of a model (see `dalle models`), or its directory.",
+            autocompletion=complete_model,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[

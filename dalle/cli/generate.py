@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dalle.cli.look import complete_model
 from dalle.cli.prompts import gather_prompts
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL, MAX_PICTURES, Background, Weights
@@ -51,7 +52,9 @@ def generate(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures; created if it does not exist.")
     ] = Path("out"),
-    model: Annotated[str, typer.Option(help="Name of a model (see `dalle models`), or its directory.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option(help="Name of a model (see `dalle models`), or its directory.", autocompletion=complete_model)
+    ] = DEFAULT_MODEL,
     negative_prompt: Annotated[
         str | None, typer.Option(help="What the pictures should not show; needs a guidance scale above 1.")
     ] = None,

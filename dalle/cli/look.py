@@ -1,16 +1,18 @@
 """typer's pages and errors in the look of all programs: plain text, and one line for a mistake."""
 
 import json
+import sys
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dalle.command_line import exit_on_mistake, program, short_warnings
+from dalle.command_line import CLOSED_PIPE, exit_on_mistake, program, short_warnings
 from dalle.help_pages import UsageError, plain_help, print_version
+from dalle.installed import list_models
 from dalle.printable import printable
 
-__all__ = ["SETTINGS", "Command", "Group", "VersionOption", "print_json", "run_app"]
+__all__ = ["SETTINGS", "Command", "Group", "VersionOption", "complete_model", "print_json", "run_app"]
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -26,6 +28,11 @@ def _print_version(wanted: bool) -> None:
 VersionOption = typer.Option(
     "--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True
 )
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names of models, for shell completion."""
+    return [name for name in list_models() if name.startswith(incomplete)]
 
 
 class Command(TyperCommand):
@@ -60,11 +67,17 @@ def run_app(app: typer.Typer, name: str) -> None:
 
     name: the program, as a person types it.
     """
+    stdout = sys.stdout
     with program(), short_warnings(), exit_on_mistake():
         try:
             code = app(prog_name=name, standalone_mode=False)
         except CLICK_USAGE_ERROR as error:
             raise UsageError(_message(error, name)) from error
+        except SystemExit:
+            if sys.stdout is stdout:
+                raise
+            sys.stdout = stdout  # click puts another stream in its place if the pipe is closed, and ends with 1
+            raise SystemExit(CLOSED_PIPE) from None
         raise SystemExit(code or 0)
 
 

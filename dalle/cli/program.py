@@ -14,6 +14,7 @@ from dalle.cli.look import SETTINGS, Command, Group, VersionOption, print_json, 
 from dalle.cli.verify import decode, verify
 from dalle.command_line import MISTAKE, exit_on_mistake, print_error
 from dalle.errors import CheckpointError, DalleError
+from dalle.installed import list_models
 from dalle.interrupt import heavy_imports
 from dalle.printable import printable
 
@@ -63,7 +64,7 @@ def models(
     the environment variable DALLE_MODELS names.
     """
     with heavy_imports():
-        from dalle.checkpoint.store import describe_model, list_models, model_facts
+        from dalle.checkpoint.store import describe_model, model_facts
     folders = list_models()
     if not folders:
         raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")

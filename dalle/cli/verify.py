@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from tqdm import tqdm
 
-from dalle.cli.look import print_json
+from dalle.cli.look import complete_model, print_json
 from dalle.command_line import DIFFERENT, exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import DataError, ImageError, ParameterError
@@ -44,8 +44,9 @@ def verify(
     model: Annotated[
         str | None,
         typer.Option(
+            autocompletion=complete_model,
             help="Model that must have drawn the pictures: a name or a directory. Default: for each picture, the "
-            "installed model with the digest in its receipt."
+            "installed model with the digest in its receipt.",
         ),
     ] = None,
     resample: Annotated[
@@ -124,7 +125,10 @@ def decode(
         Path, typer.Option("--out", "-o", help="Folder for the pictures; created if it does not exist.")
     ] = Path("out"),
     model: Annotated[
-        str, typer.Option(help="Model that drew the codes: a name (see `dalle models`) or a directory.")
+        str,
+        typer.Option(
+            help="Model that drew the codes: a name (see `dalle models`) or a directory.", autocompletion=complete_model
+        ),
     ] = DEFAULT_MODEL,
     output_format: Annotated[
         Literal["png", "jpeg", "webp"],
