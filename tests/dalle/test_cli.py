@@ -193,7 +193,7 @@ def test_json_of_models_receipts_and_verdicts(dalle, model_folder: Path, tmp_pat
     done = dalle("models", "--json")
     (model,) = [model for model in json.loads(done.stdout) if model["name"] == "lively"]
     assert (model["folder"], model["digest"]) == (str(model_folder), receipt.model_digest)
-    assert (model["picture_size"], model["grid"], model["transparency"]) == ([8, 8], [4, 4], False)
+    assert (model["picture_size"], model["grid"], model["transparency"]) == ([16, 16], [4, 4], False)
     assert model["bytes"] == sum(path.stat().st_size for path in model_folder.iterdir())
 
     done = dalle("show", "--json", file, file)
@@ -238,7 +238,7 @@ def test_help_and_completion_do_not_wait_for_torch(dalle) -> None:  # type: igno
         (["generate", "a", "--negative-prompt", "word " * 50], "11; shorten it, or cut it with --truncate"),
         (["generate"], "there is no prompt; say one, as `dalle generate a red cat`"),
         (["generate", "-v", "cat"], "comes last, after --: dalle generate [OPTIONS] -- -v"),
-        (["generate", "a", "--temprature", "1"], "no such option: --temprature (Possible options: --temperature)"),
+        (["generate", "a", "--temprature", "1"], "no such option: --temprature (Possible options: --temperature"),
         (["generate", "a", "--n", "x"], "invalid value for '--n' / '-n'"),
         (["draw"], "no such command 'draw'; see dalle --help"),
         (["show"], "missing argument 'FILE'; see dalle show --help"),
