@@ -2,9 +2,9 @@
 
     DalleError (ValueError)      a caller's mistake: the message has the value and the limit
     ├── ConfigError              a configuration that contradicts itself, or an unknown key
-    ├── PromptError              a prompt that is empty or too long
+    ├── PromptError              a prompt that is empty or too long, or has a NUL character
     │   ├── LongPromptError      a prompt that is too long, which `truncate` would cut
-    │   └── NegativePromptError  a negative prompt that is too long
+    │   └── NegativePromptError  such a negative prompt
     ├── ParameterError           a sampling or generation parameter outside its range
     ├── ImageError               a picture that cannot be read, or has the wrong size
     ├── CheckpointError          a model directory that is missing, damaged, foreign or too new
@@ -37,7 +37,7 @@ class ConfigError(DalleError):
 
 
 class PromptError(DalleError):
-    """A prompt that is empty, or longer than the model's text length."""
+    """A prompt that is empty, longer than the model's text length, or has a NUL character."""
 
 
 class LongPromptError(PromptError):
@@ -45,7 +45,7 @@ class LongPromptError(PromptError):
 
 
 class NegativePromptError(PromptError):
-    """A negative prompt that is longer than the model's text length."""
+    """A negative prompt that is longer than the model's text length, or has a NUL character."""
 
 
 class ParameterError(DalleError):

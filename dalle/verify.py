@@ -18,7 +18,7 @@ from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.store import list_models
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, ParameterError
-from dalle.images import chosen_background, open_image, to_rgba, with_background
+from dalle.images import chosen_background, enlarge, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, read_kept_mask
@@ -53,11 +53,14 @@ def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
 
 @torch.inference_mode()
 def picture_of_receipt(model: DALLE, receipt: Receipt) -> Image.Image:
-    """Decode the codes of a receipt to a picture with the receipt's background. Raises `ParameterError` for a
-    background that the model does not support."""
+    """Decode the codes of a receipt to a picture with the receipt's background and enlargement. Raises `ParameterError`
+    for a background that the model does not support, and for an enlargement that is no factor."""
     asked = str(receipt.parameters.get("background", "auto"))
     background = chosen_background(asked, mode=model.image_mode, model=model.name)
-    return with_background(model.decode(torch.tensor(receipt.codes)), background)
+    factor = receipt.parameters.get("enlargement", 1)
+    if not isinstance(factor, int):
+        raise ParameterError(f"enlargement is {factor!r}; it must be a whole number")
+    return enlarge(with_background(model.decode(torch.tensor(receipt.codes)), background), factor)
 
 
 def _premultiplied(image: Image.Image) -> NDArray[np.float32]:
@@ -153,7 +156,8 @@ class Verifier:
         parameters = dict(receipt.parameters)
         codes = list(chain.from_iterable(receipt.codes))
         try:
-            parameters.pop("background", None)  # checked with the pixels; codes do not depend on it
+            for name in ("background", "enlargement"):  # checked with the pixels; codes do not depend on them
+                parameters.pop(name, None)
             kept = None
             if mask := parameters.pop("kept", None):
                 given = read_kept_mask(str(mask), len(codes))

@@ -23,8 +23,9 @@ C = TypeVar("C", bound=Config)
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
     """Around a whole program: what `dalle.command_line.program` does, and one line on stderr and exit code 2, instead
-    of a stack trace, for a caller's mistake, a full disk, or a folder that cannot be written to."""
-    with command_line.program(), command_line.exit_on_mistake(system_errors=True):
+    of a stack trace, for a caller's mistake, a full disk, or a folder that cannot be written to. Warnings are one line
+    each, too."""
+    with command_line.program(), command_line.exit_on_mistake(system_errors=True), command_line.short_warnings():
         yield
 
 

@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "device": {"errors"},
     "files": {"errors"},
     "images": {"defaults", "errors"},
+    "tables": {"errors"},
     "transformer": {"config", "defaults", "errors"},
     "decoder": {"transformer", "config", "defaults", "errors"},
     "vq": {"config", "errors"},
