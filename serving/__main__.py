@@ -22,11 +22,11 @@ from pydantic import Field, ValidationError
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
-from dalle.checkpoint.store import find_model
 from dalle.command_line import exit_on_mistake, program
 from dalle.device import choose_device
 from dalle.errors import ConfigError, DalleError
 from dalle.help_pages import parsing
+from dalle.hub.pull import model_folder
 from dalle.steps import CompiledModel
 from serving.cluster.connect import connect
 from serving.proxy import CALLBACK
@@ -66,7 +66,7 @@ def main() -> None:
         settings = _settings(sys.argv[1:])
         # replicas have working directories of their own
         models = tuple(
-            model.model_copy(update={"path": str(find_model(model.path).absolute()), "name": model.id})
+            model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
             for model in settings.models
         )
         settings = settings.model_copy(update={"models": models})

@@ -1,5 +1,6 @@
-"""The models on this machine: finding and describing them.
+"""The models on this machine: those in this package, those in the folder that DALLE_MODELS names, and pulled ones.
 
+A model's name is the name of its folder; a pulled one (see `dalle.checkpoint.pulled`) is named by its repository.
 Commands and settings take a name, or the path of a model directory.
 """
 
@@ -9,16 +10,27 @@ from typing import Any
 
 from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
+from dalle.checkpoint.pulled import Reference, find_pulled, is_reference, list_pulled
 from dalle.decoder.config import DecoderConfig
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import CheckpointError
-from dalle.installed import list_models
+from dalle.installed import list_installed
 
 __all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models", "model_facts"]
 
 
+def list_models() -> dict[str, Path]:
+    """Model directories by name: those of `dalle.installed`, and pulled ones."""
+    return list_installed() | list_pulled()
+
+
 def find_model(name: str | Path) -> Path:
-    """The directory of a model, by name or path. Raises `CheckpointError`, listing the known models."""
+    """The directory of a model, by name or path. Raises `CheckpointError`, listing the known models, or naming the
+    command that pulls it."""
+    if is_reference(name):
+        if (folder := find_pulled(Reference.parse(str(name)))) is None:
+            raise CheckpointError(f"{name} is not on this machine: `dalle pull {name}` fetches it")
+        return folder
     known = list_models()
     if str(name) in known:
         return known[str(name)]
@@ -28,15 +40,16 @@ def find_model(name: str | Path) -> Path:
     raise CheckpointError(f"there is no model {str(name)!r}: neither a model directory nor one of: {names}")
 
 
-def describe_model(folder: Path) -> str:
+def describe_model(folder: Path, name: str | None = None) -> str:
     """A few lines about a model, from its config.json and the sizes of its files. The name in config.json is among them
-    if the folder has another.
+    if it is not the given one, by default that of the folder.
 
     Raises `CheckpointError` if config.json is missing, damaged or invalid.
     """
     config = ModelConfig.read(folder)
     image, decoder = config.image_tokenizer, config.decoder
-    facts = {} if config.name == folder.name else {"name": config.name}
+    name = name or folder.name
+    facts = {} if config.name == name else {"name": config.name}
     size = image.image_size * image.picture_factor // image.factor
     facts["picture"] = f"{size} x {size} pixels" + ", with transparency" * (image.channels == 4)
     if decoder is not None:
@@ -45,17 +58,17 @@ def describe_model(folder: Path) -> str:
         facts["prompt"] = _prompt(config.text_tokenizer, decoder)
     facts |= config.about
     megabytes = _num_bytes(folder) / 1e6
-    lines = [f"{folder.name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
+    lines = [f"{name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)
 
 
-def model_facts(folder: Path) -> dict[str, Any]:
+def model_facts(folder: Path, name: str | None = None) -> dict[str, Any]:
     """The facts of `describe_model`, and the digest, as values for JSON. Raises `CheckpointError` as it does."""
     config = ModelConfig.read(folder)
     image, decoder = config.image_tokenizer, config.decoder
     size = image.image_size * image.picture_factor // image.factor
     return {
-        "name": folder.name,
+        "name": name or folder.name,
         "config_name": config.name,
         "folder": str(folder),
         "digest": file_digest(folder / CONFIG_FILE),

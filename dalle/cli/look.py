@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from dalle.command_line import CLOSED_PIPE, exit_on_mistake, program, short_warnings
 from dalle.help_pages import UsageError, plain_help, print_version
-from dalle.installed import list_models
+from dalle.installed import list_installed
 from dalle.printable import printable
 
 __all__ = ["SETTINGS", "Command", "Group", "VersionOption", "complete_model", "print_json", "run_app"]
@@ -31,8 +31,8 @@ VersionOption = typer.Option(
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Names of models, for shell completion."""
-    return [name for name in list_models() if name.startswith(incomplete)]
+    """Names of models, for shell completion. Those of pulled ones are left out: shells split words at their colon."""
+    return [name for name in list_installed() if name.startswith(incomplete)]
 
 
 class Command(TyperCommand):

@@ -10,11 +10,11 @@ import typer
 from dalle.cli.compile import compile_step_of_model
 from dalle.cli.convert import export_model, import_model
 from dalle.cli.generate import generate
+from dalle.cli.hub import pull_model, push_model
 from dalle.cli.look import SETTINGS, Command, Group, VersionOption, print_json, run_app
 from dalle.cli.verify import decode, verify
 from dalle.command_line import MISTAKE, exit_on_mistake, print_error
 from dalle.errors import CheckpointError, DalleError
-from dalle.installed import list_models
 from dalle.interrupt import heavy_imports
 from dalle.printable import printable
 
@@ -60,22 +60,22 @@ def models(
 ) -> None:
     """List the models on this machine.
 
-    These are the models shipped with the package, and those in the folder that
-    the environment variable DALLE_MODELS names.
+    These are the models shipped with the package, those in the folder that the
+    environment variable DALLE_MODELS names, and those that `dalle pull` fetched.
     """
     with heavy_imports():
-        from dalle.checkpoint.store import describe_model, model_facts
+        from dalle.checkpoint.store import describe_model, list_models, model_facts
     folders = list_models()
     if not folders:
         raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
     found: list[dict[str, Any]] = []
     broken = False
-    for folder in folders.values():
+    for name, folder in folders.items():
         try:
             if as_json:
-                found.append(model_facts(folder))
+                found.append(model_facts(folder, name))
             else:
-                print(printable(describe_model(folder)))
+                print(printable(describe_model(folder, name)))
         except CheckpointError as error:
             print_error(str(error))
             broken = True
@@ -88,6 +88,8 @@ def models(
 app.command("compile", cls=Command)(compile_step_of_model)
 app.command("import", cls=Command)(import_model)
 app.command("export", cls=Command)(export_model)
+app.command("pull", cls=Command)(pull_model)
+app.command("push", cls=Command)(push_model)
 app.command(cls=Command)(verify)
 app.command(cls=Command)(decode)
 

@@ -46,12 +46,16 @@ def import_checkpoint(
     out: str | Path,
     *,
     family: str | None = None,
+    name: str | None = None,
+    source_name: str | None = None,
     on_start: Callable[[int], None] | None = None,
     on_written: Callable[[int], None] | None = None,
 ) -> Imported:
-    """Convert a checkpoint of one of the `FAMILIES` to a model directory `out`, whose name becomes the model's name.
+    """Convert a checkpoint of one of the `FAMILIES` to a model directory `out`.
 
     family: the family's name; None recognises it from the files.
+    name: the model's name, by default that of `out`.
+    source_name: where the checkpoint comes from, as the model's `about` is to say it.
     on_start, on_written: called with the number of bytes that will be written, and with that of each tensor written.
     Raises `CheckpointError`, which names the file and what was expected, and leaves `out` unchanged.
     """
@@ -65,11 +69,15 @@ def import_checkpoint(
     try:
         digest = write_checkpoint(
             out,
-            name=out.resolve().name,
+            name=name or out.resolve().name,
             image_tokenizer=converted.image_tokenizer,
             text_tokenizer=converted.text_tokenizer,
             decoder=converted.decoder,
-            about={"family": chosen.name, **converted.about},
+            about={
+                "family": chosen.name,
+                **converted.about,
+                **({} if source_name is None else {"source": source_name}),
+            },
             sampling=converted.sampling,
             on_written=on_written,
             check=_check,

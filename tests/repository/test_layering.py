@@ -22,7 +22,7 @@ OURS = {*PACKAGES, "benchmarks", "tests"}
 LIGHT = {"errors", "version", "interrupt", "printable", "defaults", "installed"}
 """Modules that import nothing large."""
 BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text"}
-BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device"}
+BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
 BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
 ROOMS: dict[str, set[str]] = {
@@ -45,6 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "command_line": {"errors", "interrupt", "printable"},
     "help_pages": {"errors", "version"},
     "checkpoint": BELOW_CHECKPOINT,
+    "hub": {*BELOW_CHECKPOINT, "checkpoint", "version"},
     "model": BELOW_MODEL,
     "steps": {*BELOW_MODEL, "model"},
     "pipeline": BELOW_PIPELINE,
@@ -239,6 +240,11 @@ def test_only_the_command_reads_foreign_files() -> None:
     files = [file for file in files_of(*PACKAGES) if not file.startswith("dalle/interop/")]
     reaching = {file for file in files if any(name.startswith("dalle.interop") for name in imports_of_file(file))}
     assert reaching and all(file.startswith("dalle/cli/") for file in reaching)
+
+
+@pytest.mark.parametrize("file", [file for file in files_of(*PACKAGES) if not file.startswith("dalle/hub/")])
+def test_only_the_hub_knows_the_hub(file: str) -> None:
+    assert "huggingface_hub" not in roots(imports_of_file(file))
 
 
 @pytest.mark.parametrize("file", files_of(*PACKAGES))
