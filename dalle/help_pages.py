@@ -106,7 +106,7 @@ def _plain_usage(text: str) -> str:
     """`Usage: NAME [OPTIONS] ARGUMENTS`: all options as one word, in one line."""
     text = " ".join(text.split()).replace("usage:", "Usage:", 1).replace("[-h] [OPTIONS]", "[OPTIONS]")
     text = re.sub(r"\[-h\] \[[A-Z]+ OPTIONS\]", "[OPTIONS]", text)
-    text = re.sub(r"\{(\w+)\}", r"\1", text).replace("[-h] {", "[OPTIONS] {")
+    text = re.sub(r"\{([^{},]+)\}", r"\1", text).replace("[-h] {", "[OPTIONS] {")
     first = text.find(" [-")
     return text if first < 0 else f"{text[:first]} [OPTIONS]"
 
@@ -121,7 +121,7 @@ def _plain_option(line: str) -> str:
         plain = "{" + kind[1:-1].replace("|", ",") + "}"
     else:
         plain = kind.strip("<>").removesuffix(" range").removeprefix("{None}|")
-        plain = re.sub(r"^tuple\[(.*),\.\.\.\]$", r"\1", plain)
+        plain = re.sub(r"^(?:tuple\[(.*),\.\.\.|list\[(.*))\]$", r"\1\2", plain)
         plain = plain if plain.startswith("{") else plain.upper()
     rest = line[found.end() :]
     return line[: found.start(1)] + plain + (" " * (len(kind) - len(plain)) if rest.strip() else "") + rest

@@ -104,9 +104,9 @@ def push_model(
         ),
     ] = None,
 ) -> None:
-    """Publish a model directory on Hugging Face's hub, with a model card.
+    """Publish a model directory on Hugging Face's hub.
 
-    The card has the model's facts, licence and digests. What you write outside
+    A model card comes with it. It has the model's facts, licence and digests. What you write outside
     the part between its two marks is kept by later pushes, and so are other
     files of the repository. A repository with another model is left alone. It
     needs a token that may write: `hf auth login`, or HF_TOKEN.

@@ -31,7 +31,7 @@ VersionOption = typer.Option(
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Names of models, for shell completion. Those of pulled ones are left out: shells split words at their colon."""
+    """Names of models, for shell completion. Pulled models are left out: shells split words at their colon."""
     return [name for name in list_installed() if name.startswith(incomplete)]
 
 
