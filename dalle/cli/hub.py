@@ -106,10 +106,10 @@ def push_model(
 ) -> None:
     """Publish a model directory on Hugging Face's hub.
 
-    A model card comes with it. It has the model's facts, licence and digests. What you write outside
-    the part between its two marks is kept by later pushes, and so are other
-    files of the repository. A repository with another model is left alone. It
-    needs a token that may write: `hf auth login`, or HF_TOKEN.
+    A model card comes with it: the model's facts, licence and digests. What you
+    write outside the part between its two marks is kept by later pushes, and so
+    are other files of the repository. A repository with another model is left
+    alone. A token that may write is needed: `hf auth login`, or HF_TOKEN.
 
         dalle push runs/recipe/model hf:OWNER/NAME
     """
