@@ -1,4 +1,4 @@
-"""The deployment files agree with the code and with each other. No container runs here.
+"""The deployment files agree with the code and with each other. Containers run in tests/serving/test_containers.py.
 
 tests/data/compose-spec.json is the schema of compose-spec/compose-spec (Apache-2.0), as check-jsonschema 0.39.0 has it.
 """
