@@ -12,6 +12,18 @@ from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from tests.support.models import CAPTIONS, write_model
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process of pytest-xdist. Those that need the machine, the group `machine`, are
+    in one process together, and start first."""
+    if config.getoption("dist", "no") != "loadgroup":
+        return
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: all(mark.args != ("machine",) for mark in item.iter_markers("xdist_group")))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

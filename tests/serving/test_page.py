@@ -26,6 +26,9 @@ from tests.support.browsing import (
 )
 from tests.support.service import service
 
+pytestmark = pytest.mark.xdist_group("machine")
+
+
 # Drawing
 
 

@@ -14,6 +14,8 @@ from tests.support.browsing import (
     set_up,
 )
 
+pytestmark = pytest.mark.xdist_group("machine")
+
 
 def test_too_many_requests_are_shown_with_the_time_to_wait(page: Page) -> None:
     set_up(page)

@@ -17,6 +17,9 @@ from tests.support.browsing import (
     set_up,
 )
 
+pytestmark = pytest.mark.xdist_group("machine")
+
+
 # The gallery
 
 

@@ -31,6 +31,7 @@ from PIL import Image
 from dalle import DALLE
 from dalle.receipt import Receipt
 
+pytestmark = pytest.mark.xdist_group("machine")
 ROOT = Path(__file__).parents[2]
 GENERATIONS = "/v1/images/generations"
 PROMPT = {"prompt": "a red panda, fluent 3d style emoji"}
