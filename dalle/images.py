@@ -33,8 +33,10 @@ __all__ = [
     "composite",
     "contact_sheet",
     "encode_image",
+    "enlarge",
     "has_transparency",
     "load_image",
+    "max_enlargement",
     "open_image",
     "premultiplied",
     "to_mode",
@@ -52,6 +54,7 @@ Background = Literal["transparent", "opaque", "auto"]
 DrawnBackground = Literal["transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20
+MAX_ENLARGED_SIDE = 2048
 # Pillow's other readers stay off: some run external programs, and many are rarely tested with hostile files.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 LOSSY_QUALITY = 90
@@ -215,6 +218,24 @@ def chosen_background(background: str, *, mode: Mode, model: str, format: ImageF
 def with_background(image: Image.Image, background: DrawnBackground) -> Image.Image:
     """Apply a background to a picture that a model drew, RGB or RGBA: an opaque one is RGB, composited over white."""
     return image if background == "transparent" else to_rgb(image)
+
+
+def enlarge(image: Image.Image, factor: int) -> Image.Image:
+    """Enlarge a picture by a whole factor, with Lanczos' filter, which keeps edges sharp. Raises `ParameterError` for a
+    factor below 1, and for a result with a side above 2,048 pixels."""
+    if factor == 1:
+        return image
+    if not 1 < factor <= (largest := max_enlargement(image.height, image.width)):
+        raise ParameterError(
+            f"a picture of {image.height} x {image.width} pixels cannot be enlarged {factor} times; the factor must be "
+            f"in 1..{largest}"
+        )
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.LANCZOS)
+
+
+def max_enlargement(height: int, width: int) -> int:
+    """The largest factor by which `enlarge` enlarges a picture of this size."""
+    return max(1, MAX_ENLARGED_SIDE // max(height, width))
 
 
 def contact_sheet(

@@ -19,7 +19,7 @@ from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.errors import NegativePromptError, ParameterError, PromptError
-from dalle.images import Background, chosen_background, with_background
+from dalle.images import Background, chosen_background, enlarge, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.steps import new_engine
@@ -49,6 +49,15 @@ class Picture:
     image: Image.Image
     """RGBA with straight alpha if the background is transparent, else RGB."""
     receipt: Receipt
+
+    def enlarged(self, factor: int) -> "Picture":
+        """The picture, enlarged by a whole factor, which its receipt names. Raises `ParameterError` as
+        `dalle.images.enlarge` does."""
+        if factor == 1:
+            return self
+        parameters = dict(self.receipt.parameters) | {"enlargement": factor}
+        receipt = dataclasses.replace(self.receipt, parameters=parameters)
+        return Picture(image=enlarge(self.image, factor), receipt=receipt)
 
     @property
     def prompt(self) -> str:

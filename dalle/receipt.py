@@ -47,7 +47,7 @@ class Receipt:
     seed: seed of the request, in [0, 2^63).
     index: index of the picture in its request, 0 or more.
     parameters: sampling parameters by name: strings, finite numbers, booleans or None. `kept` and `truncate` are there
-        if they were used, `background` if the model draws transparency.
+        if they were used, `background` if the model draws transparency, `enlargement` if the picture was enlarged.
     model, model_digest: the model's name, and its digest in lowercase hexadecimal.
     codes: the grid of codes, H rows of W ids in 0..2^32 - 1.
     version: version of this library that drew the picture.

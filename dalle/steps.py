@@ -11,6 +11,7 @@ once in very many pictures, a code. Rounded weights change about one code in a h
 those that follow it; with them, eager and compiled differ in half as many, as their inputs are rounded too.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -50,6 +51,7 @@ FAST_LENGTH_BLOCK = 128
 """Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30
 NUM_COMPARED_PICTURES = 8
+SECONDS_KEPT = 30 * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class CompiledModel:
         folder = _folder(digest, num_slots, weights)
         if not (folder / "times.json").is_file():
             return None
+        with contextlib.suppress(OSError):  # a cache that cannot be written to serves as well
+            os.utime(folder)
         return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
 
     @property
@@ -85,7 +89,7 @@ def why_not_compiled(model: Model) -> str | None:
 
 def compile_model(model: Model, num_slots: int, weights: Weights = "float32") -> CompiledModel:
     """Compile the step of a model for this machine and measure it, in a quarter of a minute or more. It is kept in the
-    folder that the environment variable DALLE_CACHE names (default: ~/.cache/dalle).
+    folder that the environment variable DALLE_CACHE names (default: ~/.cache/dalle), until it was not used for a month.
 
     Raises `DalleError` if there is no compiler, or it fails, or the weights cannot be rounded; `OSError` if the folder
     cannot be written to.
@@ -106,6 +110,7 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
         }
         times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
         (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
+    _remove_unused(_folder(model.digest, num_slots, weights).parent)
     found = CompiledModel.find(model.digest, num_slots, weights)
     assert found is not None
     return found
@@ -202,6 +207,14 @@ def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> d
             if turn:  # the first step admits the requests
                 times[name].append(1e3 * (time.perf_counter() - start))
     return {name: min(values) for name, values in times.items()}
+
+
+def _remove_unused(cache_folder: Path) -> None:
+    """Remove steps that were not used for a month: those of other versions of this program, and unfinished ones."""
+    for folder in cache_folder.iterdir():
+        with contextlib.suppress(OSError):  # another process may remove it
+            if time.time() - folder.stat().st_mtime > SECONDS_KEPT:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder(digest: str, num_slots: int, weights: Weights) -> Path:

@@ -11,12 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serving.jobs import Refused
-from serving.schemas import UNSUPPORTED, ErrorBody, Fields
+from serving.schemas import UNSUPPORTED, ErrorBody
 
 __all__ = [
     "ERRORS",
     "ApiError",
-    "check_output",
     "content_type",
     "field_error",
     "internal_error",
@@ -111,18 +110,6 @@ def field_error(errors: list[Any], known: list[str]) -> ApiError:
                 code="invalid_value",
                 param=name,
             )
-
-
-def check_output(fields: Fields, model: str, image_size: tuple[int, int]) -> None:
-    """Validate a request's size and compression against a model with this image_size (height, width). Raises
-    `ApiError`."""
-    size = f"{image_size[1]}x{image_size[0]}"
-    if fields.size not in ("auto", size):
-        message = f"size is {fields.size[:80]!r}; the model {model} draws {size}: send that, or auto"
-        raise ApiError(400, message, code="invalid_value", param="size")
-    if fields.output_format == "png" and fields.output_compression not in (None, 100):
-        message = f"output_compression is {fields.output_compression}, but png is lossless: choose jpeg or webp"
-        raise ApiError(400, message, code="invalid_value", param="output_compression")
 
 
 def content_type(request: Request) -> str:

@@ -167,6 +167,7 @@ def _response_body(storage: Storage, item: Item, records: list[Record], archive:
         background=item.background,
         output_format=item.image_format,
         size=options["size"],
+        enlargement=item.enlargement if item.enlargement > 1 else None,
         safety_identifier=options["safety_identifier"],
         seed=item.seed,
         system_fingerprint=f"fp_{records[0]['model_digest'][:12]}",

@@ -18,10 +18,10 @@ from dalle.decoder.sampling import SamplingParams
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
-from serving.background import background_of
 from serving.batch.items import InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
-from serving.errors import ApiError, check_output, field_error
+from serving.errors import ApiError, field_error
+from serving.output import Output, output_of
 from serving.schemas import GenerationRequest, sampling_of
 
 __all__ = ["FIELDS", "PlanSettings", "Planner", "item_seed"]
@@ -171,9 +171,11 @@ class Planner:
         if body.output_compression is not None:
             quality = max(1, body.output_compression)  # the lowest of `encode_image` is 1, OpenAI's 0
         parameters = params.to_dict()
-        background = background_of(body, self.model_id, self.facts.image_mode)
+        output = output_of(body, model=self.model_id, image_size=self.facts.image_size, mode=self.facts.image_mode)
         if self.facts.image_mode == "RGBA":
-            parameters["background"] = background
+            parameters["background"] = output.background
+        if output.enlargement > 1:
+            parameters["enlargement"] = output.enlargement
         return Item(
             line=line.number,
             id=name,
@@ -185,7 +187,7 @@ class Planner:
             parameters=parameters,
             image_format=body.output_format,
             quality=None if body.output_format == "png" else quality,
-            openai=self._openai(body, len(tokens)) if line.openai else None,
+            openai=self._openai(body, output, len(tokens)) if line.openai else None,
         )
 
     def _body(self, line: Line) -> _Body:
@@ -205,18 +207,17 @@ class Planner:
             raise ApiError(404, message, code="model_not_found", param="model")
         if body.n > MAX_PICTURES:
             raise ApiError(400, f"n is {body.n}; the limit is {MAX_PICTURES}", code="invalid_value", param="n")
-        check_output(body, self.model_id, self.facts.image_size)
         return body
 
-    def _openai(self, body: GenerationRequest, num_text_tokens: int) -> dict[str, Any]:
-        height, width = self.facts.image_size
+    @staticmethod
+    def _openai(body: GenerationRequest, output: Output, num_text_tokens: int) -> dict[str, Any]:
         return {
             "model": body.model,
-            "response_format": body.response_format,
+            "response_format": body.response_format or "b64_json",
             "return_codes": body.return_codes,
             "safety_identifier": body.safety_identifier,
             "num_text_tokens": num_text_tokens,
-            "size": f"{width}x{height}",
+            "size": output.size,
         }
 
 

@@ -178,7 +178,7 @@ class Worker:
                     grid.flatten(),
                     background=picture.item.background,
                     step=self.engine.step_kind,
-                )
+                ).enlarged(picture.item.enlargement)
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)
