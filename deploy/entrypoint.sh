@@ -61,6 +61,8 @@ try:
         config = yaml.safe_load(file)
 except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
     sys.exit(f"error: {path} cannot be read: {' '.join(str(error).split())}")
+if not isinstance(config, dict) or not {"http_options", "applications"} <= config.keys():
+    sys.exit(f"error: {path} is no configuration of Serve: it needs http_options and applications")
 
 http = config["http_options"]
 http["host"] = os.environ.get(PREFIX + "HOST") or http["host"]
@@ -209,7 +211,8 @@ for name, application in yaml.safe_load(sys.argv[1])["applications"].items():
         parts = [one for one in application["deployments"].values() if one["status"] == "DEPLOY_FAILED"]
         for one in parts or [application]:
             # a stack trace, whose last line is the reason
-            print(f"{name}: {one['message'].strip().splitlines()[-1]}")
+            *_others, reason = (one["message"].strip() or "Serve gives no reason").splitlines()
+            print(f"{name}: {reason}")
 sys.exit(not given_up)
 PYTHON
 }

@@ -237,11 +237,12 @@ def test_the_head_ends_when_serve_has_given_up_and_says_why(node: Node) -> None:
 
 
 MISTAKES = {
-    "key": ({"DALLE_SERVE_KEYS_FILE": "short"}, "short, line 1: expected NAME KEY, the key at least 16 characters"),
+    "key": ({"DALLE_SERVE_KEYS_FILE": "short"}, "short, line 1: expected NAME KEY"),
     "no keys": ({"DALLE_SERVE_KEYS_FILE": "nowhere"}, "the keys in nowhere cannot be read"),
     "limit": ({"DALLE_SERVE_LIMITS__MAX_N": "0"}, "limits.max_n: "),
     "model": ({"DALLE_SERVE_MODELS": '[{"path": "unheard-of"}]'}, "unheard-of"),
     "yaml": ({"DALLE_RAY_CONFIG": "broken"}, "broken cannot be read: "),
+    "no configuration": ({"DALLE_RAY_CONFIG": "short"}, "short is no configuration of Serve"),
     "no yaml": ({"DALLE_RAY_CONFIG": "nowhere"}, "nowhere cannot be read: "),
 }
 

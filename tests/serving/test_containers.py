@@ -171,8 +171,8 @@ def test_a_bad_key_is_told_at_once(containers: Containers) -> None:
     up = containers.up()
     assert up.returncode and 'service "settings" didn\'t complete successfully' in up.stdout, up.stdout
     assert time.monotonic() - start < 60
-    reason = "error: /run/secrets/api_keys, line 1: expected NAME KEY, the key at least 16 characters"
-    assert containers.logs("settings").removeprefix("\x1b[2K").splitlines() == [reason]
+    (reason,) = containers.logs("settings").removeprefix("\x1b[2K").splitlines()
+    assert reason.startswith("error: /run/secrets/api_keys, line 1: expected NAME KEY")
 
 
 def test_it_starts_and_draws_for_its_callers(containers: Containers) -> None:
