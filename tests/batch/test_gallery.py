@@ -9,7 +9,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.support.batches import prompts_file, run
 
-pytestmark = pytest.mark.xdist_group("machine")
 HOSTILE = "</script>"
 
 

@@ -15,7 +15,6 @@ from dalle.errors import DalleError
 from serving.batch.ray_data import pool_size
 from tests.support.batches import PROMPTS, contents, prompts_file, run
 
-pytestmark = pytest.mark.xdist_group("machine")
 ROOT = Path(__file__).parents[2]
 NUM_PICTURES = 600
 PLAN = {"shard_size": 10}

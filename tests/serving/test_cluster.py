@@ -22,7 +22,6 @@ import psutil
 import pytest
 import yaml
 
-pytestmark = pytest.mark.xdist_group("machine")
 ROOT = Path(__file__).parents[2]
 ENTRYPOINT = ROOT / "deploy" / "entrypoint.sh"
 GENERATIONS = "/v1/images/generations"

@@ -24,7 +24,6 @@ import yaml
 from tests.support.deployment import ROOT, arguments
 from tests.support.service import GENERATIONS
 
-pytestmark = pytest.mark.xdist_group("machine")
 PROMPT = {"prompt": "a red panda, fluent 3d style emoji", "seed": 7}
 OLDEST_COMPOSE = (2, 20, 2)
 TORCH = "https://download.pytorch.org/whl/cpu"

@@ -26,9 +26,6 @@ from tests.support.browsing import (
 )
 from tests.support.service import service
 
-pytestmark = pytest.mark.xdist_group("machine")
-
-
 # Drawing
 
 

@@ -17,9 +17,6 @@ from tests.support.browsing import (
     set_up,
 )
 
-pytestmark = pytest.mark.xdist_group("machine")
-
-
 # The gallery
 
 

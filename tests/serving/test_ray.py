@@ -31,7 +31,6 @@ from PIL import Image
 from dalle import DALLE
 from dalle.receipt import Receipt
 
-pytestmark = pytest.mark.xdist_group("machine")
 ROOT = Path(__file__).parents[2]
 GENERATIONS = "/v1/images/generations"
 PROMPT = {"prompt": "a red panda, fluent 3d style emoji"}
@@ -190,6 +189,20 @@ def test_errors_keep_their_form_behind_the_proxy(served: Served) -> None:
     assert httpx.get(served.url + "/nothing", timeout=30).json()["error"]["code"] == "not_found"
     large = httpx.post(served.url + GENERATIONS, json=PROMPT | {"user": "x" * 100_000}, timeout=30)
     assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("name", [b"X-Request-Id", b"X-Session-Id", b"serve_multiplexed_model_id"])
+def test_a_header_that_is_not_utf_8_is_no_failure(served: Served, name: bytes) -> None:
+    response = httpx.get(served.url + "/v1/models", headers=[(name, b"\xff")], timeout=30)
+    assert response.status_code == 200, response.text
+    told = response.headers["x-request-id"]
+    assert re.fullmatch("req_[0-9a-f]{32}", told)
+    until = time.monotonic() + 30
+    while not any(f'"id": "{told}"' in line for line in served.lines):
+        assert time.monotonic() < until, "the access log has the id of the response"
+        time.sleep(0.1)
+    head = httpx.head(served.url + "/v1/models", timeout=30)
+    assert head.status_code == 200 and not head.content
 
 
 @pytest.mark.parametrize(
