@@ -2,8 +2,8 @@
 
     DalleError (ValueError)      a caller's mistake: the message has the value and the limit
     ├── ConfigError              a configuration that contradicts itself, or an unknown key
-    ├── PromptError              a prompt that is empty or too long
-    │   └── NegativePromptError  a negative prompt that is too long
+    ├── PromptError              a prompt that is empty or too long, or has a NUL character
+    │   └── NegativePromptError  such a negative prompt
     ├── ParameterError           a sampling or generation parameter outside its range
     ├── ImageError               a picture that cannot be read, or has the wrong size
     ├── CheckpointError          a model directory that is missing, damaged, foreign or too new
@@ -35,11 +35,11 @@ class ConfigError(DalleError):
 
 
 class PromptError(DalleError):
-    """A prompt that is empty, or longer than the model's text length."""
+    """A prompt that is empty, longer than the model's text length, or has a NUL character."""
 
 
 class NegativePromptError(PromptError):
-    """A negative prompt that is longer than the model's text length."""
+    """A negative prompt that is longer than the model's text length, or has a NUL character."""
 
 
 class ParameterError(DalleError):

@@ -9,6 +9,8 @@ Colour profiles are not applied.
 import io
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -17,7 +19,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from dalle.errors import DalleError, ImageError, ParameterError
@@ -126,7 +128,10 @@ def open_image(
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the picture")
     try:
-        with Image.open(stream, formats=formats) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of another limit than ours
+            opened = Image.open(stream, formats=formats)
+        with opened as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{name} has {image.height} x {image.width} pixels; the limit is {max_pixels} in all")
             yield image
@@ -134,7 +139,16 @@ def open_image(
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is damaged, or not a {', '.join(formats)}") from error
+    except Image.DecompressionBombError as error:  # Pillow has a limit of its own, and its message only that
+        count = next(iter(re.findall(r"\((\d+) pixels\)", str(error))), "too many")
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise ImageError(f"{name} has {count} pixels; the limit is {limit} in all") from error
     except Exception as error:
+        if "MAX_TEXT" in str(error):
+            limit = PngImagePlugin.MAX_TEXT_CHUNK
+            raise ImageError(
+                f"{name} has texts or a colour profile of more than {limit} bytes, which is the limit"
+            ) from error
         raise ImageError(f"{name} cannot be read: {error}") from error
 
 

@@ -53,9 +53,12 @@ class Model:
         decoder: Decoder | None,
         sampling: SamplingParams,
         text_encoder: T5TextEncoder | None = None,
+        source: str | None = None,
     ) -> None:
         self.name = name
         self.digest = digest
+        self.source = name if source is None else source
+        """What `load` was given: a name or a path."""
         self.text_tokenizer = text_tokenizer
         """None in a model without one, which draws from text ids or features with `sample`, and not from prompts."""
         self.image_tokenizer = image_tokenizer
@@ -64,6 +67,19 @@ class Model:
         """Converts text ids to features, for a decoder that follows features; else None."""
         self.sampling = sampling
         """Sampling parameters that the model draws best with; the default of `generate`."""
+        self._loaded_weights = None if decoder is None else self.weights_version
+
+    @property
+    def weights_version(self) -> tuple[object, ...]:
+        """A value that changes when a weight of the decoder is written to or replaced. Torch keeps no versions of
+        tensors that were made in inference mode, so writing to one is not seen."""
+        weights = self.decoder.parameters()
+        return tuple((one.data_ptr(), None if one.is_inference() else one._version) for one in weights)
+
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether the decoder has the weights of the model's directory, and not others that were set since."""
+        return self._loaded_weights == self.weights_version
 
     @property
     def decoder(self) -> Decoder:
@@ -104,6 +120,7 @@ class Model:
             image_tokenizer=checkpoint.image_tokenizer.to(place),
             decoder=None if decoder is None else decoder.to(place),
             sampling=checkpoint.sampling,
+            source=str(model),
         )
 
     def encoded(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:

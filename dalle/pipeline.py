@@ -98,12 +98,18 @@ class Prefix:
 
 
 def check_prompts(prompt: str | None, negative_prompt: str | None, params: SamplingParams) -> None:
-    """Validate prompts before they are tokenized. Raises `PromptError` for an empty prompt, `ParameterError` for a
-    negative prompt without guidance."""
+    """Validate prompts before they are tokenized. Raises `PromptError` for an empty prompt, or a prompt with a NUL
+    character; `ParameterError` for a negative prompt without guidance."""
     if negative_prompt is not None and not params.guided:
         raise ParameterError(NEEDS_GUIDANCE)
     if prompt is not None and not prompt.strip():
         raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+    for text, name, error in (
+        (prompt, "the prompt", PromptError),
+        (negative_prompt, "the negative prompt", NegativePromptError),
+    ):
+        if text is not None and (place := text.find("\0")) >= 0:
+            raise error(f"{name} has a NUL character at position {place}, which a PNG cannot store: leave it out")
 
 
 @contextlib.contextmanager
@@ -171,7 +177,7 @@ class DALLE(Model):
         """Draw requests with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled
         step, takes about as long as ten steps."""
         # weights that were changed are packed anew
-        kind = (weights, *(weight._version for weight in self.decoder.parameters()))
+        kind = (weights, self.weights_version)
         engine = self._idle_engines.pop(kind, None) or new_engine(self, num_slots=NUM_SLOTS, weights=weights)
         try:
             for request, codes in engine.stream(requests, on_step):

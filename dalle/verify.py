@@ -16,13 +16,15 @@ from PIL import Image
 
 from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.store import list_models
+from dalle.decoder.engine import Engine
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, ParameterError
 from dalle.images import chosen_background, enlarge, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt, read_kept_mask
-from dalle.steps import new_engine
+from dalle.steps import StepKind, new_engine
+from dalle.transformer.linear import Weights
 
 __all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
 
@@ -79,6 +81,8 @@ class Verifier:
         self.resample = resample
         self.device = device
         self._models: dict[str, DALLE] = {}
+        self._engines: dict[tuple[str, str, Weights], Engine] = {}
+        """Engines that were made, by model, step and weights."""
         self._only: str | None = None
         if model is not None:
             loaded = DALLE.load(model, device=device)
@@ -117,6 +121,16 @@ class Verifier:
             return Verdict(kind="altered", reason=fault)
         return Verdict(kind="good", reason="its codes give its pixels" + (", and were drawn again" * self.resample))
 
+    def _engine(self, model: DALLE, step_kind: str) -> Engine:
+        """An engine with the step that a receipt names, or the nearest that this machine has."""
+        kind, _, rounded = step_kind.partition("_")
+        step: StepKind = "eager" if kind == "eager" else "auto"
+        weights: Weights = "int8" if rounded == "int8" else "bfloat16" if rounded == "bfloat16" else "float32"
+        key = (model.digest, step, weights)
+        if key not in self._engines:
+            self._engines[key] = new_engine(model, num_slots=NUM_SLOTS, step=step, weights=weights)
+        return self._engines[key]
+
     def _model_of(self, receipt: Receipt) -> DALLE | None:
         digest = receipt.model_digest
         if self._only is not None:
@@ -146,8 +160,7 @@ class Verifier:
             return f"{100 * share:.1f} % of its pixels are not what its codes give"
         return None
 
-    @staticmethod
-    def _fault_when_drawn_again(model: DALLE, receipt: Receipt) -> str | None:
+    def _fault_when_drawn_again(self, model: DALLE, receipt: Receipt) -> str | None:
         """Draw the codes again, with the batch shape of a step in `DALLE.generate`, and compare them.
 
         If this machine has another kind of step than the receipt names, near ties may fall the other way. A code that
@@ -172,13 +185,7 @@ class Verifier:
                 kept=kept,
                 truncate=truncate,
             )
-            kind, _, rounded = receipt.step.partition("_")
-            engine = new_engine(
-                model,
-                num_slots=NUM_SLOTS,
-                step="eager" if kind == "eager" else "auto",
-                weights="int8" if rounded == "int8" else "bfloat16" if rounded == "bfloat16" else "float32",
-            )
+            engine = self._engine(model, receipt.step)
             num_ties, most_ties = 0, 0 if engine.step_kind == receipt.step else max(1, len(codes) // 20)
             while (drawn := engine.run([request])[0].tolist()) != codes and num_ties < most_ties:
                 num_ties += 1

@@ -80,7 +80,8 @@ for name in os.environ:
 if what == "empty":
     config["applications"] = []
 if what == "url":
-    host = "127.0.0.1" if http["host"] == "0.0.0.0" else http["host"]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http["host"], http["host"])
+    host = f"[{host}]" if ":" in host else host
     application, *_others = config["applications"] or [{}]  # the service is the first
     prefix = (application.get("route_prefix") or "").rstrip("/")
     print(f"http://{host}:{http['port']}{prefix}")

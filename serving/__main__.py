@@ -127,7 +127,7 @@ def _serve(settings: Settings) -> None:
     }
     serve.start(http_options=options, proxy_location="HeadOnly")
     serve.run(application(settings), name="dalle")
-    print(f"ready: http://{settings.host}:{settings.port}", flush=True)
+    print(f"ready: {settings.url}", flush=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

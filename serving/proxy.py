@@ -11,16 +11,25 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.headers import SECURITY_HEADERS
+from serving.headers import SECURITY_HEADERS, request_id_of
 
 __all__ = ["CALLBACK", "ProxyErrors", "middlewares"]
 
 logger = logging.getLogger(__name__)
 
 CALLBACK = "serving.proxy:middlewares"
-STEERING = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
-"""Headers of Serve with which a caller could set a timeout, and get a plain-text 408, or keep a request running after
-it has disconnected."""
+STEERING = frozenset(
+    {
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "x-session-id",
+        "serve-multiplexed-model-id",
+        "traceparent",
+        "tracestate",
+    }
+)
+"""Headers of Serve with which a caller could set a timeout, and get a plain-text 408, keep a request running after it
+has disconnected, or choose a replica. Serve fails at values of them that are not UTF-8."""
 MESSAGES = {
     408: "the request took longer than the service allows",
     500: "the process that handled this request has died; try again",
@@ -29,7 +38,8 @@ MESSAGES = {
 
 
 class ProxyErrors:
-    """Replaces the body of a plain-text error by OpenAI's; everything else passes unchanged."""
+    """Gives every request an id, and replaces the body of a plain-text error by OpenAI's; everything else passes
+    unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,14 +48,14 @@ class ProxyErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        for name in STEERING:
-            del MutableHeaders(scope=scope)[name]
+        request_id = request_id_of(Headers(scope=scope))
+        scope["headers"] = [header for header in scope["headers"] if _plain(header[0]) not in STEERING]
+        MutableHeaders(scope=scope)["x-request-id"] = request_id  # Serve and the ingress keep an id that is there
         started = replaced = False
 
-        async def send_error(status: int, request_id: str | None) -> None:
-            headers = SECURITY_HEADERS | ({"Retry-After": "2"} if status in (500, 503) else {})
-            if request_id is not None:
-                headers["X-Request-ID"] = request_id
+        async def send_error(status: int) -> None:
+            headers = SECURITY_HEADERS | {"X-Request-ID": request_id}
+            headers |= {"Retry-After": "2"} if status in (500, 503) else {}
             error = ApiError(status, MESSAGES.get(status, "the service cannot answer this request"), headers=headers)
             await error.response()(scope, receive, send)
 
@@ -57,7 +67,7 @@ class ProxyErrors:
                 headers = Headers(raw=message["headers"])
                 replaced = status >= 400 and not headers.get("content-type", "").startswith("application/json")
                 if replaced:
-                    await send_error(status, headers.get("x-request-id"))
+                    await send_error(status)
             if not replaced:
                 await send(message)
 
@@ -69,8 +79,12 @@ class ProxyErrors:
             logger.exception("the proxy has failed")
         finally:
             if not started:  # also after a cancellation, or an end without a response, as when an ingress dies
-                # Serve adds this header to a request that has none
-                await send_error(500, Headers(scope=scope).get("x-request-id"))
+                await send_error(500)
+
+
+def _plain(name: bytes) -> str:
+    """A header's name with hyphens for the underscores that Serve takes too."""
+    return name.decode("latin-1").lower().replace("_", "-")
 
 
 def middlewares() -> list[Middleware]:

@@ -13,8 +13,11 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PrivateAttr,
     StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "HARMLESS",
@@ -98,6 +101,20 @@ class _Body(BaseModel):
         field = cls.model_fields.get(name)
         return field is not None and value in get_args(field.annotation)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Convert 3.0, which is an integer in JSON, to 3. Reject what pydantic would take for a number: `true`, and
+        text such as "1_0"."""
+        kinds = get_args(annotation := cls.model_fields[str(info.field_name)].annotation) or (annotation,)
+        if int in kinds and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+            for kind, name in ((int, "int_type"), (float, "float_type")):
+                if kind in kinds:
+                    raise PydanticCustomError(name, "it is no number")
+        return value
+
 
 def _allow_nulls(schema: dict[str, Any]) -> None:
     """Declare optional fields as nullable in the schema of a JSON body."""
@@ -112,7 +129,7 @@ class _Common(_Body):
 
     model: str | None = None
     """Id or alias of the model (default: the first one that `GET /v1/models` lists)."""
-    n: int = Field(default=1, ge=1)
+    n: int = Field(default=1, ge=1, lt=2**31)
     """Number of pictures; the service sets the limit."""
     size: str = "auto"
     """`auto`, the size that the model draws, such as `128x128` (width x height), or a whole multiple of it up to 2,048
@@ -133,7 +150,7 @@ class _Common(_Body):
     Default: `b64_json`, unless the service is set to another."""
     stream: bool = False
     """Return server-sent events: previews, and each picture as soon as it is finished."""
-    partial_images: int = Field(default=0, ge=0)
+    partial_images: int = Field(default=0, ge=0, lt=2**31)
     """Number of previews of each picture while it is drawn, at most the model's number of grid rows (`rows` of its
     card). Needs `stream`."""
     user: str | None = Field(default=None, max_length=256)
@@ -173,9 +190,9 @@ class _Common(_Body):
 
 
 class GenerationRequest(_Common):
-    """Body of `POST /v1/images/generations`."""
+    """Body of `POST /v1/images/generations`. JSON has types: `"1"` is no number, and 1 is not `true`."""
 
-    model_config = ConfigDict(json_schema_extra=_allow_nulls)
+    model_config = ConfigDict(strict=True, json_schema_extra=_allow_nulls)
 
     prompt: Prompt
     """Text to draw, at most as long as the model's `max_prompt_tokens`."""
@@ -186,7 +203,7 @@ class EditFields(_Common):
 
     prompt: Prompt
     """Text to draw, at most as long as the model's `max_prompt_tokens`."""
-    keep_rows: int | None = Field(default=None, ge=0)
+    keep_rows: int | None = Field(default=None, ge=0, lt=2**31)
     """Number of grid rows (rows of codes) that are kept, from the top; the rest is drawn. An alternative to a mask.
     Without both, the transparent part of the picture is drawn, or its lower half if nothing in it is transparent."""
 
@@ -196,7 +213,7 @@ class VariationFields(_Common):
 
     prompt: Prompt | None = None
     """Text to draw (default: the prompt in the picture's receipt; without a receipt, no prompt)."""
-    keep_rows: int | None = Field(default=None, ge=0)
+    keep_rows: int | None = Field(default=None, ge=0, lt=2**31)
     """Number of grid rows (rows of codes) that are kept, from the top (default: half of them)."""
 
 

@@ -77,8 +77,8 @@ class ModelSettings(QueueSettings):
     """Type of the decoder's weights. `float32` leaves them as they are. `bfloat16` and `int8` round them, which is
     faster on a CPU and changes some codes."""
     parallel: int = Field(default=WINDOW_WIDTH, ge=1, le=64)
-    """Most codes of a picture that a step on a CPU draws while only one or two pictures are drawn: the same codes in a
-    third of the steps. 1 is off; a compiled step is fast with 8. Rounded weights have 1."""
+    """Most codes of a picture that a step on a CPU draws while few slots are busy: the same codes in a third of the
+    steps. 1 is off; a compiled step is fast with 8. Without effect with rounded weights."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)
@@ -198,6 +198,12 @@ class Settings(BaseSettings):
         if self.response_format == "url" and self.store is None:
             raise ValueError("response_format url needs a store: set the folder `store`")
         return self
+
+    @property
+    def url(self) -> str:
+        """Address of the service, with an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def requests_folder(self) -> Path:

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from dalle.text.bpe import TextTokenizer
 from training.captions.draw import all_captions
+from training.captions.fitting import long_captions_report
 from training.command import exit_on_mistake
 from training.pairs.shards import PairShards, find_shards
 
@@ -25,6 +26,9 @@ def train_text_tokenizer(
 ) -> TextTokenizer:
     """Train the text tokenizer, a byte-level BPE, on every caption, name and keyword of the pairs.
 
+    Captions that are longer than the text length are reported. The decoder is not trained on them if their pair has
+    another caption that fits; otherwise it is trained on the first tokens of the pair's first caption.
+
     Args:
         shards: Picture-caption shards: tar files, folders or glob patterns.
         out: File to write the tokenizer to.
@@ -40,6 +44,8 @@ def train_text_tokenizer(
     out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
     print(f"{out}: {tokenizer.vocab_size} tokens, digest {tokenizer.digest[:12]}")
+    if report := long_captions_report(pairs, tokenizer):
+        print(report)
     return tokenizer
 
 

@@ -1,8 +1,8 @@
 """Shared by the command lines of all training programs: the report of a caller's mistake, presets, and exit codes."""
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import tyro
@@ -15,10 +15,12 @@ __all__ = ["exit_on_mistake", "run_preset"]
 C = TypeVar("C", bound=Config)
 
 
-def exit_on_mistake() -> AbstractContextManager[None]:
+@contextmanager
+def exit_on_mistake() -> Iterator[None]:
     """End the program with one line on stderr and exit code 2, instead of a stack trace, for a caller's mistake, a full
-    disk, or a folder that cannot be written to."""
-    return command_line.exit_on_mistake(system_errors=True)
+    disk, or a folder that cannot be written to. Warnings are one line each, too."""
+    with command_line.exit_on_mistake(system_errors=True), command_line.short_warnings():
+        yield
 
 
 def run_preset(

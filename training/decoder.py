@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
@@ -25,7 +25,7 @@ from dalle.errors import DataError
 from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from training.codes import TokenShards, codes_digest
+from training.codes import TokenShards, codes_digest, load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
 from training.hardware import autocast
@@ -46,7 +46,7 @@ class DecoderTask:
     def __init__(self, config: DecoderTrainingConfig) -> None:
         self.config = config
         self.device = choose_device(config.loop.device)
-        self.image_tokenizer = load_image_tokenizer(config.image_tokenizer)
+        self.image_tokenizer = load_stage_1(config.image_tokenizer)
         self.text_tokenizer = TextTokenizer.load(config.text_tokenizer)
         self.rows, self.val_rows = (
             TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)

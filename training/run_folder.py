@@ -69,9 +69,12 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}; give another folder") from error
-        for key, old, new in _differences(before, json.loads(json.dumps(values))):
+        different = [
+            f"{key} = {old!r}, not {new!r}" for key, old, new in _differences(before, json.loads(json.dumps(values)))
+        ]
+        if different:
             raise DataError(
-                f"{path.parent} holds a run with {key} = {old!r}, not {new!r}: resume it with the same value, or give "
+                f"{path.parent} holds a run with {'; '.join(different)}: resume it with the same values, or give "
                 "another folder"
             )
     else:

@@ -35,8 +35,8 @@ def compile_step_of_model(
     The engine's step becomes one program for this processor, which `generate`, the
     service and batches then use, if it was measured to be faster. It takes a C++
     compiler now (g++), and none later. It is kept in ~/.cache/dalle, or the folder
-    that the environment variable DALLE_CACHE names, and takes as much room on disk
-    and in memory as the model's decoder.
+    that the environment variable DALLE_CACHE names, and takes about twice the room
+    of the model's decoder on disk and in memory.
 
         dalle compile
         dalle compile models/mine --num-slots 16
@@ -44,14 +44,15 @@ def compile_step_of_model(
     """
     loaded = Model.load(model, device="cpu")
     found = CompiledModel.find(loaded.digest, num_slots, weights)
-    if found is None:
+    if found is None or not found.can_be_loaded(loaded.decoder, num_slots, weights):
         print(f"compiling {loaded.name} for {num_slots} slots ...", flush=True)
         try:
             found = compile_model(loaded, num_slots, weights)
         except OSError as error:
             raise CannotWriteError(f"cannot keep the compiled step: {error}") from error
     eager, compiled = found.milliseconds["eager"], found.milliseconds["compiled"]
-    use = "is used from now on" if found.is_faster else "is not faster here, and is not used"
+    kind = f"with {num_slots} slots" + ("" if weights == "float32" else f" and {weights} weights")
+    use = f"is used from now on {kind}" if found.is_faster else "is not faster here, and is not used"
     print(f"compiled {found.folder}: {compiled:.2f} ms a step, {eager:.2f} without; it {use}")
     if weights != "float32":
         share = equal_codes(loaded, weights)

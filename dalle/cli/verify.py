@@ -162,6 +162,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _receipt(record: dict[str, Any]) -> Receipt:
     """The receipt that the PNG of a record has, or would have."""
-    text = {name: record[name] for name in RECEIPT_FIELDS if record[name] is not None}
+    fields = {name: record[name] for name in RECEIPT_FIELDS} | {"step": record.get("step")}  # older records have none
+    text = {name: value for name, value in fields.items() if value is not None}
     whole = text | {"parameters": json.dumps(record["parameters"], ensure_ascii=False)}
     return Receipt.from_text({name: str(value) for name, value in whole.items()})

@@ -114,8 +114,8 @@ def batch(
     step: Annotated[
         StepKind,
         typer.Option(
-            help="Kind of step: eager, compiled (see `dalle compile`), or auto: compiled if it is there, and eager on "
-            "Ray. A resumed batch keeps the kind it was started with."
+            help="Kind of step: eager, compiled (see `dalle compile`), cuda_graph, or auto: cuda_graph on CUDA, else "
+            "compiled if it is there, and eager on Ray. A resumed batch keeps the kind it was started with."
         ),
     ] = "auto",
     weights: Annotated[

@@ -16,6 +16,7 @@ import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
 from dalle.checkpoint.store import find_model
+from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
 from dalle.images import chosen_background
 from dalle.model import NUM_SLOTS
@@ -163,9 +164,12 @@ def _worker_settings(
     num_slots = batch.num_slots or before.get("num_slots") or NUM_SLOTS
     step: StepKind = batch.step if batch.step != "auto" else before.get("step", "auto")
     weights: Weights = batch.weights or before.get("weights") or "float32"
+    if step == "auto" and batch.backend == "ray":
+        step = "eager"  # the machines of a cluster may have compiled steps or not
+    if step == "auto" and choose_device(batch.device).type == "cuda":
+        step = "cuda_graph"
     if step == "auto":
-        # the machines of a cluster may have compiled steps or not
-        compiled = CompiledModel.find(facts.digest, num_slots, weights) if batch.backend == "local" else None
+        compiled = CompiledModel.find(facts.digest, num_slots, weights)
         step = "compiled" if compiled is not None and compiled.is_faster else "eager"
     return WorkerSettings(
         model=folder,

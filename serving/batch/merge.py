@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("codes", pa.string()),
         ("codes_sha256", pa.string()),
+        ("step", pa.string()),
         ("software", pa.string()),
         ("error_code", pa.string()),
         ("error", pa.string()),

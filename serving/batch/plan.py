@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
@@ -68,7 +68,9 @@ def item_seed(seed: int, item_id: str) -> int:
 
 
 class _Body(GenerationRequest):
-    """The fields of a line: those of a request, and an id."""
+    """The fields of a line: those of a request, and an id. Values can be text, as the cells of a CSV file are."""
+
+    model_config = ConfigDict(strict=False)
 
     id: str | None = Field(default=None, max_length=MAX_ID)
 
@@ -164,9 +166,8 @@ class Planner:
             with negative_prompt_errors():
                 self.facts.text_tokenizer.encode(body.negative_prompt)
         name = body.id or f"line-{line.number}"
-        for text in (body.prompt, body.negative_prompt or "", name):
-            if "\0" in text:
-                raise ApiError(400, "a text contains a NUL character, which a PNG cannot store", code="invalid_value")
+        if "\0" in name:
+            raise ApiError(400, "the id has a NUL character: leave it out", code="invalid_value", param="id")
         quality = self.settings.quality
         if body.output_compression is not None:
             quality = max(1, body.output_compression)  # the lowest of `encode_image` is 1, OpenAI's 0

@@ -18,12 +18,12 @@ from starlette.types import Scope
 
 from dalle import __version__
 from serving.backend import Backend
-from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_type
+from serving.errors import ERRORS, ApiError, content_type, field_error, unreadable_body, wrong_type
 from serving.ingress.callers import Callers, read_keys
 from serving.ingress.deferred import Deferred
 from serving.ingress.drawing import find_model
 from serving.ingress.images import router
-from serving.ingress.middleware import AccessLog, Authentication, Failures, RequestBounds
+from serving.ingress.middleware import AccessLog, Authentication, Failures, HeadRequests, RequestBounds
 from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
@@ -88,14 +88,17 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     # the middleware added last is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)
     app.add_middleware(RequestBounds, limit=limit, seconds=lambda: app.state.callers.limits.deadline)
+    app.add_middleware(HeadRequests)
     app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],  # for these origins alone; OpenAI's client sends a dozen of its own
             expose_headers=EXPOSED,
+            # browsers ask this before a public page may call a service in a private network, or on their own machine
+            allow_private_network="*" not in settings.cors_origins,
         )
     app.add_middleware(AccessLog, metrics=app.state.metrics, send_id=send_request_id)
     _add_error_handlers(app)
@@ -122,6 +125,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and error.__cause__ is not None:  # FastAPI could not parse the body
+            return unreadable_body(error.__cause__).response()
         messages = {
             404: f"there is nothing at {request.url.path}",
             405: f"{request.method} is not allowed at {request.url.path}",

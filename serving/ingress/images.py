@@ -79,11 +79,15 @@ async def cancel(request: Request, request_id: str) -> dict[str, Any]:
 async def file(request: Request, name: str) -> Response:
     """A stored picture, by the name in its URL."""
     store: ImageStore | None = request.app.state.store
-    picture = await asyncio.to_thread(store.get, name) if store is not None else None
-    if picture is None:
+    found = await asyncio.to_thread(store.get, name) if store is not None else None
+    if found is None:
         raise ApiError(404, f"there is no picture {name[:80]!r}, or it has expired")
     # pages of other origins that know the URL may show the picture
-    headers = {"Cache-Control": "private, max-age=3600, immutable", "Cross-Origin-Resource-Policy": "cross-origin"}
+    picture, seconds = found
+    headers = {
+        "Cache-Control": f"private, max-age={seconds}, immutable",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
     return Response(picture, media_type=f"image/{name.rpartition('.')[2]}", headers=headers)
 
 

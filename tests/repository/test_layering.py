@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "device": {"errors"},
     "files": {"errors"},
     "images": {"errors"},
+    "tables": {"errors"},
     "transformer": {"config", "errors"},
     "decoder": {"transformer", "config", "errors"},
     "vq": {"config", "errors"},

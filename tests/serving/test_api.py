@@ -306,7 +306,12 @@ def test_a_bomb_of_a_picture_is_refused(quick: Service) -> None:
     response = httpx.post(
         quick.url + EDITS, data=PROMPT | {"keep_rows": "1"}, files={"image": file.getvalue()}, timeout=30
     )
-    assert response.status_code == 400 and "pixels" in error_of(response)["message"]
+    message = "the picture has 400000000 pixels; the limit is 16777216 in all"
+    assert response.status_code == 400 and error_of(response)["message"] == message
+    picture = encode_image(Image.new("RGBA", (16, 16)), format="png")
+    files = {"image": picture, "mask": file.getvalue()}
+    response = httpx.post(quick.url + EDITS, data=PROMPT, files=files, timeout=30)
+    assert error_of(response)["message"] == message.replace("picture", "mask")
 
 
 def test_a_variation_takes_the_prompt_of_its_receipt(quick: Service) -> None:

@@ -1,12 +1,13 @@
 """Errors of the proxy in front of the service."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
-from starlette.datastructures import MutableHeaders
+import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
@@ -14,21 +15,22 @@ from serving.headers import SECURITY_HEADERS
 from serving.proxy import ProxyErrors
 
 ROOT = Path(__file__).parents[2]
-SERVES_ID = {"X-Request-ID": "serve-1"}
+STEERING = ("X-Request-Timeout-Seconds", "X-Session-Id", "x_session_id", "serve_multiplexed_model_id", "traceparent")
 
 
-def ask(path: str) -> httpx.Response:
+def ask(path: str, request_id: bytes = b"mine-1") -> httpx.Response:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        assert b"x-request-timeout-seconds" not in dict(scope["headers"])
-        MutableHeaders(scope=scope)["X-Request-ID"] = "serve-1"  # as Serve does, inside of this
+        headers = {name: value.decode() for name, value in scope["headers"]}  # as Serve reads them
+        assert not {name.lower().encode() for name in STEERING} & headers.keys()
+        serves_id = {"X-Request-ID": headers[b"x-request-id"]}
         if path == "/broken":
             raise ConnectionError("the ingress is gone")
         if path == "/silent":
             return
         answers = {
-            "/dead": PlainTextResponse("Internal Server Error", 500, SERVES_ID),
-            "/slow": PlainTextResponse("timed out", 408, SERVES_ID),
-            "/gone": PlainTextResponse("Request was cancelled.", 499, SERVES_ID),
+            "/dead": PlainTextResponse("Internal Server Error", 500, serves_id),
+            "/slow": PlainTextResponse("timed out", 408, serves_id),
+            "/gone": PlainTextResponse("Request was cancelled.", 499, serves_id),
             "/wrong": JSONResponse({"error": "as it is"}, 400),
             "/well": PlainTextResponse("metrics"),
         }
@@ -37,7 +39,8 @@ def ask(path: str) -> httpx.Response:
     async def asked() -> httpx.Response:
         transport = httpx.ASGITransport(app=ProxyErrors(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            return await client.get(path, headers={"X-Request-Timeout-Seconds": "1"})
+            sent = [("X-Request-Id", request_id), *((name, b"\xff") for name in STEERING)]
+            return await client.get(path, headers=[(name.encode(), value) for name, value in sent])
 
     return asyncio.run(asked())
 
@@ -53,10 +56,12 @@ def test_plain_text_errors_get_openais_form() -> None:
     assert (gone.status_code, gone.json()["error"]["code"]) == (499, "error"), "a status that has no name"
 
 
-def test_errors_keep_serves_id_and_have_the_headers_of_all_others() -> None:
+@pytest.mark.parametrize("request_id", [b"mine-1", b"\xff", b"a b", b""])
+def test_errors_have_an_id_of_the_right_form_and_the_headers_of_all_others(request_id: bytes) -> None:
     for path in ("/dead", "/broken", "/silent", "/slow"):
-        headers = ask(path).headers
-        assert headers["x-request-id"] == "serve-1", path
+        headers = ask(path, request_id).headers
+        told = headers["x-request-id"]
+        assert told == "mine-1" if request_id == b"mine-1" else re.fullmatch("req_[0-9a-f]{32}", told), path
         assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 

@@ -23,6 +23,14 @@ def test_defaults_are_a_service_for_this_machine() -> None:
     assert settings.cors_origins == () and settings.keys_file is None and not settings.log_prompts
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000"), ("localhost", "http://localhost:8000")],
+)
+def test_an_ipv6_address_is_in_brackets(host: str, url: str) -> None:
+    assert load_settings({"host": host}).url == url
+
+
 def test_flags_win_over_the_environment_and_both_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("port: 1001\nstore_seconds: 5\nlimits: {max_n: 2, deadline: 7}\nhost: 127.0.0.2\n")

@@ -170,14 +170,18 @@ def test_codes_of_many_entries_need_more_bits() -> None:
     assert codes_module._compact(ids, 65_536).long().tolist() == [0, 65_535]
 
 
-def test_captions_that_cannot_be_held_are_refused(data: Path, tmp_path: Path, eyes: ImageTokenizer) -> None:
+def test_a_pair_without_a_caption_that_fits_is_truncated(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = TextTokenizer.train(["red square"] * 50, vocab_size=280, text_length=4)
-    metadata = PairShards(find_shards([f"{data}/train-*.tar"])).metadata(0)
-    with pytest.raises(DataError) as caught:
-        write(data, tmp_path / "out", eyes, short)
-    message = str(caught.value)
-    assert message.startswith("the captions of pair 0 do not fit into 3 tokens: ")
-    assert repr(metadata["captions"][0]) in message and "greater text_length" in message
+    pairs = PairShards(find_shards([f"{data}/train-*.tar"]))
+    (path,) = write(data, tmp_path / "out", eyes, short)
+    first = pairs.metadata(0)["captions"][0]
+    rows = load_file(path)["text_ids"][0].long()
+    assert {tuple(row.tolist()) for row in rows} == {tuple(short.fit(short.tokenize(first)[:3]).tolist())}
+    said = capsys.readouterr().out
+    assert "18 pairs have only captions of more than 3 tokens; the first one is truncated: 0, 1, 2, " in said
+    assert "6" not in said.partition("truncated: ")[2] and said.endswith(" and 8 more\n"), "a keyword of 6 fits"
 
 
 def test_a_caption_that_is_too_long_is_drawn_again(data: Path, tmp_path: Path, eyes: ImageTokenizer) -> None:

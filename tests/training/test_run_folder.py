@@ -85,10 +85,10 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, config(save_minutes=0.0, seed=3))
     assert str(caught.value) == (
-        f"{tmp_path} holds a run with seed = 0, not 3: resume it with the same value, or give another folder"
+        f"{tmp_path} holds a run with seed = 0, not 3: resume it with the same values, or give another folder"
     )
-    with pytest.raises(DataError, match=r"holds a run with new = None, not 1"):
-        train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1})
+    with pytest.raises(DataError, match=r"holds a run with new = None, not 1; seed = 0, not 3: resume"):
+        train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1, "seed": 3})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 

@@ -30,8 +30,8 @@ class RecipeOptions:
     """Time budget in minutes for all stages together, from which each stage derives its number of steps. Downloads and
     the building of shards do not count. None: no budget; each stage takes the number of steps of the preset."""
     pictures: Path | None = None
-    """Your own pictures with captions: a folder, or a .csv or .jsonl file, as `python -m training.folder` takes them.
-    None: the emoji data, built from its packages."""
+    """Your own pictures with captions: a folder, or a .csv, .jsonl or .parquet file, as `python -m training.folder`
+    takes them. None: the emoji data, built from its packages."""
     shards: Path | None = None
     """Folder of picture-caption shards to train on, instead of `pictures`. None: shards are built."""
     start_from: Path | None = None

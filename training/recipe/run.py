@@ -9,10 +9,12 @@ from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError
 from training.bpe import train_text_tokenizer
+from training.captions.fitting import long_captions_report
 from training.codes import encode_pairs
 from training.decoder import DecoderTask
 from training.evaluate import evaluate
 from training.loop import Task, train
+from training.pairs.shards import PairShards, find_shards
 from training.recipe.options import RecipeOptions
 from training.recipe.plan import TITLES, Plan
 from training.recipe.presets import RECIPES
@@ -96,9 +98,11 @@ class _Run:
             return
         self._announce("text")
         with self.plan.stage("text"):
-            if self.start is not None and self.start.text_tokenizer is not None:
+            if self.start is not None and (tokenizer := self.start.text_tokenizer) is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.start.text_tokenizer.save(path)
+                tokenizer.save(path)
+                if report := long_captions_report(PairShards(find_shards(self.source.train)), tokenizer):
+                    print(report)
             else:
                 train_text_tokenizer(self.source.train, out=path, vocab_size=self.recipe.vocab_size)
 
@@ -131,7 +135,6 @@ class _Run:
                     text_tokenizer=self.out / "text" / "tokenizer.json",
                     out=self.out / "codes" / name,
                     num_captions=recipe.num_captions,
-                    truncate=True,
                     num_views=recipe.num_views if name == "train" else 1,
                     mirror=recipe.mirror,
                     seed=options.seed,
