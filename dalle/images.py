@@ -9,6 +9,8 @@ Colour profiles are not applied.
 import io
 import math
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -17,9 +19,10 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.defaults import Background
 from dalle.errors import DalleError, ImageError, ParameterError
 
 __all__ = [
@@ -33,8 +36,10 @@ __all__ = [
     "composite",
     "contact_sheet",
     "encode_image",
+    "enlarge",
     "has_transparency",
     "load_image",
+    "max_enlargement",
     "open_image",
     "premultiplied",
     "to_mode",
@@ -48,10 +53,10 @@ __all__ = [
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 ImageFormat = Literal["png", "jpeg", "webp"]
 Mode = Literal["RGB", "RGBA"]
-Background = Literal["transparent", "opaque", "auto"]
 DrawnBackground = Literal["transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20
+MAX_ENLARGED_SIDE = 2048
 # Pillow's other readers stay off: some run external programs, and many are rarely tested with hostile files.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 LOSSY_QUALITY = 90
@@ -123,7 +128,10 @@ def open_image(
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", "the picture")
     try:
-        with Image.open(stream, formats=formats) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of another limit than ours
+            opened = Image.open(stream, formats=formats)
+        with opened as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{name} has {image.height} x {image.width} pixels; the limit is {max_pixels} in all")
             yield image
@@ -131,7 +139,16 @@ def open_image(
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is damaged, or not a {', '.join(formats)}") from error
+    except Image.DecompressionBombError as error:  # Pillow has a limit of its own, and its message only that
+        count = next(iter(re.findall(r"\((\d+) pixels\)", str(error))), "too many")
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise ImageError(f"{name} has {count} pixels; the limit is {limit} in all") from error
     except Exception as error:
+        if "MAX_TEXT" in str(error):
+            limit = PngImagePlugin.MAX_TEXT_CHUNK
+            raise ImageError(
+                f"{name} has texts or a colour profile of more than {limit} bytes, which is the limit"
+            ) from error
         raise ImageError(f"{name} cannot be read: {error}") from error
 
 
@@ -215,6 +232,24 @@ def chosen_background(background: str, *, mode: Mode, model: str, format: ImageF
 def with_background(image: Image.Image, background: DrawnBackground) -> Image.Image:
     """Apply a background to a picture that a model drew, RGB or RGBA: an opaque one is RGB, composited over white."""
     return image if background == "transparent" else to_rgb(image)
+
+
+def enlarge(image: Image.Image, factor: int) -> Image.Image:
+    """Enlarge a picture by a whole factor, with Lanczos' filter, which keeps edges sharp. Raises `ParameterError` for a
+    factor below 1, and for a result with a side above 2,048 pixels."""
+    if factor == 1:
+        return image
+    if not 1 < factor <= (largest := max_enlargement(image.height, image.width)):
+        raise ParameterError(
+            f"a picture of {image.height} x {image.width} pixels cannot be enlarged {factor} times; the factor must be "
+            f"in 1..{largest}"
+        )
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.LANCZOS)
+
+
+def max_enlargement(height: int, width: int) -> int:
+    """The largest factor by which `enlarge` enlarges a picture of this size."""
+    return max(1, MAX_ENLARGED_SIDE // max(height, width))
 
 
 def contact_sheet(

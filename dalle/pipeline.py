@@ -18,8 +18,9 @@ from torch import Tensor
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
+from dalle.defaults import MAX_PICTURES
 from dalle.errors import NegativePromptError, ParameterError, PromptError
-from dalle.images import Background, chosen_background, with_background
+from dalle.images import Background, chosen_background, enlarge, with_background
 from dalle.model import NUM_SLOTS, Model
 from dalle.receipt import Receipt, kept_mask
 from dalle.steps import new_engine
@@ -37,8 +38,6 @@ __all__ = [
     "negative_prompt_errors",
 ]
 
-MAX_PICTURES = 1000
-"""Largest number of pictures of one prompt in one call."""
 NEEDS_GUIDANCE = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
 
 
@@ -49,6 +48,15 @@ class Picture:
     image: Image.Image
     """RGBA with straight alpha if the background is transparent, else RGB."""
     receipt: Receipt
+
+    def enlarged(self, factor: int) -> "Picture":
+        """The picture, enlarged by a whole factor, which its receipt names. Raises `ParameterError` as
+        `dalle.images.enlarge` does."""
+        if factor == 1:
+            return self
+        parameters = dict(self.receipt.parameters) | {"enlargement": factor}
+        receipt = dataclasses.replace(self.receipt, parameters=parameters)
+        return Picture(image=enlarge(self.image, factor), receipt=receipt)
 
     @property
     def prompt(self) -> str:
@@ -89,12 +97,18 @@ class Prefix:
 
 
 def check_prompts(prompt: str | None, negative_prompt: str | None, params: SamplingParams) -> None:
-    """Validate prompts before they are tokenized. Raises `PromptError` for an empty prompt, `ParameterError` for a
-    negative prompt without guidance."""
+    """Validate prompts before they are tokenized. Raises `PromptError` for an empty prompt, or a prompt with a NUL
+    character; `ParameterError` for a negative prompt without guidance."""
     if negative_prompt is not None and not params.guided:
         raise ParameterError(NEEDS_GUIDANCE)
     if prompt is not None and not prompt.strip():
         raise PromptError(f"the prompt is empty: {prompt!r}; say what to draw")
+    for text, name, error in (
+        (prompt, "the prompt", PromptError),
+        (negative_prompt, "the negative prompt", NegativePromptError),
+    ):
+        if text is not None and (place := text.find("\0")) >= 0:
+            raise error(f"{name} has a NUL character at position {place}, which a PNG cannot store: leave it out")
 
 
 @contextlib.contextmanager
@@ -162,7 +176,7 @@ class DALLE(Model):
         """Draw requests with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled
         step, takes about as long as ten steps."""
         # weights that were changed are packed anew
-        kind = (weights, *(weight._version for weight in self.decoder.parameters()))
+        kind = (weights, self.weights_version)
         engine = self._idle_engines.pop(kind, None) or new_engine(self, num_slots=NUM_SLOTS, weights=weights)
         try:
             for request, codes in engine.stream(requests, on_step):

@@ -11,18 +11,21 @@ once in very many pictures, a code. Rounded weights change about one code in a h
 those that follow it; with them, eager and compiled differ in half as many, as their inputs are rounded too.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
@@ -35,21 +38,23 @@ from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
+from dalle.defaults import StepKind
 from dalle.errors import DalleError
-from dalle.files import atomic_folder
+from dalle.files import atomic_folder, cache_folder, check_output, flush_file, names_in
 from dalle.model import Model
 from dalle.transformer import block
 from dalle.transformer.linear import Weights, why_not_rounded
 
 __all__ = ["CompiledModel", "StepKind", "compile_model", "equal_codes", "new_engine", "why_not_compiled"]
 
-StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
-"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
-`eager`."""
 FAST_LENGTH_BLOCK = 128
 """Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30
 NUM_COMPARED_PICTURES = 8
+SECONDS_KEPT = 30 * 24 * 3600
+ABOUT_FILE = "about.json"
+ROOM = 50e6
+"""Bytes that a compiled step takes besides copies of the weights, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,11 +67,27 @@ class CompiledModel:
 
     @classmethod
     def find(cls, digest: str, num_slots: int, weights: Weights = "float32") -> Self | None:
-        """The step that was compiled for the model of a digest on this machine, if there is one."""
+        """The step that was compiled for the model of a digest on this machine, if there is a whole one."""
         folder = _folder(digest, num_slots, weights)
-        if not (folder / "times.json").is_file():
+        try:
+            about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+            sizes = {name: (folder / name).stat().st_size for name in about["sizes"]}
+            milliseconds = {name: float(about["milliseconds"][name]) for name in ("eager", "compiled")}
+        except (OSError, ValueError, TypeError, KeyError):  # there is none, or only a part of one
             return None
-        return cls(folder=folder, milliseconds=json.loads((folder / "times.json").read_text(encoding="utf-8")))
+        if sizes != about["sizes"]:
+            return None
+        with contextlib.suppress(OSError):  # a cache that cannot be written to serves as well
+            os.utime(folder)
+        return cls(folder=folder, milliseconds=milliseconds)
+
+    def can_be_loaded(self, decoder: Decoder, num_slots: int, weights: Weights) -> bool:
+        """Whether the step can be loaded, which takes a fraction of a second."""
+        try:
+            CompiledStep(decoder, num_slots, self.folder, weights=weights)
+        except (RuntimeError, OSError):
+            return False
+        return True
 
     @property
     def is_faster(self) -> bool:
@@ -78,14 +99,15 @@ def why_not_compiled(model: Model) -> str | None:
     weight = model.decoder.embedding.weight
     if weight.device.type != "cpu":
         return f"the model is on {weight.device.type}; steps are compiled for CPUs"
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return "there is no C++ compiler (g++, or what the environment variable CXX names)"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"there is no C++ compiler {compiler!r} (g++, or the program that the environment variable CXX names)"
     return None
 
 
 def compile_model(model: Model, num_slots: int, weights: Weights = "float32") -> CompiledModel:
-    """Compile the step of a model for this machine and measure it, in a quarter of a minute or more. It is kept in the
-    folder that the environment variable DALLE_CACHE names (default: ~/.cache/dalle).
+    """Compile the step of a model for this machine and measure it, in half a minute or more. It is kept in the
+    folder that the environment variable DALLE_CACHE names (default: ~/.cache/dalle), until it was not used for a month.
 
     Raises `DalleError` if there is no compiler, or it fails, or the weights cannot be rounded; `OSError` if the folder
     cannot be written to.
@@ -93,8 +115,14 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
     _check_weights(model, weights)
     if (reason := why_not_compiled(model)) is not None:
         raise DalleError(f"cannot compile the step of {model.name}: {reason}")
+    if not model.is_as_loaded:
+        raise DalleError(f"cannot compile the step of {model.name}: its weights were changed after it was loaded")
     decoder = model.decoder
-    with atomic_folder(_folder(model.digest, num_slots, weights)) as folder:
+    place = _folder(model.digest, num_slots, weights)
+    check = functools.partial(check_output, place, "a compiled step", _why_foreign, overwrite=True)
+    check()
+    with atomic_folder(place, check=lambda moved: check(moved=moved)) as folder:
+        _check_room(decoder, folder)
         try:
             compile_step(decoder, num_slots, folder, weights=weights)
         except Exception as error:  # the compiler's own, of many types
@@ -105,10 +133,21 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
             "compiled": CompiledStep(decoder, num_slots, folder, weights=weights),
         }
         times = {name: round(value, 3) for name, value in _milliseconds(decoder, num_slots, steps).items()}
-        (folder / "times.json").write_text(json.dumps(times), encoding="utf-8")
+        for path in folder.iterdir():
+            flush_file(path)
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        (folder / ABOUT_FILE).write_text(json.dumps({"milliseconds": times, "sizes": sizes}), encoding="utf-8")
+    _remove_unused(_folder(model.digest, num_slots, weights).parent)
     found = CompiledModel.find(model.digest, num_slots, weights)
     assert found is not None
     return found
+
+
+def _why_foreign(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "it is a file"
+    ours = {ABOUT_FILE, "times.json", compiled_step.STEP_FILE, compiled_step.WINDOW_FILE}  # the second of old releases
+    return f"it has {', '.join(strange)}" if (strange := sorted({*names_in(folder)} - ours)) else None
 
 
 def new_engine(
@@ -121,32 +160,68 @@ def new_engine(
     parallel: int = WINDOW_WIDTH,
 ) -> Engine:
     """An engine for a model. A compiled step always runs all slots: it has no `buckets`. Parallel decoding is for CPUs,
-    and for weights that are not rounded.
+    and for float32 weights that are not rounded. A compiled step that cannot be loaded is left out with a warning.
 
-    Raises `DalleError` for a step `compiled` where none is compiled with such weights, `cuda_graph` without CUDA, and
-    for weights that cannot be rounded; `EngineError` as `Engine` does.
+    Raises `DalleError` for a step `compiled` where none is compiled for the model with such weights or it cannot be
+    loaded, `cuda_graph` without CUDA, and for weights that cannot be rounded; `EngineError` as `Engine` does.
     """
     _check_weights(model, weights)
-    decoder, device = model.decoder, model.decoder.embedding.weight.device.type
+    decoder, weight = model.decoder, model.decoder.embedding.weight
+    device = weight.device.type
     if step == "cuda_graph" and device != "cuda":
         raise DalleError(f"the step cuda_graph needs CUDA; {model.name} is on {device}")
     if device == "cuda" and step in ("auto", "cuda_graph"):
         graphs = GraphStep(decoder, num_slots, length_block=FAST_LENGTH_BLOCK if buckets else None)
         return Engine(decoder, num_slots=num_slots, buckets=buckets, step=graphs)
-    if device != "cpu" or weights != "float32":
+    is_plain = device == "cpu" and weight.dtype == torch.float32
+    if not is_plain or weights != "float32":
         parallel = 1
-    compiled = CompiledModel.find(model.digest, num_slots, weights) if device == "cpu" and step != "eager" else None
-    if step == "compiled" and compiled is None:
-        option = "" if weights == "float32" else f" --weights {weights}"
-        raise DalleError(
-            f"no step of {model.name} is compiled for {num_slots} slots{option and f' and {weights} weights'} on this "
-            f"machine: run `dalle compile {model.name} --num-slots {num_slots}{option}`"
-        )
-    if compiled is not None and (step == "compiled" or compiled.is_faster):
-        program = CompiledStep(decoder, num_slots, compiled.folder, weights=weights)
-        return Engine(decoder, num_slots=num_slots, parallel=parallel, step=program)
+    if step == "compiled" and (reason := _why_no_compiled_step(model)) is not None:
+        raise DalleError(f"{model.name} cannot run a compiled step: {reason}")
+    if step != "eager" and is_plain and model.is_as_loaded:
+        program = _load_compiled(model, num_slots, weights, needed=step == "compiled")
+        if program is not None:
+            return Engine(decoder, num_slots=num_slots, parallel=parallel, step=program)
     rounded = None if weights == "float32" else Step(decoder, num_slots, weights=weights)
     return Engine(decoder, num_slots=num_slots, step=rounded, buckets=buckets, parallel=parallel)
+
+
+def _why_no_compiled_step(model: Model) -> str | None:
+    """Why a model cannot run a compiled step, whether or not there is one; None if it can."""
+    weight = model.decoder.embedding.weight
+    if weight.device.type != "cpu":
+        return f"it is on {weight.device.type}; steps are compiled for CPUs"
+    if weight.dtype != torch.float32:
+        return f"its weights are {weight.dtype}, not torch.float32"
+    return None if model.is_as_loaded else "its weights were changed after it was loaded"
+
+
+def _load_compiled(model: Model, num_slots: int, weights: Weights, *, needed: bool) -> CompiledStep | None:
+    """The compiled step of a model; None if there is none, it is slower than the eager one, or it cannot be loaded.
+
+    needed: raise `DalleError` instead, and load it even if it is slower.
+    """
+    found = CompiledModel.find(model.digest, num_slots, weights)
+    option = "" if weights == "float32" else f" --weights {weights}"
+    command = f"dalle compile {model.source} --num-slots {num_slots}{option}"
+    if found is None:
+        if needed:
+            raise DalleError(
+                f"no step of {model.name} is compiled for {num_slots} slots"
+                f"{option and f' and {weights} weights'} on this machine: run `{command}`, or choose the step eager"
+            )
+        return None
+    if not needed and not found.is_faster:
+        return None
+    try:
+        return CompiledStep(model.decoder, num_slots, found.folder, weights=weights)
+    except (RuntimeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"the compiled step in {found.folder} cannot be loaded ({reason}): remove it, and run `{command}`"
+        if needed:
+            raise DalleError(message) from error
+        warnings.warn(f"{message}; until then steps run operation by operation", stacklevel=3)
+        return None
 
 
 @torch.inference_mode()
@@ -188,8 +263,8 @@ def _empty_request(decoder: Decoder, params: SamplingParams) -> Request:
 
 
 def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> dict[str, float]:
-    """Least duration of a step with all slots busy, of several steps in turn: other work on the machine disturbs the
-    least one last."""
+    """Shortest duration of a step with all slots busy, of several steps in turn. Other work on the machine disturbs the
+    shortest of many durations least."""
     request = _empty_request(decoder, SamplingParams())
     engines = {name: Engine(decoder, num_slots=num_slots, step=step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -204,6 +279,27 @@ def _milliseconds(decoder: Decoder, num_slots: int, steps: dict[str, Step]) -> d
     return {name: min(values) for name, values in times.items()}
 
 
+def _check_room(decoder: Decoder, folder: Path) -> None:
+    """Raise `DalleError` if the disk has too little room for compiling: torch's compiler aborts on a full one."""
+    num_bytes = sum(weight.nbytes for weight in decoder.parameters())
+    needed, free = 6 * num_bytes + ROOM, shutil.disk_usage(folder).free
+    if free < needed:
+        raise DalleError(
+            f"compiling needs {needed / 1e6:,.0f} MB on the disk of {folder.parent}, which has {free / 1e6:,.0f} free; "
+            "the environment variable DALLE_CACHE chooses another folder"
+        )
+
+
+def _remove_unused(steps_folder: Path) -> None:
+    """Remove steps that were not used for a month: those of other versions of this program, and unfinished ones."""
+    for folder in steps_folder.iterdir():
+        if not re.fullmatch(r"[0-9a-f]{16}|\.[0-9a-f]{16}-.*", folder.name):  # not this program's
+            continue
+        with contextlib.suppress(OSError):  # another process may remove it
+            if time.time() - folder.stat().st_mtime > SECONDS_KEPT:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     """Folder of the step of a model, named after all that the program depends on."""
     source = b"".join(
@@ -213,11 +309,10 @@ def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     )
     depends = (digest, num_slots, weights, torch.__version__, _processor(), source)
     key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
-    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
-    return Path(root) / "steps" / key
+    return cache_folder() / "steps" / key
 
 
-@cache
+@functools.cache
 def _processor() -> str:
     """What machine code depends on: the instructions that this processor knows."""
     try:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,10 +23,11 @@ from pydantic import Field
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
-from dalle.checkpoint.store import find_model
-from dalle.command_line import exit_on_mistake, print_error, short_warnings
+from dalle.command_line import exit_on_mistake, print_error, program, short_warnings
 from dalle.device import choose_device
 from dalle.errors import ConfigError
+from dalle.help_pages import parsing
+from dalle.hub.pull import model_folder
 from dalle.steps import CompiledModel
 from serving.cluster.connect import Connection, connect
 from serving.preflight import check_settings, reserve_port
@@ -35,8 +37,6 @@ from serving.settings import ModelSettings, Settings, load_settings, mistakes_as
 __all__ = ["main"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-INTERRUPTED = 130
-"""Exit code of a start that was interrupted."""
 MAX_COMPILED_BYTES = 2e9
 """Size of the weight files up to which a step is compiled without being asked for."""
 
@@ -68,26 +68,27 @@ def main() -> None:
     """Start the service and run it until SIGINT or SIGTERM."""
     for number in STOPPING:
         signal.signal(number, _interrupt)
-    try:
-        with exit_on_mistake(), short_warnings():
-            settings = _settings(sys.argv[1:])
-            # replicas have working directories of their own
-            models = tuple(
-                model.model_copy(update={"path": str(find_model(model.path).absolute()), "name": model.id})
-                for model in settings.models
-            )
-            settings = settings.model_copy(update={"models": models})
-            check_settings(settings)
-            reserved = []
-            if not os.environ.get("RAY_ADDRESS"):
-                reserved = reserve_port(settings.host, settings.port)
-                settings = _all_cores(settings, os.cpu_count() or 1)
-                for model in settings.models:
-                    _compile(model)
-        _serve(settings)
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-        raise SystemExit(INTERRUPTED) from None
+    reserved: list[socket.socket] = []
+    with program():
+        try:
+            with exit_on_mistake(), short_warnings():
+                settings = _settings(sys.argv[1:])
+                # replicas have working directories of their own
+                models = tuple(
+                    model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
+                    for model in settings.models
+                )
+                settings = settings.model_copy(update={"models": models})
+                check_settings(settings)
+                if not os.environ.get("RAY_ADDRESS"):
+                    reserved = reserve_port(settings.host, settings.port)
+                    settings = _all_cores(settings, os.cpu_count() or 1)
+                    for model in settings.models:
+                        _compile(model)
+            _serve(settings)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+            raise
     for held in reserved:
         held.close()
 
@@ -102,7 +103,7 @@ def _settings(arguments: list[str]) -> Settings:
     file.add_argument("--config")
     if path := file.parse_known_args(arguments)[0].config:
         os.environ["DALLE_SERVE_CONFIG"] = path
-    with mistakes_as_config_error():
+    with mistakes_as_config_error(), parsing("python -m serving", arguments):
         given = CliApp.run(_Command, cli_args=arguments)
     values: dict[str, Any] = {name: getattr(given, name) for name in given.model_fields_set - {"model", "config"}}
     if given.model:
@@ -175,7 +176,7 @@ def _run(settings: Settings, connection: Connection) -> None:
     from ray import serve
 
     with contextlib.suppress(KeyboardInterrupt):
-        print(f"ready: http://{settings.host}:{settings.port}", flush=True)
+        print(f"ready: {settings.url}", flush=True)
         threading.Event().wait()
     print("stopping: running requests are finished first; interrupt again to stop at once", flush=True)
     until = time.monotonic() + settings.limits.deadline

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from http import HTTPStatus
 from math import ceil
+from sys import get_int_max_str_digits
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -11,16 +12,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serving.jobs import Refused
-from serving.schemas import UNSUPPORTED, ErrorBody, Fields
+from serving.schemas import UNSUPPORTED, ErrorBody
 
 __all__ = [
     "ERRORS",
     "ApiError",
-    "check_output",
     "content_type",
     "field_error",
     "internal_error",
     "to_http",
+    "unreadable_body",
     "wrong_type",
 ]
 
@@ -30,6 +31,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """Error responses that the OpenAPI document lists for every endpoint."""
 
 _CODES = {one.value: one.phrase.lower().replace(" ", "_").replace("-", "_") for one in HTTPStatus}
+MAX_SHOWN = 80
+"""Most characters of a caller's text in a message."""
 NO_RETRY = frozenset({"request_cancelled", "deadline_exceeded"})
 """Codes of errors that a retry cannot mend. OpenAI's clients retry some statuses, unless a header says not to."""
 
@@ -87,11 +90,11 @@ def field_error(errors: list[Any], known: list[str]) -> ApiError:
     """The first of pydantic's errors about a body. `known`: names of all fields, for a hint at the nearest one."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    name, given = ".".join(place) or None, first.get("input")
-    shown = repr(given) if len(repr(given)) <= 80 else repr(given)[:77] + "..."
+    name = ".".join(place)[:MAX_SHOWN] or None
     match first["type"]:
         case "json_invalid":
-            return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+            reason = f"{first['ctx']['error']} (position {first['loc'][-1]})"
+            return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
         case "extra_forbidden":
             if name in UNSUPPORTED:
                 return ApiError(
@@ -104,25 +107,77 @@ def field_error(errors: list[Any], known: list[str]) -> ApiError:
             what = f"{name} is missing" if name else "the body is missing"
             return ApiError(400, what, code="missing_required_parameter", param=name)
         case _:
-            message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            return ApiError(
-                400,
-                f"{name or 'the body'} is {shown}: it {message[:1].lower()}{message[1:]}",
-                code="invalid_value",
-                param=name,
-            )
+            message = f"{name or 'the body'} {_fault(first)}"
+            return ApiError(400, message, code="invalid_value", param=name)
 
 
-def check_output(fields: Fields, model: str, image_size: tuple[int, int]) -> None:
-    """Validate a request's size and compression against a model with this image_size (height, width). Raises
-    `ApiError`."""
-    size = f"{image_size[1]}x{image_size[0]}"
-    if fields.size not in ("auto", size):
-        message = f"size is {fields.size[:80]!r}; the model {model} draws {size}: send that, or auto"
-        raise ApiError(400, message, code="invalid_value", param="size")
-    if fields.output_format == "png" and fields.output_compression not in (None, 100):
-        message = f"output_compression is {fields.output_compression}, but png is lossless: choose jpeg or webp"
-        raise ApiError(400, message, code="invalid_value", param="output_compression")
+def _fault(error: Any) -> str:
+    """What is wrong with a value, after its name: the value and the limit, from one of pydantic's errors."""
+    given, limits = error.get("input"), error.get("ctx", {})
+    match error["type"]:
+        case "string_unicode":
+            return "has a lone surrogate, which is not Unicode text"
+        case "string_too_long":
+            return f"has {len(given)} characters; the limit is {limits['max_length']}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            needed = "a JSON object"
+        case "string_type":
+            needed = "a string"
+        case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
+            needed = "an integer"
+        case "float_type" | "float_parsing":
+            needed = "a number"
+        case "finite_number":
+            needed = "a finite number"
+        case "bool_type" | "bool_parsing":
+            needed = "true or false"
+        case "literal_error":
+            needed = limits["expected"]
+        case "greater_than":
+            needed = f"above {_plain(limits['gt'])}"
+        case "greater_than_equal":
+            needed = f"at least {_plain(limits['ge'])}"
+        case "less_than":
+            needed = f"below {_plain(limits['lt'])}"
+        case "less_than_equal":
+            needed = f"at most {_plain(limits['le'])}"
+        case _:
+            return f"is {_shown(given)}: {error['msg'].removeprefix('Value error, ')}"
+    return f"is {_shown(given)}; it must be {needed}"
+
+
+def _plain(limit: float) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+
+
+def _shown(value: object) -> str:
+    """A value of a body, as JSON names it; a short one if it is text or a number."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def unreadable_body(cause: BaseException) -> ApiError:
+    """The error for a body that cannot be parsed as JSON for another reason than its syntax."""
+    match cause:
+        case UnicodeDecodeError():
+            byte = cause.object[cause.start]
+            reason = f"it is not {cause.encoding.upper()} at position {cause.start} (byte 0x{byte:02X}): send UTF-8"
+        case RecursionError():
+            reason = "it is nested too deeply: a request is one object"
+        case ValueError():
+            reason = f"a number has too many digits; the limit is {get_int_max_str_digits()}"
+        case _:
+            reason = "send one JSON object in UTF-8"
+    return ApiError(400, f"the body cannot be read: {reason}", code="invalid_json")
 
 
 def content_type(request: Request) -> str:

@@ -1,6 +1,11 @@
-"""Security headers of every response, also of those that Serve's proxy makes itself."""
+"""Headers of every request and response, also of those that Serve's proxy answers itself: ids, and security headers."""
 
-__all__ = ["SECURITY_HEADERS"]
+import re
+from uuid import uuid4
+
+from starlette.datastructures import Headers
+
+__all__ = ["SECURITY_HEADERS", "request_id_of"]
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -10,3 +15,10 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
+def request_id_of(headers: Headers) -> str:
+    """The id of a request: its header `X-Request-Id`, or a new one if there is none, or one of another form."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"

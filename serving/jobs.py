@@ -11,10 +11,15 @@ __all__ = [
     "Event",
     "Given",
     "Job",
+    "Kept",
     "ModelInfo",
     "Preview",
     "Refused",
 ]
+
+
+Kept = Literal["mask", "keep_rows", "transparency", "upper_half"]
+"""What decides which part of a given picture is kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,8 @@ class Given:
     """RGBA, with straight alpha, for a model that draws transparency."""
     keep: tuple[bool, ...]
     """For each code, in reading order, whether it is kept; the others are drawn."""
+    kept: Kept = "keep_rows"
+    """What decided which codes are kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,8 @@ class Job:
     quality: int | None = None
     background: Literal["transparent", "opaque"] = "opaque"
     """Background that was chosen for this model and this format."""
+    enlargement: int = 1
+    """Whole factor by which pictures and previews are enlarged."""
     accepted: bool = False
     """Whether a replica that has died since had accepted it. Another one then draws it under any load, and stops it at
     its deadline alone."""

@@ -14,16 +14,25 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.headers import SECURITY_HEADERS
+from serving.headers import SECURITY_HEADERS, request_id_of
 
 __all__ = ["CALLBACK", "ProxyErrors", "middlewares"]
 
 logger = logging.getLogger(__name__)
 
 CALLBACK = "serving.proxy:middlewares"
-STEERING = ("x-request-timeout-seconds", "x-request-disconnect-disabled")
-"""Headers of Serve with which a caller could set a timeout, and get a plain-text 408, or keep a request running after
-it has disconnected."""
+STEERING = frozenset(
+    {
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+        "x-session-id",
+        "serve-multiplexed-model-id",
+        "traceparent",
+        "tracestate",
+    }
+)
+"""Headers of Serve with which a caller could set a timeout, and get a plain-text 408, keep a request running after it
+has disconnected, or choose a replica. Serve fails at values of them that are not UTF-8."""
 MESSAGES = {
     408: "the request took longer than the service allows",
     500: "the process that handled this request has died; try again",
@@ -37,8 +46,8 @@ ROUTES = "/-/routes"
 
 
 class ProxyErrors:
-    """Replaces the body of a plain-text error by OpenAI's, and ends a stream that breaks off with an error event.
-    Everything else passes unchanged.
+    """Gives every request an id, replaces the body of a plain-text error by OpenAI's, and ends a stream that breaks off
+    with an error event. Everything else passes unchanged.
 
     A status 404 while nothing is deployed becomes 503, since clients try again after that one.
     """
@@ -50,14 +59,14 @@ class ProxyErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        for name in STEERING:
-            del MutableHeaders(scope=scope)[name]
+        request_id = request_id_of(Headers(scope=scope))
+        scope["headers"] = [header for header in scope["headers"] if _plain(header[0]) not in STEERING]
+        MutableHeaders(scope=scope)["x-request-id"] = request_id  # Serve and the ingress keep an id that is there
         started = replaced = streaming = False
 
-        async def send_error(status: int, request_id: str | None) -> None:
-            headers = SECURITY_HEADERS | ({"Retry-After": "2"} if status in (500, 503) else {})
-            if request_id is not None:
-                headers["X-Request-ID"] = request_id
+        async def send_error(status: int) -> None:
+            headers = SECURITY_HEADERS | {"X-Request-ID": request_id}
+            headers |= {"Retry-After": "2"} if status in (500, 503) else {}
             await _error(status, headers).response()(scope, receive, send)
 
         async def send_in_form(message: Message) -> None:
@@ -72,7 +81,7 @@ class ProxyErrors:
                 if replaced:
                     if status == 404 and not await self._has_routes(scope):
                         status = 503
-                    await send_error(status, headers.get("x-request-id"))
+                    await send_error(status)
             elif not message.get("more_body", False):
                 streaming = False
             if not replaced:
@@ -88,8 +97,7 @@ class ProxyErrors:
                 logger.exception("the proxy has failed")
         finally:
             if not started:  # also after a cancellation, or an end without a response, as when an ingress dies
-                # Serve adds this header to a request that has none
-                await send_error(503 if probe.expired() else 500, Headers(scope=scope).get("x-request-id"))
+                await send_error(503 if probe.expired() else 500)
             elif streaming:
                 event = f"event: error\ndata: {json.dumps(_error(500).body)}\n\n"
                 await send({"type": "http.response.body", "body": event.encode()})
@@ -115,6 +123,11 @@ class ProxyErrors:
 
 def _error(status: int, headers: dict[str, str] | None = None) -> ApiError:
     return ApiError(status, MESSAGES.get(status, "the service cannot answer this request"), headers=headers)
+
+
+def _plain(name: bytes) -> str:
+    """A header's name with hyphens for the underscores that Serve takes too."""
+    return name.decode("latin-1").lower().replace("_", "-")
 
 
 def middlewares() -> list[Middleware]:

@@ -4,11 +4,23 @@ Fields of other servers that an autoregressive model cannot honour are listed in
 with the reason and not as unknown.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 __all__ = [
+    "HARMLESS",
     "MAX_PROMPT_LENGTH",
     "UNSUPPORTED",
     "EditFields",
@@ -19,6 +31,7 @@ __all__ = [
     "ImagesResponse",
     "ModelCard",
     "ModelList",
+    "RequestState",
     "Timing",
     "Usage",
     "VariationFields",
@@ -28,17 +41,23 @@ __all__ = [
 MAX_PROMPT_LENGTH = 32000
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_LENGTH)]
 
-UNSUPPORTED = {
+HARMLESS = {
+    "quality": "a model has one quality, auto or standard",
+    "moderation": "nothing is moderated; it can be auto or low",
     "style": "the style belongs in the prompt; the model knows the styles that it was trained on",
     "num_inference_steps": "an autoregressive model draws each code once; steps are a parameter of diffusion models",
-    "strength": "an autoregressive model either keeps a code or draws it; use keep_rows or mask",
     "guidance_rescale": "it is a parameter of diffusion models",
     "eta": "it is a parameter of diffusion models",
     "scheduler": "it is a parameter of diffusion models",
-    "true_cfg_scale": "use guidance_scale",
     "generator_device": "the noise does not depend on the device",
     "input_fidelity": "an autoregressive model either keeps a code or draws it; use keep_rows or mask",
     "complexity": "a picture has a fixed number of codes",
+}
+"""Fields of OpenAI and other servers that say nothing about what is drawn, with the reason why they have no effect. The
+setting `lenient` has them ignored instead of refused."""
+UNSUPPORTED = {
+    "strength": "an autoregressive model either keeps a code or draws it; use keep_rows or mask",
+    "true_cfg_scale": "use guidance_scale",
     "frame_count": "the models draw still pictures only",
     "frame_duration_ms": "the models draw still pictures only",
     "svg": "the models draw pixels, not vector graphics",
@@ -50,19 +69,51 @@ UNSUPPORTED = {
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
+    _without_effect: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def without_effect(self) -> dict[str, Any]:
+        """The fields that a request sets and that have no effect, with their values."""
+        return self._without_effect
+
     @classmethod
     def is_optional(cls, name: str) -> bool:
-        """Whether a request may omit this field, and so may send null for it. Unsupported fields count as optional."""
+        """Whether a request may omit this field, and so may send null for it: every field that is not required."""
         field = cls.model_fields.get(name)
-        return name in UNSUPPORTED if field is None else not field.is_required()
+        return field is None or not field.is_required()
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _without_nulls(cls, values: Any) -> Any:
-        """Drop nulls of optional fields: OpenAI's clients send null for a parameter that is not given."""
+    def _read(cls, values: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """Drop nulls of optional fields, which OpenAI's clients send for a parameter that is not given, and set fields
+        without effect aside."""
         if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None or not cls.is_optional(name)}
+            return read(values)
+        given = {name: value for name, value in values.items() if value is not None or not cls.is_optional(name)}
+        aside = {name: given.pop(name) for name in HARMLESS if name in given and not cls._takes(name, given[name])}
+        body = read(given)
+        body._without_effect = aside
+        return body
+
+    @classmethod
+    def _takes(cls, name: str, value: Any) -> bool:
+        """Whether a field that has no effect is declared with this value."""
+        field = cls.model_fields.get(name)
+        return field is not None and value in get_args(field.annotation)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Convert 3.0, which is an integer in JSON, to 3. Reject what pydantic would take for a number: `true`, and
+        text such as "1_0"."""
+        kinds = get_args(annotation := cls.model_fields[str(info.field_name)].annotation) or (annotation,)
+        if int in kinds and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
+            for kind, name in ((int, "int_type"), (float, "float_type")):
+                if kind in kinds:
+                    raise PydanticCustomError(name, "it is no number")
+        return value
 
 
 def _allow_nulls(schema: dict[str, Any]) -> None:
@@ -77,11 +128,12 @@ class _Common(_Body):
     """Fields of every request for pictures."""
 
     model: str | None = None
-    """Id of the model (default: the first one that `GET /v1/models` lists)."""
-    n: int = Field(default=1, ge=1)
+    """Id or alias of the model (default: the first one that `GET /v1/models` lists)."""
+    n: int = Field(default=1, ge=1, lt=2**31)
     """Number of pictures; the service sets the limit."""
     size: str = "auto"
-    """`auto`, or the one size that the model draws, such as `128x128` (width x height)."""
+    """`auto`, the size that the model draws, such as `128x128` (width x height), or a whole multiple of it up to 2,048
+    pixels a side: the pictures are then enlarged."""
     quality: Literal["auto", "standard"] = "auto"
     """Accepted without effect: a model has one quality."""
     background: Literal["transparent", "opaque", "auto"] = "auto"
@@ -93,15 +145,17 @@ class _Common(_Body):
     """File format of the pictures and previews."""
     output_compression: int | None = Field(default=None, ge=0, le=100)
     """JPEG/WebP quality (default 90); 0 is the same as 1. PNG is lossless and accepts only 100."""
-    response_format: Literal["b64_json", "url"] = "b64_json"
-    """`b64_json` returns pictures in the body. `url` returns links, if the service has a store and `stream` is off."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """`b64_json` returns pictures in the body. `url` returns links, if the service has a store and `stream` is off.
+    Default: `b64_json`, unless the service is set to another."""
     stream: bool = False
     """Return server-sent events: previews, and each picture as soon as it is finished."""
-    partial_images: int = Field(default=0, ge=0)
+    partial_images: int = Field(default=0, ge=0, lt=2**31)
     """Number of previews of each picture while it is drawn, at most the model's number of grid rows (`rows` of its
     card). Needs `stream`."""
     user: str | None = Field(default=None, max_length=256)
-    """Name of your end user. On a service without API keys, users of one address take turns in the queue."""
+    """Name of your end user. Users of one address take turns in the queue on a service without API keys, and users of
+    one key if the key is trusted."""
     safety_identifier: str | None = Field(default=None, max_length=256)
     """Takes the place of `user` if that is not given, and is returned."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
@@ -136,9 +190,9 @@ class _Common(_Body):
 
 
 class GenerationRequest(_Common):
-    """Body of `POST /v1/images/generations`."""
+    """Body of `POST /v1/images/generations`. JSON has types: `"1"` is no number, and 1 is not `true`."""
 
-    model_config = ConfigDict(json_schema_extra=_allow_nulls)
+    model_config = ConfigDict(strict=True, json_schema_extra=_allow_nulls)
 
     prompt: Prompt
     """Text to draw, at most as long as the model's `max_prompt_tokens`."""
@@ -149,8 +203,9 @@ class EditFields(_Common):
 
     prompt: Prompt
     """Text to draw, at most as long as the model's `max_prompt_tokens`."""
-    keep_rows: int | None = Field(default=None, ge=0)
-    """Number of grid rows (rows of codes) that are kept, from the top; the rest is drawn. An alternative to a mask."""
+    keep_rows: int | None = Field(default=None, ge=0, lt=2**31)
+    """Number of grid rows (rows of codes) that are kept, from the top; the rest is drawn. An alternative to a mask.
+    Without both, the transparent part of the picture is drawn, or its lower half if nothing in it is transparent."""
 
 
 class VariationFields(_Common):
@@ -158,7 +213,7 @@ class VariationFields(_Common):
 
     prompt: Prompt | None = None
     """Text to draw (default: the prompt in the picture's receipt; without a receipt, no prompt)."""
-    keep_rows: int | None = Field(default=None, ge=0)
+    keep_rows: int | None = Field(default=None, ge=0, lt=2**31)
     """Number of grid rows (rows of codes) that are kept, from the top (default: half of them)."""
 
 
@@ -229,6 +284,12 @@ class ImagesResponse(BaseModel):
     background: Literal["transparent", "opaque"]
     output_format: str
     size: str
+    enlargement: int | None = None
+    """Factor by which the pictures were enlarged, if they were."""
+    kept: Literal["mask", "keep_rows", "transparency", "upper_half"] | None = None
+    """What decided which part of a given picture was kept."""
+    ignored: list[str] | None = None
+    """Fields of the request that have no effect, if there were any and the service is set to ignore them."""
     quality: str = "auto"
     safety_identifier: str | None = None
     seed: int
@@ -239,12 +300,43 @@ class ImagesResponse(BaseModel):
     timing: Timing
 
 
+class RequestState(BaseModel):
+    """State of an asynchronous or idempotent request."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    object: Literal["request"] = "request"
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    created_at: int
+    expires_at: int
+    """Time until which it is kept, in seconds since the epoch."""
+    model: str
+    seed: int
+    pictures: int
+    """Number of pictures."""
+    pictures_done: int
+    position: int | None
+    """Pictures of other requests that were to be drawn before its first one when it was accepted, while it is
+    queued."""
+    estimate: float | None
+    """Predicted seconds until all its pictures are finished; null when it is over."""
+    preview: str | None
+    """The last preview or picture, in base64, while it is drawn."""
+    result: ImagesResponse | None
+    """The response, when it is completed."""
+    error: "ErrorDetail | None"
+    """The error, if it has failed or was cancelled."""
+
+
 class ModelCard(BaseModel):
     """A model, as `GET /v1/models` lists it."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
+    aliases: list[str]
+    """Further names of the model in requests."""
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "dalle-serve"

@@ -6,6 +6,7 @@ field, with the prefix `DALLE_SERVE_` and two underscores before a nested field:
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 
+USUAL_NAMES = ("dall-e-2", "gpt-image-1")
+"""Names of models that front ends send by default."""
 INGRESS = "Ingress"
 """Name of the deployment that answers HTTP requests."""
 
@@ -70,6 +73,9 @@ class ModelSettings(QueueSettings):
     """Name of the model (see `dalle models`), or path of its directory."""
     name: Annotated[str, AfterValidator(_model_name)] | None = None
     """Name of the model in requests (default: the last part of `path`)."""
+    aliases: tuple[Annotated[str, AfterValidator(_model_name)], ...] | None = None
+    """Further names of the model in requests. Default: for the first model `dall-e-2` and `gpt-image-1`, which front
+    ends send if nobody tells them a name; none for others."""
     device: str = "auto"
     """Device that runs the model, such as `cpu` or `cuda`; `auto` is CUDA if there is a GPU, else the CPU."""
     text_encoder: str | None = None
@@ -89,8 +95,8 @@ class ModelSettings(QueueSettings):
     """Type of the decoder's weights. `float32` leaves them as they are. `bfloat16` and `int8` round them, which is
     faster on a CPU and changes some codes."""
     parallel: int = Field(default=WINDOW_WIDTH, ge=1, le=64)
-    """Most codes of a picture that a step on a CPU draws while only one or two pictures are drawn: the same codes in a
-    third of the steps. 1 is off; a compiled step is fast with 8. Rounded weights have 1."""
+    """Most codes of a picture that a step on a CPU draws while few slots are busy: the same codes in a third of the
+    steps. 1 is off; a compiled step is fast with 8. Without effect with rounded weights."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
     num_cpus: float = Field(default=1, gt=0)
@@ -179,9 +185,19 @@ class Settings(BaseSettings):
     """Folder that stores the pictures of requests with `response_format: url`; without a folder they are refused.
     Ingress replicas on several nodes need a shared folder."""
     store_seconds: float = Field(default=3600, gt=0)
-    """Seconds for which a picture stays in the store."""
+    """Seconds for which a picture stays in the store, and the answer of an asynchronous or idempotent request."""
     store_bytes: int = Field(default=2**30, ge=2**20)
-    """Largest total size of the store, in bytes; the oldest pictures are removed first."""
+    """Largest total size of the store, in bytes, and of the folder `requests`; the oldest are removed first."""
+    requests: Path | None = None
+    """Folder that keeps asynchronous requests and those with an `Idempotency-Key`, with their answers (default:
+    `requests` in the store, or else a folder of this user in the temporary directory). Ingress replicas on several
+    nodes need a shared folder."""
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    """How pictures are returned to requests that do not say: in the body, or as URLs, which needs a store. Streams
+    contain their pictures in any case."""
+    lenient: bool = False
+    """Ignore fields that have no effect here, such as `style`, `steps` of diffusion models, or a `quality`, and list
+    them in the response (`ignored`). Otherwise they are refused."""
     public_url: str | None = None
     """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
     log_prompts: bool = False
@@ -194,7 +210,36 @@ class Settings(BaseSettings):
         names = [model.id for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError(f"models have the names {', '.join(names)}; each needs its own")
+        further = [alias for model in self.models for alias in model.aliases or ()]
+        if taken := [alias for alias in further if alias in names or further.count(alias) > 1]:
+            raise ValueError(f"the alias {taken[0]} is the name of another model too; each needs its own")
+        if self.response_format == "url" and self.store is None:
+            raise ValueError("response_format url needs a store: set the folder `store`")
         return self
+
+    @property
+    def url(self) -> str:
+        """Address of the service, with an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def requests_folder(self) -> Path:
+        """The folder that keeps requests with their answers."""
+        if self.requests is not None:
+            return self.requests
+        if self.store is not None:
+            return self.store / "requests"
+        return Path(tempfile.gettempdir()) / f"dalle-serve-{os.getuid()}" / f"requests-{self.port}"
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The id of a model by each further name."""
+        given = {alias: model.id for model in self.models for alias in model.aliases or ()}
+        names = {model.id for model in self.models}
+        if self.models[0].aliases is None:
+            given |= {alias: self.models[0].id for alias in USUAL_NAMES if alias not in names | given.keys()}
+        return given
 
     @classmethod
     def settings_customise_sources(

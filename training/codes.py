@@ -30,18 +30,20 @@ from tqdm import tqdm
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError
-from dalle.files import atomic_file
+from dalle.files import atomic_file, check_output
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
-from training.captions.draw import draw_caption
-from training.command import exit_on_mistake
+from training.captions.fitting import fitting_captions, id_of, some_ids
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
+from training.run_folder import locked
 
-__all__ = ["TokenShards", "codes_digest", "write_token_shards"]
+__all__ = ["TokenShards", "codes_digest", "load_stage_1", "write_token_shards"]
 
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
+NAMES = "[0-9][0-9][0-9][0-9][0-9].safetensors"
 DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
 """Fields of an image tokenizer's configuration that do not affect codes."""
 
@@ -76,7 +78,7 @@ def write_token_shards(
     num_captions: int,
     num_views: int = 1,
     mirror: bool = False,
-    truncate: bool = False,
+    overwrite: bool = False,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
@@ -84,20 +86,23 @@ def write_token_shards(
 
     Each pair gets `num_views` views: the first is the unchanged picture; the others are moved and scaled, and with
     `mirror` also mirrored if the picture shows no writing. Each pair gets `num_captions` captions, drawn at random by
-    `training.captions.draw`; a caption that is too long is drawn again. The files get their names, and files of an
-    earlier call are removed, only when all are complete, so that a folder never holds a mixed or incomplete set.
+    `training.captions.draw`; a caption that is too long is drawn again. If no caption of a pair fits, its first one is
+    truncated; the ids of these pairs are printed. The files get their names, and files of an earlier call are removed,
+    only when all are complete, so that a folder never holds a mixed or incomplete set.
 
-    Raises `DataError` for numbers below 1, and for a pair of which no caption fits; with `truncate`, such captions are
-    truncated instead, and the number of these pairs is printed.
+    Raises `CannotWriteError` if the folder has files of these names that are no token shards or, without `overwrite`,
+    any; `DataError` for numbers below 1.
     """
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
             raise DataError(f"{what} is {number}; it must be at least 1")
+    for earlier in sorted(out.glob(NAMES)):
+        check_output(earlier, "a token shard", _why_foreign, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
     written: list[Path] = []
-    with ExitStack() as unfinished:
+    with locked(out, keep=False), ExitStack() as unfinished:
         for tensors in _encoded(
             pairs,
             image_tokenizer,
@@ -105,16 +110,24 @@ def write_token_shards(
             num_captions=num_captions,
             num_views=num_views,
             mirror=mirror,
-            truncate=truncate,
             seed=seed,
             device=device,
         ):
             path = out / f"{len(written):05d}.safetensors"
             save_file(tensors, unfinished.enter_context(atomic_file(path, part=path.with_suffix(".part"))), stamp)
             written.append(path)
-        for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
+        for earlier in out.glob(NAMES):
             earlier.unlink()
     return written
+
+
+def _why_foreign(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stamp = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return "it is not a safetensors file"
+    return None if "codes_digest" in stamp else "its header has no digest of codes"
 
 
 def _encoded(
@@ -125,12 +138,11 @@ def _encoded(
     num_captions: int,
     num_views: int,
     mirror: bool,
-    truncate: bool,
     seed: int,
     device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
     """The tensors of each token shard. Arguments and errors are those of `write_token_shards`."""
-    cut: list[str] = []
+    truncated: list[str] = []
     bar = tqdm(total=len(pairs), desc="encode", unit="pair")
     for start in range(0, len(pairs), PAIRS_PER_SHARD):
         numbers = range(start, min(start + PAIRS_PER_SHARD, len(pairs)))
@@ -145,18 +157,14 @@ def _encoded(
             codes.append(torch.stack([image_tokenizer.encode(view).cpu() for view in views], dim=1))
             captions = []
             for number in batch:
-                found = _captions(pairs, number, text_tokenizer, num_captions, seed)
+                metadata = pairs.metadata(number)
+                found = fitting_captions(metadata, text_tokenizer, num_captions, random.Random(f"{seed}/{number}"))
                 if not found:
-                    found = [str(pairs.metadata(number)["captions"][0])] * num_captions
-                    cut.append(found[0])
-                    if not truncate:
-                        raise DataError(
-                            f"the captions of pair {number} do not fit into {text_tokenizer.text_length - 1} tokens: "
-                            f"{found[0]!r}; train the text tokenizer with a greater text_length, or set truncate"
-                        )
+                    found = [str(metadata["captions"][0])] * num_captions
+                    truncated.append(id_of(metadata, number))
                 captions += found
-            with warnings.catch_warnings(action="ignore"):  # truncated captions are counted and reported at the end
-                ids = text_tokenizer.encode_batch(captions, truncate=truncate)
+            with warnings.catch_warnings(action="ignore"):  # truncated captions are reported at the end
+                ids = text_tokenizer.encode_batch(captions, truncate=True)
             text_ids.append(ids.unflatten(0, (len(batch), num_captions)))
             bar.update(len(batch))
         yield {
@@ -165,24 +173,11 @@ def _encoded(
             "weights": torch.tensor(pairs.weights[numbers.start : numbers.stop], dtype=torch.float32),
         }
     bar.close()
-    if cut:
+    if truncated:
         print(
-            f"captions truncated to {text_tokenizer.text_length - 1} tokens, as none of the pair's captions fits: "
-            f"{len(cut)} pairs, for example {cut[0]!r}"
+            f"{len(truncated)} pairs have only captions of more than {text_tokenizer.max_tokens} tokens; the first one "
+            f"is truncated: {some_ids(truncated)}"
         )
-
-
-def _captions(pairs: PairShards, number: int, tokenizer: TextTokenizer, num_captions: int, seed: int) -> list[str]:
-    """`num_captions` captions of a pair that fit into the text length; none if too few of 20 times as many fit."""
-    metadata, chance = pairs.metadata(number), random.Random(f"{seed}/{number}")
-    captions: list[str] = []
-    for _ in range(20 * num_captions):
-        caption = draw_caption(metadata, chance)
-        if len(tokenizer.tokenize(caption)) < tokenizer.text_length:
-            captions.append(caption)
-        if len(captions) == num_captions:
-            return captions
-    return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +223,14 @@ class TokenShards:
         return cls(**joined)
 
 
+def load_stage_1(folder: str | Path) -> AnyImageTokenizer:
+    """The image tokenizer in a model directory of stage 1. Raises `DataError` for a folder that does not exist, and
+    errors as `load_image_tokenizer` does."""
+    if not Path(folder).exists():
+        raise DataError(f"{folder} does not exist; give the `model` folder of your run of stage 1 as --image-tokenizer")
+    return load_image_tokenizer(folder)
+
+
 def encode_pairs(
     shards: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SHARDS ...]")] = ("data/emoji/train-*.tar",),
     /,
@@ -238,7 +241,7 @@ def encode_pairs(
     num_captions: int = 32,
     num_views: int = 1,
     mirror: bool = False,
-    truncate: bool = False,
+    overwrite: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -248,25 +251,25 @@ def encode_pairs(
         shards: Picture-caption shards: tar files, folders or glob patterns.
         image_tokenizer: Model directory of stage 1, which encodes the pictures.
         text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
-        out: Folder for the token shards; those of an earlier call are replaced.
+        out: Folder for the token shards.
         num_captions: Captions drawn for each picture; a training step picks one of them at random.
         num_views: Views of each picture: the picture itself, and others slightly moved and scaled; a training step
             picks one of them at random.
         mirror: Mirror half of the moved views of a picture whose English name suggests neither writing nor sides.
-        truncate: Truncate the caption of pairs that have only captions that are too long, instead of stopping.
+        overwrite: Replace the token shards that are in OUT. Nothing else is replaced.
         seed: Random seed of captions and views.
         device: Device of the image tokenizer: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     keep_memory()
     written = write_token_shards(
         PairShards(find_shards(shards), progress=True),
-        load_image_tokenizer(image_tokenizer),
+        load_stage_1(image_tokenizer),
         TextTokenizer.load(text_tokenizer),
         out,
         num_captions=num_captions,
         num_views=num_views,
         mirror=mirror,
-        truncate=truncate,
+        overwrite=overwrite,
         seed=seed,
         device=choose_device(device),
     )
@@ -274,8 +277,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(encode_pairs, prog="python -m training.codes")
+    run_function(encode_pairs, "training.codes")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Hidden matrices are trained by Muon (Jordan et al. 2024), all other weights by AdamW. Some rows have the null caption
 instead of their own, so that the decoder also has an unconditional branch, which classifier-free guidance needs (Ho and
-Salimans 2022, arXiv 2207.12598). Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then
-resumes.
+Salimans 2022, arXiv 2207.12598).
+
+Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
@@ -25,7 +26,7 @@ from dalle.errors import DataError
 from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from training.codes import TokenShards, codes_digest
+from training.codes import TokenShards, codes_digest, load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
 from training.hardware import autocast
@@ -46,7 +47,7 @@ class DecoderTask:
     def __init__(self, config: DecoderTrainingConfig) -> None:
         self.config = config
         self.device = choose_device(config.loop.device)
-        self.image_tokenizer = load_image_tokenizer(config.image_tokenizer)
+        self.image_tokenizer = load_stage_1(config.image_tokenizer)
         self.text_tokenizer = TextTokenizer.load(config.text_tokenizer)
         self.rows, self.val_rows = (
             TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)
@@ -231,6 +232,7 @@ class DecoderTask:
             text_tokenizer=self.text_tokenizer,
             decoder=self.average.module,
             about={"decoder_steps": str(step)},
+            overwrite=True,
         )
 
 

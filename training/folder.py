@@ -2,10 +2,10 @@
 
 SOURCE is one of
 - a folder: every picture in it, at any depth, with its captions in a text file of the same name (`cat.jpg`, `cat.txt`)
-- a .csv file with a header, or a .jsonl file of objects: a column for the picture's path, absolute or relative to the
-  file, and a column for its caption. The captions of rows with the same picture are joined.
+- a .csv file with a header, a .jsonl file of objects, or a .parquet file: a column for the picture's path, absolute or
+  relative to the file, and a column for its caption. The captions of rows with the same picture are joined.
 
-Every non-empty line of a text is a caption of its own; a .jsonl file may also give a list of captions.
+Every non-empty line of a text is a caption of its own; .jsonl and .parquet files may also give a list of captions.
 """
 
 import dataclasses
@@ -13,19 +13,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.files import atomic_write
+from dalle.files import atomic_write, check_output
 from dalle.images import load_image
-from training.command import exit_on_mistake
+from training.command import exit_on_mistake, parse
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
+from training.run_folder import locked
 
-__all__ = ["FolderOptions", "Report", "build", "main", "position"]
+__all__ = ["FolderOptions", "Report", "build", "main", "position", "summary"]
 
 PAIRS_PER_SHARD = 5000
 SIZES = range(8, 2049)
@@ -41,18 +42,20 @@ class FolderOptions:
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder of pictures with .txt files beside them, or a .csv or .jsonl file of picture paths and captions."""
+    """A folder of pictures with .txt files beside them, or a .csv, .jsonl or .parquet file of picture paths and
+    captions."""
     out: Path
     """Output folder for train-000.tar, train-001.tar, ... and val.tar. It must not hold shards yet."""
     size: int = 128
     """Side of the square pictures in pixels."""
     val_fraction: float = 0.01
-    """Share of the pairs, approximately, that are written to val.tar for validation. A hash of its path decides for
-    each pair, so the choice does not depend on the rest of the source."""
+    """Share of the pairs, approximately, that are written to val.tar for validation; 0 for none. A hash of its path
+    decides for each pair, so the choice does not depend on the rest of the source. Where the hashes leave training or
+    validation without a pair, it gets the one that is nearest."""
     image_column: str = "image"
-    """Column of a .csv file, or key of a .jsonl file, with the path of the picture."""
+    """Column of a .csv or .parquet file, or key of a .jsonl file, with the path of the picture."""
     caption_column: str = "caption"
-    """Column of a .csv file, or key of a .jsonl file, with the caption."""
+    """Column of a .csv or .parquet file, or key of a .jsonl file, with the caption."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -67,6 +70,8 @@ class Report:
 
     num_train: int
     num_val: int
+    moved_to: Literal["training", "validation"] | None = None
+    """The split that got a pair in spite of its hash, as it would have been empty."""
     problems: list[dict[str, str]]
     """One for each skipped picture or line, in the order of the source: its `id`, and the `problem` as a text."""
 
@@ -85,15 +90,20 @@ def build(options: FolderOptions) -> Report:
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
+    check_output(options.out / PROBLEMS_FILE, "a list of problems", _why_foreign, overwrite=True)
     found = list(
         find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
     )
     shuffled = sorted(range(len(found)), key=lambda number: (position(found[number].id), found[number].id))
     problems_by_number: dict[int, str] = {}
+    moved_to: Literal["training", "validation"] | None = None
     with (
+        locked(options.out, keep=False),
         ShardWriter(options.out, "train", pairs_per_shard=PAIRS_PER_SHARD) as train,
         ShardWriter(options.out, "val") as val,
     ):
+        # a pair is written when the next one is found: the first is for validation, and the last for training
+        waiting: tuple[str, bytes, dict[str, Any]] | None = None
         for key, number in enumerate(tqdm(shuffled, desc="pictures", unit="picture")):
             one = found[number]
             try:
@@ -104,8 +114,16 @@ def build(options: FolderOptions) -> Report:
                 problems_by_number[number] = str(error)
                 continue
             metadata = {"id": one.id, "style": "", "captions": one.captions, "weight": 1.0, "keywords_en": []}
-            writer = val if position(one.id) < options.val_fraction else train
-            writer.write(f"{key:09d}", picture, metadata)
+            if waiting is not None:
+                for_val = position(waiting[2]["id"]) < options.val_fraction
+                needed = options.val_fraction > 0 and not val.num_pairs
+                (val if for_val or needed else train).write(*waiting)
+                moved_to = "validation" if needed and not for_val else moved_to
+            waiting = (f"{key:09d}", picture, metadata)
+        if waiting is not None:
+            for_val = position(waiting[2]["id"]) < options.val_fraction
+            moved_to = "training" if for_val and val.num_pairs and not train.num_pairs else moved_to
+            (val if for_val and train.num_pairs else train).write(*waiting)
         problems = [
             {"id": found[number].id, "problem": problems_by_number[number]} for number in sorted(problems_by_number)
         ]
@@ -113,7 +131,34 @@ def build(options: FolderOptions) -> Report:
         if not train.num_pairs + val.num_pairs:
             first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
             raise DataError(f"{options.source} has no picture with a caption that can be used{first}")
-    return Report(num_train=train.num_pairs, num_val=val.num_pairs, problems=problems)
+    return Report(num_train=train.num_pairs, num_val=val.num_pairs, moved_to=moved_to, problems=problems)
+
+
+def summary(report: Report, options: FolderOptions) -> str:
+    """The result of a build as a text: the numbers of pairs, and splits that are empty or were."""
+    lines = [f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}"]
+    if report.problems:
+        lines[0] += f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}"
+    if report.moved_to is not None:
+        lines.append(
+            f"by their hashes, with val-fraction {options.val_fraction:g}, no pair would be for {report.moved_to}: one "
+            "is moved there"
+        )
+    if not report.num_val:
+        why = "with val-fraction 0" if options.val_fraction == 0 else "there is only one pair"
+        lines.append(f"no pair is for validation, {why}: validate on the training shards")
+    return "\n".join(lines)
+
+
+def _why_foreign(path: Path) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            first = next(lines, None)
+        if first is None or {*json.loads(first)} == {"id", "problem"}:
+            return None
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    return "it is of another program"
 
 
 def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
@@ -124,10 +169,9 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, if the source cannot be used."""
     with exit_on_mistake():
-        options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
+        options = parse(FolderOptions, "training.folder", arguments)
         report = build(options)
-    left_out = f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}" if report.problems else ""
-    print(f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}{left_out}")
+        print(summary(report, options))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def compile_step(
     decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32", windows: bool = True
 ) -> None:
     """Compile the step of a decoder over `num_slots` slots and, with float32 weights, its windows over two, and write
-    the libraries into a folder. It takes a compiler for C++, and half a minute or more."""
+    the libraries into a folder. It takes a compiler for C++, and half a minute or more. What the compiler can use again
+    stays where torch keeps it (the environment variable TORCHINDUCTOR_CACHE_DIR; a folder in the temporary directory by
+    default)."""
     step = Step(decoder, num_slots, pack=False, weights=weights)
     # the compiler packs weights in float32 and bfloat16 itself
     network = decoder if weights == "float32" else step.decoder
@@ -81,7 +83,9 @@ def _compile(network: Decoder, step: Step, ids: Tensor, path: Path) -> None:
 
         program = torch.export.export(_Program(network).eval(), inputs, dynamic_shapes=shapes)
         package = path.with_suffix(".pt2")
-        aoti_compile_and_package(program, package_path=str(package), inductor_configs={"freezing": True})
+        # the number of threads is that of the process that runs the program, and not of the one that compiles it
+        options = {"freezing": True, "cpp.dynamic_threads": True}
+        aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     # a package is unpacked anew by every process that loads it, and left behind by one that is killed
     with zipfile.ZipFile(package) as archive:
         (library,) = (name for name in archive.namelist() if name.endswith(".so"))
@@ -102,6 +106,7 @@ class CompiledStep(Step):
     window_slots = WINDOW_SLOTS
 
     def __init__(self, decoder: Decoder, num_slots: int, folder: Path, *, weights: Weights = "float32") -> None:
+        assert decoder.embedding.weight.dtype == torch.float32, "the program writes float32 into the cache"
         super().__init__(decoder, num_slots, pack=False, weights=weights)
         self._step = _load(folder / STEP_FILE)
         self._window = _load(folder / WINDOW_FILE) if (folder / WINDOW_FILE).is_file() else None

@@ -13,17 +13,20 @@ from dalle.decoder.decoder import Decoder
 
 __all__ = ["Prefill"]
 
-PREFILLS_KEPT = 16
+ROWS_KEPT = 16
+BYTES_KEPT = 128 * 1024**2
 
 
 class Prefill:
     """Fills slots, and keeps the results for the last few rows: pictures of one prompt have the same row, and all
-    prompts share the row of the null caption."""
+    prompts share the row of the null caption. At most 16 rows and 128 MiB are kept."""
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder = decoder
         self._cache = cache
         self._kept: OrderedDict[bytes, list[tuple[Tensor, Tensor, Tensor]]] = OrderedDict()
+        self.num_bytes = 0
+        """Size of the kept results."""
 
     def fill(self, slot: int, text_ids: Tensor, features: Tensor | None, codes: list[int]) -> int:
         """Fill a slot with the row of text_ids (T,), or of features (T, feature_width), and given codes. Returns the
@@ -46,7 +49,16 @@ class Prefill:
             positions = torch.arange(length, device=weight.device)
             placed = None if features is None else features.to(weight.device, weight.dtype)
             self._decoder(row.to(weight.device), positions, view, placed)
-        self._kept[key] = view.copy(length)
-        if len(self._kept) > PREFILLS_KEPT:
-            self._kept.popitem(last=False)
+        self._keep(key, view.copy(length))
         return last
+
+    def _keep(self, key: bytes, contents: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        self._kept[key] = contents
+        self.num_bytes += _num_bytes(contents)
+        while len(self._kept) > ROWS_KEPT or self.num_bytes > BYTES_KEPT:
+            _, dropped = self._kept.popitem(last=False)
+            self.num_bytes -= _num_bytes(dropped)
+
+
+def _num_bytes(contents: list[tuple[Tensor, Tensor, Tensor]]) -> int:
+    return sum(tensor.nbytes for layer in contents for tensor in layer)

@@ -2,8 +2,8 @@
 (`parallel.py`) a step may run several tokens of each slot instead.
 
 What a request needs in all of its steps is computed once, when it takes its slots, and stacked when requests come or
-go (`StepBatch`). So a step makes no tensor of Python numbers, and reads the keys and values of the filled positions
-alone. It feeds the codes that it draws to the next step itself.
+go (`StepBatch`). So a step over one token makes no tensor of Python numbers, and reads the keys and values of the
+filled positions alone. It feeds the codes that it draws to the next step itself.
 
 `Step` runs operation by operation, everywhere; others keep its contract and run `Step.forward` as one program.
 """

@@ -73,7 +73,7 @@ def estimate_text(
     drawn = engine.run([request for _, request in requests])
     num_bytes = 0.0
     for (item, request), codes in zip(requests, drawn, strict=True):
-        picture = model.picture(request, codes, background=item.background)
+        picture = model.picture(request, codes, background=item.background).enlarged(item.enlargement)
         chunks = picture.receipt.to_text() if item.image_format == "png" else None
         size = len(encode_image(picture.image, format=item.image_format, quality=item.quality, text=chunks))
         in_base64 = item.openai is not None and item.openai["response_format"] == "b64_json"

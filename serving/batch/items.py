@@ -19,6 +19,10 @@ Layout = Literal["files", "tar", "codes"]
 """How pictures are kept: a file each, a tar archive per shard, or their codes in the manifest alone."""
 
 
+OUTPUT = {"background", "enlargement"}
+"""Parameters of an item that say nothing about its codes."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
     """A valid line: a prompt and how its pictures are drawn."""
@@ -31,7 +35,8 @@ class Item:
     first_index: int
     n: int
     parameters: dict[str, Any]
-    """All fields of `SamplingParams`, with the model's defaults; and `background` if the model draws transparency."""
+    """All fields of `SamplingParams`, with the model's defaults; `background` if the model draws transparency; and
+    `enlargement` if the pictures are enlarged."""
     image_format: ImageFormat
     quality: int | None
     openai: dict[str, Any] | None
@@ -40,13 +45,18 @@ class Item:
     @property
     def sampling(self) -> SamplingParams:
         """The sampling parameters."""
-        return SamplingParams.from_dict({key: self.parameters[key] for key in self.parameters.keys() - {"background"}})
+        return SamplingParams.from_dict({key: self.parameters[key] for key in self.parameters.keys() - OUTPUT})
 
     @property
     def background(self) -> DrawnBackground:
         """The background of the item's pictures: opaque if the model draws no transparency."""
         background: DrawnBackground = self.parameters.get("background", "opaque")
         return background
+
+    @property
+    def enlargement(self) -> int:
+        """Whole factor by which the item's pictures are enlarged."""
+        return int(self.parameters.get("enlargement", 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

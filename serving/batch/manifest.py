@@ -44,7 +44,7 @@ Record = dict[str, Any]
 
 PICTURE_FIELDS = ("negative_prompt", "seed", "index", "parameters", "model", "model_digest", "key")
 """Fields of a record that are known before the picture is drawn; null for an invalid line."""
-DRAWN_FIELDS = ("file", "sha256", "codes", "codes_sha256", "software", "error_code", "error")
+DRAWN_FIELDS = ("file", "sha256", "codes", "codes_sha256", "step", "software", "error_code", "error")
 """Fields of a record that are known only after the picture is drawn."""
 LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 

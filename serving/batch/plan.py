@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
@@ -18,10 +18,10 @@ from dalle.decoder.sampling import SamplingParams
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
-from serving.background import background_of
 from serving.batch.items import InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
-from serving.errors import ApiError, check_output, field_error
+from serving.errors import ApiError, field_error
+from serving.output import Output, output_of
 from serving.schemas import GenerationRequest, sampling_of
 
 __all__ = ["FIELDS", "PlanSettings", "Planner", "item_seed"]
@@ -68,7 +68,9 @@ def item_seed(seed: int, item_id: str) -> int:
 
 
 class _Body(GenerationRequest):
-    """The fields of a line: those of a request, and an id."""
+    """The fields of a line: those of a request, and an id. Values can be text, as the cells of a CSV file are."""
+
+    model_config = ConfigDict(strict=False)
 
     id: str | None = Field(default=None, max_length=MAX_ID)
 
@@ -164,16 +166,17 @@ class Planner:
             with negative_prompt_errors():
                 self.facts.text_tokenizer.encode(body.negative_prompt)
         name = body.id or f"line-{line.number}"
-        for text in (body.prompt, body.negative_prompt or "", name):
-            if "\0" in text:
-                raise ApiError(400, "a text contains a NUL character, which a PNG cannot store", code="invalid_value")
+        if "\0" in name:
+            raise ApiError(400, "the id has a NUL character: leave it out", code="invalid_value", param="id")
         quality = self.settings.quality
         if body.output_compression is not None:
             quality = max(1, body.output_compression)  # the lowest of `encode_image` is 1, OpenAI's 0
         parameters = params.to_dict()
-        background = background_of(body, self.model_id, self.facts.image_mode)
+        output = output_of(body, model=self.model_id, image_size=self.facts.image_size, mode=self.facts.image_mode)
         if self.facts.image_mode == "RGBA":
-            parameters["background"] = background
+            parameters["background"] = output.background
+        if output.enlargement > 1:
+            parameters["enlargement"] = output.enlargement
         return Item(
             line=line.number,
             id=name,
@@ -185,7 +188,7 @@ class Planner:
             parameters=parameters,
             image_format=body.output_format,
             quality=None if body.output_format == "png" else quality,
-            openai=self._openai(body, len(tokens)) if line.openai else None,
+            openai=self._openai(body, output, len(tokens)) if line.openai else None,
         )
 
     def _body(self, line: Line) -> _Body:
@@ -205,18 +208,17 @@ class Planner:
             raise ApiError(404, message, code="model_not_found", param="model")
         if body.n > MAX_PICTURES:
             raise ApiError(400, f"n is {body.n}; the limit is {MAX_PICTURES}", code="invalid_value", param="n")
-        check_output(body, self.model_id, self.facts.image_size)
         return body
 
-    def _openai(self, body: GenerationRequest, num_text_tokens: int) -> dict[str, Any]:
-        height, width = self.facts.image_size
+    @staticmethod
+    def _openai(body: GenerationRequest, output: Output, num_text_tokens: int) -> dict[str, Any]:
         return {
             "model": body.model,
-            "response_format": body.response_format,
+            "response_format": body.response_format or "b64_json",
             "return_codes": body.return_codes,
             "safety_identifier": body.safety_identifier,
             "num_text_tokens": num_text_tokens,
-            "size": f"{width}x{height}",
+            "size": output.size,
         }
 
 

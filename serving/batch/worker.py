@@ -165,7 +165,12 @@ class Worker:
         record, opened = picture.record, picture.shard
         codes = grid.tolist()
         packed = pack_codes(codes)
-        record.update(codes=packed, codes_sha256=codes_digest(codes), software=f"dalle {__version__}")
+        record.update(
+            codes=packed,
+            codes_sha256=codes_digest(codes),
+            step=self.engine.step_kind,
+            software=f"dalle {__version__}",
+        )
         opened.num_left -= 1
         opened.num_drawn += drawn
         opened.num_rows_drawn += picture.num_rows * drawn
@@ -178,7 +183,7 @@ class Worker:
                     grid.flatten(),
                     background=picture.item.background,
                     step=self.engine.step_kind,
-                )
+                ).enlarged(picture.item.enlargement)
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)

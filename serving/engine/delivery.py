@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from torch import Tensor
 
-from dalle.images import encode_image, with_background
-from dalle.pipeline import DALLE
+from dalle.images import encode_image, enlarge, with_background
+from dalle.pipeline import DALLE, Picture
 from serving.engine.open_jobs import OpenJob, OpenPicture
 from serving.engine.pictures import preview
 from serving.engine.schedule import Schedule
@@ -47,13 +47,11 @@ class Delivery:
         open_job, job = picture.open_job, picture.open_job.job
         with self._decoding():
             drawn = self._model.picture(picture.request, codes, background=job.background, step=self._step_kind)
-        text = drawn.receipt.to_text() if job.output_format == "png" else None
         queue_seconds = picture.started - open_job.arrived
         grid = [list(row) for row in drawn.receipt.codes]
         self._encode(
             open_job,
-            drawn.image,
-            text,
+            drawn,
             lambda image: Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds),
         )
         self._metrics.pictures.inc()
@@ -68,7 +66,7 @@ class Delivery:
         with self._decoding():
             image = with_background(preview(self._model, codes), open_job.job.background)
         self._encode(
-            open_job, image, None, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
+            open_job, image, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
         )
 
     @contextlib.contextmanager
@@ -80,14 +78,18 @@ class Delivery:
         self._schedule.decode_seconds += 0.1 * (seconds - self._schedule.decode_seconds)
         self._metrics.decode_seconds.observe(seconds)
 
-    def _encode(
-        self, open_job: OpenJob, image: Image.Image, text: dict[str, str] | None, event: Callable[[bytes], Event]
-    ) -> None:
-        """Encode a picture's file on the other thread, and post its event."""
+    def _encode(self, open_job: OpenJob, drawn: Picture | Image.Image, event: Callable[[bytes], Event]) -> None:
+        """Enlarge a picture or a preview if its job says so and encode its file, on the other thread, and post its
+        event."""
 
         def encode() -> None:
             try:
-                job = open_job.job
+                job, text = open_job.job, None
+                if isinstance(drawn, Picture):
+                    picture = drawn.enlarged(job.enlargement)
+                    image, text = picture.image, picture.receipt.to_text() if job.output_format == "png" else None
+                else:
+                    image = enlarge(drawn, job.enlargement)
                 open_job.post(event(encode_image(image, format=job.output_format, quality=job.quality, text=text)))
             except Exception:
                 open_job.post(FAILED)

@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import Request
-
 from serving.errors import internal_error, to_http
+from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
+from serving.output import Output
 from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
 __all__ = ["Answer"]
@@ -28,12 +28,25 @@ class Answer:
 
     accepted: Accepted
 
-    def __init__(self, request: Request, fields: Fields, info: ModelInfo, job: Job, kind: str) -> None:
-        self.request = request
+    def __init__(
+        self,
+        fields: Fields,
+        info: ModelInfo,
+        job: Job,
+        kind: str,
+        *,
+        output: Output,
+        store: ImageStore | None,
+        base_url: str,
+    ) -> None:
+        """store: where pictures are stored that are returned as URLs below base_url; None if the body has them."""
         self.fields = fields
         self.info = info
         self.job = job
         self.kind = kind
+        self.output = output
+        self.store = store
+        self.base_url = base_url
         self.started = time.monotonic()
         self.created = int(time.time())
 
@@ -43,7 +56,7 @@ class Answer:
             "X-Job-Id": self.job.id,
             "X-Queue-Position": str(self.accepted.position),
             "X-Estimate-Seconds": f"{self.accepted.estimate:.3f}",
-        }
+        } | ({"X-Ignored-Fields": ", ".join(self.fields.without_effect)} if self.fields.without_effect else {})
 
     def usage(self, num_pictures: int) -> Usage:
         """Token counts of this many pictures."""
@@ -72,7 +85,10 @@ class Answer:
             data=[await self._data(one) for one in drawn],
             background=self.job.background,
             output_format=self.fields.output_format,
-            size=f"{self.info.width}x{self.info.height}",
+            size=self.output.size,
+            enlargement=self.output.enlargement if self.output.enlargement > 1 else None,
+            kept=None if self.job.given is None else self.job.given.kept,
+            ignored=list(self.fields.without_effect) or None,
             safety_identifier=self.fields.safety_identifier,
             seed=self.job.seed,
             system_fingerprint=self.accepted.fingerprint,
@@ -84,11 +100,9 @@ class Answer:
     async def _data(self, one: Drawn) -> ImageData:
         codes = one.codes if self.fields.return_codes else None
         data = ImageData(seed=self.job.seed, index=one.index, codes=codes)
-        if self.fields.response_format == "url":
-            app = self.request.app
-            name = await asyncio.to_thread(app.state.store.put, one.image, self.fields.output_format)
-            base = app.state.settings.public_url or str(self.request.base_url)
-            return data.model_copy(update={"url": f"{base.rstrip('/')}/files/{name}"})
+        if self.store is not None:
+            name = await asyncio.to_thread(self.store.put, one.image, self.fields.output_format)
+            return data.model_copy(update={"url": f"{self.base_url.rstrip('/')}/files/{name}"})
         return data.model_copy(update={"b64_json": base64.b64encode(one.image).decode()})
 
     async def stream(self, events: AsyncIterator[Event], stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
@@ -112,7 +126,7 @@ class Answer:
         data: dict[str, Any] = {
             "b64_json": base64.b64encode(event.image).decode(),
             "created_at": int(time.time()),
-            "size": f"{self.info.width}x{self.info.height}",
+            "size": self.output.size,
             "quality": "auto",
             "background": self.job.background,
             "output_format": self.fields.output_format,

@@ -18,10 +18,13 @@ from starlette.types import Scope
 
 from dalle import __version__
 from serving.backend import Backend
-from serving.errors import ERRORS, ApiError, content_type, field_error, wrong_type
+from serving.errors import ERRORS, ApiError, content_type, field_error, unreadable_body, wrong_type
 from serving.ingress.callers import Callers, read_keys
-from serving.ingress.images import find_model, router
-from serving.ingress.middleware import AccessLog, Authentication, Failures, RequestBounds
+from serving.ingress.deferred import Deferred
+from serving.ingress.drawing import find_model
+from serving.ingress.images import router
+from serving.ingress.middleware import AccessLog, Authentication, Failures, HeadRequests, RequestBounds
+from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
@@ -33,7 +36,17 @@ __all__ = ["create_app"]
 WEB = Path(__file__).parents[1] / "web"
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 EXPOSED = (
-    *("X-Request-Id", "X-Job-Id", "X-Queue-Position", "X-Estimate-Seconds", "Retry-After", "X-Should-Retry"),
+    *(
+        "X-Request-Id",
+        "X-Job-Id",
+        "X-Ignored-Fields",
+        "Location",
+        "Idempotent-Replayed",
+        "X-Queue-Position",
+        "X-Estimate-Seconds",
+        "Retry-After",
+        "X-Should-Retry",
+    ),
     *(f"X-RateLimit-{what}-Requests" for what in ("Limit", "Remaining", "Reset")),
 )
 """Response headers that pages of other origins may read."""
@@ -64,6 +77,8 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     app.state.store = (
         ImageStore(settings.store, settings.store_seconds, settings.store_bytes) if settings.store else None
     )
+    records = Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
+    app.state.deferred = Deferred(app, records)
     app.state.metrics = HTTPMetrics()
 
     def limit(scope: Scope) -> int:
@@ -73,14 +88,17 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     # the middleware added last is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)
     app.add_middleware(RequestBounds, limit=limit, seconds=lambda: app.state.callers.limits.deadline)
+    app.add_middleware(HeadRequests)
     app.add_middleware(Failures)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["*"],  # for these origins alone; OpenAI's client sends a dozen of its own
             expose_headers=EXPOSED,
+            # browsers ask this before a public page may call a service in a private network, or on their own machine
+            allow_private_network="*" not in settings.cors_origins,
         )
     app.add_middleware(AccessLog, metrics=app.state.metrics, send_id=send_request_id)
     _add_error_handlers(app)
@@ -107,6 +125,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400 and error.__cause__ is not None:  # FastAPI could not parse the body
+            return unreadable_body(error.__cause__).response()
         messages = {
             404: f"there is nothing at {request.url.path}",
             405: f"{request.method} is not allowed at {request.url.path}",
@@ -119,20 +139,26 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _add_models(app: FastAPI) -> None:
+    settings: Settings = app.state.settings
+
+    def card(info: ModelInfo) -> ModelCard:
+        return _card(info, [alias for alias, model in settings.aliases.items() if model == info.id])
+
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
         """List the models that have been loaded, the default first."""
-        return ModelList(data=[_card(info) for info in await app.state.backend.models()])
+        return ModelList(data=[card(info) for info in await app.state.backend.models()])
 
     @app.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> ModelCard:
         """Describe one model."""
-        return _card(await find_model(app.state.backend, model))
+        return card(await find_model(app.state.backend, settings, model))
 
 
-def _card(info: ModelInfo) -> ModelCard:
+def _card(info: ModelInfo, aliases: list[str]) -> ModelCard:
     return ModelCard(
         id=info.id,
+        aliases=aliases,
         created=info.created,
         digest=info.digest,
         size=f"{info.width}x{info.height}",

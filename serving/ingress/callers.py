@@ -4,6 +4,7 @@ Keys are compared as digests in constant time. Rates are counted by the `limits`
 with several ingress replicas, the limits apply to each of them separately.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import time
@@ -21,13 +22,24 @@ from dalle.errors import ConfigError
 from serving.errors import ApiError
 from serving.settings import LimitSettings
 
-__all__ = ["Callers", "read_keys"]
+__all__ = ["Callers", "Key", "read_keys"]
 
 MIN_KEY_LENGTH = 16
+MAX_USER_LENGTH = 256
 
 
-def read_keys(path: Path | None) -> dict[str, bytes] | None:
-    """Digest of each caller's key, by name, from a file with a line `NAME KEY` for each caller; None without a file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Key:
+    """An API key."""
+
+    digest: bytes
+    trusted: bool
+    """Whether its requests name their users truthfully, so that these take turns in the queue."""
+
+
+def read_keys(path: Path | None) -> dict[str, Key] | None:
+    """The key of each caller, by name, from a file with a line `NAME KEY` for each caller; None without a file. The
+    third word `trusted` marks a key whose requests name their users truthfully, such as that of a front end.
 
     Raises `ConfigError` for a file that cannot be read, a line of another form, a key below 16 characters, or none.
     """
@@ -37,16 +49,19 @@ def read_keys(path: Path | None) -> dict[str, bytes] | None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the keys in {path} cannot be read: {error}") from error
-    keys: dict[str, bytes] = {}
+    keys: dict[str, Key] = {}
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        if len(words) != 2 or len(words[1]) < MIN_KEY_LENGTH:
-            raise ConfigError(f"{path}, line {number}: expected NAME KEY, the key at least {MIN_KEY_LENGTH} characters")
+        if len(words) < 2 or words[2:] not in ([], ["trusted"]) or len(words[1]) < MIN_KEY_LENGTH:
+            raise ConfigError(
+                f"{path}, line {number}: expected NAME KEY, or NAME KEY trusted, the key at least {MIN_KEY_LENGTH} "
+                "characters"
+            )
         if words[0] in keys:
             raise ConfigError(f"{path}, line {number}: {words[0]} has a key already")
-        keys[words[0]] = _digest(words[1])
+        keys[words[0]] = Key(digest=_digest(words[1]), trusted=len(words) == 3)
     if not keys:
         raise ConfigError(f"{path} has no keys: nobody could call the service")
     return keys
@@ -59,7 +74,7 @@ def _digest(key: str) -> bytes:
 class Callers:
     """API keys and limits of one ingress."""
 
-    def __init__(self, keys: dict[str, bytes] | None, limits: LimitSettings) -> None:
+    def __init__(self, keys: dict[str, Key] | None, limits: LimitSettings) -> None:
         self._keys = keys
         self._running: Counter[str] = Counter()
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
@@ -72,8 +87,8 @@ class Callers:
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
         found = None
-        for name, digest in self._keys.items():  # compares all keys, so that the duration reveals nothing
-            if hmac.compare_digest(digest, given):
+        for name, one in self._keys.items():  # compares all keys, so that the duration reveals nothing
+            if hmac.compare_digest(one.digest, given):
                 found = name
         if found is None:
             what = "the API key is not known" if authorization else "an API key is needed"
@@ -86,9 +101,11 @@ class Callers:
         return found
 
     def turn(self, caller: str, user: str | None) -> str:
-        """Key of a request's turn in the queue: the caller if there are API keys, whatever users it names; else the
-        host together with the user."""
-        return caller if self._keys is not None else f"{caller}/{user or ''}"
+        """Key of a request's turn in the queue: the caller together with the user that it names. With a key that is not
+        trusted it is the caller alone, whatever users it names."""
+        if self._keys is not None and not self._keys[caller].trusted:
+            return caller
+        return f"{caller}/{(user or '')[:MAX_USER_LENGTH]}"
 
     async def spend(self, caller: str) -> dict[str, str]:
         """Count a request against the caller's rate. Returns the headers that report the remaining requests; raises
@@ -124,6 +141,12 @@ class Callers:
                 code="too_many_concurrent_requests",
                 headers={"Retry-After": "1"},
             )
+        with self.running(caller):
+            yield
+
+    @contextmanager
+    def running(self, caller: str) -> Iterator[None]:
+        """Count a request as running within a `with` block, even above the limit."""
         self._running[caller] += 1
         try:
             yield

@@ -14,36 +14,55 @@ from PIL import ExifTags, Image, ImageOps
 from dalle.errors import ImageError, ParameterError
 from dalle.images import load_image, open_image
 from dalle.receipt import Receipt
-from serving.jobs import Given, ModelInfo
+from serving.jobs import Given, Kept, ModelInfo
 from serving.refusals import MaskError
 
 __all__ = ["prepare", "prompt_of"]
 
 
-def prepare(image: bytes, mask: bytes | None, keep_rows: int | None, info: ModelInfo, *, max_pixels: int) -> Given:
+def prepare(
+    image: bytes,
+    mask: bytes | None,
+    keep_rows: int | None,
+    info: ModelInfo,
+    *,
+    own_mask: bool = False,
+    max_pixels: int,
+) -> Given:
     """Crop and resize a picture for a model, and choose the codes to keep.
 
-    With a mask, codes with a transparent pixel in it are drawn and all others are kept; without, the upper `keep_rows`
-    grid rows are kept, by default half of them. The picture's own transparency is kept if the model draws transparency,
-    and lies over white if not; it is never a mask.
+    With a mask, codes with a transparent pixel in it are drawn and all others are kept; with `keep_rows`, so many upper
+    grid rows are kept. Without both, an edit takes the picture itself as its mask if it has transparent pixels, and
+    otherwise the upper half of the grid rows is kept. Transparency that is kept stays transparent if the model draws
+    transparency, and lies over white if not.
 
+    own_mask: whether the picture may be its own mask.
     max_pixels: height times width beyond which a file is refused before it is decoded.
     Raises `ImageError` for a picture that cannot be used, `MaskError` for such a mask, `ParameterError` for a value of
     `keep_rows` outside the picture.
     """
     rows, columns = info.grid_rows, info.num_codes // info.grid_rows
     keep = np.ones((rows, columns), dtype=bool)
+    kept: Kept = "upper_half" if keep_rows is None else "keep_rows"
     if mask is not None:
-        keep &= ~_transparent(image, mask, info, max_pixels)
+        kept, keep = "mask", ~_transparent(image, mask, info, max_pixels)
         if keep.all():
             raise MaskError("the mask has no transparent pixel: there is nothing to draw")
-    else:
+    elif own_mask and keep_rows is None and _has_transparency(image, max_pixels):
+        kept, keep = "transparency", ~_transparent(image, image, info, max_pixels)
+    if keep.all():
+        kept = "upper_half" if keep_rows is None else "keep_rows"
         num_kept = rows // 2 if keep_rows is None else keep_rows
         if not 0 <= num_kept < rows:
             raise ParameterError(f"keep_rows is {num_kept}; it must be in 0..{rows - 1}")
         keep[num_kept:] = False
     fitted = load_image(image, size=(info.height, info.width), max_pixels=max_pixels, mode=info.image_mode)
-    return Given(pixels=fitted.tobytes(), mode=info.image_mode, keep=tuple(keep.flatten().tolist()))
+    return Given(pixels=fitted.tobytes(), mode=info.image_mode, keep=tuple(keep.flatten().tolist()), kept=kept)
+
+
+def _has_transparency(image: bytes, max_pixels: int) -> bool:
+    with open_image(image, max_pixels=max_pixels) as opened:
+        return bool(opened.has_transparency_data)
 
 
 def _transparent(image: bytes, mask: bytes, info: ModelInfo, max_pixels: int) -> "np.ndarray[tuple[int, int], Any]":

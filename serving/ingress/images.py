@@ -2,43 +2,29 @@
 
 import asyncio
 import contextlib
-import secrets
-import time
+import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from dalle.errors import DalleError, PromptError
-from dalle.pipeline import NEEDS_GUIDANCE
-from serving.backend import Backend
-from serving.background import background_of
-from serving.errors import ApiError, check_output, to_http
-from serving.ingress.answers import Answer
-from serving.ingress.callers import Callers
-from serving.ingress.given import prepare, prompt_of
-from serving.ingress.middleware import CLIENT_GONE, describe_prompt
+from serving.errors import ApiError, to_http
+from serving.ingress.deferred import Deferred, is_asynchronous, key_of, seed_of
+from serving.ingress.drawing import Asked, Kind, draw_whole, prepare_drawing
+from serving.ingress.middleware import CLIENT_GONE
 from serving.ingress.store import ImageStore
 from serving.ingress.uploads import Upload, form_of, read_form
-from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
-from serving.refusals import refusal_from
-from serving.schemas import (
-    MAX_PROMPT_LENGTH,
-    EditFields,
-    Fields,
-    GenerationRequest,
-    ImagesResponse,
-    VariationFields,
-    sampling_of,
-)
-from serving.settings import LimitSettings
+from serving.jobs import Accepted, Event, Refused
+from serving.schemas import EditFields, Fields, GenerationRequest, ImagesResponse, RequestState, VariationFields
 
-__all__ = ["find_model", "router"]
+__all__ = ["router"]
 
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 """Second content type of the response in the OpenAPI document, for requests with `stream`."""
+
+FORWARDED_USER = "X-OpenWebUI-User-Id"
+"""Header by which Open WebUI names its user."""
 
 router = APIRouter(tags=["images"])
 
@@ -52,17 +38,10 @@ async def generations(request: Request, body: Annotated[GenerationRequest, Body(
 @router.post("/v1/images/edits", response_model=ImagesResponse, responses=STREAM, openapi_extra=form_of(EditFields))
 async def edits(request: Request) -> Response:
     """Keep a part of a picture, and draw the rest from a prompt: everything below the first `keep_rows` grid rows (rows
-    of codes), or the transparent part of the mask. Codes are drawn in reading order, and each depends only on the codes
-    before it, so the new part matches what is above and to the left of it, but not what is kept below."""
+    of codes), or the transparent part of the mask; without both, the transparent part of the picture, or its lower half
+    if nothing in it is transparent. Codes are drawn in reading order, and each depends only on the codes before it, so
+    the new part matches what is above and to the left of it, but not what is kept below."""
     fields, upload = await read_form(request, EditFields)
-    if upload.mask is None and fields.keep_rows is None:
-        raise ApiError(
-            400,
-            "nothing says what to keep: send keep_rows (rows of codes from the top), or a mask whose transparent "
-            "pixels are drawn",
-            code="missing_required_parameter",
-            param="mask",
-        )
     return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
@@ -75,11 +54,23 @@ async def variations(request: Request) -> Response:
     return await _answer_with_pictures(request, fields, upload, "image_edit")
 
 
+@router.get("/v1/requests/{request_id}", response_model=RequestState)
+async def show_request(request: Request, request_id: str) -> Response:
+    """The state of an asynchronous request of yours, or of one with an `Idempotency-Key`, and at last its result."""
+    deferred: Deferred = request.app.state.deferred
+    record = await deferred.find(request_id, request.state.caller)
+    if record is None:
+        message = f"there is no request {request_id[:80]!r}: it is unknown or expired"
+        raise ApiError(404, message, param="request_id")
+    return JSONResponse(await deferred.describe(record))
+
+
 @router.delete("/v1/requests/{request_id}")
 async def cancel(request: Request, request_id: str) -> dict[str, Any]:
     """Cancel a request of yours, by the id in the header `X-Job-Id` of its response. It ends with the error
     `request_cancelled`, and its slots are free within one step."""
-    if not await request.app.state.backend.cancel(request_id, request.state.caller):
+    job = await request.app.state.deferred.job_of(request_id, request.state.caller) or request_id
+    if not await request.app.state.backend.cancel(job, request.state.caller):
         raise ApiError(404, f"there is no request {request_id[:80]!r}: it is finished or unknown", param="request_id")
     return {"id": request_id, "object": "request", "cancelled": True}
 
@@ -88,134 +79,73 @@ async def cancel(request: Request, request_id: str) -> dict[str, Any]:
 async def file(request: Request, name: str) -> Response:
     """A stored picture, by the name in its URL."""
     store: ImageStore | None = request.app.state.store
-    picture = await asyncio.to_thread(store.get, name) if store is not None else None
-    if picture is None:
+    found = await asyncio.to_thread(store.get, name) if store is not None else None
+    if found is None:
         raise ApiError(404, f"there is no picture {name[:80]!r}, or it has expired")
     # pages of other origins that know the URL may show the picture
-    headers = {"Cache-Control": "private, max-age=3600, immutable", "Cross-Origin-Resource-Policy": "cross-origin"}
+    picture, seconds = found
+    headers = {
+        "Cache-Control": f"private, max-age={seconds}, immutable",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
     return Response(picture, media_type=f"image/{name.rpartition('.')[2]}", headers=headers)
 
 
-async def find_model(backend: Backend, name: str | None) -> ModelInfo:
-    """The model of this id, the default for None. Raises `ApiError` 404, and 503 if it is not loaded yet."""
-    chosen = backend.names[0] if name is None else name
-    if chosen not in backend.names:
-        known = ", ".join(backend.names)
-        raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
-    for info in await backend.models():
-        if info.id == chosen:
-            return info
-    message = f"the model {chosen} is not loaded yet; try again in a moment"
-    raise ApiError(503, message, code="not_ready", param="model", headers={"Retry-After": "2"})
-
-
-def _check(fields: Fields, info: ModelInfo, limits: LimitSettings, store: ImageStore | None) -> None:
-    """Validate fields whose limits depend on the model or the service. Raises `ApiError`."""
-    if fields.n > limits.max_n:
-        raise ApiError(400, f"n is {fields.n}; the limit is {limits.max_n}", code="invalid_value", param="n")
-    if fields.deadline is not None and fields.deadline > limits.deadline:
-        message = f"deadline is {fields.deadline} s; the limit is {limits.deadline:g} s"
-        raise ApiError(400, message, code="invalid_value", param="deadline")
-    check_output(fields, info.id, (info.height, info.width))
-    if (rows := getattr(fields, "keep_rows", None)) is not None and rows >= info.grid_rows:
-        message = f"keep_rows is {rows}; it must be below {info.grid_rows}, the model's number of grid rows"
-        raise ApiError(400, message, code="invalid_value", param="keep_rows")
-    if fields.partial_images > info.grid_rows:
-        message = f"partial_images is {fields.partial_images}; the model {info.id} has {info.grid_rows} grid rows"
-        raise ApiError(400, message, code="invalid_value", param="partial_images")
-    if fields.negative_prompt is not None and (fields.guidance_scale or info.sampling["guidance_scale"]) == 1:
-        raise ApiError(400, NEEDS_GUIDANCE, code="invalid_value", param="negative_prompt")
-    if fields.partial_images and not fields.stream:
-        raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
-    if fields.response_format == "url" and (store is None or fields.stream):
-        reason = "a stream contains its pictures" if fields.stream else "this service stores no pictures"
-        message = f"response_format url is not possible: {reason}; send b64_json"
-        raise ApiError(400, message, code="unsupported_value", param="response_format")
-
-
-def _quality(fields: Fields) -> int | None:
-    """Quality for `encode_image`, whose lowest is 1, where OpenAI's is 0."""
-    if fields.output_format == "png" or fields.output_compression is None:
-        return None
-    return max(1, fields.output_compression)
-
-
-async def _answer_with_pictures(request: Request, fields: Fields, upload: Upload | None, kind: str) -> Response:
-    """Send a job to its model, and answer with its pictures or a stream of events. `kind` prefixes the names of
-    events."""
+async def _answer_with_pictures(request: Request, fields: Fields, upload: Upload | None, kind: Kind) -> Response:
+    """Send a job to its model, and answer with its pictures, a stream of events, or the state of the request."""
     app, state = request.app, request.state
-    callers: Callers = app.state.callers
-    info = await find_model(app.state.backend, fields.model)
-    _check(fields, info, callers.limits, app.state.store)
-    background = background_of(fields, info.id, info.image_mode)
-    prompt, given = fields.prompt, None
-    if upload is not None:
-        prompt, given = await asyncio.to_thread(_read, upload, fields, info, callers.limits.max_image_pixels)
-    job = Job(
-        id=f"job_{uuid4().hex}",
-        owner=state.caller,
-        caller=callers.turn(state.caller, fields.user or fields.safety_identifier),
-        prompt=prompt,
-        negative_prompt=fields.negative_prompt,
-        params=sampling_of(fields),
-        seed=secrets.randbelow(2**31) if fields.seed is None else fields.seed,
-        indices=tuple(range(fields.first_index, fields.first_index + fields.n)),
-        given=given,
-        deadline=time.time() + (fields.deadline or callers.limits.deadline),
-        num_previews=fields.partial_images,
-        output_format=fields.output_format,
-        quality=_quality(fields),
-        background=background,
+    asked = Asked(
+        fields=fields,
+        upload=upload,
+        kind=kind,
+        caller=state.caller,
+        user=request.headers.get(FORWARDED_USER) or fields.user or fields.safety_identifier,
+        base_url=str(request.base_url),
     )
-    described = describe_prompt(prompt, whole=app.state.settings.log_prompts)
-    state.log.update(job=job.id, model=info.id, n=fields.n, seed=job.seed, **described)
-    answer = Answer(request, fields, info, job, kind)
-    stack = contextlib.AsyncExitStack()
-    try:
-        events = await stack.enter_async_context(
-            contextlib.aclosing(_until_gone(request, app.state.backend, info, job))
-        )
+    key, asynchronous = key_of(request), is_asynchronous(request)
+    if asynchronous and fields.stream:
+        raise ApiError(400, "an asynchronous request cannot stream", code="invalid_value", param="stream")
+    if asynchronous or (key is not None and not fields.stream):
+        return await _answer_deferred(request, asked, key, asynchronous=asynchronous)
+    if key is not None and fields.seed is None:
+        asked = dataclasses.replace(asked, fields=fields.model_copy(update={"seed": seed_of(asked.caller, key)}))
+    drawing = await prepare_drawing(app, asked)
+    state.log.update(drawing.log)
+    events = _until_gone(request, drawing.events())
+    if not fields.stream:
+        body = await draw_whole(drawing, events)
+        if body is None:
+            return Response(status_code=CLIENT_GONE)
+        return JSONResponse(body, headers=drawing.answer.headers)
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(contextlib.aclosing(events))
         first = await anext(events, None)
         if first is None:
             return Response(status_code=CLIENT_GONE)
         if isinstance(first, Refused):
             raise to_http(first)
         assert isinstance(first, Accepted)
-        answer.accepted = first
-        if fields.stream:
-            headers = answer.headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            content = answer.stream(events, stack.pop_all())
-            return StreamingResponse(content, media_type="text/event-stream", headers=headers)
-        drawn = []
-        async for event in events:
-            if isinstance(event, Refused):
-                raise to_http(event)
-            if isinstance(event, Drawn):
-                drawn.append(event)
-        if len(drawn) < len(job.indices):
-            return Response(status_code=CLIENT_GONE)
-        return JSONResponse(await answer.whole(drawn), headers=answer.headers)
-    finally:
-        await stack.aclose()
+        drawing.answer.accepted = first
+        headers = drawing.answer.headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        content = drawing.answer.stream(events, stack.pop_all())
+        return StreamingResponse(content, media_type="text/event-stream", headers=headers)
 
 
-def _read(upload: Upload, fields: Fields, info: ModelInfo, max_pixels: int) -> tuple[str | None, Given]:
-    """The prompt of the fields, or else of the picture's receipt; and the prepared picture. Raises `ApiError`."""
-    prompt = fields.prompt
-    try:
-        if prompt is None:
-            prompt = prompt_of(upload.image, max_pixels=max_pixels)
-        if prompt is not None and len(prompt) > MAX_PROMPT_LENGTH:
-            raise PromptError(f"the prompt has {len(prompt)} characters; the limit is {MAX_PROMPT_LENGTH}")
-        keep_rows = getattr(fields, "keep_rows", None)
-        return prompt, prepare(upload.image, upload.mask, keep_rows, info, max_pixels=max_pixels)
-    except DalleError as error:
-        raise to_http(refusal_from(error)) from error
+async def _answer_deferred(request: Request, asked: Asked, key: str | None, *, asynchronous: bool) -> Response:
+    """Answer with the state of a request, or with its kept answer, once it is there."""
+    deferred: Deferred = request.app.state.deferred
+    record, was_there = await deferred.start(asked, key, asynchronous=asynchronous)
+    request.state.log.update(job=record.id)
+    headers = {"X-Job-Id": record.id} | ({"Idempotent-Replayed": "true"} if was_there else {})
+    if not asynchronous:
+        return JSONResponse(await deferred.wait(record), headers=headers)
+    described = await deferred.describe(record)
+    headers |= {"Location": f"/v1/requests/{record.id}", "Preference-Applied": "respond-async", "Retry-After": "1"}
+    return JSONResponse(described, 202, headers=headers)
 
 
-async def _until_gone(request: Request, backend: Backend, info: ModelInfo, job: Job) -> AsyncGenerator[Event]:
-    """The events of a job, until the client disconnects. Leaving early cancels the job."""
-    events = backend.draw(info.id, job)
+async def _until_gone(request: Request, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """The events, until the client disconnects. Leaving early closes them, which cancels their job."""
     gone = asyncio.create_task(_wait_until_gone(request))
     try:
         while True:

@@ -8,11 +8,9 @@ import contextlib
 import hashlib
 import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Any
-from uuid import uuid4
 
 from starlette._utils import get_route_path  # the path that routes match; there is no public name for it
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,11 +18,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, internal_error
-from serving.headers import SECURITY_HEADERS
+from serving.headers import SECURITY_HEADERS, request_id_of
 from serving.ingress.callers import Callers
 from serving.metrics import HTTPMetrics
 
-__all__ = ["AccessLog", "Authentication", "Failures", "RequestBounds", "describe_prompt"]
+__all__ = ["AccessLog", "Authentication", "Failures", "HeadRequests", "RequestBounds", "describe_prompt"]
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("serving.access")
@@ -35,7 +33,6 @@ CLIENT_GONE = 499
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/health", "/ready", "/metrics", "/openapi.json"})
 OPEN_FOLDERS = ("/static/", "/files/")
 """Paths that need no API key, with `OPEN_PATHS`: the page, probes, and pictures whose names cannot be guessed."""
-REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
 class AccessLog:
@@ -55,8 +52,7 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         start = time.monotonic()
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        request_id = request_id_of(Headers(scope=scope))
         noted: dict[str, Any] = {}
         scope.setdefault("state", {}).update(log=noted, request_id=request_id)
         status = CLIENT_GONE
@@ -88,6 +84,35 @@ class AccessLog:
                 **noted,
             }
             access_log.info(json.dumps(line))
+
+
+class HeadRequests:
+    """Answers HEAD as GET, without the body, wherever there is a GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        head = scope["method"] == "HEAD"
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if "GET" in (allowed := headers.get("allow", "").split(", ")) and "HEAD" not in allowed:
+                    headers["allow"] = ", ".join((*allowed, "HEAD"))
+            elif head:
+                message = {**message, "body": b""}
+            await send(message)
+
+        # a copy, since the server looks at the method too; its route is for the access log
+        inner = {**scope, "method": "GET"} if head else scope
+        try:
+            await self.app(inner, receive, send_head)
+        finally:
+            scope["route"] = inner.get("route")
 
 
 class Failures:
@@ -127,8 +152,8 @@ def describe_prompt(prompt: str | None, *, whole: bool) -> dict[str, Any]:
 
 
 class RequestBounds:
-    """Refuses headers and bodies that are too large, and bodies that do not arrive in time. A body is counted while it
-    is read, since its declared length can be false."""
+    """Refuses headers and bodies that are too large, bodies that do not arrive in time, and compressed bodies. A body
+    is counted while it is read, since its declared length can be false."""
 
     def __init__(self, app: ASGIApp, limit: Callable[[Scope], int], seconds: Callable[[], float]) -> None:
         self.app = app
@@ -144,6 +169,12 @@ class RequestBounds:
         if len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES:
             limits = f"the limits are {MAX_HEADERS} headers and {MAX_HEADER_BYTES} bytes"
             await ApiError(431, f"{len(headers)} headers of {size} bytes; {limits}").response()(scope, receive, send)
+            return
+        encoding = Headers(scope=scope).get("content-encoding", "")
+        if scope["method"] == "POST" and encoding.strip().lower() not in ("", "identity"):
+            message = f"the content encoding is {encoding[:80]!r}: send the body without compression"
+            error = ApiError(415, message, code="unsupported_media_type", headers={"Accept-Encoding": "identity"})
+            await error.response()(scope, receive, send)
             return
         limit, read, whole = self.limit(scope), 0, False
         declared = Headers(scope=scope).get("content-length", "0")

@@ -55,13 +55,15 @@ class ImageStore:
         atomic_write(self.folder / name, image, part=self.folder / f".{name}.part")
         return name
 
-    def get(self, name: str) -> bytes | None:
-        """The picture with a name that `put` returned; None if it is unknown, removed or expired."""
+    def get(self, name: str) -> tuple[bytes, int] | None:
+        """The picture with a name that `put` returned, and the whole seconds until it expires; None if it is unknown,
+        removed or expired."""
         if NAME.fullmatch(name) is None:
             return None
         path = self.folder / name
         try:
-            return path.read_bytes() if path.stat().st_mtime + self.seconds > time.time() else None
+            seconds = path.stat().st_mtime + self.seconds - time.time()
+            return (path.read_bytes(), int(seconds)) if seconds > 0 else None
         except OSError:
             return None
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serving.errors import ApiError, content_type, field_error, wrong_type
@@ -27,7 +27,6 @@ def form_of(kind: type[EditFields] | type[VariationFields]) -> dict[str, Any]:
     schema = kind.model_json_schema()
     if kind is EditFields:
         files["mask"] = "Picture of the same size; what is transparent in it is drawn. An alternative to keep_rows."
-        schema["oneOf"] = [{"required": ["keep_rows"]}, {"required": ["mask"]}]
     for field in schema["properties"].values():
         if "anyOf" in field:  # a form has no null
             (kept,) = (one for one in field.pop("anyOf") if one != {"type": "null"})
@@ -61,14 +60,11 @@ async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
     except HTTPException as error:
         raise ApiError(400, f"the form cannot be read: {error.detail}", code="invalid_form") from error
     try:
-        _refuse_repeats(form)
-        pictures = {_name(name): one for name, one in form.items() if isinstance(one, UploadFile)}
-        # a form has no null: an empty value takes its place
-        values = {
-            name: None if one == "" and kind.is_optional(name) else one
-            for name, one in form.items()
-            if not isinstance(one, UploadFile)
-        }
+        # a form has no null: an empty value takes its place, and a file field that nobody touched has an empty file
+        parts = [(_name(name), one) for name, one in form.multi_items() if not _is_empty(name, one, kind)]
+        _refuse_repeats([name for name, _ in parts])
+        pictures = {name: one for name, one in parts if isinstance(one, UploadFile)}
+        values = {name: one for name, one in parts if not isinstance(one, UploadFile)}
         for name in pictures.keys() - {"image", "mask"}:
             raise ApiError(400, f"unexpected file {name!r}: a form has the files image and mask", param=name)
         if "image" not in pictures:
@@ -94,7 +90,12 @@ def _name(part: str) -> str:
     return "image" if part == "image[]" else part
 
 
-def _refuse_repeats(form: FormData) -> None:
-    for name, count in Counter(_name(name) for name, _ in form.multi_items()).items():
+def _is_empty(name: str, part: UploadFile | str, kind: type[B]) -> bool:
+    """Whether a part counts as left out."""
+    return part.size == 0 if isinstance(part, UploadFile) else part == "" and kind.is_optional(name)
+
+
+def _refuse_repeats(names: list[str]) -> None:
+    for name, count in Counter(names).items():
         if count > 1:
             raise ApiError(400, f"{name!r} is there {count} times; send it once", code="invalid_value", param=name)

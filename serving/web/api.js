@@ -43,12 +43,17 @@ export class ServiceError extends Error {
     this.requestId = requestId;
   }
 
+  /** Whether the same request can succeed later, or once a key is entered. */
+  get canRetry() {
+    return [0, 401, 408, 409, 429].includes(this.status) || this.status >= 500;
+  }
+
   /** What happened, in a short sentence. */
   get title() {
     const titles = {
       0: "The service does not answer.",
       400: "The service cannot draw this.",
-      401: "This service asks for a key.",
+      401: apiKey.value ? "The service does not accept this key." : "This service asks for a key.",
       403: "The key does not allow this.",
       404: "The service does not know this.",
       408: "It took too long.",
@@ -64,12 +69,23 @@ export class ServiceError extends Error {
   get detail() {
     const said = sentence(this.message, this.param);
     if (this.status === 0) return said || "Is it running, and are you connected?";
-    if (this.status === 401) return apiKey.value ? "It did not accept the key that was sent." : "Enter it above.";
+    if (this.status === 401) return apiKey.value ? "Enter another one above." : "Enter it above.";
     if (this.status === 500 && this.requestId) return `${said} Its operator can look up ${this.requestId}.`.trim();
     if (this.status === 429 && this.retryAfter === null) return said || "Try again in a moment.";
     if (this.status === 503) return said || "It may be starting.";
     return said;
   }
+}
+
+/** A refusal of a text that has too many tokens, in words of the text; null for any other refusal. */
+export function tooLong({ message, param }, text) {
+  const [, tokens, limit] = /has (\d+) tokens; the limit is (\d+)/.exec(message) ?? [];
+  if (!tokens) return null;
+  const words = text.trim().split(/\s+/).length;
+  const [count, unit] = words > 4 ? [words, "words"] : [[...text].length, "characters"];
+  const fitting = Math.max(1, Math.floor((count * limit) / tokens));
+  const name = param === "negative_prompt" ? "negative prompt" : "prompt";
+  return `The ${name} has ${count} ${unit}, and about ${fitting} fit: make it shorter.`;
 }
 
 /** The service's message as a sentence. The name of a parameter at its start stays as it is. */

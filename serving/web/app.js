@@ -9,7 +9,8 @@ import { fileName, recipe } from "./recipes.js";
 import { openStore } from "./store.js";
 import { Viewer } from "./viewer.js";
 
-const store = await openStore();
+// Not awaited before everything is wired: who types at once is heard.
+const store = openStore(showChanges);
 const gallery = new Gallery({ store, onOpen: (picture) => viewer.open(picture) });
 const form = new Form({ onDraw: drawForm });
 const viewer = new Viewer({
@@ -17,8 +18,17 @@ const viewer = new Viewer({
   on: { reuse, vary, continueFrom, remove, start: () => ({ rows: form.model?.rows ?? 8, prompt: form.prompt, n: form.num }) },
 });
 
+/** Another tab has changed the pictures. */
+async function showChanges() {
+  await gallery.load();
+  viewer.refresh();
+}
+
 async function drawForm() {
-  if (await haveModels()) run({ endpoint: "generations", fields: form.read() });
+  if (!(await haveModels())) return;
+  if (!form.source) return run({ endpoint: "generations", fields: form.read() });
+  const { endpoint, image, name, keepRows } = form.source;
+  run({ endpoint, fields: { ...form.read(), keep_rows: keepRows }, image, source: name });
 }
 
 /** Keeps the upper half of a picture, with its own prompt and settings, and draws the rest with a new seed. */
@@ -51,8 +61,16 @@ function run(job) {
   runJob({ rows, ...job }, { gallery, onRefused: refused });
 }
 
+/** Fills the form, so that Draw gives this picture again: with the picture that it continues, if it continues one. */
 function reuse(picture) {
+  const { endpoint, source, sourceImage, fields } = picture;
+  const continues = endpoint !== "generations";
+  if (continues && !sourceImage) {
+    toast(`This picture continues ${source}, which this browser did not keep: its settings alone would draw another one.`);
+    return;
+  }
   form.fill({ first_index: 0, ...recipe(picture) });
+  form.source = continues ? { endpoint, image: sourceImage, name: source, keepRows: fields.keep_rows } : null;
   announce("The form has the settings of this picture");
 }
 
@@ -67,13 +85,18 @@ async function remove(picture) {
 
 /** Shows where an error can be mended: the field that it names, or the form for the key. */
 function refused(error, job) {
-  if (error.status === 401) showKeyForm(true);
-  else if (error.status === 400 && job?.endpoint === "generations") form.point(error.param);
+  if (error.status === 401) {
+    showKeyForm(true);
+    showKeyError(Boolean(apiKey.value));
+  } else if (error.status === 400 && job?.endpoint === "generations") form.point(error.param);
 }
 
 /** Whether the models are known. Requests them if not, and shows the error if that fails. */
 async function haveModels() {
-  if (form.model) return true;
+  return Boolean(form.model) || loadModels();
+}
+
+async function loadModels() {
   try {
     form.models = await listModels();
     return true;
@@ -93,19 +116,28 @@ function showKeyForm(open) {
   if (open) byId("key").focus();
 }
 
+function showKeyError(wrong) {
+  byId("key-error").textContent = wrong ? "The service does not accept this key. Is it complete?" : "";
+  byId("key").setAttribute("aria-invalid", String(wrong));
+}
+
 function wireKey() {
   byId("key-button").hidden = !apiKey.value;
   byId("key-button").addEventListener("click", () => showKeyForm(byId("key-form").hidden));
+  byId("key").addEventListener("input", () => showKeyError(false));
   byId("key-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     apiKey.set(byId("key").value.trim());
+    showKeyError(false);
+    if (!(await loadModels())) return;
     showKeyForm(false);
+    announce("The service accepts this key");
     byId("prompt").focus();
-    await haveModels();
   });
   byId("key-forget").addEventListener("click", () => {
     apiKey.set("");
     byId("key").value = "";
+    showKeyError(false);
     showKeyForm(false);
   });
 }
@@ -136,5 +168,5 @@ function wireShortcut() {
 wireKey();
 wireClear();
 wireShortcut();
-if (!store.lasting) byId("about-store").textContent = "This browser stores nothing: pictures are lost when this page is closed.";
+if (!(await store).lasting) byId("about-store").textContent = "This browser stores nothing: pictures are lost when this page is closed.";
 await Promise.all([gallery.load(), haveModels()]);

@@ -1,6 +1,6 @@
 /** One request, from pressing Draw to its last picture: its status line, its tiles, cancelling and retrying. */
 
-import { cancel, draw, ServiceError } from "./api.js";
+import { cancel, draw, ServiceError, tooLong } from "./api.js";
 import { announce, byId, duration, fromTemplate, plural } from "./dom.js";
 
 /** Most previews of each picture: decoding one takes the service as long as drawing two codes. */
@@ -17,8 +17,8 @@ const CANCEL_PATIENCE_MS = 1000;
  */
 export async function runJob(job, { gallery, onRefused }) {
   clearEnded();
-  const line = new Line(job, () => runJob(job, { gallery, onRefused }));
   const tiles = gallery.begin(job.fields.n, job.rows);
+  const line = new Line(job, { onRetry: () => runJob(job, { gallery, onRefused }), onGone: () => gallery.end(tiles) });
   const started = Date.now();
   let numDone = 0;
   tiles.forEach((tile, i) => {
@@ -34,7 +34,7 @@ export async function runJob(job, { gallery, onRefused }) {
       const tile = tiles[event.image_index];
       if (event.type.endsWith(".partial_image")) {
         line.draw();
-        showPreview(tile, event);
+        showPreview(tile, event, job.rows);
       } else if (event.type.endsWith(".completed")) {
         numDone++;
         await gallery.add(pictureOf(job, event, started), tile);
@@ -44,26 +44,39 @@ export async function runJob(job, { gallery, onRefused }) {
     if (line.cancelled || numDone < tiles.length) throw new ServiceError(0, { message: "The connection ended before all pictures were done." });
     line.finish(plural(numDone, "picture"), `in ${((Date.now() - started) / 1000).toFixed(1)} s`);
   } catch (error) {
+    if (!line.cancelled) gallery.interrupt(tiles);
     if (line.cancelled) {
+      gallery.end(tiles);
       line.finish("Cancelled.", numDone ? `${numDone} of ${plural(tiles.length, "picture")} had been done.` : "");
     } else if (error instanceof ServiceError) {
-      line.fail(error);
+      line.fail(error, tooLong(error, job.fields[error.param] ?? "") ?? error.detail);
       onRefused(error, job);
     } else {
-      line.fail({ title: "Something went wrong in this page.", detail: error.message, retryAfter: null });
+      line.fail({ title: "Something went wrong in this page.", canRetry: true, retryAfter: null }, error.message);
       throw error;
     }
-  } finally {
-    gallery.end(tiles);
   }
 }
 
-function showPreview(tile, { b64_json, output_format, background, codes_done, num_codes }) {
+function showPreview(tile, { b64_json, output_format, background, codes_done, num_codes, size }, rows) {
   const image = tile.querySelector("img");
+  image.style.clipPath = drawnPart(codes_done, num_codes / rows, rows, size);
   image.classList.toggle("transparent", background === "transparent");
   image.src = `data:image/${output_format};base64,${b64_json}`;
   image.hidden = false;
   tile.querySelector("progress").value = codes_done / num_codes;
+}
+
+/** A CSS shape of the codes that are done, in reading order, in a square tile: what is to come would be a grey area. */
+function drawnPart(numDone, columns, rows, size) {
+  const [width, height] = size.split("x").map(Number);
+  const longer = Math.max(width, height);
+  const x = (share) => `${50 + 100 * (share - 0.5) * (width / longer)}%`;
+  const y = (row) => `${50 + 100 * (row / rows - 0.5) * (height / longer)}%`;
+  const row = Math.floor(numDone / columns);
+  const reach = x((numDone % columns) / columns);
+  const corners = [[x(0), y(0)], [x(1), y(0)], [x(1), y(row)], [reach, y(row)], [reach, y(row + 1)], [x(0), y(row + 1)]];
+  return `polygon(${corners.map((corner) => corner.join(" ")).join(", ")})`;
 }
 
 /** The record of a finished picture: everything needed to show it, to describe it and to draw it again. */
@@ -80,13 +93,16 @@ function pictureOf(job, event, started) {
     background: event.background ?? "opaque",
     seconds: event.timing?.total ?? null,
     source: job.source ?? null,
+    sourceImage: job.image ?? null,
     blob: new Blob([bytes], { type: `image/${event.output_format}` }),
   };
 }
 
-/** Removes the lines of requests that have ended. */
+/** Lines of requests that have ended. */
+const endedLines = new Set();
+
 function clearEnded() {
-  for (const ended of byId("requests").querySelectorAll(".ended")) ended.remove();
+  for (const line of endedLines) line.remove();
 }
 
 /** The line above the gallery that shows the status of a request. */
@@ -99,17 +115,20 @@ class Line {
   #state = "sending";
   #accepted = 0;
   #timer;
+  #onGone;
 
-  constructor(job, retry) {
+  /** onRetry: sends the request again. onGone: called when the line is removed. */
+  constructor(job, { onRetry, onGone }) {
+    this.#onGone = onGone;
     const { prompt, n } = job.fields;
     this.#element.setAttribute("aria-label", `Drawing ${plural(n, "picture")}: ${prompt}`);
     this.#button("cancel").addEventListener("click", () => this.#cancel());
     this.#button("retry").addEventListener("click", () => {
       byId("draw").focus();
-      retry();
+      onRetry();
     });
     this.#button("dismiss").addEventListener("click", () => {
-      this.#element.remove();
+      this.remove();
       byId("draw").focus();
     });
     this.#say(`Sending: ${plural(n, "picture")}`, "");
@@ -151,14 +170,20 @@ class Line {
     announce(`${title} ${detail}`);
   }
 
-  fail({ status, title, detail, retryAfter }) {
+  fail({ title, canRetry, retryAfter }, detail) {
     this.#end();
     this.#element.classList.add("failed");
-    this.#button("retry").hidden = status === 400;
+    this.#button("retry").hidden = !canRetry;
     this.#say(title, detail);
     const until = retryAfter === null ? "" : `Try again in ${duration(retryAfter)}.`;
     announce(`${title} ${detail} ${until}`, { urgent: true });
     if (retryAfter) this.#countDown(retryAfter);
+  }
+
+  remove() {
+    endedLines.delete(this);
+    this.#element.remove();
+    this.#onGone();
   }
 
   /** Asks the service to stop, then closes the stream, which stops it too if the first did not get through. */
@@ -171,11 +196,15 @@ class Line {
   }
 
   #tick() {
-    const left = this.#estimate === null ? null : this.#estimate - (Date.now() - this.#accepted) / 1000;
-    const time = left === null ? "" : left > 0.5 ? `about ${duration(left)} left` : "any moment now";
+    const time = this.#estimate === null ? "" : this.#timeLeft(this.#estimate - (Date.now() - this.#accepted) / 1000);
     const waiting = this.#ahead > 0 ? `Waiting: ${plural(this.#ahead, "picture")} ahead` : "Starting";
     const titles = { waiting, drawing: "Drawing", cancelled: "Cancelling" };
     this.#say(titles[this.#state], this.#state === "cancelled" ? "" : time);
+  }
+
+  #timeLeft(seconds) {
+    if (seconds <= 0) return "longer than estimated";
+    return seconds > 0.5 || this.#state === "waiting" ? `about ${duration(seconds)} left` : "any moment now";
   }
 
   #countDown(seconds) {
@@ -201,6 +230,7 @@ class Line {
     dismiss.hidden = false;
     if (focused) dismiss.focus();
     this.#element.classList.add("ended");
+    endedLines.add(this);
   }
 
   #say(title, detail) {

@@ -1,13 +1,15 @@
 /** The form: what to draw and how. Reads it into the service's fields, and fills it from them. */
 
-import { byId } from "./dom.js";
+import { byId, plural } from "./dom.js";
 
 const SAMPLING = ["guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p"];
 const ADVANCED = ["negative_prompt", ...SAMPLING, "first_index", "background"];
+const PROMPT = "dalle-prompt";
 
 export class Form {
   #models = [];
   #seedUsed = false;
+  #source = null;
 
   constructor({ onDraw }) {
     this.element = byId("compose");
@@ -19,6 +21,12 @@ export class Form {
     }
     byId("model").addEventListener("change", () => this.#showModel());
     this.element.addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
+    byId("prompt").addEventListener("input", () => keepPrompt(byId("prompt").value));
+    byId("prompt").value ||= keptPrompt();
+    byId("source-remove").addEventListener("click", () => {
+      this.source = null;
+      byId("prompt").focus();
+    });
     byId("draw").addEventListener("click", (event) => {
       if (event.detail > 1) event.preventDefault(); // a double click is one
     });
@@ -54,9 +62,25 @@ export class Form {
     return byId("n").valueAsNumber || 1;
   }
 
+  /** The picture that is continued: {endpoint, image, name, keepRows}, its file and how many of its rows are kept; or null. */
+  get source() {
+    return this.#source;
+  }
+
+  set source(source) {
+    this.#source = source;
+    byId("source").hidden = !source;
+    URL.revokeObjectURL(byId("source-image").src);
+    byId("source-image").removeAttribute("src");
+    if (source) byId("source-image").src = URL.createObjectURL(source.image);
+    byId("source-image").alt = source?.name ?? "";
+    byId("source-words").textContent = source ? `Continues this picture: its upper ${plural(source.keepRows, "row")} stay` : "";
+  }
+
   setPrompt(words) {
     const prompt = byId("prompt");
     prompt.value = words;
+    keepPrompt(words);
     prompt.removeAttribute("aria-invalid");
     prompt.focus();
     prompt.setSelectionRange(words.length, words.length);
@@ -177,6 +201,23 @@ export class Form {
     }
     byId("about-model").textContent = `Model ${id}: ${size.replace("x", " × ")} pixels from ${num_codes} codes.`;
     this.#showNumChanged();
+  }
+}
+
+/** The prompt outlives a reload of its tab, where storage is not forbidden. */
+function keepPrompt(words) {
+  try {
+    sessionStorage.setItem(PROMPT, words);
+  } catch {
+    // Then it is lost.
+  }
+}
+
+function keptPrompt() {
+  try {
+    return sessionStorage.getItem(PROMPT) ?? "";
+  } catch {
+    return "";
   }
 }
 

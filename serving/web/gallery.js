@@ -12,6 +12,7 @@ export class Gallery {
   #cards = new Map();
   #urls = new Map();
   #numShown = PAGE;
+  #numChanges = 0;
 
   constructor({ store, onOpen }) {
     this.grid = byId("grid");
@@ -25,18 +26,30 @@ export class Gallery {
     });
   }
 
+  /** Shows what the store has, at the start and when another tab has changed it. Pictures that are shown stay as they are. */
   async load() {
-    this.pictures = (await this.#store.all()).sort(order);
+    let before, stored;
+    do {
+      before = this.#numChanges;
+      stored = await (await this.#store).all();
+    } while (before !== this.#numChanges); // what was read is old
+    const shown = new Map(this.pictures.map((picture) => [picture.key, picture]));
+    const unkept = this.pictures.filter(({ key }) => key === undefined);
+    const pictures = [...stored.map((picture) => shown.get(picture.key) ?? picture), ...unkept].sort(order);
+    for (const picture of this.pictures) if (!pictures.includes(picture)) this.#forget(picture);
+    if (this.pictures.length) this.#numShown += Math.max(0, pictures.length - this.pictures.length);
+    this.pictures = pictures;
     this.#show();
   }
 
   /** Shows a finished picture, in place of the tile that it was drawn in if there is one, and keeps it. */
   async add(picture, tile) {
     try {
-      await this.#store.add(picture);
+      await (await this.#store).add(picture);
     } catch {
       toast("The browser has no room to keep this picture: download it, or delete others.");
     }
+    this.#numChanges++;
     this.pictures = [...this.pictures, picture].sort(order);
     this.#numShown++;
     const card = this.#card(picture);
@@ -47,14 +60,16 @@ export class Gallery {
   }
 
   async remove(picture) {
-    await this.#store.remove(picture);
+    await (await this.#store).remove(picture);
+    this.#numChanges++;
     this.pictures = this.pictures.filter((other) => other !== picture);
     this.#forget(picture);
     this.#show();
   }
 
   async clear() {
-    await this.#store.clear();
+    await (await this.#store).clear();
+    this.#numChanges++;
     for (const picture of this.pictures) this.#forget(picture);
     this.pictures = [];
     this.#show();
@@ -73,6 +88,20 @@ export class Gallery {
   end(tiles) {
     for (const tile of tiles) tile.remove();
     this.#showCount();
+  }
+
+  /** Keeps the tiles that show a part of a picture, and takes away the empty ones. */
+  interrupt(tiles) {
+    const [begun, empty] = [[], []];
+    for (const tile of tiles) (tile.querySelector("img").hidden ? empty : begun).push(tile);
+    for (const tile of begun) {
+      tile.removeAttribute("aria-busy");
+      const image = tile.querySelector("img");
+      image.alt = image.alt.replace("while it is drawn", "unfinished");
+      const caption = Object.assign(document.createElement("span"), { className: "caption", textContent: "Unfinished" });
+      tile.querySelector("progress")?.replaceWith(caption);
+    }
+    this.end(empty);
   }
 
   url(picture) {

@@ -3,12 +3,15 @@
 const DATABASE = "dalle";
 const PICTURES = "pictures";
 
-/** Pictures by `key`, a number that `add` gives out. `lasting`: whether they outlive the page. */
-export async function openStore() {
+/**
+ * Pictures by `key`, a number that `add` gives out. `lasting`: whether they outlive the page. `onChange` is called when
+ * another tab has changed them.
+ */
+export async function openStore(onChange) {
   try {
     const opening = indexedDB.open(DATABASE, 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore(PICTURES, { keyPath: "key", autoIncrement: true });
-    return new LastingStore(await result(opening));
+    return new LastingStore(await result(opening), onChange);
   } catch {
     return new PassingStore();
   }
@@ -17,8 +20,10 @@ export async function openStore() {
 class LastingStore {
   lasting = true;
 
-  constructor(database) {
+  constructor(database, onChange) {
     this.database = database;
+    this.tabs = new BroadcastChannel(DATABASE);
+    this.tabs.onmessage = onChange;
   }
 
   all() {
@@ -27,16 +32,22 @@ class LastingStore {
 
   /** Gives the picture its key, unless it has one. Rejects when the browser has no room left. */
   async add(picture) {
-    picture.key = await this.run("readwrite", (pictures) => pictures.put(picture));
+    picture.key = await this.change((pictures) => pictures.put(picture));
   }
 
   async remove(picture) {
     // One that found no room was never kept.
-    if (picture.key !== undefined) await this.run("readwrite", (pictures) => pictures.delete(picture.key));
+    if (picture.key !== undefined) await this.change((pictures) => pictures.delete(picture.key));
   }
 
   clear() {
-    return this.run("readwrite", (pictures) => pictures.clear());
+    return this.change((pictures) => pictures.clear());
+  }
+
+  async change(request) {
+    const answer = await this.run("readwrite", request);
+    this.tabs.postMessage("changed");
+    return answer;
   }
 
   run(mode, request) {

@@ -40,6 +40,7 @@
 
   show(stored());
   system.addEventListener("change", () => show(stored()));
+  window.addEventListener("storage", () => show(stored())); // another tab has chosen
   document.addEventListener("DOMContentLoaded", () => {
     show(stored());
     document.getElementById("theme-button").addEventListener("click", () => {

@@ -58,6 +58,13 @@ export class Viewer {
     this.#dialog.showModal();
   }
 
+  /** Shows the picture's place after the gallery has changed; closes if the picture is not there any more. */
+  refresh() {
+    if (!this.#dialog.open) return;
+    if (this.#gallery.pictures.includes(this.#picture)) this.#show(this.#picture);
+    else this.#dialog.close();
+  }
+
   #show(picture) {
     const { pictures } = this.#gallery;
     const place = pictures.indexOf(picture);

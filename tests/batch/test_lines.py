@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from dalle import DALLE
 from dalle.checkpoint import load_facts
+from dalle.errors import DataError
 from serving.batch.items import InvalidLine, Item
 from serving.batch.plan import FIELDS, Planner, PlanSettings, item_seed
 from serving.batch.prompts import Line, read_prompts
@@ -50,6 +51,54 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
     }
     assert read["jsonl"] == items == read["parquet"]
     assert read["csv"] == [{name: str(value) for name, value in item.items()} for item in items]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("index", [None, "key", "id"])
+def test_tables_that_pandas_wrote(kind: str, index: str | None, tmp_path: Path) -> None:
+    """An index without a name is left out, and so is one that Parquet names; one of a known name is a field."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"prompt": ["a fish", "판다"], "id": ["x", "y"], "key": [7, 8]})
+    frame = frame.drop(columns="key").iloc[::-1].iloc[::-1] if index is None else frame.set_index(index)
+    frame = frame.drop(columns="key", errors="ignore")
+    path = tmp_path / f"p.{kind}"
+    frame.to_csv(path) if kind == "csv" else frame.to_parquet(path)
+    if (kind, index) == ("csv", "key"):
+        with pytest.raises(DataError, match=r"p\.csv: unknown column 'key'; known columns are"):
+            list(read_prompts(str(path), FIELDS))
+        return
+    fields = [line.fields for line in read_prompts(str(path), FIELDS)]
+    assert fields == [{"prompt": "a fish", "id": "x"}, {"prompt": "판다", "id": "y"}]
+
+
+def test_an_index_that_was_written_twice(tmp_path: Path) -> None:
+    lines = [",Unnamed: 0,prompt,id,", "0,0,a fish,x,", '1,1,"a, b",y,', "2,2,c,z,more"]
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    first, second, third = read_prompts(f"{tmp_path}/p.csv", FIELDS)
+    assert [first.fields, second.fields] == [{"prompt": "a fish", "id": "x"}, {"prompt": "a, b", "id": "y"}]
+    assert third.fault == "the cell 'more' is in a column without a name"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_encodings_of_windows(encoding: str, tmp_path: Path) -> None:
+    for kind, text in (("txt", "a 판다\r\n"), ("csv", "prompt\r\na 판다\r\n"), ("jsonl", '{"prompt": "a 판다"}')):
+        (tmp_path / f"p.{kind}").write_text(text, encoding=encoding, newline="")
+        (line,) = read_prompts(f"{tmp_path}/p.{kind}", FIELDS)
+        assert line.fields == {"prompt": "a 판다"}
+    (tmp_path / "p.txt").write_bytes("a fish\n".encode("utf-16") + b"\x00\xd8\n\x00" + "b".encode("utf-16-le"))
+    lines = list(read_prompts(f"{tmp_path}/p.txt", FIELDS))
+    assert [line.fault for line in lines] == [None, "the line is not UTF-16", None]
+    (tmp_path / "p.txt").write_bytes("a fish\n".encode("utf-16") + b"x")
+    with pytest.raises(DataError, match=r"p\.txt cannot be read: .* truncated data"):
+        list(read_prompts(f"{tmp_path}/p.txt", FIELDS))
+
+
+def test_a_bad_row_of_parquet_takes_no_other_with_it(tmp_path: Path) -> None:
+    bad = pa.StringArray.from_buffers(3, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffc"))
+    parquet.write_table(pa.table({"prompt": bad}), tmp_path / "p.parquet")
+    first, second, third = read_prompts(f"{tmp_path}/p.parquet", FIELDS)
+    assert (first.fields, third.fields) == ({"prompt": "a"}, {"prompt": "c"})
+    assert second.number == 2 and "the row has a value that cannot be read" in (second.fault or "")
 
 
 def test_lines_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
@@ -112,7 +161,7 @@ def test_a_file_of_no_use_is_a_mistake(
         ({}, "missing_required_parameter", "prompt is missing"),
         ({"prompt": ""}, "invalid_prompt", "the prompt is empty"),
         ({"prompt": "word " * 50}, "invalid_prompt", "the limit is 11"),
-        ({"prompt": "a", "n": 0}, "invalid_value", "n is 0: it should be greater than or equal to 1"),
+        ({"prompt": "a", "n": 0}, "invalid_value", "n is 0; it must be at least 1"),
         ({"prompt": "a", "n": 1001}, "invalid_value", "n is 1001; the limit is 1000"),
         ({"prompt": "a", "sed": 1}, "unknown_parameter", "unknown parameter 'sed'; did you mean seed?"),
         ({"prompt": "a", "num_inference_steps": 9}, "unsupported_parameter", "steps are a parameter of diffusion"),
@@ -126,7 +175,8 @@ def test_a_file_of_no_use_is_a_mistake(
             "invalid_value",
             "guidance_scale must be above 1",
         ),
-        ({"prompt": "a\0b"}, "invalid_value", "NUL"),
+        ({"prompt": "a\0b"}, "invalid_prompt", "NUL"),
+        ({"prompt": "a", "n": True}, "invalid_value", "n is true; it must be an integer"),
         ({"prompt": "a", "id": [1]}, "invalid_value", "id"),
         ({"prompt": 5}, "invalid_value", "prompt is 5"),
     ],

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from dalle import DALLE
+from dalle.images import load_image
 from dalle.receipt import read_receipt
+from dalle.verify import Verifier
 from tests.support.batches import PROMPTS, contents, log_of, manifest, prompts_file, run
 from training.pairs.shards import PairShards
 
@@ -153,3 +156,20 @@ def test_dry_run_counts_and_draws_nothing(
     assert "2 prompts, 6 pictures, 6 of them to be drawn" in said
     assert " s with one worker" in said and "kB" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_a_multiple_of_the_models_size_are_enlarged(model_folder: Path, tmp_path: Path) -> None:
+    items = [{"prompt": "a", "seed": 1, "size": size} for size in ("auto", "64x64", "16x16", "100x100")]
+    prompts, out = prompts_file(tmp_path, items), tmp_path / "out"
+    assert run(model_folder, prompts, out) == 3
+    *drawn, refused = manifest(out)
+    assert "the model lively draws 16x16" in refused["error"]
+    assert drawn[0]["file"] == drawn[2]["file"] != drawn[1]["file"] and drawn[0]["codes"] == drawn[1]["codes"]
+    assert [load_image(out / record["file"]).size for record in drawn] == [(16, 16), (64, 64), (16, 16)]
+    verifier = Verifier(model=model_folder, resample=True)
+    assert [verifier.verify(out / record["file"]).kind for record in drawn] == ["good"] * 3
+    before = contents(out)
+    shutil.rmtree(out / "shards")
+    assert run(model_folder, prompts, out) == 3
+    assert contents(out) == before
+    assert sum(line.get("num_drawn", 0) for line in log_of(out)[-2:]) == 0, "the receipts had the codes"

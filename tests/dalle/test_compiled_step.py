@@ -1,12 +1,17 @@
 """The compiled step: the same codes as operation by operation, for every family, whatever is drawn beside."""
 
+import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from dalle import DALLE
+from dalle.cli import app
 from dalle.decoder.compiled_step import CompiledStep, compile_step
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
@@ -80,6 +85,11 @@ def test_the_default_model_draws_the_same_codes(tmp_path: Path, monkeypatch: pyt
     assert all(map(torch.equal, eager, compiled))
 
 
+def set_times(found: CompiledModel, **milliseconds: float) -> None:
+    file = found.folder / "about.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"milliseconds": milliseconds}))
+
+
 def test_a_model_uses_the_step_that_was_compiled_for_it(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,26 +98,126 @@ def test_a_model_uses_the_step_that_was_compiled_for_it(
     assert CompiledModel.find(model.digest, 8) is None
     assert new_engine(model, num_slots=8).step_kind == "eager"
     with pytest.raises(
-        DalleError, match=r"no step of lively is compiled for 8 slots.*dalle compile lively --num-slots 8"
+        DalleError, match=rf"no step of lively is compiled for 8 slots.*`dalle compile {model_folder} --num-slots 8`"
     ):
         new_engine(model, num_slots=8, step="compiled")
     eager = [one.receipt for one in model.generate("a red panda", n=3, seed=1)]
+    for name, days in (("unused", 31), ("used", 29)):
+        (tmp_path / "steps" / name).mkdir(parents=True)
+        os.utime(tmp_path / "steps" / name, times=(time.time() - days * 24 * 3600,) * 2)
     found = compile_model(model, 8)
+    assert {path.name for path in (tmp_path / "steps").iterdir()} == {"used", found.folder.name}
     assert found == CompiledModel.find(model.digest, 8)
     assert CompiledModel.find(model.digest, 4) is None
     assert new_engine(model, num_slots=8, step="compiled").step_kind == "compiled"
     assert new_engine(model, num_slots=8, step="eager").step_kind == "eager"
     assert new_engine(model, num_slots=8).step_kind == ("compiled" if found.is_faster else "eager")
-    (found.folder / "times.json").write_text('{"eager": 2.0, "compiled": 1.0}')
+    set_times(found, eager=2.0, compiled=1.0)
     model = DALLE.load(model_folder)
     compiled = [one.receipt for one in model.generate("a red panda", n=3, seed=1)]
     assert [one.codes for one in compiled] == [one.codes for one in eager]
     assert [one.step for one in (*eager, *compiled)] == ["eager"] * 3 + ["compiled"] * 3
-    (found.folder / "times.json").write_text('{"eager": 1.0, "compiled": 2.0}')
+    set_times(found, eager=1.0, compiled=2.0)
     assert new_engine(model, num_slots=8).step_kind == "eager"
+
+
+@pytest.fixture(scope="module")
+def whole_cache(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the compiled step of the model, for 8 slots."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALLE_CACHE", str(folder))
+        found = compile_model(DALLE.load(model_folder), 8)
+        set_times(found, eager=2.0, compiled=1.0)
+    assert {path.name for path in found.folder.iterdir()} == {"about.json", "step.so", "window.so"}
+    return folder
+
+
+@pytest.fixture
+def cached(whole_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the model's compiled step, in a cache of the test's own."""
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
+    (folder,) = (tmp_path / "cache" / "steps").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage", ["a missing library", "half a library", "an empty file of times", "other times", "no file of times"]
+)
+def test_a_damaged_step_counts_as_none(damage: str, cached: Path, model_folder: Path) -> None:
+    library, about = cached / "step.so", cached / "about.json"
+    match damage:
+        case "a missing library":
+            library.unlink()
+        case "half a library":
+            os.truncate(library, library.stat().st_size // 2)
+        case "an empty file of times":
+            about.write_text("")
+        case "other times":
+            about.write_text('{"eager": 1}')
+        case "no file of times":
+            about.unlink()
+    model = DALLE.load(model_folder)
+    assert CompiledModel.find(model.digest, 8) is None
+    assert new_engine(model, num_slots=8).step_kind == "eager"
+    with pytest.raises(DalleError, match="no step of lively is compiled"):
+        new_engine(model, num_slots=8, step="compiled")
+
+
+def test_a_step_that_cannot_be_loaded_is_left_out_with_a_warning_and_made_anew(
+    cached: Path, model_folder: Path
+) -> None:
+    library = cached / "step.so"
+    library.write_bytes(b"?" * library.stat().st_size)
+    model = DALLE.load(model_folder)
+    with pytest.warns(UserWarning, match=f"the compiled step in {cached} cannot be loaded"):
+        assert new_engine(model, num_slots=8).step_kind == "eager"
+    with pytest.raises(DalleError, match=f"cannot be loaded .*remove it, and run `dalle compile {model_folder}"):
+        new_engine(model, num_slots=8, step="compiled")
+    done = CliRunner().invoke(app, ["compile", str(model_folder), "--num-slots", "8"])
+    assert done.exit_code == 0 and "compiling lively for 8 slots ..." in done.output
+    assert new_engine(model, num_slots=8, step="compiled").step_kind == "compiled"
+
+
+@pytest.mark.parametrize("change", ["in place", "replaced", "bfloat16"])
+def test_changed_weights_are_drawn_with(change: str, cached: Path, model_folder: Path) -> None:
+    """A compiled step has the weights of the model's directory."""
+    model, plain = DALLE.load(model_folder), DALLE.load(model_folder)
+    assert new_engine(model, num_slots=8).step_kind == "compiled"
+    for decoder in (model.decoder, plain.decoder):
+        weight = decoder.embedding.weight
+        with torch.no_grad():
+            if change == "in place":
+                weight.mul_(-1)
+            elif change == "replaced":
+                weight.data = -weight.data
+            else:
+                decoder.bfloat16()
+    engine = new_engine(model, num_slots=8)
+    assert engine.step_kind == "eager"
+    with pytest.raises(DalleError, match="cannot run a compiled step: its weights "):
+        new_engine(model, num_slots=8, step="compiled")
+    if change != "bfloat16":
+        with pytest.raises(DalleError, match="its weights were changed after it was loaded"):
+            compile_model(model, 8)
+    drawn = [one.receipt.codes for one in model.generate("a red panda", n=3, seed=1)]
+    request = [plain.request("a red panda", plain.sampling, seed=1, index=index) for index in range(3)]
+    expected = Engine(plain.decoder, num_slots=8).run(request)
+    assert drawn == [tuple(map(tuple, plain.decoder.layout.grid(one[None])[0].tolist())) for one in expected]
+
+
+def test_a_full_disk_is_a_clear_error(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 2**40 - 10**6, 10**6))
+    with pytest.raises(DalleError, match=r"compiling needs 5\d MB on the disk of .*, which has 1 free; .*DALLE_CACHE"):
+        compile_model(DALLE.load(model_folder), 8)
+    assert not any((tmp_path / "cache" / "steps").iterdir())
 
 
 def test_without_a_compiler_the_message_says_so(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(DalleError, match=r"cannot compile the step of lively: there is no C\+\+ compiler"):
+    with pytest.raises(
+        DalleError, match=r"cannot compile the step of lively: there is no C\+\+ compiler 'no-such-compiler'"
+    ):
         compile_model(DALLE.load(model_folder), 8)

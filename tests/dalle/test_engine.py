@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dalle.decoder import prefill
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine, finish_steps
 from dalle.decoder.request import Request
@@ -270,3 +271,17 @@ def test_a_mistake_in_one_request_of_a_stream_leaves_nothing_in_the_engine(decod
     with pytest.raises(EngineError, match="index is -1"):
         engine.run([request(0), request(1, index=-1)])
     assert (engine.num_active, engine.num_waiting, engine.num_steps) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 10_000])
+def test_prefills_are_kept_within_a_number_of_bytes(
+    num_bytes: int, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [request(prompt) for prompt in (1, 2, 1, 3, 2, 1)]
+    expected = draw(decoder, *requests, num_slots=2)
+    monkeypatch.setattr(prefill, "BYTES_KEPT", num_bytes)
+    filled = prefill.Prefill(decoder, decoder.new_cache(2))
+    for one in requests:
+        filled.fill(0, one.text_ids, None, [])
+        assert filled.num_bytes <= num_bytes
+    assert all(map(torch.equal, draw(decoder, *requests, num_slots=2), expected))

@@ -112,10 +112,13 @@ def test_size_is_a_centre_crop_and_a_resize() -> None:
         load_image(saved(image), size=(0, 4))
 
 
-@pytest.mark.parametrize(("width", "height"), [(10_000, 7_000), (60_000, 60_000)])
+@pytest.mark.parametrize(("width", "height"), [(10_000, 7_000), (11_000, 11_000), (60_000, 60_000)])
+@pytest.mark.filterwarnings("error")
 def test_decompression_bomb_is_refused_by_its_header(width: int, height: int) -> None:
-    with pytest.raises(ImageError, match="limit"):
+    with pytest.raises(ImageError, match="pixels; the limit is 67108864 in all"):
         load_image(_png_header(width, height))
+    with pytest.raises(ImageError, match="pixels; the limit is 1000 in all"):
+        load_image(_png_header(width, height), max_pixels=1000)
 
 
 def test_max_pixels_is_the_callers_limit(tmp_path: Path) -> None:

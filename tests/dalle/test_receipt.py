@@ -177,7 +177,7 @@ def test_bomb_in_a_compressed_chunk_is_refused(tmp_path: Path) -> None:
     info, path = PngInfo(), tmp_path / "bomb.png"
     info.add_itxt("prompt", "x" * 32 * 2**20, zip=True)
     Image.new("RGB", (4, 4)).save(path, pnginfo=info)
-    with pytest.raises(ImageError, match=r"bomb\.png"):
+    with pytest.raises(ImageError, match=r"bomb\.png has texts or a colour profile of more than 1048576 bytes"):
         read_receipt(path)
 
 

@@ -1,6 +1,9 @@
 """Middleware: responses to unexpected exceptions, and requests by pages of other origins."""
 
+import json
 import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +13,7 @@ from dalle import DALLE
 from serving.engine.local import LocalBackend
 from serving.errors import ApiError, to_http
 from serving.headers import SECURITY_HEADERS
+from serving.ingress.api import create_app
 from serving.jobs import Refused
 from tests.support.service import GENERATIONS, PROMPT, error_of, post, service
 
@@ -56,6 +60,58 @@ def test_a_page_of_an_origin_that_is_named_may_use_openais_client(model: DALLE) 
         assert exposed >= {"x-request-id", "x-job-id", "retry-after", "x-should-retry", "x-ratelimit-reset-requests"}
         stranger = httpx.options(one.url + GENERATIONS, headers=headers | {"Origin": "https://other.example"})
         assert stranger.status_code == 400 and "access-control-allow-origin" not in stranger.headers
+
+
+@pytest.mark.parametrize("origins", [(ORIGIN,), ("*",)])
+def test_a_named_origin_may_call_a_service_in_a_private_network(model: DALLE, origins: tuple[str, ...]) -> None:
+    headers = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    with service(model, cors_origins=origins) as one:
+        preflight = httpx.options(one.url + GENERATIONS, headers=headers)
+        named = origins == (ORIGIN,)
+        assert preflight.status_code == (200 if named else 400)
+        assert preflight.headers.get("access-control-allow-private-network") == ("true" if named else None)
+        stranger = httpx.options(one.url + GENERATIONS, headers=headers | {"Origin": "https://other.example"})
+        assert stranger.status_code == 400
+
+
+def test_head_is_get_without_the_body(model: DALLE, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with service(model, store=tmp_path) as one, httpx.Client(base_url=one.url, timeout=30) as client:
+        picture = post(one, **PROMPT, response_format="url").json()["data"][0]["url"]
+        paths = ("/", "/favicon.ico", "/static/app.js", "/health", "/ready", "/metrics", "/openapi.json", "/v1/models")
+        with caplog.at_level(logging.INFO, "serving.access"):
+            for path in (*paths, "/v1/models/lively", picture):  # over one connection, which a body would break
+                head, whole = client.head(path), client.get(path)
+                assert head.status_code == whole.status_code == 200 and not head.content, path
+                assert head.headers["content-type"] == whole.headers["content-type"]
+                if path != "/metrics":
+                    assert head.headers["content-length"] == whole.headers["content-length"] == str(len(whole.content))
+        lines = [json.loads(record.message) for record in caplog.records if record.name == "serving.access"]
+        assert sorted(line["method"] for line in lines) == ["GET"] * 10 + ["HEAD"] * 10
+        assert 'path="/v1/models/{model}",status="200"' in client.get("/metrics").text
+        assert client.head("/v1/models/nobody").status_code == 404
+        assert client.head(GENERATIONS).status_code == 405
+        assert client.delete("/v1/models").headers["allow"] == "GET, HEAD"
+        assert client.get(GENERATIONS).headers["allow"] == "POST"
+    assert "head" not in create_app(LocalBackend({}), one.settings).openapi()["paths"]["/health"]
+
+
+@pytest.mark.parametrize("given", [b"\xff\xfe", "hé".encode(), b"a b", b"x" * 129, b"", b"mine-1"])
+def test_the_id_of_a_request_is_the_same_everywhere(
+    model: DALLE, given: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LocalBackend, "models", fail)
+    with service(model) as one, caplog.at_level(logging.INFO, "serving.access"):
+        response = httpx.get(one.url + "/v1/models", headers=[(b"X-Request-Id", given), (b"X-Session-Id", b"\xff")])
+    assert response.status_code == 500
+    told = response.headers["x-request-id"]
+    assert told == "mine-1" if given == b"mine-1" else re.fullmatch("req_[0-9a-f]{32}", told)
+    (line,) = (json.loads(record.message) for record in caplog.records if record.name == "serving.access")
+    (failure,) = (record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+    assert line["id"] == told and told in failure
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(0.2, "1"), (1.0, "1"), (1.4, "2"), (6.01, "7")])

@@ -37,20 +37,39 @@ def test_a_refused_request_is_shown_with_the_service_s_message(page: Page) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("text", "words"),
     [
-        (408, "It took too long. The reason."),
-        (413, "This is more than the service takes. The reason."),
-        (500, "Something went wrong in the service. The reason. Its operator can look up req-1."),
-        (503, "The service cannot draw just now. The reason."),
+        ("a red panda and two blue fish in the sea", "The prompt has 10 words, and about"),
+        ("x" * 40, "The prompt has 40 characters, and about"),
     ],
 )
-def test_other_refusals_are_shown_with_a_message(page: Page, status: int, words: str) -> None:
+def test_a_prompt_that_is_too_long_is_told_in_words(page: Page, text: str, words: str) -> None:
+    set_up(page, prompt=text)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(f"{words} \\d+ fit: make it shorter."))
+    expect(page.get_by_text("tokens")).to_have_count(0)
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "again"),
+    [
+        (400, "The service cannot draw this. The reason.", False),
+        (404, "The service does not know this. The reason.", False),
+        (408, "It took too long. The reason.", True),
+        (413, "This is more than the service takes. The reason.", False),
+        (431, "The service cannot draw this. The reason.", False),
+        (500, "Something went wrong in the service. The reason. Its operator can look up req-1.", True),
+        (503, "The service cannot draw just now. The reason.", True),
+    ],
+)
+def test_other_refusals_are_shown_with_a_message(page: Page, status: int, words: str, again: bool) -> None:
     set_up(page)
     refuse(page, status, "the reason", **{"X-Request-Id": "req-1"})
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.get_by_role("progressbar")).to_have_count(0)
+    expect(page.get_by_role("button", name="Try again")).to_have_count(int(again))
 
 
 def test_an_error_in_mid_stream_is_shown(page: Page) -> None:
@@ -82,8 +101,19 @@ def test_a_key_is_asked_for_and_sent(page: Page, page_url: str) -> None:
 
     page.route("**/v1/**", guard)
     page.goto(page_url)
-    page.get_by_label("API key", exact=True).and_(page.get_by_role("textbox")).fill("open-sesame")
+    key = page.get_by_label("API key", exact=True).and_(page.get_by_role("textbox"))
+    wrong = page.get_by_text("The service does not accept this key. Is it complete?")
+    expect(wrong).to_be_hidden()
+    key.fill("open")
     page.get_by_role("button", name="Use this key").click()
+    expect(wrong).to_be_visible()
+    expect(key).to_have_attribute("aria-invalid", "true")
+    page.reload()
+    expect(wrong).to_be_visible()
+    key.fill("open-sesame")
+    expect(wrong).to_be_hidden()
+    page.get_by_role("button", name="Use this key").click()
+    expect(key).to_be_hidden()
     draw(page)
     open_first(page).get_by_role("button", name="Copy as curl").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()

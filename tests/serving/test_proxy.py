@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.datastructures import MutableHeaders
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -18,7 +18,7 @@ from serving.headers import SECURITY_HEADERS
 from serving.proxy import ProxyErrors
 
 ROOT = Path(__file__).parents[2]
-SERVES_ID = {"X-Request-ID": "serve-1"}
+STEERING = ("X-Request-Timeout-Seconds", "X-Session-Id", "x_session_id", "serve_multiplexed_model_id", "traceparent")
 
 
 NO_ROUTE = PlainTextResponse("Path '/gone' not found. Ping http://.../-/routes for available routes.", 404)
@@ -30,13 +30,14 @@ async def breaks_off() -> AsyncIterator[bytes]:
     raise ConnectionError("the ingress is gone")
 
 
-def ask(path: str, routes: Response = DEPLOYED) -> httpx.Response:
+def ask(path: str, request_id: bytes = b"mine-1", routes: Response = DEPLOYED) -> httpx.Response:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/-/routes":
             await routes(scope, receive, send)
             return
-        assert b"x-request-timeout-seconds" not in dict(scope["headers"])
-        MutableHeaders(scope=scope)["X-Request-ID"] = "serve-1"  # as Serve does, inside of this
+        headers = {name: value.decode() for name, value in scope["headers"]}  # as Serve reads them
+        assert not {name.lower().encode() for name in STEERING} & headers.keys()
+        serves_id = {"X-Request-ID": headers[b"x-request-id"]}
         if path == "/broken":
             raise ConnectionError("the ingress is gone")
         if path == "/silent":
@@ -47,9 +48,9 @@ def ask(path: str, routes: Response = DEPLOYED) -> httpx.Response:
             "/no-route": NO_ROUTE,
             "/stream": StreamingResponse(breaks_off(), media_type="text/event-stream"),
             "/body": StreamingResponse(breaks_off(), media_type="application/json"),
-            "/dead": PlainTextResponse("Internal Server Error", 500, SERVES_ID),
-            "/slow": PlainTextResponse("timed out", 408, SERVES_ID),
-            "/gone": PlainTextResponse("Request was cancelled.", 499, SERVES_ID),
+            "/dead": PlainTextResponse("Internal Server Error", 500, serves_id),
+            "/slow": PlainTextResponse("timed out", 408, serves_id),
+            "/gone": PlainTextResponse("Request was cancelled.", 499, serves_id),
             "/wrong": JSONResponse({"error": "as it is"}, 400),
             "/well": PlainTextResponse("metrics"),
         }
@@ -58,7 +59,8 @@ def ask(path: str, routes: Response = DEPLOYED) -> httpx.Response:
     async def asked() -> httpx.Response:
         transport = httpx.ASGITransport(app=ProxyErrors(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            return await client.get(path, headers={"X-Request-Timeout-Seconds": "1"})
+            sent = [("X-Request-Id", request_id), *((name, b"\xff") for name in STEERING)]
+            return await client.get(path, headers=[(name.encode(), value) for name, value in sent])
 
     return asyncio.run(asked())
 
@@ -74,19 +76,21 @@ def test_plain_text_errors_get_openais_form() -> None:
     assert (gone.status_code, gone.json()["error"]["code"]) == (499, "error"), "a status that has no name"
 
 
-def test_errors_keep_serves_id_and_have_the_headers_of_all_others() -> None:
+@pytest.mark.parametrize("request_id", [b"mine-1", b"\xff", b"a b", b""])
+def test_errors_have_an_id_of_the_right_form_and_the_headers_of_all_others(request_id: bytes) -> None:
     for path in ("/dead", "/broken", "/silent", "/slow"):
-        headers = ask(path).headers
-        assert headers["x-request-id"] == "serve-1", path
+        headers = ask(path, request_id).headers
+        told = headers["x-request-id"]
+        assert told == "mine-1" if request_id == b"mine-1" else re.fullmatch("req_[0-9a-f]{32}", told), path
         assert {name: headers[name] for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 @pytest.mark.parametrize("routes", [JSONResponse({}), PlainTextResponse("Route table is not populated yet.", 503)])
 def test_nothing_deployed_is_503_at_which_clients_try_again(routes: Response) -> None:
-    starting = ask("/no-route", routes)
+    starting = ask("/no-route", routes=routes)
     assert (starting.status_code, starting.headers["retry-after"]) == (503, "2")
     assert starting.json()["error"]["code"] == "service_unavailable"
-    assert ask("/no-route", DEPLOYED).status_code == 404
+    assert ask("/no-route", routes=DEPLOYED).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/ready", "/prefix/ready"])

@@ -209,6 +209,20 @@ def test_errors_keep_their_form_behind_the_proxy(served: Served) -> None:
     assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
 
 
+@pytest.mark.parametrize("name", [b"X-Request-Id", b"X-Session-Id", b"serve_multiplexed_model_id"])
+def test_a_header_that_is_not_utf_8_is_no_failure(served: Served, name: bytes) -> None:
+    response = httpx.get(served.url + "/v1/models", headers=[(name, b"\xff")], timeout=30)
+    assert response.status_code == 200, response.text
+    told = response.headers["x-request-id"]
+    assert re.fullmatch("req_[0-9a-f]{32}", told)
+    until = time.monotonic() + 30
+    while not any(f'"id": "{told}"' in line for line in served.lines):
+        assert time.monotonic() < until, "the access log has the id of the response"
+        time.sleep(0.1)
+    head = httpx.head(served.url + "/v1/models", timeout=30)
+    assert head.status_code == 200 and not head.content
+
+
 @pytest.mark.parametrize(
     "victim", ["ray::ServeReplica:dalle:emoji", "ray::ServeReplica:dalle:Ingress", "ray::ProxyActor"]
 )

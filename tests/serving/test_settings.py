@@ -7,7 +7,7 @@ import pytest
 
 from dalle.errors import ConfigError, DalleError
 from serving.__main__ import _all_cores, _settings
-from serving.ingress.callers import Callers, read_keys
+from serving.ingress.callers import Callers, Key, read_keys
 from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
 
 
@@ -21,6 +21,14 @@ def test_defaults_are_a_service_for_this_machine() -> None:
     assert settings.host == "127.0.0.1" and settings.port == 8000
     assert [model.id for model in settings.models] == ["emoji"]
     assert settings.cors_origins == () and settings.keys_file is None and not settings.log_prompts
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000"), ("localhost", "http://localhost:8000")],
+)
+def test_an_ipv6_address_is_in_brackets(host: str, url: str) -> None:
+    assert load_settings({"host": host}).url == url
 
 
 def test_flags_win_over_the_environment_and_both_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +116,9 @@ def test_a_key_file_is_read_strictly(tmp_path: Path, content: str, message: str)
     assert read_keys(None) is None
 
 
-def test_a_key_has_one_turn_whatever_users_it_names() -> None:
-    with_keys, without = Callers({"alice": b""}, LimitSettings()), Callers(None, LimitSettings())
+def test_a_key_has_one_turn_whatever_users_it_names_unless_it_is_trusted() -> None:
+    keys = {name: Key(digest=b"", trusted=name == "webui") for name in ("alice", "webui")}
+    with_keys, without = Callers(keys, LimitSettings()), Callers(None, LimitSettings())
     assert with_keys.turn("alice", "one") == with_keys.turn("alice", "another") == with_keys.turn("alice", None)
+    assert len({with_keys.turn("webui", user) for user in ("one", "another", None)}) == 3
     assert len({without.turn("10.0.0.1", user) for user in ("one", "another", None)}) == 3

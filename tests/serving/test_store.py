@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import time
 from pathlib import Path
 
@@ -20,7 +21,8 @@ LARGE = 10_000
 def test_a_picture_comes_back_by_its_name_alone_until_its_time_is_over(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "pictures", seconds=60, max_bytes=LARGE)
     name = store.put(b"picture", "webp")
-    assert store.get(name) == b"picture"
+    picture, seconds = store.get(name) or (b"", 0)
+    assert picture == b"picture" and 50 < seconds <= 60
     for bad in ("", name[1:], f"../pictures/{name}", f".{name}.part", name.upper()):
         assert store.get(bad) is None
     os.utime(tmp_path / "pictures" / name, (0, 0))
@@ -80,11 +82,13 @@ def test_other_pages_may_show_them_and_the_event_loop_does_not_wait(
             return method(self, *arguments)  # type: ignore[operator]
 
         monkeypatch.setattr(ImageStore, name, noted)
-    with service(DALLE.load(model_folder), store=tmp_path) as one:
+    with service(DALLE.load(model_folder), store=tmp_path, store_seconds=100) as one:
         answer = post(one, **PROMPT, n=2, response_format="url").json()
         for drawn in answer["data"]:
             picture = httpx.get(drawn["url"])
             assert picture.status_code == 200 and picture.headers["content-type"] == "image/png"
             assert picture.headers["cross-origin-resource-policy"] == "cross-origin"
+            seconds = re.fullmatch(r"private, max-age=(\d+), immutable", picture.headers["cache-control"])
+            assert seconds and 90 < int(seconds[1]) <= 100, "no longer than the store has it"
             assert picture.headers["x-content-type-options"] == "nosniff"
     assert called == [None] * 4, "beside the event loop"

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from training.folder import FolderOptions, Report, build, main, position
 from training.pairs.shards import PairShards, find_shards
 
@@ -137,19 +140,32 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     (source / "mute.txt").unlink()
     (source / "silent.txt").write_text(" \n")
     (source / "orphan.txt").write_text("an orphan")
+    (source / "link.png").symlink_to("gone.png")
+    (source / "link.txt").write_text("a link")
     main([str(source), "--out", str(out), "--size", "16"])
     assert capsys.readouterr().out == (
-        f"1 pairs for training, 0 for validation in {out}; 7 skipped, see {out / 'problems.jsonl'}\n"
+        f"1 pairs for training, 0 for validation in {out}; 8 skipped, see {out / 'problems.jsonl'}\n"
+        "no pair is for validation, there is only one pair: validate on the training shards\n"
     )
     assert list(_pairs(out)) == ["good.png"]
     lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
     problems = {line["id"]: line["problem"] for line in lines}
-    assert list(problems) == ["bomb.png", "broken.png", "cut.png", "latin.png", "mute.png", "silent.png", "orphan.txt"]
+    assert list(problems) == [
+        "bomb.png",
+        "broken.png",
+        "cut.png",
+        "latin.png",
+        "link.png",
+        "mute.png",
+        "silent.png",
+        "orphan.txt",
+    ]
     for id, said in (
         ("bomb.png", "pixels"),
         ("broken.png", "is damaged, or not a PNG"),
         ("cut.png", "cannot be read"),
-        ("latin.png", "latin.txt cannot be read as UTF-8"),
+        ("latin.png", "latin.txt cannot be read: 'utf-8' codec"),
+        ("link.png", "or a link to one that is missing"),
         ("mute.png", "mute.txt is missing"),
         ("silent.png", "silent.txt is empty"),
         ("orphan.txt", "no picture orphan beside it"),
@@ -180,7 +196,7 @@ def test_a_csv_file_with_its_own_columns(tmp_path: Path) -> None:
         str(tmp_path / "images/c.png"): ["by its whole path"],
     }
     assert [problem["id"] for problem in report.problems] == ["table.csv, line 6", "images/b.png", "images/gone.png"]
-    with pytest.raises(DataError, match=r"no column 'image'; its columns are file, text, other"):
+    with pytest.raises(DataError, match=r"no column 'image'; the columns are 'file', 'text', 'other'"):
         _build(table, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -205,7 +221,116 @@ def test_a_jsonl_file_with_lists_of_captions(tmp_path: Path) -> None:
     assert captions == {"a.png": ["one", "two"], "b.png": ["späte Zeile"]}
     assert [problem["id"] for problem in report.problems] == [f"table.jsonl, line {line}" for line in (3, 4, 5, 7)]
     said = [problem["problem"] for problem in report.problems]
-    assert "not JSON" in said[0] and "not a JSON object" in said[1] and "surrogate" in said[2] and "'image'" in said[3]
+    assert (
+        "not valid JSON" in said[0] and "not an object" in said[1] and "surrogate" in said[2] and "'image'" in said[3]
+    )
+
+
+def test_a_bad_row_takes_no_other_with_it(tmp_path: Path) -> None:
+    for number in range(6):
+        _save(tmp_path / f"{number}.png")
+    rows = ["image,caption", "0.png,a flag", '1.png,"an open quote', "2.png,third", "3.png,a comma, and more", "4.png,"]
+    rows += ["5.png," + "x" * 200_000, "0.png," + "y" * 2**21]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    report = _build(tmp_path / "table.csv", tmp_path / "out", size=8, val_fraction=0)
+    captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
+    assert captions == {"0.png": ["a flag"], "2.png": ["third"], "5.png": ["x" * 200_000]}
+    assert [(problem["id"], problem["problem"]) for problem in report.problems] == [
+        ("table.csv, line 3", "the line is not valid CSV: a quote is opened and not closed"),
+        ("table.csv, line 5", "the line has 3 cells, but the header has 2"),
+        ("table.csv, line 8", "the line is not valid CSV: the line has more than 1048576 characters"),
+        ("4.png", "it has no caption: 'caption' has no text"),
+    ]
+
+
+def test_names_of_cameras_and_texts_of_windows(tmp_path: Path) -> None:
+    """The case of a suffix does not matter, and a text may be UTF-16; if there are two texts, .txt is read."""
+    source = tmp_path / "pictures"
+    for name in ("IMG_1.JPG", "b.png", "c.png", "d.png"):
+        _save(source / name)
+    (source / "IMG_1.TXT").write_bytes("a café".encode("utf-16"))
+    (source / "b.txt").write_bytes("ä b".encode("utf-16-le"))
+    (source / "d.txt").write_bytes("odd".encode("utf-16") + b"x")
+    (source / "c.txt").write_text("lower")
+    (source / "c.TXT").write_text("upper")
+    report = _build(source, tmp_path / "out", size=8, val_fraction=0)
+    captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
+    assert captions == {"IMG_1.JPG": ["a café"], "b.png": ["ä b"], "c.png": ["lower"]}
+    assert [problem["id"] for problem in report.problems] == ["d.png", "c.TXT"]
+    assert "d.txt cannot be read: 'utf-16-le' codec" in report.problems[0]["problem"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("index", [None, "key", "image"])
+def test_tables_that_pandas_wrote(kind: str, index: str | None, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    _save(tmp_path / "a.png")
+    _save(tmp_path / "b.png")
+    frame = pandas.DataFrame({"image": ["a.png", "b.png", None], "caption": ["one", None, "three"], "key": [7, 8, 9]})
+    frame = frame.iloc[::-1] if index is None else frame.set_index(index)
+    path = tmp_path / f"table.{kind}"
+    if kind == "jsonl":
+        frame.reset_index().to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path) if kind == "csv" else frame.to_parquet(path)
+    report = _build(path, tmp_path / "out", size=8, val_fraction=0)
+    assert {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()} == {"a.png": ["one"]}
+    numbers = {"csv": (2, 4), "parquet": (1, 3), "jsonl": (1, 3)}[kind]
+    where = f"table.{kind}, {'row' if kind == 'parquet' else 'line'} {numbers[index is not None]}"
+    assert [problem["id"] for problem in report.problems] == [where, "b.png"]
+
+
+def test_lists_of_captions_in_parquet_and_files_that_are_none(tmp_path: Path) -> None:
+    _save(tmp_path / "a.png")
+    table = pa.table({"image": ["a.png"], "caption": [["one", "two"]], "pixels": [[[1, 2]]]})
+    parquet.write_table(table, tmp_path / "table.parquet")
+    _build(tmp_path / "table.parquet", tmp_path / "out", size=8, val_fraction=0)
+    assert _pairs(tmp_path / "out")["a.png"][0]["captions"] == ["one", "two"]
+    for name, content, said in (
+        ("none.parquet", b"no table", "none.parquet cannot be read after row 0: "),
+        ("semicolons.csv", b"image;caption\n", "the columns are 'image;caption'; cells must be separated by commas"),
+        ("twice.csv", b"image,caption,image\n", "column names must be unique"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            _build(tmp_path / name, tmp_path / "none")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_encodings_of_windows(encoding: str, tmp_path: Path) -> None:
+    _save(tmp_path / "ä.png")
+    (tmp_path / "table.csv").write_text("image,caption\r\nä.png,ein Käfer 판다\r\n", encoding=encoding, newline="")
+    (tmp_path / "table.jsonl").write_text('{"image": "ä.png", "caption": "ein Käfer 판다"}\n', encoding=encoding)
+    for kind in ("csv", "jsonl"):
+        _build(tmp_path / f"table.{kind}", tmp_path / kind, size=8, val_fraction=0)
+        assert _pairs(tmp_path / kind)["ä.png"][0]["captions"] == ["ein Käfer 판다"]
+
+
+@pytest.mark.parametrize(
+    ("num", "val_fraction", "expected", "said"),
+    [
+        (64, 0.001, (63, 1), "no pair would be for validation: one is moved there"),
+        (2, 0.01, (1, 1), "no pair would be for validation"),
+        (2, 0.999, (1, 1), "no pair would be for training"),
+        (1, 0.999, (1, 0), "there is only one pair: validate on the training shards"),
+        (2, 0.0, (2, 0), "with val-fraction 0: validate on the training shards"),
+    ],
+)
+def test_no_split_is_empty(
+    num: int, val_fraction: float, expected: tuple[int, int], said: str, tmp_path: Path, capsys: Any
+) -> None:
+    source, out = tmp_path / "pictures", tmp_path / "out"
+    for number in range(num):
+        _save(source / f"{number}.png").with_suffix(".txt").write_text(str(number))
+    main([str(source), "--out", str(out), "--size", "8", "--val-fraction", str(val_fraction)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{expected[0]} pairs for training, {expected[1]} for validation in {out}" and said in second
+    assert len(_pairs(out)) == num
+    assert len(PairShards(find_shards([out / "train-000.tar"]))) == expected[0]
+    if val_fraction and num > 1:
+        pairs = PairShards([out / "val.tar"])
+        nearest = min((f"{number}.png" for number in range(num)), key=position)
+        assert [pairs.metadata(number)["id"] for number in range(len(pairs))] == [nearest]
 
 
 def test_validation_is_by_hash_and_does_not_move(tmp_path: Path) -> None:
@@ -241,7 +366,7 @@ def test_sources_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixtu
     empty.mkdir()
     for source, said in (
         (tmp_path / "missing", "does not exist"),
-        (_save(tmp_path / "picture.png"), "neither a folder nor a .csv or .jsonl file"),
+        (_save(tmp_path / "picture.png"), "neither a folder nor a .csv, .jsonl or .parquet file"),
         (empty, "has no picture with a caption that can be used"),
     ):
         with pytest.raises(SystemExit, match=r"^2$"):
@@ -262,3 +387,13 @@ def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
         FolderOptions(source=tmp_path, out=tmp_path, size=4)
     with pytest.raises(DataError, match=r"val-fraction is 1\.0"):
         FolderOptions(source=tmp_path, out=tmp_path, val_fraction=1.0)
+
+
+def test_a_list_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    _save(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "a.txt").write_text("red")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "problems.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(CannotWriteError, match=r"problems.jsonl is not a list of problems to be replaced"):
+        build(FolderOptions(source=tmp_path / "source", out=tmp_path / "out", size=16))
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ['{"mine": 1}\n']

@@ -165,4 +165,8 @@ def test_long_captions_are_cut_and_counted(pictures: Path, tmp_path: Path, capsy
     (source / "00.txt").write_text(" ".join(f"xq{number}zv" for number in range(60)))
     assert run_recipe(options(source, tmp_path / "out"))
     said = capsys.readouterr().out
-    assert "truncated to 31 tokens, as none of the pair's captions fits: 1 pairs, for example 'xq0zv xq1zv" in said
+    text_tokenizer, _, later = said.partition("[2/7]")
+    assert (
+        "pairs that have only captions of more than 31 tokens: 00.png; of each, the first 31 tokens" in text_tokenizer
+    )
+    assert "1 pairs have only captions of more than 31 tokens; the first one is truncated: 00.png" in later

@@ -1,18 +1,22 @@
-"""Pictures with captions in a folder with text files, or in a CSV or JSONL file: the input of `training.folder`."""
+"""Pictures with captions in a folder with text files, or in a CSV, JSONL or Parquet file: the input of
+`training.folder`."""
 
-import csv
 import dataclasses
-import json
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+
+import pyarrow
+from pyarrow import parquet
 
 from dalle.errors import DataError
+from dalle.tables import Row, csv_rows, decoding, json_rows, parquet_rows
 
 __all__ = ["FoundPicture", "find_pictures"]
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,8 @@ class FoundPicture:
 
 
 def find_pictures(source: Path, *, image_column: str, caption_column: str) -> Iterable[FoundPicture]:
-    """The pictures of a source in its order: a folder with a text file beside each picture, or a .csv or .jsonl file
-    with a column for the picture's path and one for its caption.
+    """The pictures of a source in its order: a folder with a text file beside each picture, or a .csv, .jsonl or
+    .parquet file with a column for the picture's path and one for its caption.
 
     Raises `DataError` for a source that is missing, of another kind or unreadable as a whole; what is wrong with one
     picture or line is its `problem`.
@@ -39,35 +43,43 @@ def find_pictures(source: Path, *, image_column: str, caption_column: str) -> It
     if not source.exists():
         raise DataError(f"{source} does not exist")
     columns = (image_column, caption_column)
-    match source.suffix.lower():
-        case ".csv":
-            return _in_table(source, _csv_rows(source, columns), columns)
-        case ".jsonl":
-            return _in_table(source, _jsonl_rows(source), columns)
-    raise DataError(f"{source} is neither a folder nor a .csv or .jsonl file")
+    if source.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(f"{source} is neither a folder nor a .csv, .jsonl or .parquet file")
+    return _in_table(source, columns)
 
 
 def _in_folder(folder: Path) -> Iterator[FoundPicture]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    texts = {path for path in files if path.suffix == ".txt"}
+    unreadable: list[OSError] = []
+    files = sorted(
+        Path(parent, name) for parent, _, names in os.walk(folder, onerror=unreadable.append) for name in names
+    )
+    # of two texts that differ in the case of their suffix, the lower case is sorted last and wins
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     used = set()
     for path in files:
         if path.suffix.lower() not in PICTURE_SUFFIXES:
             continue
-        id, text = _name(path, folder), path.with_suffix(".txt")
-        if text not in texts:
-            yield FoundPicture(id, path, [], f"it has no caption: {text.name} is missing")
+        id, text = _name(path, folder), texts.get(path.with_suffix(""))
+        if text is None:
+            yield FoundPicture(id, path, [], f"it has no caption: {path.with_suffix('.txt').name} is missing")
             continue
         used.add(text)
+        if not (path.is_file() and text.is_file()):
+            yield FoundPicture(id, path, [], f"{path.name} or {text.name} is no file, or a link to one that is missing")
+            continue
         try:
-            captions = _lines(text.read_text(encoding="utf-8-sig"))
+            content = text.read_bytes()
+            captions = _lines(content.decode(decoding(content[:4])[0]))
         except (OSError, UnicodeDecodeError) as error:
-            yield FoundPicture(id, path, [], f"{text.name} cannot be read as UTF-8: {error}")
+            yield FoundPicture(id, path, [], f"{text.name} cannot be read: {error}; save it as UTF-8")
             continue
         yield FoundPicture(id, path, captions, None if captions else f"it has no caption: {text.name} is empty")
-    for text in sorted(texts - used):
+    for text in (path for path in files if path.suffix.lower() == ".txt" and path not in used):
         suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
         yield FoundPicture(_name(text, folder), text, [], f"no picture {text.stem} beside it ({suffixes})")
+    for fault in unreadable:
+        path = Path(fault.filename)
+        yield FoundPicture(_name(path, folder), path, [], f"the folder cannot be read: {fault.strerror}")
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -75,62 +87,49 @@ def _name(path: Path, folder: Path) -> str:
     return os.fsencode(path.relative_to(folder).as_posix()).decode(errors="replace")
 
 
-Row = tuple[int, dict[str, Any] | str]
-"""A line number, and the row as a mapping, or a text that says what is wrong with it."""
-
-
-def _in_table(table: Path, rows: Iterator[Row], columns: tuple[str, str]) -> Iterator[FoundPicture]:
+def _in_table(table: Path, columns: tuple[str, str]) -> Iterator[FoundPicture]:
     image_column, caption_column = columns
     pictures: dict[str, list[str]] = {}
-    for line, row in rows:
-        where = f"{table.name}, line {line}"
-        if isinstance(row, str):
-            yield FoundPicture(where, table, [], row)
-            continue
-        picture, text = row.get(image_column), row.get(caption_column)
-        if not isinstance(picture, str) or not picture.strip():
-            yield FoundPicture(where, table, [], f"no picture path in {image_column!r}")
-            continue
+    for row in _rows(table, columns):
+        where = f"{table.name}, {'row' if table.suffix.lower() == '.parquet' else 'line'} {row.number}"
+        picture, text = row.values.get(image_column), row.values.get(caption_column)
         texts = [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
-        if not all(map(_is_unicode, (picture, *texts))):
-            yield FoundPicture(where, table, [], "it has unpaired surrogates, which are not Unicode characters")
+        problem = row.fault
+        if problem is None and (not isinstance(picture, str) or not picture.strip()):
+            problem = f"no picture path in {image_column!r}"
+        elif problem is None and not all(map(_is_unicode, (str(picture), *texts))):
+            problem = "it has unpaired surrogates, which are not Unicode characters"
+        if problem is not None:
+            yield FoundPicture(where, table, [], problem)
             continue
         captions = [caption for part in texts for caption in _lines(part)]
-        known = pictures.setdefault(picture.strip(), [])
+        known = pictures.setdefault(str(picture).strip(), [])
         known.extend(caption for caption in dict.fromkeys(captions) if caption not in known)
     for picture, captions in pictures.items():
         problem = None if captions else f"it has no caption: {caption_column!r} has no text"
         yield FoundPicture(picture, table.parent / picture, captions, problem)
 
 
-def _csv_rows(table: Path, required: tuple[str, str]) -> Iterator[Row]:
+def _rows(table: Path, columns: tuple[str, str]) -> Iterator[Row]:
+    number = 0
     try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            for column in required:
-                if column not in columns:
-                    raise DataError(f"{table} has no column {column!r}; its columns are {', '.join(columns)}")
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read as CSV in UTF-8: {error}") from error
-
-
-def _jsonl_rows(table: Path) -> Iterator[Row]:
-    try:
-        with open(table, encoding="utf-8-sig") as file:
-            for line, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    yield line, f"it is not JSON: {error}"
-                else:
-                    yield line, row if isinstance(row, dict) else "it is not a JSON object"
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table} cannot be read as UTF-8: {error}") from error
+        with open(table, "rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            if table.suffix.lower() == ".parquet":
+                for row in parquet_rows(parquet.ParquetFile(file), columns):
+                    number = row.number
+                    yield row
+                return
+            encoding, errors = decoding(start)
+            text = io.TextIOWrapper(file, encoding, errors, newline="")
+            yield from csv_rows(text, columns) if table.suffix.lower() == ".csv" else json_rows(text)
+    except DataError as error:
+        raise DataError(f"{table}: {error}") from error
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{table} cannot be read after row {number}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table} cannot be read: {error}") from error
 
 
 def _is_unicode(text: str) -> bool:

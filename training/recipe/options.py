@@ -19,7 +19,7 @@ class RecipeOptions:
     """Train a model on pictures with captions: text tokenizer, image tokenizer, decoder, and an evaluation.
 
     The artefact of each stage can be used alone. The same command resumes a run that was stopped. Exit codes: 0 done,
-    2 a mistake of the caller, 3 stopped.
+    2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C.
     """
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
@@ -30,8 +30,8 @@ class RecipeOptions:
     """Time budget in minutes for all stages together, from which each stage derives its number of steps. Downloads and
     the building of shards do not count. None: no budget; each stage takes the number of steps of the preset."""
     pictures: Path | None = None
-    """Your own pictures with captions: a folder, or a .csv or .jsonl file, as `python -m training.folder` takes them.
-    None: the emoji data, built from its packages."""
+    """Your own pictures with captions: a folder, or a .csv, .jsonl or .parquet file, as `python -m training.folder`
+    takes them. None: the emoji data, built from its packages."""
     shards: Path | None = None
     """Folder of picture-caption shards to train on, instead of `pictures`. None: shards are built."""
     start_from: Path | None = None

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from dalle.errors import DataError
-from training.folder import FolderOptions
+from training.folder import FolderOptions, summary
 from training.folder import build as build_folder
 from training.pairs.shards import PairShards, find_shards
 from training.recipe.options import RecipeOptions
@@ -61,7 +61,6 @@ def _shards(options: RecipeOptions, image_size: int) -> Path:
         return EMOJI
     folder = options.out / "shards"
     if not list(folder.glob("*.tar")):
-        report = build_folder(FolderOptions(source=options.pictures, out=folder, size=image_size, val_fraction=0.05))
-        if report.problems:
-            print(f"{len(report.problems)} pictures or captions are skipped: see {folder / 'problems.jsonl'}")
+        folder_options = FolderOptions(source=options.pictures, out=folder, size=image_size, val_fraction=0.05)
+        print(summary(build_folder(folder_options), folder_options))
     return folder
