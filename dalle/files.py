@@ -1,11 +1,14 @@
-"""Atomic writes: a file or folder appears under its name when it is complete, or not at all.
+"""Atomic writes: a file or folder appears under its name when it is complete, or not at all. Nothing that a program has
+not written itself is replaced.
 
-`prepare_folder` and `write_file` are for output that a person asked for: they raise `CannotWriteError`.
+`prepare_folder`, `write_file` and the checks are for output that a person asked for: they raise `CannotWriteError`.
 """
 
+import fnmatch
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,14 +19,25 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "atomic_write",
+    "cache_folder",
+    "check_claimed",
+    "check_output",
     "flush_file",
+    "names_in",
     "prepare_folder",
     "write_file",
 ]
 
 
+def cache_folder() -> Path:
+    """The folder of what can be made or fetched again: DALLE_CACHE, or else ~/.cache/dalle."""
+    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
+    return Path(root)
+
+
 class CannotWriteError(DalleError):
-    """A file or folder cannot be written: the disk is full, or the folder is gone or belongs to somebody else."""
+    """A file or folder cannot be written: the disk is full, the folder is gone or belongs to somebody else, or what is
+    there must not be replaced."""
 
 
 def atomic_write(path: Path, content: bytes | str, *, part: Path | None = None) -> None:
@@ -61,29 +75,117 @@ def atomic_file(path: Path, *, part: Path | None = None, fsync: bool = False) ->
 
 
 @contextmanager
-def atomic_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
-    """An empty temporary folder, which the body of the `with` fills and which then replaces `folder`.
+def atomic_folder(folder: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
+    """An empty temporary folder, which the body of the `with` fills and which then takes its place as `folder`.
 
-    replace: whether a folder that is there is replaced. If not, one that appears while the body runs is an `OSError`.
+    check: called with what is at that place, already moved aside, before it is removed; if it raises, that is moved
+        back. None: nothing is replaced but an empty folder, and anything else, also if it appears while the body runs,
+        is an `OSError`.
 
     If the body raises, the temporary folder is removed and `folder` is left as it was. A folder that is replaced is
     moved aside for an instant: a process that is killed just then leaves it, whole, in `.NAME-.../before` beside.
-    Raises `OSError` as writing does.
+    A symbolic link stays, and the folder that it names is written. Raises `OSError` as writing does.
     """
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        files = Path(temporary) / "new"
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:200]}-", dir=folder.parent))
+    files, before = temporary / "new", temporary / "before"
+    try:
         files.mkdir()
         yield files
-        before = Path(temporary) / "before"
-        if replace and folder.exists():
-            folder.rename(before)
-        try:
-            files.rename(folder)
-        except OSError:
+        if check is not None:
+            with suppress(FileNotFoundError):
+                folder.rename(before)
             if before.exists():
+                check(before)
+        files.rename(folder)
+    except BaseException:
+        with suppress(OSError):
+            if before.exists() and not folder.exists():
                 before.rename(folder)
-            raise
+        if before.exists():  # its place was taken by another process, which has not seen it
+            shutil.rmtree(files, ignore_errors=True)
+        else:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output(
+    out: Path,
+    what: str,
+    why_foreign: Callable[[Path], str | None],
+    *,
+    overwrite: bool,
+    sources: Iterable[Path] = (),
+    moved: Path | None = None,
+) -> None:
+    """Check that a program may write `out`, a file or folder, before it begins its work.
+
+    what: what the program writes there, such as "a model directory".
+    why_foreign: returns why something that is there was not written by the program; None if it was.
+    overwrite: whether the caller wants what the program wrote there before to be replaced.
+    sources: what the program reads. They are never replaced, nor what contains them or is inside them.
+    moved: the path at which `out` is while this is called, if it has been moved aside.
+
+    Raises `CannotWriteError`, which says what is there. An empty folder is no obstacle.
+    """
+    there = moved or out
+    if not os.path.lexists(there) or _is_empty_folder(there):
+        return
+    for source in sources:
+        contains, is_inside = _is_within(source, there), _is_within(there, source)
+        if contains or is_inside:
+            relation = "is" if contains and is_inside else "contains" if contains else "is inside"
+            raise CannotWriteError(f"{out} {relation} {source}, which is read: give another place for {what}")
+    if (reason := why_foreign(there)) is not None:
+        raise CannotWriteError(f"{out} is not {what} to be replaced: {reason}; give another place")
+    if not overwrite:
+        raise CannotWriteError(f"{out} holds {what} already; --overwrite replaces it")
+
+
+def check_claimed(folder: Path | str, held: Iterable[str], marker: str, names: Iterable[str]) -> None:
+    """Check that a program which writes several files into a folder may do so, before it begins its work.
+
+    held: names of the files and folders that are in the folder.
+    marker: the file by which the program recognises a folder of its own.
+    names: the other files and folders that it writes there; patterns as in `fnmatch`.
+
+    Raises `CannotWriteError` if the folder has one of the names and no marker: the program has not written it.
+    """
+    found = sorted(held)
+    if marker in found:
+        return
+    for name in found:
+        if any(fnmatch.fnmatch(name, pattern) for pattern in names):
+            raise CannotWriteError(
+                f"{folder} holds {name}, which would be replaced; without {marker} it is of another origin: give "
+                "another folder"
+            )
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of the files and folders in a folder; none if it does not exist."""
+    with suppress(FileNotFoundError):
+        return os.listdir(folder)
+    return []
+
+
+def _is_empty_folder(path: Path) -> bool:
+    try:
+        return path.is_dir() and next(path.iterdir(), None) is None
+    except OSError:
+        return False
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    """Whether a path is `outer` or inside it, by any spelling and through symbolic links."""
+    inner = Path(os.path.realpath(inner))
+    for path in (inner, *inner.parents):
+        with suppress(OSError):
+            if os.path.samefile(path, outer):
+                return True
+    return False
 
 
 def flush_file(path: Path) -> None:

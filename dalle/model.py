@@ -20,24 +20,22 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
-from dalle.checkpoint.store import DEFAULT_MODEL, find_model
+from dalle.checkpoint.pulled import PREFIX, is_reference
 from dalle.decoder.conditions import Condition, condition_rows
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE, Request
 from dalle.decoder.sampling import SamplingParams
+from dalle.defaults import DEFAULT_MODEL, NUM_SLOTS
 from dalle.device import choose_device
 from dalle.errors import CheckpointError, ImageError, ParameterError
+from dalle.hub.pull import model_folder
 from dalle.images import Mode, to_pil, to_tensor
 from dalle.text.t5 import T5TextEncoder
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 
 __all__ = ["NUM_SLOTS", "Model"]
-
-NUM_SLOTS = 8
-"""Slots of the engine: room for four guided pictures at once. On a CPU a step reads all weights in any case, so fewer
-slots save little time."""
 
 
 class Model:
@@ -95,14 +93,17 @@ class Model:
     ) -> Self:
         """Load a model by name or path onto a device, which is named as for `choose_device`.
 
+        model: also `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`, a repository of a hub. It is fetched once, if it is not
+            on this machine; then it stays at that commit, and no network is used.
         text_encoder: the folder of a T5, for a model that follows features (see `T5TextEncoder`). Without it, such a
             model draws from given features, with `sample`, and not from prompts.
 
         Raises `CheckpointError` if the model or text encoder is missing, damaged, or not of the kind; `ParameterError`
-        for a device that is not there, or a text encoder where none is needed.
+        for a device that is not there, or a text encoder where none is needed; `HubError` for a repository that cannot
+        be fetched.
         """
         place = choose_device(device)
-        checkpoint = load_checkpoint(find_model(model))
+        checkpoint = load_checkpoint(model_folder(model))
         decoder, text_tokenizer, encoder = checkpoint.decoder, checkpoint.text_tokenizer, None
         if text_encoder is not None:
             config = None if decoder is None else decoder.config
@@ -122,6 +123,34 @@ class Model:
             sampling=checkpoint.sampling,
             source=str(model),
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        text_encoder: str | Path | None = None,
+    ) -> Self:
+        """Load a model as `load` does, under the name that other libraries have for it. `OWNER/NAME` is a repository of
+        a hub too, unless it is a folder.
+
+        revision: a branch, tag or commit of the repository. Raises `ParameterError` for a model that is not on a hub.
+        """
+        name = str(model)
+        if (
+            not is_reference(name)
+            and name.count("/") == 1
+            and not name.startswith((".", "/"))
+            and not Path(name).is_dir()
+        ):
+            name = f"{PREFIX}{name}"
+        if revision is not None:
+            if not is_reference(name) or "@" in name:
+                raise ParameterError(f"revision {revision!r} of {model}: only a repository OWNER/NAME has revisions")
+            name = f"{name}@{revision}"
+        return cls.load(name, device=device, text_encoder=text_encoder)
 
     def encoded(self, text_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Convert a caption's text ids (T,) to the decoder's inputs: ids and, with a text encoder, features."""

@@ -13,18 +13,19 @@ those that follow it; with them, eager and compiled differ in half as many, as t
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
@@ -37,17 +38,15 @@ from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
+from dalle.defaults import StepKind
 from dalle.errors import DalleError
-from dalle.files import atomic_folder, flush_file
+from dalle.files import atomic_folder, cache_folder, check_output, flush_file, names_in
 from dalle.model import Model
 from dalle.transformer import block
 from dalle.transformer.linear import Weights, why_not_rounded
 
 __all__ = ["CompiledModel", "StepKind", "compile_model", "equal_codes", "new_engine", "why_not_compiled"]
 
-StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
-"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
-`eager`."""
 FAST_LENGTH_BLOCK = 128
 """Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30
@@ -119,7 +118,10 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
     if not model.is_as_loaded:
         raise DalleError(f"cannot compile the step of {model.name}: its weights were changed after it was loaded")
     decoder = model.decoder
-    with atomic_folder(_folder(model.digest, num_slots, weights)) as folder:
+    place = _folder(model.digest, num_slots, weights)
+    check = functools.partial(check_output, place, "a compiled step", _why_foreign, overwrite=True)
+    check()
+    with atomic_folder(place, check=lambda moved: check(moved=moved)) as folder:
         _check_room(decoder, folder)
         try:
             compile_step(decoder, num_slots, folder, weights=weights)
@@ -139,6 +141,13 @@ def compile_model(model: Model, num_slots: int, weights: Weights = "float32") ->
     found = CompiledModel.find(model.digest, num_slots, weights)
     assert found is not None
     return found
+
+
+def _why_foreign(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "it is a file"
+    ours = {ABOUT_FILE, "times.json", compiled_step.STEP_FILE, compiled_step.WINDOW_FILE}  # the second of old releases
+    return f"it has {', '.join(strange)}" if (strange := sorted({*names_in(folder)} - ours)) else None
 
 
 def new_engine(
@@ -281,9 +290,11 @@ def _check_room(decoder: Decoder, folder: Path) -> None:
         )
 
 
-def _remove_unused(cache_folder: Path) -> None:
+def _remove_unused(steps_folder: Path) -> None:
     """Remove steps that were not used for a month: those of other versions of this program, and unfinished ones."""
-    for folder in cache_folder.iterdir():
+    for folder in steps_folder.iterdir():
+        if not re.fullmatch(r"[0-9a-f]{16}|\.[0-9a-f]{16}-.*", folder.name):  # not this program's
+            continue
         with contextlib.suppress(OSError):  # another process may remove it
             if time.time() - folder.stat().st_mtime > SECONDS_KEPT:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -298,11 +309,10 @@ def _folder(digest: str, num_slots: int, weights: Weights) -> Path:
     )
     depends = (digest, num_slots, weights, torch.__version__, _processor(), source)
     key = hashlib.sha256(repr(depends).encode()).hexdigest()[:16]
-    root = os.environ.get("DALLE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle"
-    return Path(root) / "steps" / key
+    return cache_folder() / "steps" / key
 
 
-@cache
+@functools.cache
 def _processor() -> str:
     """What machine code depends on: the instructions that this processor knows."""
     try:

@@ -38,6 +38,8 @@ export no_proxy="$NO_PROXY"
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="${RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH:-serving.proxy:middlewares}"
 # By default Ray gives the processes that draw a lower priority than its own. Here they have the same.
 export RAY_worker_niceness="${RAY_worker_niceness:-0}"
+# Serve replaces its proxy after three failed checks; until then nobody is served.
+export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="${RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S:-1}"
 # Replicas are processes of Ray, and import the application by name.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 

@@ -6,10 +6,12 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from dalle.errors import CheckpointError
+from dalle.files import check_output
 from dalle.text.bpe import TextTokenizer
 from training.captions.draw import all_captions
 from training.captions.fitting import long_captions_report
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["train_text_tokenizer"]
@@ -23,6 +25,7 @@ def train_text_tokenizer(
     vocab_size: int = 4096,
     text_length: int = 32,
     lowercase: bool = True,
+    overwrite: bool = False,
 ) -> TextTokenizer:
     """Train the text tokenizer, a byte-level BPE, on every caption, name and keyword of the pairs.
 
@@ -35,7 +38,9 @@ def train_text_tokenizer(
         vocab_size: Size of the vocabulary, at least 258: the 256 bytes, the padding token and the end token.
         text_length: Length of an encoded prompt in tokens, including the end token; shorter prompts are padded.
         lowercase: Lower-case prompts before they are encoded, so that `A Red Panda` and `a red panda` are the same.
+        overwrite: Replace a text tokenizer of this program that is at OUT. Nothing else is replaced.
     """
+    check_output(out, "a text tokenizer", _why_foreign, overwrite=overwrite)
     pairs = PairShards(find_shards(shards), progress=True)
     captions = (
         caption for i in tqdm(range(len(pairs)), desc="captions") for caption in all_captions(pairs.metadata(i))
@@ -49,9 +54,16 @@ def train_text_tokenizer(
     return tokenizer
 
 
+def _why_foreign(path: Path) -> str | None:
+    try:
+        TextTokenizer.load(path)
+    except CheckpointError:
+        return "it is not a tokenizer.json written by this library"
+    return None
+
+
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(train_text_tokenizer, prog="python -m training.bpe")
+    run_function(train_text_tokenizer, "training.bpe")
 
 
 if __name__ == "__main__":

@@ -30,18 +30,20 @@ from tqdm import tqdm
 from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError
-from dalle.files import atomic_file
+from dalle.files import atomic_file, check_output
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.fitting import fitting_captions, id_of, some_ids
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
+from training.run_folder import locked
 
 __all__ = ["TokenShards", "codes_digest", "load_stage_1", "write_token_shards"]
 
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
+NAMES = "[0-9][0-9][0-9][0-9][0-9].safetensors"
 DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
 """Fields of an image tokenizer's configuration that do not affect codes."""
 
@@ -76,6 +78,7 @@ def write_token_shards(
     num_captions: int,
     num_views: int = 1,
     mirror: bool = False,
+    overwrite: bool = False,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
@@ -87,16 +90,19 @@ def write_token_shards(
     truncated; the ids of these pairs are printed. The files get their names, and files of an earlier call are removed,
     only when all are complete, so that a folder never holds a mixed or incomplete set.
 
-    Raises `DataError` for numbers below 1.
+    Raises `CannotWriteError` if the folder has files of these names that are no token shards or, without `overwrite`,
+    any; `DataError` for numbers below 1.
     """
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
             raise DataError(f"{what} is {number}; it must be at least 1")
+    for earlier in sorted(out.glob(NAMES)):
+        check_output(earlier, "a token shard", _why_foreign, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
     written: list[Path] = []
-    with ExitStack() as unfinished:
+    with locked(out, keep=False), ExitStack() as unfinished:
         for tensors in _encoded(
             pairs,
             image_tokenizer,
@@ -110,9 +116,18 @@ def write_token_shards(
             path = out / f"{len(written):05d}.safetensors"
             save_file(tensors, unfinished.enter_context(atomic_file(path, part=path.with_suffix(".part"))), stamp)
             written.append(path)
-        for earlier in out.glob("[0-9][0-9][0-9][0-9][0-9].safetensors"):
+        for earlier in out.glob(NAMES):
             earlier.unlink()
     return written
+
+
+def _why_foreign(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stamp = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return "it is not a safetensors file"
+    return None if "codes_digest" in stamp else "its header has no digest of codes"
 
 
 def _encoded(
@@ -226,6 +241,7 @@ def encode_pairs(
     num_captions: int = 32,
     num_views: int = 1,
     mirror: bool = False,
+    overwrite: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -235,11 +251,12 @@ def encode_pairs(
         shards: Picture-caption shards: tar files, folders or glob patterns.
         image_tokenizer: Model directory of stage 1, which encodes the pictures.
         text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
-        out: Folder for the token shards; those of an earlier call are replaced.
+        out: Folder for the token shards.
         num_captions: Captions drawn for each picture; a training step picks one of them at random.
         num_views: Views of each picture: the picture itself, and others slightly moved and scaled; a training step
             picks one of them at random.
         mirror: Mirror half of the moved views of a picture whose English name suggests neither writing nor sides.
+        overwrite: Replace the token shards that are in OUT. Nothing else is replaced.
         seed: Random seed of captions and views.
         device: Device of the image tokenizer: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
@@ -252,6 +269,7 @@ def encode_pairs(
         num_captions=num_captions,
         num_views=num_views,
         mirror=mirror,
+        overwrite=overwrite,
         seed=seed,
         device=choose_device(device),
     )
@@ -259,8 +277,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(encode_pairs, prog="python -m training.codes")
+    run_function(encode_pairs, "training.codes")
 
 
 if __name__ == "__main__":

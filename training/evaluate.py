@@ -21,25 +21,28 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from PIL import Image
 
 from dalle.checkpoint import load_checkpoint
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError, ParameterError
-from dalle.files import atomic_file, atomic_write
+from dalle.files import atomic_file, atomic_write, check_claimed, check_output, names_in
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.phrasing import Phrasing
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.evaluation.features import PictureFeatures, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
 from training.evaluation.reconstruction import Reconstructed, reconstruct
 from training.evaluation.report import report, sheet
 from training.losses.perceptual import LPIPS
 from training.pairs.shards import PairShards, find_shards
+from training.run_folder import locked
 
 __all__ = ["evaluate", "find_splits"]
 
 ALL_VAL = "all val"
+NUMBERS_FILE, TABLE_FILE, SHEET_FILE = "numbers.json", "table.md", "sheet.png"
 NUM_RECONSTRUCTED = 512
 """Number of pairs of a training split whose reconstruction is measured; of a validation split, all are."""
 SMALLEST_PICTURE = 16
@@ -61,6 +64,7 @@ def evaluate(
     min_p: float | None = None,
     seed: int = 0,
     out: Path = Path("runs/evaluation"),
+    overwrite: bool = False,
     device: str = "auto",
 ) -> None:
     """Measure a model directory on picture-caption shards. Sampling parameters that are not given are the model's own.
@@ -80,6 +84,7 @@ def evaluate(
         min_p: Sample from codes with at least this share of the largest probability; 0 keeps all codes.
         seed: Random seed of the first picture drawn in a split; the n-th picture after it has `seed` + n.
         out: Folder for the report. Features of the real pictures are cached in its parent folder.
+        overwrite: Replace the report that is in OUT. Nothing else is replaced.
         device: Device of the evaluation: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     given = {
@@ -95,6 +100,8 @@ def evaluate(
     check_seed(seed)
     if num < 2:
         raise ParameterError(f"num is {num}; it must be at least 2, as a covariance needs two pictures")
+    check_claimed(out, names_in(out), NUMBERS_FILE, (TABLE_FILE, SHEET_FILE))
+    check_output(out / NUMBERS_FILE, "a report", _why_foreign, overwrite=overwrite)
     keep_memory()
     place = choose_device(device)
     checkpoint = load_checkpoint(model)
@@ -105,7 +112,7 @@ def evaluate(
 
     reconstruction = _reconstruct_all(splits, checkpoint.image_tokenizer, place)
     generation: dict[str, Numbers] = {}
-    out.mkdir(parents=True, exist_ok=True)
+    picture: Image.Image | None = None
     if checkpoint.decoder is not None:
         checkpoint.decoder.to(place)
         embed = PictureFeatures(place)
@@ -118,11 +125,8 @@ def evaluate(
                 name, pairs, checkpoint, embed, params, num=num, seed=seed, start=start, phrasing=phrasing
             )
             if name == shown:
-                with atomic_file(out / "sheet.png") as unfinished:
-                    sheet(drawn[name], pairs).save(unfinished, format="PNG")
+                picture = sheet(drawn[name], pairs)
         generation = _with_all_val(drawn, Drawn.cat, lambda one: judge(gallery, one))
-    else:
-        (out / "sheet.png").unlink(missing_ok=True)  # an earlier one is of another model
 
     settings = {
         "shards": list(shards),
@@ -139,9 +143,24 @@ def evaluate(
         "generation": generation,
     }
     table = report(checkpoint, settings, reconstruction, generation)
-    atomic_write(out / "numbers.json", json.dumps(numbers, indent=2) + "\n")
-    atomic_write(out / "table.md", table)
+    with locked(out, keep=False):
+        # first the file by which a later run recognises the others as its own
+        atomic_write(out / NUMBERS_FILE, json.dumps(numbers, indent=2) + "\n")
+        atomic_write(out / TABLE_FILE, table)
+        if picture is None:
+            (out / SHEET_FILE).unlink(missing_ok=True)  # an earlier one is of another model
+        else:
+            with atomic_file(out / SHEET_FILE) as unfinished:
+                picture.save(unfinished, format="PNG")
     print(table)
+
+
+def _why_foreign(path: Path) -> str | None:
+    try:
+        found = {*json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, RecursionError):
+        found = set()
+    return None if {"model", "settings", "reconstruction", "generation"} <= found else "it is no report of this program"
 
 
 def find_splits(shards: Sequence[str]) -> dict[str, PairShards]:
@@ -195,8 +214,7 @@ def _reconstruct_all(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(evaluate, prog="python -m training.evaluate")
+    run_function(evaluate, "training.evaluate")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.files import atomic_write
+from dalle.files import atomic_write, check_output
 from dalle.images import load_image
-from training.command import exit_on_mistake
+from training.command import exit_on_mistake, parse
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
+from training.run_folder import locked
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position", "summary"]
 
@@ -89,6 +90,7 @@ def build(options: FolderOptions) -> Report:
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
+    check_output(options.out / PROBLEMS_FILE, "a list of problems", _why_foreign, overwrite=True)
     found = list(
         find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
     )
@@ -96,6 +98,7 @@ def build(options: FolderOptions) -> Report:
     problems_by_number: dict[int, str] = {}
     moved_to: Literal["training", "validation"] | None = None
     with (
+        locked(options.out, keep=False),
         ShardWriter(options.out, "train", pairs_per_shard=PAIRS_PER_SHARD) as train,
         ShardWriter(options.out, "val") as val,
     ):
@@ -147,6 +150,17 @@ def summary(report: Report, options: FolderOptions) -> str:
     return "\n".join(lines)
 
 
+def _why_foreign(path: Path) -> str | None:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            first = next(lines, None)
+        if first is None or {*json.loads(first)} == {"id", "problem"}:
+            return None
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass
+    return "it is of another program"
+
+
 def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems))
@@ -155,9 +169,9 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, if the source cannot be used."""
     with exit_on_mistake():
-        options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
+        options = parse(FolderOptions, "training.folder", arguments)
         report = build(options)
-    print(summary(report, options))
+        print(summary(report, options))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import torch
 import tyro
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint.files import check_replaceable
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
 from training.codes import codes_digest
-from training.command import exit_on_mistake
+from training.command import run_function
 
 __all__ = ["release"]
 
@@ -30,6 +31,7 @@ def release(
     about: dict[str, str] | None = None,
     sampling: SamplingParams | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] = "float16",
+    overwrite: bool = False,
 ) -> None:
     """Write a model directory for release.
 
@@ -43,7 +45,10 @@ def release(
             to those of MODEL.
         sampling: Default sampling parameters of the released model. None: those of MODEL.
         dtype: Precision of the stored weights; they are converted to float32 when they are loaded.
+        overwrite: Replace a model directory that is at OUT. Nothing else is replaced, nor what is released.
     """
+    sources = [path for path in (model, image_tokenizer) if path is not None]
+    check_replaceable(out, overwrite=overwrite, sources=sources)
     checkpoint = load_checkpoint(model)
     if image_tokenizer is not None:
         other = load_image_tokenizer(image_tokenizer)
@@ -59,14 +64,15 @@ def release(
         about={**checkpoint.about, **(about or {})},
         sampling=sampling or checkpoint.sampling,
         dtype=getattr(torch, dtype),
+        overwrite=overwrite,
+        sources=sources,
     )
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{out}: {size:.1f} MB, digest {digest[:12]}")
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(release, prog="python -m training.release")
+    run_function(release, "training.release")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Nothing else needs saving: every random number of a step is a function of (seed,
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle.errors import DataError
-from dalle.files import atomic_file, atomic_write
+from dalle.files import atomic_file, atomic_write, check_claimed, names_in
 
 __all__ = ["Parts", "claim_folder", "claimed", "locked", "restore_state", "save_state", "saved_step"]
 
@@ -37,23 +38,28 @@ FREE_FIELDS = {"export_minutes"}
 """Fields of a configuration that may change when a run is resumed, as they do not affect the training."""
 
 
-def claim_folder(folder: Path, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
+def claim_folder(
+    folder: Path, config: Mapping[str, Any], inputs: Mapping[str, Any], *, names: Sequence[str] = ()
+) -> None:
     """Make the run folder, and write the configuration of the run and the digests and sizes of its inputs into it.
 
-    Raises `DataError` if the folder holds a run with another configuration or other inputs, or if its files cannot be
-    read.
+    names: files and folders that the run writes there besides those of this module.
+
+    Raises `CannotWriteError` if the folder has files of these names that no run has written; `DataError` if it holds a
+    run with another configuration or other inputs, or if its files cannot be read.
     """
+    check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, "tensorboard", "model", *names))
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / CONFIG_FILE, config)
     _claim(folder / INPUTS_FILE, inputs)
 
 
 @contextmanager
-def claimed(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Claim a folder while the body prepares a run in it. If the body raises `DataError`, a folder that was new is
-    released again."""
+def claimed(folder: Path, config: Mapping[str, Any], names: Sequence[str]) -> Iterator[None]:
+    """Claim a folder, as `claim_folder` does, while the body prepares a run in it. If the body raises `DataError`, a
+    folder that was new is released again."""
     is_new = not (folder / CONFIG_FILE).exists()
-    claim_folder(folder, config, {})
+    claim_folder(folder, config, {}, names=names)
     try:
         yield
     except DataError:
@@ -92,19 +98,28 @@ def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterat
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the run folder against a second process. The lock ends with the process, even if that is killed.
+def locked(folder: Path, *, keep: bool = True) -> Iterator[None]:
+    """Lock a folder that a program writes to against a second process. The lock ends with the process, even if that is
+    killed.
 
+    keep: leave the lock's file in the folder, and not remove it at the end.
     Raises `DataError` if another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "w") as file:
+    path = folder / LOCK_FILE
+    with open(path, "w") as file:
         try:
             # unlike flock, lockf is not shared with forked workers, which outlive a killed process by seconds
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise FileExistsError(path)  # the file was removed by a process that has just finished
         except OSError as error:
-            raise DataError(f"{folder} is in use: another process trains in it; give another folder") from error
-        yield
+            raise DataError(f"{folder} is in use: another process writes to it; give another folder") from error
+        try:
+            yield
+        finally:
+            if not keep:
+                path.unlink(missing_ok=True)
 
 
 def save_state(parts: Parts, step: int, folder: Path) -> None:

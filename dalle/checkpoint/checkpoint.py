@@ -6,7 +6,9 @@ files. Weights may be stored in half precision; they are always loaded as float3
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -99,6 +101,8 @@ def save_checkpoint(
     about: Mapping[str, str] | None = None,
     sampling: SamplingParams | None = None,
     dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+    sources: Iterable[Path] = (),
 ) -> str:
     """Write a model that is in memory to a directory, as `write_checkpoint` does. Returns the model's digest.
 
@@ -118,6 +122,8 @@ def save_checkpoint(
         decoder=part(decoder) if decoder is not None else None,
         about=about,
         sampling=sampling,
+        overwrite=overwrite,
+        sources=sources,
     )
 
 
@@ -132,23 +138,31 @@ def write_checkpoint(
     sampling: SamplingParams | None = None,
     on_written: Callable[[int], None] | None = None,
     check: Callable[[Path], None] | None = None,
+    overwrite: bool = False,
+    sources: Iterable[Path] = (),
 ) -> str:
-    """Write a model directory, whole or not at all, over one that may be there. Returns the model's digest.
+    """Write a model directory, whole or not at all. Returns the model's digest.
 
     One tensor is in memory at a time; `on_written` is called with the bytes of each. `check` is called with the
     finished directory before it takes its place, and may still raise.
 
-    Raises `CheckpointError` if the path holds something else than a model directory, or if the parts do not fit
-    together.
+    overwrite: replace a model directory that is there.
+    sources: files and folders that the model is made from, which are never replaced.
+
+    Raises `CannotWriteError` if the path holds something else than a model directory, or one without `overwrite`;
+    `CheckpointError` if the parts do not fit together.
     """
     folder = Path(folder)
-    check_replaceable(folder)
+    if not name.strip() or any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise CheckpointError(f"the model's name is {name!r}; a name has no control characters, and is not empty")
+    may_replace = functools.partial(check_replaceable, folder, overwrite=overwrite, sources=[*sources])
+    may_replace()
     image_config, decoder_config = image_tokenizer.config, decoder.config if decoder is not None else None
     assert isinstance(image_config, AnyImageTokenizerConfig)
     assert isinstance(decoder_config, DecoderConfig | None)
     if decoder_config is not None:
         check_fit(folder, image_config, text_tokenizer, decoder_config)
-    with atomic_folder(folder) as files:
+    with atomic_folder(folder, check=lambda place: may_replace(moved=place)) as files:
         if text_tokenizer is not None:
             text_tokenizer.save(files / TOKENIZER_FILE)
         write_safetensors(files / IMAGE_TOKENIZER_FILE, image_tokenizer.weights, on_written=on_written)

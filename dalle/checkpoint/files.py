@@ -9,12 +9,14 @@ The content of the files is read in `dalle.checkpoint.parts`.
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dalle.checkpoint.model_config import CONFIG_FILE
+from dalle.checkpoint.model_config import CONFIG_FILE, FORMAT
 from dalle.errors import CheckpointError
-from dalle.files import flush_file
+from dalle.files import check_output, flush_file
 
 __all__ = [
     "DECODER_FILE",
@@ -26,6 +28,7 @@ __all__ = [
     "file_digest",
     "finish_files",
     "listed",
+    "why_foreign",
 ]
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -77,10 +80,25 @@ def finish_files(files: Path) -> None:
         flush_file(path)
 
 
-def check_replaceable(folder: Path) -> None:
-    """Raise `CheckpointError` if the path exists and is not a model directory, or an empty folder."""
-    if folder.exists():
-        there = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-        ours = {CONFIG_FILE, TOKENIZER_FILE, *(name for name in there if name.endswith(".safetensors"))}
-        if foreign := sorted(set(there) - ours):
-            raise CheckpointError(f"{folder} is not a model directory to be replaced: it has {', '.join(foreign)}")
+def check_replaceable(
+    folder: Path, *, overwrite: bool, sources: Iterable[Path] = (), moved: Path | None = None
+) -> None:
+    """Check that a model directory may be written, as `check_output` does. Raises `CannotWriteError`."""
+    check_output(folder, "a model directory", why_foreign, overwrite=overwrite, sources=sources, moved=moved)
+
+
+def why_foreign(folder: Path) -> str | None:
+    """Why a file or folder is not a model directory that this library wrote; None if it is one. Its `config.json` says
+    so, and lists every other file."""
+    if not folder.is_dir():
+        return "it is a file"
+    try:
+        content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("digests")) is not dict:
+            return f"its {CONFIG_FILE} is of another program"
+        strange = {path.name for path in folder.iterdir()} - {CONFIG_FILE, *content["digests"]}
+    except FileNotFoundError:
+        return f"it has no {CONFIG_FILE}, but {', '.join(sorted(os.listdir(folder))[:3])}"
+    except (OSError, ValueError, RecursionError):
+        return f"its {CONFIG_FILE} cannot be read"
+    return f"it has {', '.join(sorted(strange)[:3])}, which its {CONFIG_FILE} does not list" if strange else None

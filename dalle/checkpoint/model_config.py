@@ -26,7 +26,7 @@ from dalle.errors import CheckpointError, ConfigError, ParameterError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import DEFAULT_KIND, KINDS, AnyImageTokenizerConfig, kind_of
 
-__all__ = ["CONFIG_FILE", "ModelConfig"]
+__all__ = ["CONFIG_FILE", "FORMAT", "ModelConfig"]
 
 CONFIG_FILE = "config.json"
 FORMAT = "dalle"

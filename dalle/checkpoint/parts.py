@@ -5,9 +5,10 @@ The digests of the files have been checked before. Every function raises `Checkp
 expected.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,9 +27,11 @@ from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import KINDS, AnyImageTokenizer, AnyImageTokenizerConfig, kind_of
 
 __all__ = [
+    "Misfit",
     "check_fit",
     "empty_decoder",
     "empty_image_tokenizer",
+    "misfits",
     "read_text_tokenizer",
     "stored_names",
     "with_weights",
@@ -114,20 +117,45 @@ def read_text_tokenizer(folder: Path, config: ModelConfig) -> PromptTokenizer | 
     return load_text_tokenizer(config.text_tokenizer, listed(folder, config.digests, TOKENIZER_FILE))
 
 
-def check_fit(
-    folder: Path, image_tokenizer: AnyImageTokenizerConfig, text: PromptTokenizer | None, decoder: DecoderConfig
-) -> None:
-    """Check that the vocabularies and lengths of both tokenizers are those of the decoder."""
-    facts = {"codebook size": (image_tokenizer.codebook_size, decoder.codebook_size)}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Misfit:
+    """A size in which a tokenizer differs from its decoder."""
+
+    kind: Literal["image_tokenizer", "text_tokenizer"]
+    fact: str
+    of_tokenizer: int
+    of_decoder: int
+
+
+def misfits(
+    image_tokenizer: AnyImageTokenizerConfig, text: PromptTokenizer | None, decoder: DecoderConfig
+) -> list[Misfit]:
+    """Vocabularies and lengths of both tokenizers that are not those of the decoder."""
+    found = [("codebook size", image_tokenizer.codebook_size, decoder.codebook_size)]
     if text is not None:
         num_ids = decoder.layout.num_text_ids
         # other projects' decoders may have room for more ids than are in use
         roomy = text.kind != TextTokenizer.kind and text.vocab_size <= num_ids
-        facts["text vocabulary"] = (num_ids if roomy else text.vocab_size, num_ids)
-        facts["text length"] = (text.text_length, decoder.text_length)
-    for name, (of_tokenizer, of_decoder) in facts.items():
-        if of_tokenizer != of_decoder:
-            raise CheckpointError(
-                f"{folder}: the tokenizer's {name} is {of_tokenizer}, the decoder's is {of_decoder}: "
-                "they belong to different models"
-            )
+        found.append(("text vocabulary", num_ids if roomy else text.vocab_size, num_ids))
+        found.append(("text length", text.text_length, decoder.text_length))
+    return [
+        Misfit(
+            kind="text_tokenizer" if fact.startswith("text") else "image_tokenizer",
+            fact=fact,
+            of_tokenizer=of_tokenizer,
+            of_decoder=of_decoder,
+        )
+        for fact, of_tokenizer, of_decoder in found
+        if of_tokenizer != of_decoder
+    ]
+
+
+def check_fit(
+    folder: Path, image_tokenizer: AnyImageTokenizerConfig, text: PromptTokenizer | None, decoder: DecoderConfig
+) -> None:
+    """Check that the vocabularies and lengths of both tokenizers are those of the decoder."""
+    for misfit in misfits(image_tokenizer, text, decoder):
+        raise CheckpointError(
+            f"{folder}: the tokenizer's {misfit.fact} is {misfit.of_tokenizer}, the decoder's is {misfit.of_decoder}: "
+            "they belong to different models"
+        )

@@ -98,7 +98,8 @@ def read_numbers(path: Path, offset: int, numel: int, dtype: torch.dtype) -> Ten
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file, by name. Raises `OSError` or `SafetensorError` if it cannot be read."""
+    """The tensors of a safetensors file, by name. Raises `OSError` or `SafetensorError` if it cannot be read,
+    and `TypeError` for numbers of a type that torch's modules do not have."""
     with safe_open(path, "pt"):
         pass  # names, types, sizes and offsets agree with each other and with the file
     with open(path, "rb") as file:
@@ -108,6 +109,8 @@ def read_safetensors(path: Path) -> dict[str, LazyTensor]:
     dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     weights = {}
     for name, entry in header.items():
+        if entry["dtype"] not in dtypes:
+            raise TypeError(f"{name} has numbers of type {entry['dtype']}")
         shape, dtype = tuple(entry["shape"]), dtypes[entry["dtype"]]
         load = functools.partial(_read_shaped, path, 8 + size + entry["data_offsets"][0], shape, dtype)
         weights[name] = LazyTensor(shape, dtype, load)

@@ -6,22 +6,32 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from dalle.checkpoint.store import describe_model, find_model
-from dalle.command_line import exit_on_mistake
-from dalle.receipt import printable
+from dalle.cli.look import complete_model
+from dalle.command_line import exit_on_mistake, one_line
+from dalle.interrupt import heavy_imports
+from dalle.printable import printable
 
 __all__ = ["export_model", "import_model"]
 
 
 @exit_on_mistake()
 def import_model(
-    path: Annotated[Path, typer.Argument(help="The other project's checkpoint: a folder or a file.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="The other project's checkpoint: a folder or a file.", readable=False
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Model directory to write; its name becomes the model's name.")
     ],
     family: Annotated[
         str | None, typer.Option(help="Read the checkpoint as this family instead of recognising it from its files.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a model directory that is there. Nothing else is ever replaced."),
+    ] = False,
 ) -> None:
     """Convert a checkpoint of another project to a model directory.
 
@@ -39,14 +49,18 @@ def import_model(
         dalle import logs/2021-04-23_my-vqgan --out models/mine
         DALLE_MODELS=models dalle models
     """
-    from dalle.interop.convert import import_checkpoint  # readers of foreign formats are loaded by these commands alone
+    with heavy_imports():
+        from dalle.checkpoint.store import describe_model
+        from dalle.interop.convert import import_checkpoint  # these commands alone load readers of foreign formats
 
     with tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
 
         def on_written(num_bytes: int) -> None:
             bar.update(num_bytes)
 
-        done = import_checkpoint(path, out, family=family, on_start=bar.reset, on_written=on_written)
+        done = import_checkpoint(
+            path, out, family=family, overwrite=overwrite, on_start=bar.reset, on_written=on_written
+        )
     converted = done.converted
     lines = [
         ("family", f"{done.family}: {done.reason}"),
@@ -55,13 +69,20 @@ def import_model(
         *(("derived", text) for text in converted.derived),
         *converted.about.items(),
     ]
-    print("\n".join(f"{key:<9}{printable(text)}" for key, text in lines))
+    print("\n".join(f"{key:<9}{one_line(text)}" for key, text in lines))
     print(printable(describe_model(out)))
 
 
 @exit_on_mistake()
 def export_model(
-    model: Annotated[str, typer.Argument(help="Name of a model (see `dalle models`), or its directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name of a model (see `dalle models`), or its directory.",
+            autocompletion=complete_model,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[
         str,
@@ -71,11 +92,15 @@ def export_model(
         ),
     ] = "hf",
 ) -> None:
-    """Export a model for other projects; docs/interop.md lists the files and the names of the weights.
+    """Export a model for other projects.
 
-    dalle export models/mine --to vqgan-jax --out mine-jax
+    docs/interop.md lists the files and the names of the weights.
+
+        dalle export models/mine --to vqgan-jax --out mine-jax
     """
-    from dalle.interop.export import export_checkpoint
+    with heavy_imports():
+        from dalle.checkpoint.store import find_model
+        from dalle.interop.export import export_checkpoint
 
     export_checkpoint(find_model(model), to, out)
-    print(f"{to}: {out}")
+    print(one_line(f"{to}: {out}"))

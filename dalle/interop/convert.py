@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
-from dalle.checkpoint import check_checkpoint, load_image_tokenizer, write_checkpoint
+from dalle.checkpoint import check_checkpoint, write_checkpoint
+from dalle.checkpoint.files import check_replaceable
+from dalle.checkpoint.parts import misfits
+from dalle.decoder.config import DecoderConfig
 from dalle.errors import CheckpointError, DalleError
 from dalle.interop import dalle_pytorch, llamagen, min_dalle, mindalle, openai_dvae, rudalle, taming, vqgan_jax
 from dalle.interop.family import Converted, Family, Source
-from dalle.vq.vqgan import ImageTokenizer
+from dalle.interop.trial import draw_once
+from dalle.vq.kinds import AnyImageTokenizerConfig
 
 __all__ = ["FAMILIES", "Imported", "import_checkpoint"]
 
@@ -46,33 +48,48 @@ def import_checkpoint(
     out: str | Path,
     *,
     family: str | None = None,
+    overwrite: bool = False,
+    name: str | None = None,
+    source_name: str | None = None,
     on_start: Callable[[int], None] | None = None,
     on_written: Callable[[int], None] | None = None,
 ) -> Imported:
-    """Convert a checkpoint of one of the `FAMILIES` to a model directory `out`, whose name becomes the model's name.
+    """Convert a checkpoint of one of the `FAMILIES` to a model directory `out`.
 
     family: the family's name; None recognises it from the files.
+    overwrite: replace a model directory that is there. Nothing else is replaced, nor what is read.
+    name: the model's name, by default that of `out`.
+    source_name: where the checkpoint comes from, as the model's `about` is to say it.
     on_start, on_written: called with the number of bytes that will be written, and with that of each tensor written.
-    Raises `CheckpointError`, which names the file and what was expected, and leaves `out` unchanged.
+    Raises `CheckpointError`, which names the file and what was expected, or `CannotWriteError`, and leaves `out`
+    unchanged.
     """
     source = Source(path)
     out = Path(out)
+    check_replaceable(out, overwrite=overwrite, sources=[source.path])
     chosen, reason = _choose(source, family)
     converted = _guarded(source, chosen, chosen.convert)
+    _check_fit(source, converted)
     parts = [part for part in (converted.image_tokenizer, converted.decoder) if part is not None]
     if on_start is not None:
         on_start(sum(tensor.num_bytes for part in parts for tensor in part.weights.values()))
     try:
         digest = write_checkpoint(
             out,
-            name=out.resolve().name,
+            name=name or out.resolve().name,
             image_tokenizer=converted.image_tokenizer,
             text_tokenizer=converted.text_tokenizer,
             decoder=converted.decoder,
-            about={"family": chosen.name, **converted.about},
+            about={
+                "family": chosen.name,
+                **converted.about,
+                **({} if source_name is None else {"source": source_name}),
+            },
             sampling=converted.sampling,
             on_written=on_written,
-            check=_check,
+            check=_checker(source),
+            overwrite=overwrite,
+            sources=[source.path, *source.read],
         )
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}") from error
@@ -93,6 +110,11 @@ def _choose(source: Source, name: str | None) -> tuple[Family, str]:
     if reasons:
         found = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
         raise CheckpointError(f"{source.path} is of several families: {found}. Give the path of one, or its family")
+    for family in FAMILIES.values():
+        if (lacking := _guarded(source, family, family.lacks)) is not None:
+            raise CheckpointError(lacking)
+    for error in source.unreadable.values():
+        raise CheckpointError(f"{source.path} is not a checkpoint of a known family, unless for this: {error}")
     expected = "; ".join(f"{family.name}: {family.expects}" for family in FAMILIES.values())
     raise CheckpointError(f"{source.path} is not a checkpoint of a known family. Expected one of: {expected}")
 
@@ -112,13 +134,27 @@ def _guarded(source: Source, family: Family, read: Callable[[Source], Result]) -
         ) from error
 
 
-@torch.inference_mode()
-def _check(folder: Path) -> None:
-    """Load the model that was written, then decode and encode with its image tokenizer."""
-    check_checkpoint(folder)
-    tokenizer = load_image_tokenizer(folder)
-    images = tokenizer.decode(torch.arange(4).reshape(1, 2, 2) % tokenizer.config.codebook_size)
-    if not images.isfinite().all():
-        raise CheckpointError("the image tokenizer decodes to pixels that are not finite: its weights are damaged")
-    if not isinstance(tokenizer, ImageTokenizer) or not tokenizer.config.decode_only:
-        tokenizer.encode(images)
+def _check_fit(source: Source, converted: Converted) -> None:
+    """Raise `CheckpointError`, with the file at fault, if a tokenizer is of another size than the decoder."""
+    image, decoder = converted.image_tokenizer.config, None if converted.decoder is None else converted.decoder.config
+    if decoder is None:
+        return
+    assert isinstance(image, AnyImageTokenizerConfig) and isinstance(decoder, DecoderConfig)
+    for misfit in misfits(image, converted.text_tokenizer, decoder):
+        place = converted.files.get(misfit.kind, source.path)
+        raise CheckpointError(
+            f"{place} is of another model: its {misfit.fact} is {misfit.of_tokenizer}, that of the decoder in "
+            f"{converted.files.get('decoder', source.path)} is {misfit.of_decoder}"
+        )
+
+
+def _checker(source: Source) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        """Check that the model that was written loads and draws."""
+        check_checkpoint(folder)
+        try:
+            draw_once(folder)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source.path} cannot draw: {error}") from error
+
+    return check

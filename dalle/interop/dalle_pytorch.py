@@ -86,6 +86,7 @@ def convert(source: Source) -> Converted:
         decoder=decoder,
         text_tokenizer=text_tokenizer,
         sampling=sampling,
+        files={"image_tokenizer": path, "decoder": path},
         about={
             "licence": "code MIT; the project publishes no weights: ask whoever trained these",
             "project": "https://github.com/lucidrains/DALLE-pytorch",
@@ -192,6 +193,7 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
         raise CheckpointError(f"{path} has reversible layers, which are not read: they are another network")
     patterns = _patterns(path, params.get("attn_types") or ("full",))
     depth = theirs.count(r"transformer\.layers\.layers\.(\d+)\.")
+    theirs.check_width("to_logits.0.weight", "text_emb.weight", "image_emb.weight", "text_pos_emb.weight")
     width = theirs.shape("to_logits.0.weight", 1)[0]
     is_rotary = "transformer.pos_emb" in theirs
     text_length = params.get("text_seq_len", 256)
@@ -254,7 +256,7 @@ def _decoder(path: Path, content: Mapping[str, Any]) -> Part:
     else:
         ours["embedding.weight"] = theirs.take("text_emb.weight", "image_emb.weight")
     if is_rotary:
-        _check_rotary(path, theirs.take("transformer.pos_emb").load(), config)
+        _check_rotary(path, theirs.constant("transformer.pos_emb"), config)
     else:
         ours["position_embedding.text"] = theirs.take("text_pos_emb.weight")
         for name, axis in (("rows", 0), ("columns", 1)):

@@ -16,6 +16,7 @@ from dalle.checkpoint.weights import LazyTensor, Part
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.errors import CheckpointError
+from dalle.interop.family import check_biases, numbers
 
 __all__ = ["ForeignWeights", "decoder_part", "grid_side"]
 
@@ -26,7 +27,10 @@ class ForeignWeights:
 
     def __init__(self, path: Path, weights: Mapping[str, LazyTensor]) -> None:
         self.path = path
+        check_biases(path, weights)
         self._weights = weights
+        self._parts: list[tuple[LazyTensor, str]] = []
+        """The tensors that were taken, with names and shapes of the weights that they are made from."""
         self._taken: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -48,11 +52,35 @@ class ForeignWeights:
             if name not in self._weights:
                 raise CheckpointError(f"{self.path} has no {name}, which a checkpoint of this family has")
             self._taken.add(name)
-            parts.append(self._weights[name] if then is None else self._weights[name].then(then))
+            weight = numbers(self.path, name, self._weights[name])
+            parts.append(weight if then is None else weight.then(then))
         if len({part.shape[1:] for part in parts}) > 1:
             shapes = ", ".join(str(part.shape) for part in parts)
             raise CheckpointError(f"{self.path}: {', '.join(names)} do not fit together; their shapes are {shapes}")
-        return parts[0] if len(parts) == 1 else LazyTensor.joined(*parts)
+        taken = parts[0] if len(parts) == 1 else LazyTensor.joined(*parts)
+        self._parts.append((taken, " with ".join(f"{name} of shape {self._weights[name].shape}" for name in names)))
+        return taken
+
+    def describe(self, taken: LazyTensor) -> str:
+        """Names and shapes of the weights that a tensor was made from, for messages."""
+        return next((text for one, text in self._parts if one is taken), f"a weight of shape {taken.shape}")
+
+    def check_width(self, width_of: str, *tables: str) -> None:
+        """Check that tables, such as embeddings, have rows as long as a weight with one axis. Raises `CheckpointError`
+        for the first that has not."""
+        (width,) = self.shape(width_of, 1)
+        for name in tables:
+            if name in self._weights and self.shape(name)[1] != width:
+                raise CheckpointError(
+                    f"{self.path}: {name} has shape {self.shape(name)}; {width_of} implies (..., {width})"
+                )
+
+    def constant(self, name: str) -> Tensor:
+        """Load a tensor that the project computes and stores, such as a mask, and mark it as taken."""
+        if name not in self._weights:
+            raise CheckpointError(f"{self.path} has no {name}, which a checkpoint of this family has")
+        self._taken.add(name)
+        return self._weights[name].load()
 
     def linear(self, ours: str, *theirs: str) -> dict[str, LazyTensor]:
         """Take a layer's weight and, if it has one, its bias, under our names; several layers are concatenated."""
@@ -101,13 +129,10 @@ def decoder_part(theirs: ForeignWeights, config: DecoderConfig, ours: Mapping[st
             seen.add(id(value))
             expected[name] = tuple(value.shape)
     for name, shape in expected.items():
-        found = ours[name].shape if name in ours else None
-        if found != shape:
-            raise CheckpointError(f"{theirs.path}: the weight for {name} has shape {found}; the others imply {shape}")
+        if name not in ours:
+            raise CheckpointError(f"{theirs.path} has no weight for {name}, of shape {shape}")
+        if ours[name].shape != shape:
+            raise CheckpointError(f"{theirs.path} has {theirs.describe(ours[name])}; the others imply {shape}")
     if theirs.rest:
         raise CheckpointError(f"{theirs.path} has {theirs.rest[0]}, which no decoder of this family has a place for")
-    weights = {name: ours[name] for name in expected}
-    return Part(
-        config=config,
-        weights={k: v.then(lambda t: t.float()) if v.dtype == torch.float64 else v for k, v in weights.items()},
-    )
+    return Part(config=config, weights={name: ours[name] for name in expected})

@@ -6,6 +6,7 @@ lists them.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,11 +37,11 @@ def export_checkpoint(folder: str | Path, layout: str, out: str | Path) -> None:
     folder, out = Path(folder), Path(out)
     if layout not in LAYOUTS:
         raise CheckpointError(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    if out.exists():
+    if os.path.lexists(out):
         raise CheckpointError(f"{out} exists already: an export overwrites nothing")
     parts = read_parts(folder)
     try:
-        with atomic_folder(out, replace=False) as files:
+        with atomic_folder(out) as files:
             LAYOUTS[layout](folder, parts, files)
             for path in files.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)

@@ -24,14 +24,31 @@ from dalle.errors import CheckpointError
 from dalle.interop.torch_files import UnknownFileError, looks_saved, read_torch
 from dalle.text.tokenizer import PromptTokenizer
 
-__all__ = ["Converted", "Family", "Source", "agree", "fit", "state_dict", "take", "unwrapped"]
+__all__ = [
+    "Converted",
+    "Family",
+    "PointerError",
+    "Source",
+    "agree",
+    "check_biases",
+    "fit",
+    "numbers",
+    "state_dict",
+    "take",
+    "unwrapped",
+]
 
 MAX_TEXT_BYTES = 64 << 20
 """Largest size of a configuration or a vocabulary."""
 MAX_DEPTH = 3
 """Levels of folders that are searched below the given one."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 WRAPPERS = ("module.", "_orig_mod.", "module.")
 """Prefixes that torch adds to names in training on several devices and in compiling, in either order."""
+
+
+class PointerError(UnknownFileError):
+    """The file is a pointer of Git LFS."""
 
 
 class Source:
@@ -44,10 +61,20 @@ class Source:
         self.path = Path(path)
         if not self.path.exists():
             raise CheckpointError(f"{path} does not exist; expected a checkpoint's file or folder")
+        if not (self.path.is_file() or self.path.is_dir()):
+            raise CheckpointError(f"{path} is a device, a pipe or a socket; expected a checkpoint's file or folder")
+        self.irregular: list[Path] = []
+        """What was found beside the files and is neither file nor folder, such as a link to nothing."""
         try:
-            self.files = [self.path] if self.path.is_file() else sorted(_files_below(self.path, MAX_DEPTH))
+            if self.path.is_file():
+                self.path.open("rb").close()
+                self.files = [self.path]
+            else:
+                self.files = sorted(_files_below(self.path, MAX_DEPTH, self.irregular))
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+        self.unreadable: dict[Path, CheckpointError] = {}
+        """Errors of configurations that could not be parsed, which may be unrelated."""
         self._contents: dict[Path, Any] = {}
         self._skipped: list[UnknownFileError] | None = None
         """Errors of files that are not checkpoints, in a folder where such files are skipped; None raises them."""
@@ -74,6 +101,9 @@ class Source:
     def only(self, found: list[Path], pattern: str, meaning: str) -> Path:
         """The one file in `found`, the result of a search for `pattern`. Raises `CheckpointError` as `one` does."""
         if not found:
+            for path in self.irregular:
+                if path.match(pattern):
+                    raise CheckpointError(f"{path} is not a file, but a device, a pipe or a link to nothing")
             raise CheckpointError(f"{self.path} has no {pattern} ({meaning})")
         if len(found) > 1:
             names = ", ".join(map(str, found))
@@ -88,7 +118,7 @@ class Source:
             place = self
             if folder is not None:
                 place = copy.copy(self)  # shares the cache of contents
-                place.files = sorted(_files_below(folder, 1))
+                place.files = sorted(_files_below(folder, 1, self.irregular))
                 place._skipped = skipped
             if found := find(place):
                 return found
@@ -119,6 +149,7 @@ class Source:
     def once(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """The result of `read` for a file, called once and cached; the file is recorded as read."""
         if path not in self._contents:
+            _check_no_pointer(path)
             self._contents[path] = read(path)
         return self._contents[path]
 
@@ -134,11 +165,17 @@ class Source:
     def _mapping(self, path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         try:
             content = parse(self.text(path))
+            if not isinstance(content, dict):
+                raise CheckpointError(f"{path} is not a mapping of names to values")
+        except CheckpointError as error:
+            self.unreadable[path] = error
+            raise
         except (ValueError, RecursionError, yaml.YAMLError) as error:
             reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{path} cannot be read: {reason}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is not a mapping of names to values")
+            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+                reason = f"line {error.problem_mark.line + 1}: {error.problem}"
+            self.unreadable[path] = CheckpointError(f"{path} cannot be read: {reason}")
+            raise self.unreadable[path] from error
         return content
 
 
@@ -149,6 +186,8 @@ class Converted:
     image_tokenizer: Part
     decoder: Part | None = None
     text_tokenizer: PromptTokenizer | None = None
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    """The file that each of these three comes from, by the name of its field, in a checkpoint with a decoder."""
     sampling: SamplingParams | None = None
     about: Mapping[str, str]
     """Free text by key; at least `licence`, that of the weights if it is known."""
@@ -169,6 +208,8 @@ class Family:
     recognise: Callable[[Source], str | None]
     """Returns why a source is recognised as this family, or None. It reads names of files and of tensors, and
     configurations only."""
+    lacks: Callable[[Source], str | None] = lambda _: None
+    """Returns what a source that no family recognises lacks to be one of this family, or None."""
     convert: Callable[[Source], Converted]
     """Converts a source. Raises `CheckpointError`, which names the file and what was expected, if that fails."""
 
@@ -226,12 +267,44 @@ def fit(
             )
     if left_over := sorted({*weights} - {names[ours] for ours in expected}):
         raise CheckpointError(f"{path} has {left_over[0]}, which no {network_class.__name__} has a place for")
-    found = {ours: weights[names[ours]] for ours in expected}
-    return Part(config=config, weights={ours: _at_most_float32(tensor) for ours, tensor in found.items()})
+    found = {ours: (names[ours], weights[names[ours]]) for ours in expected}
+    return Part(config=config, weights={ours: numbers(path, *weight) for ours, weight in found.items()})
 
 
-def _at_most_float32(tensor: LazyTensor) -> LazyTensor:
-    return tensor.then(lambda t: t.float()) if tensor.dtype == torch.float64 else tensor
+def check_biases(path: Path, weights: Mapping[str, LazyTensor]) -> None:
+    """Check that the weight of every layer has as many rows as its bias, before sizes are read from one of them.
+
+    Raises `CheckpointError` for the first that has not. Transposed convolutions have other axes.
+    """
+    for name, bias in weights.items():
+        weight = weights.get(name.removesuffix("bias") + "weight") if name.endswith(".bias") else None
+        if weight is not None and len(weight.shape) > 1 and weight.shape[:1] != bias.shape:
+            found, expected = name.removesuffix("bias") + "weight", ", ".join(map(str, bias.shape))
+            raise CheckpointError(f"{path}: {found} has shape {weight.shape}; its bias implies ({expected}, ...)")
+
+
+def numbers(path: Path, name: str, tensor: LazyTensor) -> LazyTensor:
+    """A weight that is checked when it is loaded: its numbers must be finite. Those in float64 become float32.
+
+    Raises `CheckpointError`, now or on loading, with the file and the weight's name there.
+    """
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(f"{path}: {name} has numbers of type {_type(tensor.dtype)}; weights are floating-point")
+    if tensor.dtype == torch.float64:
+        tensor = tensor.then(lambda t: t.float())
+
+    def load() -> torch.Tensor:
+        found = tensor.load()
+        # least and largest number are NaN if any number is; unlike isfinite, this needs no memory
+        if found.numel() and not torch.stack(found.aminmax()).isfinite().all():
+            raise CheckpointError(f"{path}: {name} has numbers that are NaN or infinite: the file is damaged")
+        return found
+
+    return LazyTensor(tensor.shape, tensor.dtype, load)
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def agree(described: Path, facts: Mapping[str, tuple[Any, Any]], weights: Path) -> None:
@@ -247,20 +320,36 @@ def take(weights: Mapping[str, LazyTensor], prefix: str) -> dict[str, LazyTensor
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _files_below(folder: Path, depth: int) -> Iterable[Path]:
+def _files_below(folder: Path, depth: int, irregular: list[Path]) -> Iterable[Path]:
     for path in folder.iterdir():
         if path.is_file():
             yield path
-        elif path.is_dir() and depth and not path.is_symlink():
-            yield from _files_below(path, depth - 1)
+        elif not path.is_dir():
+            irregular.append(path)
+        elif depth and not path.is_symlink():
+            yield from _files_below(path, depth - 1, irregular)
+
+
+def _check_no_pointer(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start == LFS_POINTER:
+        raise PointerError(
+            f"{path} is a pointer of Git LFS instead of the file itself: run `git lfs pull` there, or download the file"
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
         return read_safetensors(path)
-    except KeyError as error:
-        raise UnknownFileError(f"{path} has tensors of type {error}, which no known family uses") from error
-    except (OSError, SafetensorError) as error:
+    except TypeError as error:
+        raise UnknownFileError(f"{path}: {error}, which no known family uses") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file, or an incomplete one: {error}") from error
 
 

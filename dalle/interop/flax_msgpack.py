@@ -163,7 +163,10 @@ def read_flax(path: Path) -> dict[str, LazyTensor]:
                     break
                 walk(reader, f"{name}/{key}" if name else key, depth + 1)
         elif kind == "ext":
-            weights[name] = reader.extension(path, length)
+            try:
+                weights[name] = reader.extension(path, length)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         else:
             raise ValueError(f"{kind} at byte {reader.at}, where a dict or an array was expected")
 

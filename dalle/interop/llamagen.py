@@ -76,9 +76,11 @@ def convert(source: Source) -> Converted:
     assert isinstance(image_tokenizer.config, ImageTokenizerConfig)
     size = f"image_size {image_tokenizer.config.image_size}; any other works as well"
     decoder, text_tokenizer, sampling = None, None, None
+    files = {"image_tokenizer": path}
     heads: tuple[str, ...] = ()
     if decoders:
         (path,) = decoders
+        files["decoder"] = path
         decoder, heads = _decoder(source, path, image_tokenizer.config.factor)
         assert isinstance(decoder.config, DecoderConfig)
         kind = "c2i" if decoder.config.feature_width is None else "t2i"
@@ -94,6 +96,7 @@ def convert(source: Source) -> Converted:
         decoder=decoder,
         text_tokenizer=text_tokenizer,
         sampling=sampling,
+        files=files,
         about={"licence": "code and published weights MIT", "project": "https://github.com/FoundationVision/LlamaGen"},
         ignored=ignored,
         derived=(size, derived, *heads, "pixels: [-1, 1], as the project trains"),
@@ -220,6 +223,7 @@ def _decoder(source: Source, path: Path, factor: int) -> tuple[Part, tuple[str, 
     keys = KEYS if any(key in content for key in KEYS) else ()
     theirs = ForeignWeights(path, state_dict(path, content, *keys))
     depth = theirs.count(r"layers\.(\d+)\.")
+    theirs.check_width("norm.weight", "tok_embeddings.weight", "output.weight", "cls_embedding.embedding_table.weight")
     codebook_size, width = theirs.shape("tok_embeddings.weight")
     by_caption = "cls_embedding.uncond_embedding" in theirs
     described, place = _described(source, path, "t2i" if by_caption else "c2i", depth, width)

@@ -28,6 +28,7 @@ __all__ = ["FAMILY"]
 CONFIG_FILE = "config.yaml"
 STAGE_1_FILE = "stage1_last.ckpt"
 STAGE_2_FILE = "stage2_last.ckpt"
+VOCABULARY_FILE = "bpe-16k-vocab.json"
 TYPE = "transformer1d"
 """Type of stage 2 that is read; the other, igpt, draws without captions and was never published."""
 LICENCE = "code Apache-2.0; the published weights of stage 2 are CC-BY-NC-SA 4.0: not for commercial use"
@@ -77,6 +78,11 @@ def convert(source: Source) -> Converted:
         text_tokenizer=text_tokenizer,
         decoder=_decoder(source, config_path, text_tokenizer.config.pad_id) if text_tokenizer is not None else None,
         about={"licence": LICENCE, "project": "https://github.com/kakaobrain/minDALL-E"},
+        files={
+            "image_tokenizer": source.one(STAGE_1_FILE, "stage 1, the image tokenizer"),
+            **({"text_tokenizer": source.one(VOCABULARY_FILE, "the vocabulary")} if whole else {}),
+            **({"decoder": source.one(STAGE_2_FILE, "stage 2, the decoder")} if whole else {}),
+        },
         ignored=ignored,
         derived=("pixels: [-1, 1], as the project trains",),
     )
@@ -90,6 +96,8 @@ def _image_tokenizer(source: Source, stage: Any) -> tuple[Part, tuple[str, ...]]
     described = {"resolution": DEFAULT_RESOLUTION, **stage.get("hparams", {})}
     described |= {"embed_dim": stage.get("embed_dim"), "n_embed": stage.get("n_embed")}
     weights, ignored = inference_weights(state_dict(path, source.torch(path), "state_dict"))
+    if "tok_emb_txt.weight" in weights:
+        raise CheckpointError(f"{path} has the weights of stage 2, the decoder; expected those of stage 1")
     return described_vqgan(path, weights, config_path, described), ignored
 
 
@@ -98,6 +106,10 @@ def _decoder(source: Source, config_path: Path, pad_id: int) -> Part:
     stage: dict[str, Any] = source.yaml(config_path).get("stage2") or {}
     params: dict[str, Any] = stage.get("hparams") or {}
     theirs = ForeignWeights(path, state_dict(path, source.torch(path), "state_dict"))
+    if "post_quant_conv.weight" in theirs:
+        raise CheckpointError(f"{path} has the weights of stage 1, the image tokenizer; expected those of stage 2")
+    tables = ("tok_emb_txt", "tok_emb_img", "pos_emb_txt", "pos_emb_img", "head_txt", "head_img")
+    theirs.check_width("ln_f.weight", *(f"{name}.weight" for name in tables))
     depth = theirs.count(r"blocks\.(\d+)\.")
     text_length, width = theirs.shape("pos_emb_txt.weight")
     num_heads = params.get("n_heads", DEFAULT_HEADS)
@@ -164,7 +176,7 @@ def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
         raise CheckpointError(
             f"{config_path} has a tokenizer of type {described['tokenizer_type']!r}; expected CharBPE"
         )
-    vocab_path = source.one("bpe-16k-vocab.json", "the text tokenizer's vocabulary")
+    vocab_path = source.one(VOCABULARY_FILE, "the text tokenizer's vocabulary")
     merges_path = source.one("bpe-16k-merges.txt", "the text tokenizer's merges")
     lines = [line.removesuffix("\r") for line in source.text(merges_path).split("\n")]
     merges = [line for line in lines if line and not line.startswith("#version")]

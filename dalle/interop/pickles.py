@@ -34,6 +34,8 @@ STORAGES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
     "CharStorage": torch.int8,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,

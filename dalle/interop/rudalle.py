@@ -59,14 +59,16 @@ def recognise(source: Source) -> str | None:
 
 def convert(source: Source) -> Converted:
     decoder, text_tokenizer = None, None
+    files: dict[str, Path] = {}
     # with --family rudalle the image tokenizer may have any name
     found = _image_tokenizers(source) or _gumbel(source)
     if decoders := _decoders(source):
-        decoder = _decoder(source, source.only(decoders, "pytorch_model_v*.bin", "the decoder"))
+        files["decoder"] = source.only(decoders, "pytorch_model_v*.bin", "the decoder")
+        decoder = _decoder(source, files["decoder"])
         assert isinstance(decoder.config, DecoderConfig)
         vocabularies = source.nearest(lambda place: place.find("bpe.model"))
-        path = source.only(vocabularies, "bpe.model", "the text tokenizer")
-        text_tokenizer = _text_tokenizer(source, path, decoder.config.text_length)
+        files["text_tokenizer"] = source.only(vocabularies, "bpe.model", "the text tokenizer")
+        text_tokenizer = _text_tokenizer(source, files["text_tokenizer"], decoder.config.text_length)
         found = source.nearest(_image_tokenizers)
     # both variants have the same codes; the plain one draws pictures of the size that it was trained on
     plain = [path for path in found if not _has_wavelets(source, path)]
@@ -77,6 +79,7 @@ def convert(source: Source) -> Converted:
         image_tokenizer=image_tokenizer,
         decoder=decoder,
         text_tokenizer=text_tokenizer,
+        files=files | {"image_tokenizer": path},
         about={
             "licence": "code Apache-2.0; for the published weights the authors refer to it, their cards name none",
             "project": "https://github.com/ai-forever/ru-dalle",
@@ -142,6 +145,10 @@ def _image_tokenizer(source: Source, path: Path) -> tuple[Part, tuple[str, ...]]
 def _decoder(source: Source, path: Path) -> Part:
     theirs = ForeignWeights(path, state_dict(path, source.torch(path)))
     depth = theirs.count(r"transformer\.layers\.(\d+)\.")
+    tables = ("text_embeddings", "image_embeddings", "text_pos_embeddings", "image_row_embeddings")
+    theirs.check_width(
+        "transformer.final_layernorm.weight", *(f"{name}.weight" for name in (*tables, "image_col_embeddings"))
+    )
     width = theirs.shape("text_embeddings.weight")[1]
     text_length = theirs.shape("text_pos_embeddings.weight")[0] - 1
     side = theirs.shape("image_row_embeddings.weight")[0]
@@ -259,7 +266,7 @@ def _check_options(path: Path, described: dict[str, Any]) -> None:
 def _version(path: Path, theirs: ForeignWeights, described: dict[str, Any], layout: RowLayout) -> str:
     """v2 or v3, from the masks in the file or, without them, from the description or the file's name."""
     stored = {
-        name: theirs.take(f"{place}{name}").load().bool()
+        name: theirs.constant(f"{place}{name}").bool()
         for place in MASK_PLACES
         for name in (*MASKS, "conv_mask")
         if f"{place}{name}" in theirs

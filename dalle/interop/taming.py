@@ -75,6 +75,20 @@ def recognise(source: Source) -> str | None:
     return f"{path} is for {_target(source, path)}"
 
 
+def lacks(source: Source) -> str | None:
+    """The configuration, if there are weights of a VQGAN without one that can be read."""
+    weights = [path for path in _checkpoints(source) if _has_vqgan(source, path)]
+    if not weights:
+        return None
+    _config(source)
+    for error in source.unreadable.values():
+        return f"the configuration of {weights[0]} is missing, unless it is in a file that cannot be read: {error}"
+    return (
+        f"{weights[0]} has the weights of a VQGAN, but its configuration is missing: a *.yaml with model.target "
+        "taming.models.*, beside it or in the folder configs of its run"
+    )
+
+
 def convert(source: Source) -> Converted:
     config_path = _config(source)
     if config_path is None:
@@ -116,5 +130,6 @@ FAMILY = Family(
     name="taming",
     expects="a run's folder with configs/*.yaml and checkpoints/last.ckpt",
     recognise=recognise,
+    lacks=lacks,
     convert=convert,
 )

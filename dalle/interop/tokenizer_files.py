@@ -9,7 +9,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from dalle.errors import CheckpointError
-from dalle.interop.family import Source
+from dalle.interop.family import PointerError, Source
+from dalle.text.clip import CLIP_SPECIAL, CLIP_WORDS
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
 __all__ = ["read_tokenizer"]
@@ -17,14 +18,14 @@ __all__ = ["read_tokenizer"]
 PAD_ID = 0
 CLIP_VOCAB_SIZE = 49408
 """Number of ids that CLIP's tokenizer declares, whatever file it has read."""
-CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokenizer | None:
     """The text tokenizer in a file, for rows of `text_length` ids; None if the file has something else."""
     try:
         text = source.text(path)
+    except PointerError:
+        raise
     except CheckpointError:  # not a text file
         return None
     first = text.partition("\n")[0]

@@ -13,7 +13,7 @@ import torch
 
 from dalle.checkpoint.weights import LazyTensor, Part
 from dalle.errors import CheckpointError
-from dalle.interop.family import agree, fit
+from dalle.interop.family import agree, check_biases, fit
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 
 __all__ = ["described_vqgan", "inference_weights", "names_of", "vqgan_part"]
@@ -56,11 +56,22 @@ def vqgan_part(
 
     Raises `CheckpointError` if a weight is missing, has another shape than the others imply, or has no place.
     """
+    check_biases(path, weights)
+    _check_codebook(path, weights)
     config = _describe(path, weights, image_size=image_size, normalize_codes=normalize_codes, **options)
     weights = dict(weights)
     if config.quantizer == "gumbel":
         weights["quantize.proj.weight"] = weights["quantize.proj.weight"].then(lambda t: t.flatten(1))
     return fit(path, ImageTokenizer, config, weights, names_of(config))
+
+
+def _check_codebook(path: Path, weights: Mapping[str, LazyTensor]) -> None:
+    """Raise `CheckpointError` if the vectors of the codebook have another length than `post_quant_conv` takes."""
+    for name in ("quantize.embed.weight", "quantize.embedding.weight"):
+        if name in weights and "post_quant_conv.weight" in weights:
+            found, expected = weights[name].shape, weights["post_quant_conv.weight"].shape[1:2]
+            if found[1:] != expected:
+                raise CheckpointError(f"{path}: {name} has shape {found}; post_quant_conv implies (..., {expected[0]})")
 
 
 def _describe(path: Path, weights: Mapping[str, LazyTensor], **options: Any) -> ImageTokenizerConfig:

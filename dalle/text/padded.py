@@ -20,6 +20,7 @@ import torch
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError, ParameterError
 from dalle.text.cleaning import CLEANERS
+from dalle.text.clip import clip_encoder
 from dalle.text.tokenizer import PromptTokenizer, check_prompt
 from dalle.text.yttm import YouTokenToMe
 
@@ -73,7 +74,9 @@ class PaddedTokenizer(PromptTokenizer):
             # Text ids are padded by this class, which can reject a prompt that is too long.
             bpe.no_truncation()
             bpe.no_padding()
-            self._encode, self._decode = lambda text: list(bpe.encode(text).ids), bpe.decode
+            is_clip = config.clean == "clip"
+            self._encode = clip_encoder(bpe) if is_clip else lambda text: list(bpe.encode(text).ids)
+            self._decode = bpe.decode
             self.vocab_size = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
         for token in (config.pad_id, config.begin_id, config.end_id):
             if token is not None and not 0 <= token < self.vocab_size:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from dalle.files import check_claimed
 from serving.batch.plan import Planner
 from serving.batch.storage import Storage, StorageError
 from serving.batch.worker import WorkerSettings
@@ -10,6 +11,11 @@ from serving.batch.worker import WorkerSettings
 __all__ = ["check_description", "read_description", "write_description"]
 
 DESCRIPTION = "batch.json"
+WRITTEN = (
+    *("manifest.jsonl", "manifest.parquet", "refused.jsonl", "log.jsonl", "openai_output.jsonl", "openai_errors.jsonl"),
+    *("pictures", "shards", "gallery", "contact-sheet.png", "index.html"),
+)
+"""Files and folders that a batch writes."""
 COMPUTED = ("num_slots", "threads", "step", "weights")
 """Settings of a worker that decide how logits are rounded."""
 
@@ -46,8 +52,10 @@ def read_description(storage: Storage) -> dict[str, Any] | None:
 
 
 def check_description(storage: Storage, description: dict[str, Any] | None, planner: Planner) -> None:
-    """Raise `StorageError` if the folder's batch has another model or other settings."""
+    """Raise `StorageError` if the folder's batch has another model or other settings, and `CannotWriteError` if it
+    has no batch, but files that a batch would replace."""
     if description is None:
+        check_claimed(str(storage), storage.list(""), DESCRIPTION, WRITTEN)
         return
     current, existing = ({"background": "auto"} | one for one in (_identity(planner), description["of"]))
     for name, value in current.items():

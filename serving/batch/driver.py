@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
-from dalle.checkpoint.store import find_model
+from dalle.command_line import DONE, INCOMPLETE, INTERRUPTED, STOPPED
 from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
+from dalle.hub.pull import model_folder
 from dalle.images import chosen_background
 from dalle.model import NUM_SLOTS
 from dalle.receipt import printable
@@ -37,10 +38,7 @@ from serving.batch.survey import Survey, print_invalid_lines, survey_shards
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "STOPPED", "Batch", "run_batch"]
-
-DONE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 3, 4, 130
-"""Exit codes."""
+__all__ = ["Batch", "run_batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ class Batch:
 
 def run_batch(batch: Batch) -> int:
     """Run a batch and return the exit code. Raises `DalleError` for a mistake found before anything is drawn."""
-    folder = find_model(batch.model).absolute()
+    folder = model_folder(batch.model).absolute()
     facts = load_facts(folder)
     plan = batch.plan
     # a background that no item could have is reported once, and not for every line
@@ -115,6 +113,8 @@ def run_batch(batch: Batch) -> int:
     storage.prepare()
     num_drawn = 0
     with storage.lock(), Log(storage) as log:
+        if read_description(storage) != description:
+            raise StorageError(f"another run has begun a batch in {storage} meanwhile: choose another folder")
         write_description(storage, planner, settings)
         try:
             if survey.pending:

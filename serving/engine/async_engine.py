@@ -250,7 +250,7 @@ class AsyncEngine:
         if open_job.cancelled_at is not None:
             return CANCELLED
         pictures = pictures_of(self.model, open_job)
-        outcome = self._schedule.consider(pictures, time.time())
+        outcome = self._schedule.consider(pictures, time.time(), promised=open_job.job.accepted)
         if isinstance(outcome, Refused):
             return outcome
         self._jobs.add(open_job)

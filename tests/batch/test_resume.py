@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
+from dalle.files import CannotWriteError
 from dalle.vq.vqgan import ImageTokenizer
 from serving.batch.storage import LocalStorage, StorageError, open_storage
 from tests.support.batches import PROMPTS, contents, log_of, manifest, prompts_file, run
@@ -164,3 +165,15 @@ def test_a_folder_of_a_release_without_kinds_of_step_is_resumed_as_it_began(mode
     next((out / "pictures").rglob("*.png")).unlink()
     assert run(model_folder, prompts, out) == 0
     assert contents(out) | {"batch.json": b""} == before | {"batch.json": b""}
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "pictures", "index.html"])
+def test_files_of_another_origin_are_not_replaced(model_folder: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "prompts.txt").write_text("a red panda")
+    (out / name).write_text("mine")
+    with pytest.raises(CannotWriteError, match=f"holds {name}, which would be replaced; without batch.json"):
+        run(model_folder, prompts_file(tmp_path, PROMPTS, "p.txt"), out, gallery=True)
+    assert sorted(path.name for path in out.iterdir()) == sorted([name, "prompts.txt"])
+    assert (out / name).read_text() == "mine"

@@ -21,6 +21,7 @@ from dalle.checkpoint.weights import LazyTensor, write_safetensors
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import CheckpointError
+from dalle.files import CannotWriteError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
@@ -175,7 +176,7 @@ def test_half_precision_is_close_and_loaded_as_float32(
 
 def test_the_digest_is_of_the_content(tmp_path: Path, image_tokenizer: ImageTokenizer) -> None:
     def save(folder: str, name: str = "eyes", **options: Any) -> str:
-        return save_checkpoint(tmp_path / folder, name=name, image_tokenizer=image_tokenizer, **options)
+        return save_checkpoint(tmp_path / folder, name=name, image_tokenizer=image_tokenizer, overwrite=True, **options)
 
     first = save("a")
     assert first == file_digest(tmp_path / "a" / "config.json") == load_checkpoint(tmp_path / "a").digest
@@ -219,32 +220,58 @@ def test_an_interrupted_save_leaves_what_was_there(
                 image_tokenizer=image_tokenizer,
                 text_tokenizer=loaded.text_tokenizer,
                 decoder=loaded.decoder,
+                overwrite=True,
             )
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     assert names(model.parent) == ["model"], "nothing is left beside it"
     monkeypatch.undo()
-    save_checkpoint(model, name="next", image_tokenizer=image_tokenizer)
+    save_checkpoint(model, name="next", image_tokenizer=image_tokenizer, overwrite=True)
     assert load_checkpoint(model).name == "next"
     assert names(model) == ["config.json", "image_tokenizer.safetensors"]
 
 
-def test_only_a_model_directory_is_replaced(tmp_path: Path, model: Path, image_tokenizer: ImageTokenizer) -> None:
-    def save(folder: Path) -> None:
-        save_checkpoint(folder, name="eyes", image_tokenizer=image_tokenizer)
+def test_only_a_model_directory_is_replaced_and_only_when_asked(
+    tmp_path: Path, model: Path, image_tokenizer: ImageTokenizer
+) -> None:
+    def save(folder: Path, *, overwrite: bool = True) -> None:
+        save_checkpoint(folder, name="eyes", image_tokenizer=image_tokenizer, overwrite=overwrite)
 
     (tmp_path / "home" / "letters").mkdir(parents=True)
-    (model / "README.md").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    for folder, said in ((tmp_path / "home", "letters"), (model, "README.md"), (tmp_path / "file", "file")):
-        with pytest.raises(CheckpointError, match=f"is not a model directory to be replaced: it has {said}"):
+    foreign = {"config.json": '{"model_type": "t5"}', "model.safetensors": "theirs", "tokenizer.json": "theirs"}
+    (tmp_path / "hub").mkdir()
+    for name, content in foreign.items():
+        (tmp_path / "hub" / name).write_text(content)
+    before = load_checkpoint(model).digest
+    with pytest.raises(CannotWriteError, match=r"model holds a model directory already; --overwrite replaces it"):
+        save(model, overwrite=False)
+    assert load_checkpoint(model).digest == before
+    (model / "README.md").write_text("mine")
+    for folder, said in (
+        (tmp_path / "home", "it has no config.json, but letters"),
+        (model, "it has README.md, which its config.json does not list"),
+        (tmp_path / "file", "it is a file"),
+        (tmp_path / "hub", "its config.json is of another program"),
+    ):
+        with pytest.raises(CannotWriteError, match=f"is not a model directory to be replaced: {said}"):
             save(folder)
     assert (tmp_path / "home" / "letters").is_dir()
     assert (model / "README.md").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert {path.name: path.read_text() for path in (tmp_path / "hub").iterdir()} == foreign
     (tmp_path / "empty").mkdir()
-    save(tmp_path / "empty")
-    (tmp_path / "empty" / "config.json").write_text("damaged")
+    save(tmp_path / "empty", overwrite=False)
     save(tmp_path / "empty")
     assert load_checkpoint(tmp_path / "empty").name == "eyes"
+    (tmp_path / "empty" / "config.json").write_text("damaged")
+    with pytest.raises(CannotWriteError, match=r"its config.json cannot be read"):
+        save(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\udcff", " "])
+def test_names_that_are_no_plain_text_are_refused(tmp_path: Path, name: str, image_tokenizer: ImageTokenizer) -> None:
+    with pytest.raises(CheckpointError, match="a name has no control characters, and is not empty"):
+        save_checkpoint(tmp_path / "model", name=name, image_tokenizer=image_tokenizer)
+    assert names(tmp_path) == []
 
 
 def test_parts_that_do_not_fit_are_not_saved(

@@ -192,31 +192,6 @@ def test_contents_of_another_kind(tmp_path: Path) -> None:
         assert said in refusal(tmp_path / "vae.pt", out), said
 
 
-def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
-    weights = {name: value.fill_(float("nan")) for name, value in PlainDVAE(HPARAMS).w.items()}
-    torch.save({"hparams": HPARAMS, "weights": weights}, tmp_path / "vae.pt")
-    assert "decodes to pixels that are not finite" in refusal(tmp_path / "vae.pt", tmp_path / "mine")
-
-
-def test_a_folder_of_ours_is_replaced_and_no_other(tmp_path: Path) -> None:
-    path, out = found("DALLE-pytorch/vae.pt"), tmp_path / "mine"
-    out.mkdir()
-    (out / "letter.txt").write_text("dear")
-    code, text = run("import", path, "--out", out)
-    assert code == 2 and "is not a model directory to be replaced: it has letter.txt" in text
-    assert [file.name for file in out.iterdir()] == ["letter.txt"]
-    (out / "letter.txt").unlink()
-    assert run("import", path, "--out", out)[0] == 0
-    before = load_checkpoint(out).digest
-    vae = PlainDVAE(HPARAMS)
-    torch.save({"hparams": HPARAMS, "weights": dict(vae.w) | {"codebook.weight": torch.zeros(1)}}, tmp_path / "b.pt")
-    assert run("import", tmp_path / "b.pt", "--out", out)[0] == 2
-    assert load_checkpoint(out).digest == before, "what was there stays"
-    torch.save({"hparams": HPARAMS, "weights": dict(vae.w)}, tmp_path / "b.pt")
-    assert run("import", tmp_path / "b.pt", "--out", out)[0] == 0
-    assert load_checkpoint(out).image_tokenizer.config.codebook_size == 12
-
-
 def test_half_precision_stays_half_as_large(tmp_path: Path) -> None:
     vae = PlainDVAE(HPARAMS)
     sizes = {}

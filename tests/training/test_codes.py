@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.pairs import pair, write_pairs
@@ -146,7 +147,7 @@ def test_a_call_that_is_cut_short_leaves_the_earlier_files(
     pairs = PairShards(find_shards([f"{data}/train-*.tar"]))
     monkeypatch.setattr(pairs, "metadata", lambda number: 1 / 0 if number == 15 else PairShards.metadata(pairs, number))
     with pytest.raises(ZeroDivisionError):
-        write(data, tmp_path / "out", eyes, text, pairs=pairs, seed=1)
+        write(data, tmp_path / "out", eyes, text, pairs=pairs, seed=1, overwrite=True)
     after = {path: path.read_bytes() for path in sorted((tmp_path / "out").glob("*.safetensors"))}
     assert after == before
 
@@ -158,9 +159,21 @@ def test_writing_again_leaves_nothing_of_before(
     (tmp_path / "notes.txt").touch()
     write(data, tmp_path, eyes, text)
     fewer = PairShards(write_pairs(tmp_path / "pairs", "few", 4))
-    (path,) = write(data, tmp_path, eyes, text, pairs=fewer)
+    with pytest.raises(CannotWriteError, match=r"00000.safetensors holds a token shard already; --overwrite"):
+        write(data, tmp_path, eyes, text, pairs=fewer)
+    (path,) = write(data, tmp_path, eyes, text, pairs=fewer, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.safetensors", "notes.txt", "pairs"]
     assert len(TokenShards.load([path], eyes, text).codes) == 4
+
+
+def test_files_of_another_program_are_not_replaced(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer
+) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "00007.safetensors")
+    before = (tmp_path / "00007.safetensors").read_bytes()
+    with pytest.raises(CannotWriteError, match=r"00007.safetensors is not a token shard to be replaced"):
+        write(data, tmp_path, eyes, text, overwrite=True)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
 def test_codes_of_many_entries_need_more_bits() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from dalle.images import to_rgb
 from training.emoji.compare import compare, comparison_table
 from training.emoji.packages import fetch_packages
@@ -98,11 +99,12 @@ def test_two_processes_write_the_same_bytes_as_one(built: Path, packages: Path, 
     assert all((tmp_path / name).read_bytes() == (built / name).read_bytes() for name in shards)
 
 
-def test_foreign_shards_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "train-000.tar").write_bytes(b"")
-    with pytest.raises(DataError, match="did not write"):
+@pytest.mark.parametrize("name", ["train-000.tar", "NOTICE", "contact_sheet.png"])
+def test_foreign_files_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(CannotWriteError, match=rf"holds {name}, which would be replaced; without build.json"):
         build(EmojiOptions(out=tmp_path, limit=1))
-    assert [path.name for path in tmp_path.iterdir()] == ["train-000.tar"]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
 
 
 def test_notice_names_every_set_author_and_licence(built: Path) -> None:

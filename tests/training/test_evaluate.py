@@ -9,6 +9,7 @@ from PIL import Image
 
 from dalle.checkpoint import save_checkpoint
 from dalle.errors import DalleError, ParameterError
+from dalle.files import CannotWriteError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.galleries import COLOURS, write_shards
@@ -66,10 +67,22 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
         assert sheet.width > 2 * 16
 
     before = (out / "numbers.json").read_bytes()
-    evaluate(model, shards=(str(shards),), num=4, guidance_scale=3.0, out=out, device="cpu")
+    with pytest.raises(CannotWriteError, match=r"numbers.json holds a report already; --overwrite replaces it"):
+        evaluate(model, shards=(str(shards),), num=4, guidance_scale=3.0, out=out, device="cpu")
+    evaluate(model, shards=(str(shards),), num=4, guidance_scale=3.0, out=out, overwrite=True, device="cpu")
     assert (out / "numbers.json").read_bytes() == before
-    evaluate(model, shards=(str(shards),), num=4, seed=1, out=out, device="cpu")
+    evaluate(model, shards=(str(shards),), num=4, seed=1, out=out, overwrite=True, device="cpu")
     assert (out / "numbers.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("name", ["numbers.json", "table.md", "sheet.png"])
+def test_files_of_another_program_are_not_replaced(shards: Path, model: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"mine": 1}')
+    with pytest.raises(CannotWriteError, match=name):
+        evaluate(model, shards=(str(shards),), num=4, out=out, overwrite=True, device="cpu")
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == '{"mine": 1}'
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut")

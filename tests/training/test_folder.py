@@ -14,6 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from training.folder import FolderOptions, Report, build, main, position
 from training.pairs.shards import PairShards, find_shards
 
@@ -386,3 +387,13 @@ def test_options_out_of_range_are_refused(tmp_path: Path) -> None:
         FolderOptions(source=tmp_path, out=tmp_path, size=4)
     with pytest.raises(DataError, match=r"val-fraction is 1\.0"):
         FolderOptions(source=tmp_path, out=tmp_path, val_fraction=1.0)
+
+
+def test_a_list_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    _save(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "a.txt").write_text("red")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "problems.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(CannotWriteError, match=r"problems.jsonl is not a list of problems to be replaced"):
+        build(FolderOptions(source=tmp_path / "source", out=tmp_path / "out", size=16))
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ['{"mine": 1}\n']

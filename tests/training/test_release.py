@@ -1,5 +1,6 @@
 """Releases: the released model equals the trained one, and only parts that fit together are joined."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from dalle import DALLE, SamplingParams
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from training.release import release
 
 
@@ -39,3 +41,20 @@ def test_the_decoder_half_may_change_and_the_codes_may_not(model_folder: Path, t
     with pytest.raises(DataError, match="has other codes than"):
         release(model_folder, out=tmp_path / "never", image_tokenizer=tmp_path / "foreign")
     assert not (tmp_path / "never").exists()
+
+
+def test_a_release_replaces_a_model_when_asked_and_never_its_source(model_folder: Path, tmp_path: Path) -> None:
+    source, out = Path(shutil.copytree(model_folder, tmp_path / "source")), tmp_path / "out"
+    release(source, out=out)
+    with pytest.raises(CannotWriteError, match="out holds a model directory already; --overwrite replaces it"):
+        release(source, out=out, name="second")
+    release(source, out=out, name="second", overwrite=True)
+    assert load_checkpoint(out).name == "second"
+    (tmp_path / "link").symlink_to(source)
+    before = load_checkpoint(source).digest
+    for place in (source, tmp_path / "link", tmp_path / "out" / ".." / "source"):
+        with pytest.raises(CannotWriteError, match="which is read"):
+            release(source, out=place, overwrite=True)
+        with pytest.raises(CannotWriteError, match="which is read"):
+            release(model_folder, image_tokenizer=source, out=place, overwrite=True)
+    assert load_checkpoint(source).digest == before

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dalle.errors import DataError
+from dalle.files import CannotWriteError
 from tests.support.tasks import Interrupted, Line, assert_same_run, config, run, steps_done
 from training.loop import train
 from training.run_folder import claim_folder, locked
@@ -23,7 +24,11 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     run(tmp_path / "whole", loop)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stopped = Interrupted(loop, at, lambda: os.kill(os.getpid(), number))
-    assert not run(tmp_path / "parts", loop, stopped)
+    if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", loop, stopped)
+    else:
+        assert not run(tmp_path / "parts", loop, stopped)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert stopped.taken[-1] == at, "the step is finished"
     assert steps_done(tmp_path / "parts") == at + 1, "and saved"
@@ -131,7 +136,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     other = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path, there))
     other.start()
     assert here.recv() == "locked"
-    with pytest.raises(DataError, match="another process trains in it"):
+    with pytest.raises(DataError, match="another process writes to it"):
         run(tmp_path, config())
     other.kill()
     other.join(60)
@@ -146,3 +151,11 @@ def test_a_run_resumes_on_its_own_inputs_only(tmp_path: Path) -> None:
     run(tmp_path, config())
     with pytest.raises(DataError, match=r"holds a run with plane = '2x - y \+ 0\.5', not 'x \+ y'"):
         run(tmp_path, config(), Elsewhere(config()))
+
+
+@pytest.mark.parametrize("name", ["model", "state.safetensors", "tensorboard", "inputs.json"])
+def test_a_folder_of_another_origin_is_no_run_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(CannotWriteError, match=f"holds {name}, which would be replaced; without config.json"):
+        run(tmp_path, config())
+    assert (tmp_path / name).read_text() == "mine" and not (tmp_path / "config.json").exists()

@@ -125,6 +125,15 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     """The folder with the files of the archive, unpacked if it does not exist; it exists only when it is complete."""
     if folder.exists():
         return folder
+    try:
+        _unpack(archive, folder)
+    except OSError:
+        if not folder.exists():  # else another process has unpacked it meanwhile
+            raise
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
     with atomic_folder(folder) as unfinished:
         if archive.suffix == ".deb":
             _run(
@@ -141,7 +150,6 @@ def _unpacked(archive: Path, folder: Path) -> Path:
             except (tarfile.TarError, OSError, EOFError) as error:
                 reason = " ".join(str(error).split())
                 raise DataError(f"{archive} cannot be unpacked ({reason}); delete it and try again") from error
-    return folder
 
 
 def _run(command: Sequence[str], folder: Path, advice: str) -> None:

@@ -20,6 +20,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -27,12 +28,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError
-from dalle.files import atomic_write
-from training.command import exit_on_mistake
+from dalle.files import atomic_write, check_claimed, names_in
+from training.command import exit_on_mistake, parse
 from training.emoji.compare import compare, comparison_table, write_contact_sheet
 from training.emoji.names import Names, clip_art_path
 from training.emoji.notice import notice
@@ -40,10 +40,12 @@ from training.emoji.packages import IconSet, Packages, fetch_packages
 from training.emoji.render import SIZE, RenderJob, render
 from training.emoji.sets import CLDR_PACKAGES, SETS, Entry, load_manifest, manifest_digest
 from training.pairs.shard_writer import ShardWriter
+from training.run_folder import locked
 
 __all__ = ["EmojiOptions", "build", "main"]
 
 BUILD_FILE = "build.json"
+CONTACT_SHEET = "contact_sheet.png"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,13 @@ class EmojiOptions:
 
 def build(options: EmojiOptions) -> None:
     """Download packages and write the files that do not exist yet. Raises `DataError` if a package is missing or
-    broken, or if the folder holds shards of another build."""
+    broken, or if the folder holds shards of another build; `CannotWriteError` for files of another origin."""
+    check_claimed(options.out, names_in(options.out), BUILD_FILE, ("*.tar", "NOTICE", CONTACT_SHEET))
+    with locked(options.out, keep=False):
+        _build(options)
+
+
+def _build(options: EmojiOptions) -> None:
     entries = load_manifest()[: options.limit]
     _claim(options)
     npm = {picture_set.package: picture_set.version for picture_set in SETS if picture_set.kind != "clip art"}
@@ -94,7 +102,7 @@ def build(options: EmojiOptions) -> None:
                     for entry, picture in zip(members, pictures, strict=True):
                         writer.write(entry.key, picture, names.metadata(entry))
                         progress.update()
-    write_contact_sheet(options.out, options.out / "contact_sheet.png")
+    write_contact_sheet(options.out, options.out / CONTACT_SHEET)
     atomic_write(options.out / "NOTICE", text)
 
 
@@ -138,8 +146,6 @@ def _claim(options: EmojiOptions) -> None:
                 f"{options.out} holds a build with another {changed[0]} ({found.get(changed[0])}, now "
                 f"{described[changed[0]]}): delete it or choose another folder"
             )
-    elif list(options.out.glob("*.tar")):
-        raise DataError(f"{options.out} holds shards that this program did not write; choose another folder")
     options.out.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(described, indent=2) + "\n")
 
@@ -150,14 +156,19 @@ def _mapper(workers: int) -> Iterator[Any]:
     if workers == 1:
         yield map
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(workers)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with pool:
         yield lambda function, jobs: pool.imap(function, jobs, chunksize=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, for a caller's mistake or a failed download."""
     with exit_on_mistake():
-        options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
+        options = parse(EmojiOptions, "training.emoji", arguments)
         build(options)
         if options.compare is not None:
             print(comparison_table(compare(options.out, options.compare)))

@@ -65,7 +65,7 @@ class _Run:
             "seed": options.seed,
             "device": self.device.type,
         }
-        with claimed(self.out, claim):
+        with claimed(self.out, claim, [*TITLES, "report"]):
             self.plan = Plan(self.out, options.minutes)
             self.source = open_source(options, self.image_size)
             channels = self.source.channels if self.start is None else self.start.image_tokenizer.config.channels
@@ -104,7 +104,7 @@ class _Run:
                 if report := long_captions_report(PairShards(find_shards(self.source.train)), tokenizer):
                     print(report)
             else:
-                train_text_tokenizer(self.source.train, out=path, vocab_size=self.recipe.vocab_size)
+                train_text_tokenizer(self.source.train, out=path, vocab_size=self.recipe.vocab_size, overwrite=True)
 
     def image_tokenizer(self) -> None:
         config = self.recipe.image_tokenizer
@@ -116,7 +116,9 @@ class _Run:
             if self.start.decoder is not None or first_step >= config.loop.steps:
                 with self.plan.stage("image_tokenizer"):
                     folder = self.out / "image_tokenizer" / "model"
-                    save_checkpoint(folder, name="image tokenizer", image_tokenizer=self.start.image_tokenizer)
+                    save_checkpoint(
+                        folder, name="image tokenizer", image_tokenizer=self.start.image_tokenizer, overwrite=True
+                    )
                 return
             config = dataclasses.replace(config, start_from=str(self.options.start_from))
         model = dataclasses.replace(config.model, channels=self.source.channels)
@@ -135,6 +137,7 @@ class _Run:
                     text_tokenizer=self.out / "text" / "tokenizer.json",
                     out=self.out / "codes" / name,
                     num_captions=recipe.num_captions,
+                    overwrite=True,
                     num_views=recipe.num_views if name == "train" else 1,
                     mirror=recipe.mirror,
                     seed=options.seed,
@@ -177,6 +180,7 @@ class _Run:
             name=self.options.model_name,
             image_tokenizer=self.out / "sharper" / "model",
             sampling=self.recipe.sampling,
+            overwrite=True,
         )
 
     def figures(self) -> None:
@@ -192,6 +196,7 @@ class _Run:
                 shards=(str(self.source.folder),),
                 num=num,
                 out=self.out / "report",
+                overwrite=True,
                 device=self.options.device,
             )
 
@@ -240,7 +245,8 @@ class _Run:
 
 
 def run_recipe(options: RecipeOptions) -> bool:
-    """Train the model, or resume its run. Returns False if a signal stopped a stage; the same options resume it.
+    """Train the model, or resume its run. Returns False if SIGTERM stopped a stage, and raises KeyboardInterrupt if
+    Ctrl-C did; the same options resume it.
 
     Raises `DataError` for a budget that is too small for one step of a stage (all earlier artefacts stay), for a folder
     of another recipe, and for the mistakes that the stages refuse.
