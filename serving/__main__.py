@@ -53,7 +53,6 @@ class _Command(Settings):
                 "cli_implicit_flags": True,
                 "cli_hide_none_type": True,
                 "cli_avoid_json": False,
-                "cli_exit_on_error": False,
             }
         )
     )
