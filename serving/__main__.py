@@ -177,6 +177,8 @@ def _serve(settings: Settings) -> None:
                 break
         if not connection.alone and not serve.status().applications:
             serve.shutdown()  # type: ignore[no-untyped-call]
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # all is finished
     connection.close()
     print("stopped", flush=True)
 
