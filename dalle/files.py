@@ -58,7 +58,7 @@ def atomic_file(path: Path, *, part: Path | None = None, fsync: bool = False) ->
     If the body or the replacement raises, the temporary file is removed and `path` is left as it was. A device or a
     pipe is written to directly, and never replaced. Raises `OSError` as writing does.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if _is_special(path):
         yield path
         return
     if part is None:
@@ -128,10 +128,11 @@ def check_output(
     sources: what the program reads. They are never replaced, nor what contains them or is inside them.
     moved: the path at which `out` is while this is called, if it has been moved aside.
 
-    Raises `CannotWriteError`, which says what is there. An empty folder is no obstacle.
+    Raises `CannotWriteError`, which says what is there. An empty folder is no obstacle, and neither is a device or a
+    pipe, which is written to and not replaced.
     """
     there = moved or out
-    if not os.path.lexists(there) or _is_empty_folder(there):
+    if not os.path.lexists(there) or _is_empty_folder(there) or _is_special(there):
         return
     for source in sources:
         contains, is_inside = _is_within(source, there), _is_within(there, source)
@@ -169,6 +170,11 @@ def names_in(folder: Path) -> list[str]:
     with suppress(FileNotFoundError):
         return os.listdir(folder)
     return []
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a device or a pipe. Reading one may not end."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -53,7 +53,6 @@ class _Command(Settings):
                 "cli_implicit_flags": True,
                 "cli_hide_none_type": True,
                 "cli_avoid_json": False,
-                "cli_exit_on_error": False,
             }
         )
     )
@@ -187,6 +186,8 @@ def _run(settings: Settings, connection: Connection) -> None:
                 break
         if not connection.alone and not serve.status().applications:
             serve.shutdown()  # type: ignore[no-untyped-call]
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # all is finished
     connection.close()
     print("stopped", flush=True)
 

@@ -13,13 +13,17 @@ class MaskError(ImageError):
     """A mask that cannot be used."""
 
 
+KINDS: dict[type, tuple[str, str | None]] = {
+    PromptError: ("invalid_prompt", "prompt"),
+    NegativePromptError: ("invalid_prompt", "negative_prompt"),
+    MaskError: ("invalid_image", "mask"),
+    ParameterError: ("invalid_value", None),
+    ImageError: ("invalid_image", "image"),
+}
+"""Code and parameter of a refusal by the class of the error, which holds for its subclasses too."""
+
+
 def refusal_from(error: DalleError) -> Refused:
     """The refusal of a caller's mistake: status 400, with the error's message."""
-    code, param = {
-        PromptError: ("invalid_prompt", "prompt"),
-        NegativePromptError: ("invalid_prompt", "negative_prompt"),
-        MaskError: ("invalid_image", "mask"),
-        ParameterError: ("invalid_value", None),
-        ImageError: ("invalid_image", "image"),
-    }.get(type(error), ("invalid_request", None))
+    code, param = next((KINDS[kind] for kind in type(error).__mro__ if kind in KINDS), ("invalid_request", None))
     return Refused(status=400, code=code, message=str(error), param=param)

@@ -115,7 +115,7 @@ def test_ids_of_tables_are_kept(planner: Planner, tmp_path: Path) -> None:
     named = entry(planner, prompt="a", id="x" * 1000)
     assert named.id == "x" * 1000
     invalid = entry(planner, prompt="a", id="x" * 1001)
-    assert isinstance(invalid, InvalidLine) and "at most 1000 characters" in invalid.message
+    assert isinstance(invalid, InvalidLine) and "the limit is 1000" in invalid.message
 
 
 def test_a_negative_prompt_at_fault_is_named(planner: Planner) -> None:

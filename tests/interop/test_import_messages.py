@@ -89,7 +89,8 @@ def test_a_model_that_cannot_draw_is_not_left_behind(tmp_path: Path) -> None:
     path = changed_decoder(tmp_path, "to_logits.1.weight", lambda weight: torch.full_like(weight, 3e38))
     assert f"{path} cannot draw: the decoder's logits are not finite" in refusal(path, tmp_path)
     weights = dict(VAE.w)
-    weights |= {name: torch.full_like(value, 3e38) for name, value in weights.items() if name.startswith("decoder.")}
+    signs = {name: torch.randn_like(value).sign() for name, value in weights.items() if name.startswith("decoder.")}
+    weights |= {name: 3e38 * sign for name, sign in signs.items()}
     torch.save({"hparams": VAE.h, "weights": weights}, tmp_path / "vae.pt")
     text = refusal(tmp_path / "vae.pt", tmp_path)
     assert f"{tmp_path / 'vae.pt'} cannot draw: the image tokenizer decodes to pixels that are not finite" in text

@@ -7,10 +7,12 @@ import concurrent.futures
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ PORTS = ("PORT", "DASHBOARD_PORT", "CLIENT_PORT", "AGENT_PORT", "METRICS_PORT")
 class Cluster:
     """A head that `deploy/entrypoint.sh` runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ray_folder: str) -> None:
         serve_port, *ports = _free_ports(1 + len(PORTS))
         self.url = f"http://127.0.0.1:{serve_port}"
         self.config_file = folder / "config.yaml"
@@ -51,7 +53,7 @@ class Cluster:
             "DALLE_RAY_CONFIG": str(self.config_file),
             "DALLE_RAY_NODE_IP": "127.0.0.1",
             "DALLE_RAY_NUM_CPUS": "3",
-            "DALLE_RAY_TEMP_DIR": str(folder / "ray"),
+            "DALLE_RAY_TEMP_DIR": ray_folder,
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
         self.write_config()
@@ -118,7 +120,8 @@ def _free_ports(num: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    one = Cluster(tmp_path_factory.mktemp("c"))
+    ray_folder = tempfile.mkdtemp(prefix="ray")  # short: the names of Ray's sockets have at most 107 bytes
+    one = Cluster(tmp_path_factory.mktemp("c"), ray_folder)
     process = psutil.Process(one.process.pid)
     try:
         one.wait(lambda: any("ready at" in line for line in one.lines), START_SECONDS)
@@ -133,6 +136,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         one.process.wait(10)
         assert one.process.stdout is not None
         one.process.stdout.close()
+        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 class Crowd:

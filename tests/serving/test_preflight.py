@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dalle.errors import ConfigError, DalleError
+from dalle.help_pages import UsageError
 from serving.__main__ import _settings
 from serving.preflight import check_settings, reserve_port
 from serving.settings import Settings, load_settings
@@ -140,7 +141,7 @@ def test_a_file_that_has_no_settings_is_refused(tmp_path: Path, content: bytes, 
 def test_flags_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^models\.0\.path: String should have at least 1 character$"):
         _settings(["--model", ""])
-    with pytest.raises(ConfigError, match="unrecognized arguments: --prot 8000"):
+    with pytest.raises(UsageError, match="unrecognized arguments: --prot 8000; see python -m serving --help"):
         _settings(["--prot", "8000"])
     monkeypatch.setenv("DALLE_SERVE_MODELS", "[{")
     with pytest.raises(ConfigError, match="models"):

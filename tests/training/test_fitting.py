@@ -36,7 +36,7 @@ def test_captions_that_are_too_long_are_told_by_id(tmp_path: Path, capsys: pytes
         "pairs that have only captions of more than 15 tokens: none .png; of each, the first 15"
     )
     assert truncated.endswith(f"all fit with `python -m training.bpe --text-length {needed}`")
-    train_text_tokenizer((str(folder),), out=tmp_path / "t.json", vocab_size=258, text_length=needed + 2)
+    train_text_tokenizer((str(folder),), out=tmp_path / "fitting.json", vocab_size=258, text_length=needed + 2)
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
