@@ -165,7 +165,7 @@ def prompts_of_dalle_pytorch() -> list[dict[str, Any]]:
         ({"hparams": {"attn_types": ("mlp",)}}, "attention of type 'mlp'"),
         ({"hparams": {"num_text_tokens": 31}}, r"text embeddings; expected num_text_tokens and one .* before 0\.9"),
         ({"weights": {"transformer.extra": torch.zeros(1)}}, "transformer.extra, which no decoder"),
-        ({"weights": {"to_logits.0.weight": torch.zeros(2, 2)}}, "no to_logits.0.weight with 1 axes"),
+        ({"weights": {"to_logits.0.weight": torch.zeros(2, 2)}}, "to_logits.0.weight has shape"),
     ],
 )
 def test_unsupported_checkpoints_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
