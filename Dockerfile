@@ -3,7 +3,7 @@
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-# For CUDA https://download.pytorch.org/whl/cu130, see docker-compose.gpu.yml.
+# For CUDA https://download.pytorch.org/whl/cu130, see docker-compose.gpu.yml. Compose passes TORCH_INDEX_URL on.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG TORCH_VERSION=2.13.0
 ARG RAY_VERSION=2.60.0

@@ -3,6 +3,7 @@
     DalleError (ValueError)      a caller's mistake: the message has the value and the limit
     ├── ConfigError              a configuration that contradicts itself, or an unknown key
     ├── PromptError              a prompt that is empty or too long, or has a NUL character
+    │   ├── LongPromptError      a prompt that is too long, which `truncate` would cut
     │   └── NegativePromptError  such a negative prompt
     ├── ParameterError           a sampling or generation parameter outside its range
     ├── ImageError               a picture that cannot be read, or has the wrong size
@@ -22,6 +23,7 @@ __all__ = [
     "EngineError",
     "HubError",
     "ImageError",
+    "LongPromptError",
     "NegativePromptError",
     "ParameterError",
     "PromptError",
@@ -38,6 +40,10 @@ class ConfigError(DalleError):
 
 class PromptError(DalleError):
     """A prompt that is empty, longer than the model's text length, or has a NUL character."""
+
+
+class LongPromptError(PromptError):
+    """A prompt that is longer than the model's text length; `truncate` would cut it."""
 
 
 class NegativePromptError(PromptError):

@@ -22,6 +22,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from dalle.defaults import Background
 from dalle.errors import DalleError, ImageError, ParameterError
 
 __all__ = [
@@ -52,7 +53,6 @@ __all__ = [
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
 ImageFormat = Literal["png", "jpeg", "webp"]
 Mode = Literal["RGB", "RGBA"]
-Background = Literal["transparent", "opaque", "auto"]
 DrawnBackground = Literal["transparent", "opaque"]
 
 MAX_PIXELS = 64 * 2**20

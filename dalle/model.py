@@ -21,12 +21,12 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.pulled import PREFIX, is_reference
-from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.decoder.conditions import Condition, condition_rows
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE, Request
 from dalle.decoder.sampling import SamplingParams
+from dalle.defaults import DEFAULT_MODEL, NUM_SLOTS
 from dalle.device import choose_device
 from dalle.errors import CheckpointError, ImageError, ParameterError
 from dalle.hub.pull import model_folder
@@ -36,10 +36,6 @@ from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 
 __all__ = ["NUM_SLOTS", "Model"]
-
-NUM_SLOTS = 8
-"""Slots of the engine: room for four guided pictures at once. On a CPU a step reads all weights in any case, so fewer
-slots save little time."""
 
 
 class Model:

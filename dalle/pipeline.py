@@ -18,6 +18,7 @@ from torch import Tensor
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
+from dalle.defaults import MAX_PICTURES
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, enlarge, with_background
 from dalle.model import NUM_SLOTS, Model
@@ -37,8 +38,6 @@ __all__ = [
     "negative_prompt_errors",
 ]
 
-MAX_PICTURES = 1000
-"""Largest number of pictures of one prompt in one call."""
 NEEDS_GUIDANCE = "a negative prompt works through guidance: guidance_scale must be above 1, it is 1"
 
 

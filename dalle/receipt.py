@@ -20,6 +20,7 @@ import numpy as np
 from dalle.decoder.sampling import check_seed
 from dalle.errors import ImageError, ParameterError
 from dalle.images import open_image
+from dalle.printable import printable
 
 __all__ = [
     "Receipt",
@@ -235,13 +236,3 @@ def _object(key: str, text: str) -> dict[str, Any]:
 def _version(text: str) -> str:
     _require(text.startswith(SOFTWARE), f"software is {text[:80]!r}; it must begin with {SOFTWARE!r}")
     return text.removeprefix(SOFTWARE)
-
-
-# C0 and C1 controls except the line feed, line and paragraph separators, and bidirectional marks. Zero-width joiners,
-# which combine several emoji into one, are printable.
-UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Escape control characters and reordering marks as \\uXXXX, so that untrusted text is safe on a terminal."""
-    return UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

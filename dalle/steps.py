@@ -25,7 +25,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import torch
 
@@ -38,6 +38,7 @@ from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, gumbel_noise, sample
 from dalle.decoder.step import SlotRequest, Step
+from dalle.defaults import StepKind
 from dalle.errors import DalleError
 from dalle.files import atomic_folder, cache_folder, check_output, flush_file, names_in
 from dalle.model import Model
@@ -46,9 +47,6 @@ from dalle.transformer.linear import Weights, why_not_rounded
 
 __all__ = ["CompiledModel", "StepKind", "compile_model", "equal_codes", "new_engine", "why_not_compiled"]
 
-StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
-"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
-`eager`."""
 FAST_LENGTH_BLOCK = 128
 """Graphs of an engine with buckets read a multiple of so many positions."""
 NUM_TIMED_STEPS = 30

@@ -5,6 +5,7 @@
 #   deploy/entrypoint.sh worker          a further node, of the cluster at DALLE_RAY_ADDRESS
 #   deploy/entrypoint.sh check node      health check: exit code 0 if Ray runs here
 #   deploy/entrypoint.sh check service   health check: exit code 0 if the service answers here and its models are ready
+#   deploy/entrypoint.sh check settings  exit code 0 if settings, API keys and models are valid; else prints the mistake
 #   deploy/entrypoint.sh config          prints the configuration that `head` deploys
 #
 # `head` and `worker` stay in the foreground, and shut down in order on SIGTERM. python, ray and serve must be on the
@@ -37,6 +38,8 @@ export no_proxy="$NO_PROXY"
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="${RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH:-serving.proxy:middlewares}"
 # By default Ray gives the processes that draw a lower priority than its own. Here they have the same.
 export RAY_worker_niceness="${RAY_worker_niceness:-0}"
+# Serve replaces its proxy after three failed checks; until then nobody is served.
+export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="${RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S:-1}"
 # Replicas are processes of Ray, and import the application by name.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -55,8 +58,13 @@ import yaml
 
 PREFIX = "DALLE_SERVE_"
 path, what = sys.argv[1:]
-with open(path, encoding="utf-8") as file:
-    config = yaml.safe_load(file)
+try:
+    with open(path, encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    sys.exit(f"error: {path} cannot be read: {' '.join(str(error).split())}")
+if not isinstance(config, dict) or not {"http_options", "applications"} <= config.keys():
+    sys.exit(f"error: {path} is no configuration of Serve: it needs http_options and applications")
 
 http = config["http_options"]
 http["host"] = os.environ.get(PREFIX + "HOST") or http["host"]
@@ -84,6 +92,29 @@ else:
 PYTHON
 }
 
+# settings: validates the settings of the service, its API keys and the names of its models; prints a mistake in a line.
+settings() {
+    text=$(config) || return 2
+    python - "$text" <<'PYTHON'
+import sys
+
+import yaml
+
+from dalle.checkpoint.store import find_model
+from dalle.command_line import exit_on_mistake
+from serving.ingress.callers import read_keys
+from serving.settings import load_settings
+
+with exit_on_mistake():
+    for application in yaml.safe_load(sys.argv[1])["applications"]:
+        if application["import_path"] == "serving.app:build":
+            settings = load_settings(application.get("args", {}))
+            read_keys(settings.keys_file)
+            for model in settings.models:
+                find_model(model.path)
+PYTHON
+}
+
 # answers URL: succeeds if a GET does.
 answers() {
     python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5).close()' "$1" 2>/dev/null
@@ -104,6 +135,7 @@ check() {
     case ${1:-} in
     node) answers "http://127.0.0.1:$DALLE_RAY_AGENT_PORT/api/local_raylet_healthz" ;;
     service) answers "$(config url)/ready" ;;
+    settings) settings ;;
     *) usage ;;
     esac
 }
@@ -167,10 +199,32 @@ fail() {
     stop 1
 }
 
+# given_up: succeeds if Serve has given up starting an application, and prints why.
+given_up() {
+    text=$(serve status --address "$dashboard" 2>/dev/null) || return 1
+    python - "$text" >&2 <<'PYTHON'
+import sys
+
+import yaml
+
+given_up = False
+for name, application in yaml.safe_load(sys.argv[1])["applications"].items():
+    if application["status"] == "DEPLOY_FAILED":
+        given_up = True
+        parts = [one for one in application["deployments"].values() if one["status"] == "DEPLOY_FAILED"]
+        for one in parts or [application]:
+            # a stack trace, whose last line is the reason
+            *_others, reason = (one["message"].strip() or "Serve gives no reason").splitlines()
+            print(f"{name}: {reason}")
+sys.exit(not given_up)
+PYTHON
+}
+
 start_head() {
     ray=
     deployed=
     trap 'stop 0' TERM INT
+    settings || exit 2
     # Ray drains a node before it stops. The head never becomes empty, and the application is gone by then.
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
     set -- --head \
@@ -191,8 +245,17 @@ start_head() {
     deployed=yes
 
     end=$(($(date +%s) + DALLE_RAY_READY_SECONDS))
+    asked=$(date +%s)
     until check service; do
         running || fail "Ray ended"
+        # Not every time: asking takes a second of processor time.
+        if [ "$(date +%s)" -ge $((asked + 10)) ]; then
+            if given_up; then
+                deployed=
+                fail "the application could not be started"
+            fi
+            asked=$(date +%s)
+        fi
         if [ "$(date +%s)" -ge "$end" ]; then
             serve status --address "$dashboard" >&2 || true
             fail "the service was not ready after $DALLE_RAY_READY_SECONDS s"
@@ -206,19 +269,41 @@ start_head() {
     fail "Ray ended"
 }
 
+# leave: stops a worker. Ray moves its replicas to other nodes, or lets them finish their requests, for at most
+# DALLE_RAY_DRAIN_SECONDS. When the head has gone there is nothing to finish, and Ray would look for it for a minute.
+leave() {
+    trap '' TERM INT
+    [ -z "$ray" ] || kill -TERM "$ray" 2>/dev/null || true
+    while [ -n "$ray" ] && running; do
+        connects "$DALLE_RAY_ADDRESS" || {
+            say "there is no head at $DALLE_RAY_ADDRESS any more"
+            kill -KILL "$ray" 2>/dev/null || true
+        }
+        sleep 1
+    done
+    say "stopped"
+    exit 0
+}
+
 start_worker() {
+    ray=
+    trap leave TERM INT
     # A worker that starts before its head would fail, and be restarted again and again.
     until connects "$DALLE_RAY_ADDRESS"; do
         say "waiting for the head at $DALLE_RAY_ADDRESS"
         sleep 2
     done
-    # On SIGTERM Ray moves the replicas to other nodes, or lets them finish their requests, for at most this time.
     export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="$DALLE_RAY_DRAIN_SECONDS"
-    node "--address=$DALLE_RAY_ADDRESS"
+    node "--address=$DALLE_RAY_ADDRESS" &
+    ray=$!
+    status=0
+    wait "$ray" || status=$?
+    say "Ray ended"
+    exit "$status"
 }
 
 usage() {
-    echo "usage: $0 head | worker | check node | check service | config" >&2
+    echo "usage: $0 head | worker | check node | check service | check settings | config" >&2
     exit 2
 }
 

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,21 +19,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
-from dalle.command_line import exit_on_mistake
+from dalle.command_line import exit_on_mistake, print_error, program, short_warnings
 from dalle.device import choose_device
-from dalle.errors import ConfigError, DalleError
+from dalle.errors import ConfigError
+from dalle.help_pages import parsing
 from dalle.hub.pull import model_folder
 from dalle.steps import CompiledModel
 from serving.cluster.connect import connect
+from serving.preflight import check_settings, reserve_port
 from serving.proxy import CALLBACK
-from serving.settings import ModelSettings, Settings, load_settings, mistakes
+from serving.settings import ModelSettings, Settings, load_settings, mistakes_as_config_error
 
 __all__ = ["main"]
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 MAX_COMPILED_BYTES = 2e9
 """Size of the weight files up to which a step is compiled without being asked for."""
 
@@ -49,6 +53,7 @@ class _Command(Settings):
                 "cli_implicit_flags": True,
                 "cli_hide_none_type": True,
                 "cli_avoid_json": False,
+                "cli_exit_on_error": False,
             }
         )
     )
@@ -61,19 +66,35 @@ class _Command(Settings):
 
 def main() -> None:
     """Start the service and run it until SIGINT or SIGTERM."""
-    with exit_on_mistake():
-        settings = _settings(sys.argv[1:])
-        # replicas have working directories of their own
-        models = tuple(
-            model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
-            for model in settings.models
-        )
-        settings = settings.model_copy(update={"models": models})
-        if not os.environ.get("RAY_ADDRESS"):
-            settings = _all_cores(settings, os.cpu_count() or 1)
-            for model in settings.models:
-                _compile(model)
-    _serve(settings)
+    for number in STOPPING:
+        signal.signal(number, _interrupt)
+    reserved: list[socket.socket] = []
+    with program():
+        try:
+            with exit_on_mistake(), short_warnings():
+                settings = _settings(sys.argv[1:])
+                # replicas have working directories of their own
+                models = tuple(
+                    model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
+                    for model in settings.models
+                )
+                settings = settings.model_copy(update={"models": models})
+                check_settings(settings)
+                if not os.environ.get("RAY_ADDRESS"):
+                    reserved = reserve_port(settings.host, settings.port)
+                    settings = _all_cores(settings, os.cpu_count() or 1)
+                    for model in settings.models:
+                        _compile(model)
+            _serve(settings)
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+            raise
+    for held in reserved:
+        held.close()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _settings(arguments: list[str]) -> Settings:
@@ -82,13 +103,11 @@ def _settings(arguments: list[str]) -> Settings:
     file.add_argument("--config")
     if path := file.parse_known_args(arguments)[0].config:
         os.environ["DALLE_SERVE_CONFIG"] = path
-    try:
+    with mistakes_as_config_error(), parsing("python -m serving", arguments):
         given = CliApp.run(_Command, cli_args=arguments)
-    except ValidationError as error:
-        raise DalleError(mistakes(error)) from error
     values: dict[str, Any] = {name: getattr(given, name) for name in given.model_fields_set - {"model", "config"}}
     if given.model:
-        values["models"] = tuple(ModelSettings(path=path) for path in given.model)
+        values["models"] = tuple({"path": path} for path in given.model)
     return load_settings(values)
 
 
@@ -111,39 +130,56 @@ def _compile(model: ModelSettings) -> None:
 
 
 def _serve(settings: Settings) -> None:
+    """Run the service on Ray until a signal stops it; the requests that it has by then are finished first."""
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", CALLBACK)
-    if connect():
-        settings = _all_cores(settings, os.cpu_count() or 1)
+    try:
+        connection = connect()
+    except SystemExit:  # while Ray starts, SIGTERM is handled by Ray
+        raise KeyboardInterrupt from None
     import ray
     from ray import serve
 
     from serving.app import application
 
+    stop = threading.Event()
+    for number in STOPPING:  # Ray has set handlers of its own
+        signal.signal(number, _interrupt)
     options = {
         "host": settings.host,
         "port": settings.port,
         # the service answers with an error at its own deadline; this ends requests that it did not
         "request_timeout_s": settings.limits.deadline + 30,
     }
-    serve.start(http_options=options, proxy_location="HeadOnly")
-    serve.run(application(settings), name="dalle")
+    try:
+        serve.start(http_options=options, proxy_location="HeadOnly")
+        serve.run(application(settings), name="dalle")
+        for number in STOPPING:
+            signal.signal(number, lambda *_: stop.set())
+    except RuntimeError as error:
+        place = "" if connection.session is None else f"; Ray's logs are in {connection.session / 'logs'}"
+        reasons = [one.message for app in serve.status().applications.values() for one in app.deployments.values()]
+        reasons = [text.strip().splitlines()[-1] for text in (*reasons, str(error)) if text.strip()]
+        print_error(f"the service could not start: {reasons[0]}{place}")
+        ray.shutdown()
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        connection.close()
+        raise
     print(f"ready: {settings.url}", flush=True)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     stop.wait()
     print("stopping: running requests are finished first; interrupt again to stop at once", flush=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    for number in STOPPING:
+        signal.signal(number, _interrupt)
     until = time.monotonic() + settings.limits.deadline
     with contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < until:
             with contextlib.suppress(TimeoutError):  # after a minute
                 serve.delete("dalle")  # waits for the replicas; a shutdown would kill the proxy, and its answers, first
                 break
-    with contextlib.suppress(KeyboardInterrupt, TimeoutError):
-        serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+        if not connection.alone and not serve.status().applications:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+    connection.close()
+    print("stopped", flush=True)
 
 
 def _all_cores(settings: Settings, num_cpus: int) -> Settings:

@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import Any
 
+import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 SLACK = 64
 """Calls that Serve passes to a replica beyond its slots and queue, so that the engine refuses them with a reason."""
 INGRESS_CALLS = 1024
+HEALTH_SECONDS = 2
+"""Seconds between two checks of a replica by Serve, which is how it learns that one has died."""
 
 
 @serve.ingress()
@@ -37,7 +40,8 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._settings = Settings(**settings)
-        self._app = create_app(RayBackend(models, own), self._settings, send_request_id=False)
+        backend = RayBackend(models, own, sender=ray.get_runtime_context().get_actor_name() or "")
+        self._app = create_app(backend, self._settings, send_request_id=False)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -79,6 +83,7 @@ def application(settings: Settings) -> Application:
         max_ongoing_requests=INGRESS_CALLS,
         ray_actor_options={"num_cpus": 0},
         user_config={},
+        health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=settings.limits.deadline + 10,
         max_surge_percent=100,
     )(Ingress)
@@ -100,7 +105,7 @@ def _deployment(model: ModelSettings, limits: LimitSettings) -> Application:
         max_ongoing_requests=model.num_slots + model.max_queue + SLACK,
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         user_config={"max_queue": model.max_queue},
-        health_check_period_s=5,
+        health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=limits.deadline + 10,
         max_surge_percent=100,

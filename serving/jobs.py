@@ -64,6 +64,11 @@ class Job:
     """Background that was chosen for this model and this format."""
     enlargement: int = 1
     """Whole factor by which pictures and previews are enlarged."""
+    accepted: bool = False
+    """Whether a replica that has died since had accepted it. Another one then draws it under any load, and stops it at
+    its deadline alone."""
+    sender: str = ""
+    """Name in Ray of the ingress replica that waits for the pictures: they are drawn only while it lives."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

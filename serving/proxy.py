@@ -1,9 +1,12 @@
 """Middleware for Ray Serve's proxy: its own errors get OpenAI's body, and its control headers are removed.
 
-The proxy answers in plain text when no ingress is available, and fails when it loses one during a response. Ray calls
+The proxy answers in plain text when no ingress is available, with status 404 while the service starts or stops, waits
+without end for an ingress that is being replaced, and breaks off when it loses one during a response. Ray calls
 `middlewares` in the proxy's process if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
+import asyncio
+import json
 import logging
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,13 +36,21 @@ has disconnected, or choose a replica. Serve fails at values of them that are no
 MESSAGES = {
     408: "the request took longer than the service allows",
     500: "the process that handled this request has died; try again",
-    503: "the service is starting or overloaded; try again in a moment",
+    503: "the service is starting, stopping or overloaded; try again in a moment",
 }
+PROBES = ("/health", "/ready")
+"""Ends of the paths that are answered within `PROBE_SECONDS`."""
+PROBE_SECONDS = 0.8
+ROUTES = "/-/routes"
+"""Serve's path that lists the applications that have been deployed."""
 
 
 class ProxyErrors:
-    """Gives every request an id, and replaces the body of a plain-text error by OpenAI's; everything else passes
-    unchanged."""
+    """Gives every request an id, replaces the body of a plain-text error by OpenAI's, and ends a stream that breaks off
+    with an error event. Everything else passes unchanged.
+
+    A status 404 while nothing is deployed becomes 503, since clients try again after that one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -51,35 +62,67 @@ class ProxyErrors:
         request_id = request_id_of(Headers(scope=scope))
         scope["headers"] = [header for header in scope["headers"] if _plain(header[0]) not in STEERING]
         MutableHeaders(scope=scope)["x-request-id"] = request_id  # Serve and the ingress keep an id that is there
-        started = replaced = False
+        started = replaced = streaming = False
 
         async def send_error(status: int) -> None:
             headers = SECURITY_HEADERS | {"X-Request-ID": request_id}
             headers |= {"Retry-After": "2"} if status in (500, 503) else {}
-            error = ApiError(status, MESSAGES.get(status, "the service cannot answer this request"), headers=headers)
-            await error.response()(scope, receive, send)
+            await _error(status, headers).response()(scope, receive, send)
 
         async def send_in_form(message: Message) -> None:
-            nonlocal started, replaced
+            nonlocal started, replaced, streaming
             if message["type"] == "http.response.start":
                 started = True
                 status = message["status"]
                 headers = Headers(raw=message["headers"])
-                replaced = status >= 400 and not headers.get("content-type", "").startswith("application/json")
+                kind = headers.get("content-type", "")
+                streaming = kind.startswith("text/event-stream")
+                replaced = status >= 400 and not kind.startswith("application/json")
                 if replaced:
+                    if status == 404 and not await self._has_routes(scope):
+                        status = 503
                     await send_error(status)
+            elif not message.get("more_body", False):
+                streaming = False
             if not replaced:
                 await send(message)
 
         try:
-            await self.app(scope, receive, send_in_form)
+            async with asyncio.timeout(PROBE_SECONDS if scope["path"].endswith(PROBES) else None) as probe:
+                await self.app(scope, receive, send_in_form)
         except Exception:
-            if started:
-                raise  # the reader of the stream sees it break off
-            logger.exception("the proxy has failed")
+            if started and not streaming:
+                raise  # the reader sees the response break off
+            if not probe.expired():
+                logger.exception("the proxy has failed")
         finally:
             if not started:  # also after a cancellation, or an end without a response, as when an ingress dies
-                await send_error(500)
+                await send_error(503 if probe.expired() else 500)
+            elif streaming:
+                event = f"event: error\ndata: {json.dumps(_error(500).body)}\n\n"
+                await send({"type": "http.response.body", "body": event.encode()})
+
+    async def _has_routes(self, scope: Scope) -> bool:
+        """Whether any application has been deployed, by Serve's own list."""
+        text = b""
+
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        async def collect(message: Message) -> None:
+            nonlocal text
+            text += message.get("body", b"")
+
+        asked = {"method": "GET", "path": ROUTES, "raw_path": ROUTES.encode(), "query_string": b"", "headers": []}
+        await self.app({**scope, **asked}, receive, collect)
+        try:
+            return bool(json.loads(text))
+        except ValueError:  # a sentence, before the first list has arrived
+            return False
+
+
+def _error(status: int, headers: dict[str, str] | None = None) -> ApiError:
+    return ApiError(status, MESSAGES.get(status, "the service cannot answer this request"), headers=headers)
 
 
 def _plain(name: bytes) -> str:

@@ -7,11 +7,20 @@ field, with the prefix `DALLE_SERVE_` and two underscores before a nested field:
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.decoder.parallel import WINDOW_WIDTH
@@ -19,7 +28,16 @@ from dalle.errors import ConfigError
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
 
-__all__ = ["INGRESS", "LimitSettings", "ModelSettings", "QueueSettings", "Settings", "load_settings", "mistakes"]
+__all__ = [
+    "INGRESS",
+    "LimitSettings",
+    "ModelSettings",
+    "QueueSettings",
+    "Settings",
+    "load_settings",
+    "mistakes",
+    "mistakes_as_config_error",
+]
 
 
 USUAL_NAMES = ("dall-e-2", "gpt-image-1")
@@ -51,7 +69,7 @@ class QueueSettings(_Strict):
 class ModelSettings(QueueSettings):
     """One model, served by a deployment and replicas of its own."""
 
-    path: str = DEFAULT_MODEL
+    path: str = Field(default=DEFAULT_MODEL, min_length=1)
     """Name of the model (see `dalle models`), or path of its directory."""
     name: Annotated[str, AfterValidator(_model_name)] | None = None
     """Name of the model in requests (default: the last part of `path`)."""
@@ -233,25 +251,51 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = os.environ.get("DALLE_SERVE_CONFIG")
-        file = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
+        file = (InitSettingsSource(settings_cls, _read_config(Path(path))),) if path else ()
         return (init_settings, env_settings, *file)
 
 
 def load_settings(values: dict[str, Any]) -> Settings:
     """Settings from `values` (flags, or the `args` of a Serve configuration), which override the environment, which
     overrides the YAML file that `DALLE_SERVE_CONFIG` names. Raises `ConfigError`, which lists every mistake."""
-    path = os.environ.get("DALLE_SERVE_CONFIG")
-    if path and not Path(path).is_file():
-        raise ConfigError(f"DALLE_SERVE_CONFIG is {path}: there is no such file")
-    try:
+    with mistakes_as_config_error():
         return Settings(**values)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Raises `ConfigError`."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"DALLE_SERVE_CONFIG is {path}: there is no such file") from error
+    except yaml.MarkedYAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"{path}{place}: this is not YAML: {error.problem}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the settings in {path} cannot be read: {' '.join(str(error).split())}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"the settings in {path} are a {type(content).__name__}; expected lines of NAME: VALUE")
+    return {str(name): value for name, value in (content or {}).items()}
+
+
+@contextmanager
+def mistakes_as_config_error() -> Iterator[None]:
+    """Turn the errors of pydantic into a `ConfigError`, which lists every mistake in one line."""
+    try:
+        yield
     except ValidationError as error:
         raise ConfigError(mistakes(error)) from error
+    except SettingsError as error:  # a value that is not JSON, or an unknown flag
+        cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+        raise ConfigError(f"{error}{cause}") from error
 
 
 def mistakes(error: ValidationError) -> str:
     """Pydantic's errors as one line of text."""
+    places = [one["loc"] for one in error.errors()]
     return "; ".join(
-        f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg'].removeprefix('Value error, ')}"
-        for one in error.errors()
+        f"{'.'.join(map(str, place)) or 'settings'}: {one['msg'].removeprefix('Value error, ')}"
+        for place, one in zip(places, error.errors(), strict=True)
+        # a list is too short where its items are invalid
+        if not any(len(other) > len(place) > 0 and other[: len(place)] == place for other in places)
     )

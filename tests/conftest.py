@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,34 @@ from dalle import DALLE
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from tests.support.models import CAPTIONS, write_model
+
+WHOLE_MACHINE = (
+    "tests/batch/test_gallery.py",
+    "tests/batch/test_ray.py",
+    "tests/serving/test_cluster.py",
+    "tests/serving/test_containers.py",
+    "tests/serving/test_page",
+    "tests/serving/test_ray.py",
+)
+"""First parts of the names of tests that start Ray, a browser or containers."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes, those that start Ray, a browser or containers run in one of them, one after the other,
+    from the beginning; of the others, the tests of a file run in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # without types
+        def _split_scope(self, nodeid: str) -> str:
+            return "the whole machine" if nodeid.startswith(WHOLE_MACHINE) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest part, which cannot be divided, first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(WHOLE_MACHINE))
 
 
 @pytest.fixture(autouse=True, scope="session")

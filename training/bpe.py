@@ -11,7 +11,7 @@ from dalle.files import check_output
 from dalle.text.bpe import TextTokenizer
 from training.captions.draw import all_captions
 from training.captions.fitting import long_captions_report
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["train_text_tokenizer"]
@@ -63,8 +63,7 @@ def _why_foreign(path: Path) -> str | None:
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(train_text_tokenizer, prog="python -m training.bpe")
+    run_function(train_text_tokenizer, "training.bpe")
 
 
 if __name__ == "__main__":

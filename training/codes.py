@@ -34,7 +34,7 @@ from dalle.files import atomic_file, check_output
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.fitting import fitting_captions, id_of, some_ids
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 from training.run_folder import locked
@@ -277,8 +277,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(encode_pairs, prog="python -m training.codes")
+    run_function(encode_pairs, "training.codes")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,73 @@
-"""Shared by the command lines of all training programs: the report of a caller's mistake, presets, and exit codes."""
+"""Shared by the command lines of all training programs: their arguments, a caller's mistake, and presets."""
 
+import functools
+import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from dalle import command_line
+from dalle.command_line import DONE, STOPPED
 from dalle.config import Config
+from dalle.help_pages import parsing
 
-__all__ = ["exit_on_mistake", "run_preset"]
+__all__ = ["exit_on_mistake", "parse", "run_function", "run_preset"]
 
+T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 
 
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
-    """End the program with one line on stderr and exit code 2, instead of a stack trace, for a caller's mistake, a full
-    disk, or a folder that cannot be written to. Warnings are one line each, too."""
-    with command_line.exit_on_mistake(system_errors=True), command_line.short_warnings():
+    """Around a whole program: what `dalle.command_line.program` does, and one line on stderr and exit code 2, instead
+    of a stack trace, for a caller's mistake, a full disk, or a folder that cannot be written to. Warnings are one line
+    each, too."""
+    with command_line.program(), command_line.exit_on_mistake(system_errors=True), command_line.short_warnings():
         yield
 
 
+def parse(options: type[T], name: str, arguments: Sequence[str] | None = None) -> T:
+    """The options of a program, an object of their class, from the command line.
+
+    name: the program, as in `training.vq`. arguments: those of the process if None.
+    """
+    given = sys.argv[1:] if arguments is None else [*arguments]
+    with parsing(f"python -m {name}", given):
+        return tyro.cli(options, args=given, prog=f"python -m {name}")
+
+
+def run_function(function: Callable[..., Any], name: str) -> None:
+    """The command line of a program that is one function: its parameters are the options."""
+
+    @functools.wraps(function)
+    def later(*values: Any, **named: Any) -> Callable[[], Any]:  # what it prints is not the parser's
+        return functools.partial(function, *values, **named)
+
+    with exit_on_mistake():
+        with parsing(f"python -m {name}", sys.argv[1:]):
+            call = tyro.cli(later, args=sys.argv[1:], prog=f"python -m {name}")
+        call()
+
+
 def run_preset(
-    program: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
+    name: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
 ) -> None:
     """The command line of a stage: the name of a preset, then options that change its fields. Ends the process with
-    exit code 0 for a finished run, 2 for a caller's mistake, and 3 for a run that a signal stopped before its end.
+    exit code 0 for a finished run, 2 for a caller's mistake, 4 for a run that SIGTERM stopped before its end, and 130
+    for one that Ctrl-C stopped.
 
     presets: functions that return a configuration; the docstring of each is its help. run: runs a configuration and
     returns whether it finished.
     """
-    choices = {name: ((preset.__doc__ or "").strip(), preset()) for name, preset in presets.items()}
+    choices = {preset: (inspect.getdoc(make) or "", make()) for preset, make in presets.items()}
+    program = f"python -m {name}"
     with exit_on_mistake():
-        config = tyro.extras.overridable_config_cli(choices, prog=f"python -m {program}", description=description)
+        with parsing(program, sys.argv[1:]):
+            config = tyro.extras.overridable_config_cli(
+                choices, args=sys.argv[1:], prog=program, description=description
+            )
         finished = run(config)
-    sys.exit(0 if finished else 3)
+    sys.exit(DONE if finished else STOPPED)

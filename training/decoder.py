@@ -2,8 +2,9 @@
 
 Hidden matrices are trained by Muon (Jordan et al. 2024), all other weights by AdamW. Some rows have the null caption
 instead of their own, so that the decoder also has an unconditional branch, which classifier-free guidance needs (Ho and
-Salimans 2022, arXiv 2207.12598). Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then
-resumes.
+Salimans 2022, arXiv 2207.12598).
+
+Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
 import dataclasses

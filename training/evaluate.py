@@ -30,7 +30,7 @@ from dalle.errors import DataError, ParameterError
 from dalle.files import atomic_file, atomic_write, check_claimed, check_output, names_in
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.phrasing import Phrasing
-from training.command import exit_on_mistake
+from training.command import run_function
 from training.evaluation.features import PictureFeatures, evenly, load_gallery
 from training.evaluation.generation import Drawn, Numbers, draw, judge
 from training.evaluation.reconstruction import Reconstructed, reconstruct
@@ -214,8 +214,7 @@ def _reconstruct_all(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(evaluate, prog="python -m training.evaluate")
+    run_function(evaluate, "training.evaluate")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dalle.errors import DataError, ImageError
 from dalle.files import atomic_write, check_output
 from dalle.images import load_image
-from training.command import exit_on_mistake
+from training.command import exit_on_mistake, parse
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
 from training.run_folder import locked
@@ -169,9 +169,9 @@ def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, if the source cannot be used."""
     with exit_on_mistake():
-        options = tyro.cli(FolderOptions, args=arguments, prog="python -m training.folder")
+        options = parse(FolderOptions, "training.folder", arguments)
         report = build(options)
-    print(summary(report, options))
+        print(summary(report, options))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def _stop_signal() -> Iterator[list[int]]:
 def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, Any]) -> bool:
     """Run a task from the step that was last saved in its folder to `config.steps`, then export it to `folder/model`.
 
-    Returns False if a signal stopped the run before the end; its state is saved then, and the same call resumes it.
+    Returns False if SIGTERM stopped the run before the end, and raises KeyboardInterrupt if Ctrl-C (SIGINT) did; its
+    state is saved then, and the same call resumes it.
     Raises `DataError` for a folder that holds another run or is in use, and when the loss is no longer finite.
     """
     with locked(folder):
@@ -191,6 +192,8 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 exported = time.monotonic()
             if stop and done < config.steps:
                 tqdm.write(f"stopped after step {done}; the same command resumes the run")
+                if signal.SIGINT in stop:
+                    raise KeyboardInterrupt
                 return False
     task.export(folder / "model", config.steps)
     return True

@@ -16,7 +16,7 @@ from dalle.checkpoint.files import check_replaceable
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
 from training.codes import codes_digest
-from training.command import exit_on_mistake
+from training.command import run_function
 
 __all__ = ["release"]
 
@@ -72,8 +72,7 @@ def release(
 
 
 def main() -> None:
-    with exit_on_mistake():
-        tyro.cli(release, prog="python -m training.release")
+    run_function(release, "training.release")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 Two measures keep the codebook from collapsing. Training begins without quantization; after `unquantized_steps` the
 codebook is initialised from latents of the encoder, so that every vector is in use at once. Vectors that fall out of
-use are replaced by latents. Exit codes: 0 done, 2 a mistake of the caller, 3 stopped; the same command then resumes.
+use are replaced by latents.
+
+Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
 from collections.abc import Mapping

@@ -4,27 +4,24 @@ A model's name is the name of its folder; a pulled one (see `dalle.checkpoint.pu
 Commands and settings take a name, or the path of a model directory.
 """
 
-import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.checkpoint.pulled import Reference, find_pulled, is_reference, list_pulled
 from dalle.decoder.config import DecoderConfig
+from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import CheckpointError
+from dalle.installed import list_installed
 
-__all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models"]
-
-DEFAULT_MODEL = "emoji"
-PACKAGED = Path(__file__).parents[1] / "models"
+__all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models", "model_facts"]
 
 
 def list_models() -> dict[str, Path]:
-    """Model directories by name. A model in the folder DALLE_MODELS hides one of the same name in the package."""
-    folders = [PACKAGED]
-    if os.environ.get("DALLE_MODELS"):
-        folders.append(Path(os.environ["DALLE_MODELS"]))
-    own = {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
-    return own | list_pulled()
+    """Model directories by name: those of `dalle.installed`, and pulled ones."""
+    return list_installed() | list_pulled()
 
 
 def find_model(name: str | Path) -> Path:
@@ -60,12 +57,39 @@ def describe_model(folder: Path, name: str | None = None) -> str:
         facts["decoder"] = f"{decoder.depth} layers of width {decoder.width}"
         facts["prompt"] = _prompt(config.text_tokenizer, decoder)
     facts |= config.about
-    try:
-        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+    megabytes = _num_bytes(folder) / 1e6
     lines = [f"{name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)
+
+
+def model_facts(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """The facts of `describe_model`, and the digest, as values for JSON. Raises `CheckpointError` as it does."""
+    config = ModelConfig.read(folder)
+    image, decoder = config.image_tokenizer, config.decoder
+    size = image.image_size * image.picture_factor // image.factor
+    return {
+        "name": name or folder.name,
+        "config_name": config.name,
+        "folder": str(folder),
+        "digest": file_digest(folder / CONFIG_FILE),
+        "bytes": _num_bytes(folder),
+        "picture_size": [size, size],
+        "transparency": image.channels == 4,
+        "grid": None if decoder is None else [decoder.grid_height, decoder.grid_width],
+        "codebook_size": None if decoder is None else decoder.codebook_size,
+        "decoder_depth": None if decoder is None else decoder.depth,
+        "decoder_width": None if decoder is None else decoder.width,
+        "prompt": None if decoder is None else _prompt(config.text_tokenizer, decoder),
+        "sampling": asdict(config.sampling),
+        "about": dict(config.about),
+    }
+
+
+def _num_bytes(folder: Path) -> int:
+    try:
+        return sum(path.stat().st_size for path in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
 
 
 def _prompt(text_tokenizer: str | None, decoder: DecoderConfig) -> str:

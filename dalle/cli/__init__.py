@@ -1,16 +1,27 @@
-"""The `dalle` command.
+"""The `dalle` command. Each subcommand imports what it needs when it runs, so that `--help`, mistakes and shell
+completion do not wait for torch."""
 
-Its imports make some 200,000 objects that live until the end. The garbage collector would search them several times
-while they are made, and once more at exit; so it is off during the imports, and ignores those objects afterwards.
-"""
+from typing import TYPE_CHECKING, Any
 
-import gc
+from dalle.interrupt import exit_on_interrupt
 
-gc.disable()
-
-from dalle.cli.program import app, main  # noqa: E402
-
-gc.freeze()
-gc.enable()
+if TYPE_CHECKING:
+    from dalle.cli.program import app
 
 __all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command with the arguments of the process, and end it."""
+    exit_on_interrupt()
+    from dalle.cli.program import run
+
+    run()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dalle.cli.program import app
+
+    return app

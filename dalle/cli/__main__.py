@@ -1,5 +1,6 @@
 """`python -m dalle.cli` is the `dalle` command."""
 
-from dalle.cli.program import main
+from dalle.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

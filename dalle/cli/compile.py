@@ -4,12 +4,11 @@ from typing import Annotated
 
 import typer
 
-from dalle.checkpoint.store import DEFAULT_MODEL
+from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
+from dalle.defaults import DEFAULT_MODEL, NUM_SLOTS, Weights
 from dalle.files import CannotWriteError
-from dalle.model import NUM_SLOTS, Model
-from dalle.steps import CompiledModel, compile_model, equal_codes
-from dalle.transformer.linear import Weights
+from dalle.interrupt import heavy_imports
 
 __all__ = ["compile_step_of_model"]
 
@@ -17,7 +16,12 @@ __all__ = ["compile_step_of_model"]
 @exit_on_mistake()
 def compile_step_of_model(
     model: Annotated[
-        str, typer.Argument(help="Name of a model (see `dalle models`), or its directory.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name of a model (see `dalle models`), or its directory.",
+            autocompletion=complete_model,
+        ),
     ] = DEFAULT_MODEL,
     num_slots: Annotated[
         int, typer.Option(min=2, max=1024, help="Slots of the engine, as in the settings of the service.")
@@ -30,7 +34,7 @@ def compile_step_of_model(
         ),
     ] = "float32",
 ) -> None:
-    """Make drawing faster on this machine: compile a model's step, once.
+    """Compile a model for this machine, once: faster drawing.
 
     The engine's step becomes one program for this processor, which `generate`, the
     service and batches then use, if it was measured to be faster. It takes a C++
@@ -42,6 +46,9 @@ def compile_step_of_model(
         dalle compile models/mine --num-slots 16
         dalle compile --weights int8
     """
+    with heavy_imports():
+        from dalle.model import Model
+        from dalle.steps import CompiledModel, compile_model, equal_codes
     loaded = Model.load(model, device="cpu")
     found = CompiledModel.find(loaded.digest, num_slots, weights)
     if found is None or not found.can_be_loaded(loaded.decoder, num_slots, weights):

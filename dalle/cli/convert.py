@@ -6,16 +6,22 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from dalle.checkpoint.store import describe_model, find_model
+from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake, one_line
-from dalle.receipt import printable
+from dalle.interrupt import heavy_imports
+from dalle.printable import printable
 
 __all__ = ["export_model", "import_model"]
 
 
 @exit_on_mistake()
 def import_model(
-    path: Annotated[Path, typer.Argument(help="The other project's checkpoint: a folder or a file.", readable=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="The other project's checkpoint: a folder or a file.", readable=False
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Model directory to write; its name becomes the model's name.")
     ],
@@ -43,7 +49,9 @@ def import_model(
         dalle import logs/2021-04-23_my-vqgan --out models/mine
         DALLE_MODELS=models dalle models
     """
-    from dalle.interop.convert import import_checkpoint  # readers of foreign formats are loaded by these commands alone
+    with heavy_imports():
+        from dalle.checkpoint.store import describe_model
+        from dalle.interop.convert import import_checkpoint  # these commands alone load readers of foreign formats
 
     with tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:
 
@@ -67,7 +75,14 @@ def import_model(
 
 @exit_on_mistake()
 def export_model(
-    model: Annotated[str, typer.Argument(help="Name of a model (see `dalle models`), or its directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name of a model (see `dalle models`), or its directory.",
+            autocompletion=complete_model,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[
         str,
@@ -77,11 +92,15 @@ def export_model(
         ),
     ] = "hf",
 ) -> None:
-    """Export a model for other projects; docs/interop.md lists the files and the names of the weights.
+    """Export a model for other projects.
 
-    dalle export models/mine --to vqgan-jax --out mine-jax
+    docs/interop.md lists the files and the names of the weights.
+
+        dalle export models/mine --to vqgan-jax --out mine-jax
     """
-    from dalle.interop.export import export_checkpoint
+    with heavy_imports():
+        from dalle.checkpoint.store import find_model
+        from dalle.interop.export import export_checkpoint
 
     export_checkpoint(find_model(model), to, out)
     print(one_line(f"{to}: {out}"))

@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from dalle.checkpoint.pulled import Reference
-from dalle.checkpoint.store import describe_model
+from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
 from dalle.errors import CheckpointError
-from dalle.hub.pull import pull
-from dalle.hub.push import push
-from dalle.receipt import printable
+from dalle.interrupt import heavy_imports
+from dalle.printable import printable
 
 __all__ = ["pull_model", "push_model"]
 
@@ -53,9 +51,13 @@ def pull_model(
     `hf auth login`, or HF_TOKEN. HF_ENDPOINT names another hub.
 
         dalle pull hf:OWNER/NAME
-        dalle generate "a red panda" --model hf:OWNER/NAME
+        dalle generate a red panda --model hf:OWNER/NAME
     """
-    from dalle.interop.convert import import_checkpoint  # readers of foreign formats are loaded by commands alone
+    with heavy_imports():
+        from dalle.checkpoint.pulled import Reference
+        from dalle.checkpoint.store import describe_model
+        from dalle.hub.pull import pull
+        from dalle.interop.convert import import_checkpoint  # readers of foreign formats are loaded by commands alone
 
     reference = Reference.parse(repository)
 
@@ -81,7 +83,14 @@ def pull_model(
 
 @exit_on_mistake()
 def push_model(
-    model: Annotated[str, typer.Argument(help="Name of a model (see `dalle models`), or its directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name of a model (see `dalle models`), or its directory.",
+            autocompletion=complete_model,
+        ),
+    ],
     repository: Annotated[
         str, typer.Argument(metavar="hf:OWNER/NAME", help="Repository of the hub; created if it does not exist.")
     ],
@@ -95,15 +104,18 @@ def push_model(
         ),
     ] = None,
 ) -> None:
-    """Publish a model directory on Hugging Face's hub, with a model card.
+    """Publish a model directory on Hugging Face's hub.
 
-    The card has the model's facts, licence and digests. What you write outside
-    the part between its two marks is kept by later pushes, and so are other
-    files of the repository. A repository with another model is left alone. It
-    needs a token that may write: `hf auth login`, or HF_TOKEN.
+    A model card comes with it: the model's facts, licence and digests. What you
+    write outside the part between its two marks is kept by later pushes, and so
+    are other files of the repository. A repository with another model is left
+    alone. A token that may write is needed: `hf auth login`, or HF_TOKEN.
 
         dalle push runs/recipe/model hf:OWNER/NAME
     """
+    with heavy_imports():
+        from dalle.checkpoint.pulled import Reference
+        from dalle.hub.push import push
     done = push(model, Reference.parse(repository), private=private, message=message, figures=figures, report=_report)
     print(printable(f"pushed {done.commit[:12]}: {done.url}"))
 

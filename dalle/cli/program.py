@@ -1,99 +1,106 @@
-"""The `dalle` command: its subcommands, of which `show` and `models` are defined here.
+"""The `dalle` command: its subcommands, of which `show` and `models` are defined here. docs/command-line.md has the
+exit codes of all programs."""
 
-Exit codes: 0 done, 1 a picture that differs from its receipt (`verify`), 2 a caller's mistake (one line on stderr), 130
-interrupted.
-"""
-
-import os
-import sys
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from dalle.checkpoint.store import describe_model, list_models
 from dalle.cli.compile import compile_step_of_model
 from dalle.cli.convert import export_model, import_model
 from dalle.cli.generate import generate
 from dalle.cli.hub import pull_model, push_model
+from dalle.cli.look import SETTINGS, Command, Group, VersionOption, print_json, run_app
 from dalle.cli.verify import decode, verify
-from dalle.command_line import exit_on_mistake, print_error, short_warnings
+from dalle.command_line import MISTAKE, exit_on_mistake, print_error
 from dalle.errors import CheckpointError, DalleError
-from dalle.receipt import describe, printable, read_receipt
-from dalle.version import __version__
+from dalle.interrupt import heavy_imports
+from dalle.printable import printable
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 app = typer.Typer(
+    cls=Group,
     help="Draw pictures from text prompts on this machine, with a decoder-only Transformer.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings=SETTINGS,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
-app.command(no_args_is_help=True)(generate)
+app.command(cls=Command)(generate)
 
 
-@app.command()
+@app.command(cls=Command)
 @exit_on_mistake()
-def show(files: Annotated[list[Path], typer.Argument(help="PNG files drawn by `dalle` or the service.")]) -> None:
-    """Print how a picture was drawn: prompt, seed, index, parameters and model."""
+def show(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="PNG files drawn by `dalle` or the service.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON array with an object for each file, with its codes.")
+    ] = False,
+) -> None:
+    """Print how a picture was drawn: prompt, seed, model."""
+    with heavy_imports():
+        from dalle.receipt import describe, read_receipt
+    found: list[dict[str, Any]] = []
     for file in files:
-        print(describe(read_receipt(file)))
+        receipt = read_receipt(file)
+        if as_json:
+            found.append({"file": str(file), **dataclasses.asdict(receipt)})
+        else:
+            print(describe(receipt))
+    if as_json:
+        print_json(found)
 
 
-@app.command()
+@app.command(cls=Command)
 @exit_on_mistake()
-def models() -> None:
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with an object for each model.")] = False,
+) -> None:
     """List the models on this machine.
 
     These are the models shipped with the package, those in the folder that the
     environment variable DALLE_MODELS names, and those that `dalle pull` fetched.
     """
-    found = list_models()
-    if not found:
+    with heavy_imports():
+        from dalle.checkpoint.store import describe_model, list_models, model_facts
+    folders = list_models()
+    if not folders:
         raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
+    found: list[dict[str, Any]] = []
     broken = False
-    for name, folder in found.items():
+    for name, folder in folders.items():
         try:
-            print(printable(describe_model(folder, name)))
+            if as_json:
+                found.append(model_facts(folder, name))
+            else:
+                print(printable(describe_model(folder, name)))
         except CheckpointError as error:
             print_error(str(error))
             broken = True
+    if as_json:
+        print_json(found)
     if broken:
-        raise typer.Exit(2)
+        raise typer.Exit(MISTAKE)
 
 
-app.command("compile")(compile_step_of_model)
-app.command("import", no_args_is_help=True)(import_model)
-app.command("export", no_args_is_help=True)(export_model)
-app.command("pull", no_args_is_help=True)(pull_model)
-app.command("push", no_args_is_help=True)(push_model)
-app.command()(verify)
-app.command()(decode)
+app.command("compile", cls=Command)(compile_step_of_model)
+app.command("import", cls=Command)(import_model)
+app.command("export", cls=Command)(export_model)
+app.command("pull", cls=Command)(pull_model)
+app.command("push", cls=Command)(push_model)
+app.command(cls=Command)(verify)
+app.command(cls=Command)(decode)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
+@app.callback(invoke_without_command=True)
+def _options(context: typer.Context, version: Annotated[bool, VersionOption] = False) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(MISTAKE)
 
 
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-def main() -> None:
-    """Run the console script. A reader that closes the pipe early (`dalle show ... | head`) is not an error."""
-    try:
-        with short_warnings():
-            app()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+def run() -> None:
+    """Run the command with the arguments of the process, and end it."""
+    run_app(app, "dalle")

@@ -4,20 +4,21 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from tqdm import tqdm
 
-from dalle.checkpoint.store import DEFAULT_MODEL
-from dalle.command_line import exit_on_mistake
-from dalle.device import keep_memory
+from dalle.cli.look import complete_model, print_json
+from dalle.command_line import DIFFERENT, exit_on_mistake
+from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import DataError, ImageError, ParameterError
 from dalle.files import prepare_folder, write_file
-from dalle.images import encode_image
-from dalle.pipeline import DALLE
-from dalle.receipt import Receipt, printable
-from dalle.verify import Verifier, fault_of_codes, picture_of_receipt
+from dalle.interrupt import heavy_imports
+from dalle.printable import printable
+
+if TYPE_CHECKING:
+    from dalle.receipt import Receipt
 
 __all__ = ["decode", "verify"]
 
@@ -36,12 +37,16 @@ RECEIPT_FIELDS = (
 
 @exit_on_mistake()
 def verify(
-    paths: Annotated[list[Path], typer.Argument(help="PNG files, or folders that are searched for them at any depth.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="PNG files, or folders that are searched for them at any depth."),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
+            autocompletion=complete_model,
             help="Model that must have drawn the pictures: a name or a directory. Default: for each picture, the "
-            "installed model with the digest in its receipt."
+            "installed model with the digest in its receipt.",
         ),
     ] = None,
     resample: Annotated[
@@ -52,12 +57,16 @@ def verify(
             "parameter.",
         ),
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print a JSON array with an object for each picture, also for those that pass."),
+    ] = False,
     device: Annotated[
         str,
         typer.Option(help="Device: auto (CUDA if available, else the CPU), cpu, cuda, or another torch device."),
     ] = "auto",
 ) -> None:
-    """Verify that pictures are unchanged since they were drawn.
+    """Check that pictures are unchanged since they were drawn.
 
     A PNG stores a receipt: the prompt, the parameters, and the image tokens
     (codes) that it was decoded from. The codes must decode to its pixels. Every
@@ -65,19 +74,29 @@ def verify(
     one, or if a file given by name has no receipt; pictures without a receipt
     that are found in folders are only counted.
     """
+    with heavy_imports():
+        from dalle.device import keep_memory
+        from dalle.verify import Verifier
     keep_memory()
     verifier = Verifier(model=model, resample=resample, device=device)
     found: Counter[str] = Counter()
     bad = False
+    verdicts: list[dict[str, Any]] = []
     for path, named in tqdm(list(_pictures(paths)), unit="picture", disable=None, leave=False):
         verdict = verifier.verify(path)
         found[verdict.kind] += 1
-        if verdict.kind not in ("good", "no receipt") or (named and verdict.kind == "no receipt"):
-            bad = True
+        passed = verdict.kind == "good" or (verdict.kind == "no receipt" and not named)
+        bad = bad or not passed
+        if as_json:
+            verdicts.append({"file": str(path), "passed": passed, "kind": verdict.kind, "reason": verdict.reason})
+        elif not passed:
             tqdm.write(printable(f"{path}: {verdict.kind}: {verdict.reason}").replace("\n", " "))
-    print(", ".join(f"{number} {kind}" for kind, number in found.most_common()))
+    if as_json:
+        print_json(verdicts)
+    else:
+        print(", ".join(f"{number} {kind}" for kind, number in found.most_common()))
     if bad:
-        raise typer.Exit(1)
+        raise typer.Exit(DIFFERENT)
 
 
 def _pictures(paths: list[Path]) -> Iterator[tuple[Path, bool]]:
@@ -97,13 +116,19 @@ def _pictures(paths: list[Path]) -> Iterator[tuple[Path, bool]]:
 @exit_on_mistake()
 def decode(
     manifest: Annotated[
-        Path, typer.Argument(help="JSONL file with codes: the manifest.jsonl of a batch, or some lines of one.")
+        Path,
+        typer.Argument(
+            metavar="MANIFEST", help="JSONL file with codes: the manifest.jsonl of a batch, or some lines of one."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the pictures; created if it does not exist.")
     ] = Path("out"),
     model: Annotated[
-        str, typer.Option(help="Model that drew the codes: a name (see `dalle models`) or a directory.")
+        str,
+        typer.Option(
+            help="Model that drew the codes: a name (see `dalle models`) or a directory.", autocompletion=complete_model
+        ),
     ] = DEFAULT_MODEL,
     output_format: Annotated[
         Literal["png", "jpeg", "webp"],
@@ -115,11 +140,17 @@ def decode(
         typer.Option(help="Device: auto (CUDA if available, else the CPU), cpu, cuda, or another torch device."),
     ] = "auto",
 ) -> None:
-    """Decode the image tokens (codes) of a batch to pictures, each in a file named by its key.
+    """Decode the image tokens (codes) of a batch to pictures.
 
+    Each picture is in a file that is named by its key.
     A picture has the background that its line names; JPEGs are always opaque.
     Lines without codes (invalid or failed ones) are skipped.
     """
+    with heavy_imports():
+        from dalle.device import keep_memory
+        from dalle.images import encode_image
+        from dalle.pipeline import DALLE
+        from dalle.verify import fault_of_codes, picture_of_receipt
     keep_memory()
     dalle = DALLE.load(model, device=device)
     prepare_folder(out)
@@ -160,8 +191,10 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _receipt(record: dict[str, Any]) -> Receipt:
+def _receipt(record: dict[str, Any]) -> "Receipt":
     """The receipt that the PNG of a record has, or would have."""
+    from dalle.receipt import Receipt
+
     fields = {name: record[name] for name in RECEIPT_FIELDS} | {"step": record.get("step")}  # older records have none
     text = {name: value for name, value in fields.items() if value is not None}
     whole = text | {"parameters": json.dumps(record["parameters"], ensure_ascii=False)}

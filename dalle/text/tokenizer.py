@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from dalle.errors import PromptError
+from dalle.errors import LongPromptError, PromptError
 from dalle.files import atomic_write
 
 __all__ = ["PromptTokenizer", "check_prompt", "text_fault"]
@@ -65,14 +65,14 @@ class PromptTokenizer(abc.ABC):
     def fit(self, tokens: list[int], *, truncate: bool = False) -> torch.Tensor:
         """The text ids of a prompt's tokens, which `tokenize` gave: int64 of shape (T,).
 
-        truncate: keep the first `max_tokens` tokens and warn (`UserWarning`) of what was cut. Raises `PromptError` for
-        more than `max_tokens` tokens without `truncate`.
+        truncate: keep the first `max_tokens` tokens and warn (`UserWarning`) of what was cut. Raises `LongPromptError`
+        for more than `max_tokens` tokens without `truncate`.
         """
         limit = self.max_tokens
         if len(tokens) > limit:
             count = f"the prompt has {len(tokens)} tokens; the limit is {limit}"
             if not truncate:
-                raise PromptError(count)
+                raise LongPromptError(count)
             cut = textwrap.shorten(self.decode(tokens[limit:]), width=80, placeholder="...")
             warnings.warn(f"{count}: the last {len(tokens) - limit} were cut: {cut!r}", UserWarning, stacklevel=3)
         return torch.tensor(self.pad(tokens), dtype=torch.long)

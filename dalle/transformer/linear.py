@@ -6,18 +6,17 @@ A weight that is rounded to bfloat16 or int8 has a half or a quarter of the byte
 """
 
 import copy
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dalle.defaults import Weights
+
 __all__ = ["InferenceLinear", "RoundedLinear", "Weights", "for_inference", "inference_linear", "why_not_rounded"]
 
 M = TypeVar("M", bound=nn.Module)
-Weights = Literal["float32", "bfloat16", "int8"]
-"""Type of the weights of linear layers in inference. `float32` leaves them as the model has them. `bfloat16` and `int8`
-round a model in float32, on a CPU; int8 weights have a scale for each output channel."""
 
 
 class InferenceLinear(nn.Module):

@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 import typer
 
 from dalle.checkpoint.store import DEFAULT_MODEL
-from dalle.command_line import exit_on_mistake
+from dalle.cli.look import SETTINGS, Command, VersionOption, run_app
+from dalle.command_line import INTERRUPTED, exit_on_mistake
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
-from serving.batch.driver import INTERRUPTED, Batch, run_batch
+from serving.batch.driver import Batch, run_batch
 from serving.batch.plan import PlanSettings
 
 __all__ = ["main"]
@@ -24,7 +25,9 @@ __all__ = ["main"]
 
 @exit_on_mistake()
 def batch(
-    prompts: Annotated[str, typer.Argument(help="File of prompts, a path or a URL: .jsonl, .csv, .parquet or .txt.")],
+    prompts: Annotated[
+        str, typer.Argument(metavar="PROMPTS", help="File of prompts, a path or a URL: .jsonl, .csv, .parquet or .txt.")
+    ],
     out: Annotated[
         str, typer.Option("--out", "-o", help="Folder for the pictures, a path or a URL such as s3://bucket/folder.")
     ],
@@ -136,6 +139,7 @@ def batch(
     device: Annotated[
         str, typer.Option(help="Device that draws: auto, cpu, cuda, or any name that torch accepts.")
     ] = "auto",
+    version: Annotated[bool, VersionOption] = False,
 ) -> None:
     """Draw the pictures of a file of prompts into a folder.
 
@@ -211,9 +215,9 @@ def _layout(webdataset: bool, codes: bool) -> Literal["files", "tar", "codes"]:
 
 
 def main() -> None:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command()(batch)
-    app()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(cls=Command, context_settings=SETTINGS)(batch)
+    run_app(app, "python -m serving.batch")
 
 
 if __name__ == "__main__":

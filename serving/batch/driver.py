@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from dalle.checkpoint import ModelFacts, load_facts
+from dalle.command_line import DONE, INCOMPLETE, INTERRUPTED, STOPPED
 from dalle.device import choose_device
 from dalle.errors import DalleError, DataError
 from dalle.hub.pull import model_folder
@@ -37,10 +38,7 @@ from serving.batch.survey import Survey, print_invalid_lines, survey_shards
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 
-__all__ = ["DONE", "INCOMPLETE", "INTERRUPTED", "STOPPED", "Batch", "run_batch"]
-
-DONE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 3, 4, 130
-"""Exit codes."""
+__all__ = ["Batch", "run_batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def draw_shards(
     Raises `DalleError`, before anything is drawn, for a pool or a folder that cannot work; `StorageError` afterwards.
     """
     try:
-        connect(log_to_driver=False, logging_level=logging.ERROR)
+        connection = connect(log_to_driver=False, logging_level=logging.ERROR)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         place = os.environ.get("RAY_ADDRESS") or "this machine"
         raise DalleError(f"Ray cannot be reached or started, on {place}: {error}") from error
@@ -115,7 +115,7 @@ def draw_shards(
         print(error, file=sys.stderr)
         raise StorageError(f"Ray failed: {type(error).__name__}") from error
     finally:
-        ray.shutdown()
+        connection.close()
 
 
 def pool_size(

@@ -1,11 +1,13 @@
 """Start Ray on this machine, for it alone, or join the cluster that RAY_ADDRESS names."""
 
 import contextlib
+import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-__all__ = ["connect"]
+__all__ = ["Connection", "connect"]
 
 QUIET = {
     "RAY_enable_metrics_collection": "0",
@@ -19,15 +21,34 @@ handlers and tasks, which nothing reads here, are off; Serve's controller checks
 ten times; a request changes threads less often. Measured in docs/log.md."""
 
 
-def connect(**options: Any) -> bool:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Connection:
+    """A connection to Ray."""
+
+    alone: bool
+    """Whether Ray was started on this machine for this program, with all of its cores."""
+    session: Path | None
+    """The folder of Ray's sockets and logs if Ray was started here; it is in the temporary directory."""
+
+    def close(self) -> None:
+        """Leave the cluster, or stop the Ray that was started here and remove its folder."""
+        import ray
+
+        ray.shutdown()
+        if self.session is not None:
+            _remove(self.session)
+
+
+def connect(**options: Any) -> Connection:
     """Start or join Ray. `options` are passed to `ray.init`.
 
-    Returns whether Ray was started on this machine, with all of its cores. Call this before Ray is imported: it reads
-    the environment only once.
+    Call this before Ray is imported: it reads the environment only once.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # by default Ray lowers the priority of workers below its own processes, which costs a quarter of the speed
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Serve replaces its proxy after three failed checks, and nobody is served until then; a check costs nothing
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
     alone = not os.environ.get("RAY_ADDRESS")
     if alone:
         # as on macOS and Windows: every port of Ray listens on the loopback interface alone
@@ -36,12 +57,29 @@ def connect(**options: Any) -> bool:
             os.environ.setdefault(name, value)
     import ray
 
-    if alone:
-        ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False, **options)
-        _keep_token_private()
-    else:
+    if not alone:
         ray.init(**options)
-    return alone
+        return Connection(alone=False, session=None)
+    try:
+        context: Any = ray.init(address="local", num_cpus=os.cpu_count() or 1, include_dashboard=False, **options)
+    except BaseException:  # also an interrupt
+        ray.shutdown()
+        root = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+        for session in root.glob(f"session_*_{os.getpid()}"):
+            _remove(session)
+        raise
+    _keep_token_private()
+    return Connection(alone=True, session=Path(context.address_info["session_dir"]))
+
+
+def _remove(session: Path) -> None:
+    """Remove the folder of a Ray that has stopped, and the link to it."""
+    shutil.rmtree(session, ignore_errors=True)
+    latest = session.with_name("session_latest")
+    with contextlib.suppress(OSError):
+        if latest.is_symlink() and not latest.exists():
+            latest.unlink()
+        session.parent.rmdir()  # unless it has the folders of others
 
 
 def _keep_token_private() -> None:

@@ -30,6 +30,8 @@ INFO_SECONDS = 10.0
 """Time for which the facts about a model are cached: a rolling update can change them."""
 PATIENCE = 5.0
 """Timeout of calls to a replica that need no computation, in seconds."""
+READY_PATIENCE = 0.6
+"""The same for `ready`, whose callers are to be answered within a second."""
 LOST = Refused(
     status=503, code="replica_lost", message="the replicas that drew this request have died; try again", retry_after=5
 )
@@ -37,17 +39,24 @@ SILENT = Refused(status=408, code="deadline_exceeded", message="the deadline has
 
 
 class RayBackend:
-    """Models by id, each a deployment. `ingress` is the deployment of the ingress, for its metrics."""
+    """Models by id, each a deployment.
 
-    def __init__(self, models: Mapping[str, DeploymentHandle[Any]], ingress: DeploymentHandle[Any]) -> None:
+    ingress: the deployment of the ingress, for its metrics.
+    sender: name of this ingress replica in Ray; its jobs are cancelled when it dies.
+    """
+
+    def __init__(
+        self, models: Mapping[str, DeploymentHandle[Any]], ingress: DeploymentHandle[Any], sender: str = ""
+    ) -> None:
         self.names = list(models)
+        self._sender = sender
         self._models = models
         self._ingress = ingress
         self._infos: dict[str, tuple[float, ModelInfo]] = {}
 
     async def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
         """Draw a job like `AsyncEngine.draw`; retries when a replica dies."""
-        progress = _Progress(job)
+        progress = _Progress(dataclasses.replace(job, sender=self._sender))
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(min(attempt * RETRY_SECONDS, max(0.0, job.deadline - time.time())))
@@ -92,7 +101,7 @@ class RayBackend:
         return [self._infos[name][1] for name in self.names if name in self._infos]
 
     async def ready(self) -> set[str]:
-        answers = await asyncio.gather(*map(self._refresh, self.names))
+        answers = await asyncio.gather(*(self._refresh(name, READY_PATIENCE) for name in self.names))
         return {name for name, answers_now in zip(self.names, answers, strict=True) if answers_now}
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
@@ -100,10 +109,10 @@ class RayBackend:
         answers = await asyncio.gather(*(self._broadcast(handle, "metrics") for handle in handles))
         return [({"replica": replica}, text) for answer in answers for replica, text in answer]
 
-    async def _refresh(self, name: str) -> bool:
+    async def _refresh(self, name: str, patience: float = PATIENCE) -> bool:
         """Update the facts about a model. False if no replica answers; older facts are kept."""
         try:
-            info = await asyncio.wait_for(self._models[name].info.remote(), PATIENCE)
+            info = await asyncio.wait_for(self._models[name].info.remote(), patience)
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the model %s does not answer: %s", name, error)
             return False
@@ -133,7 +142,7 @@ class _Progress:
 
     def rest(self) -> Job:
         """The job without the pictures that have arrived."""
-        return dataclasses.replace(self._job, indices=tuple(self.missing))
+        return dataclasses.replace(self._job, indices=tuple(self.missing), accepted=self.drawn_by is not None)
 
     def is_new(self, event: Event) -> bool:
         """Record an event. Returns whether it is the first of its kind, not a repetition by another replica."""

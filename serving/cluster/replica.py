@@ -14,6 +14,7 @@ from dalle import DALLE
 from dalle.device import keep_memory
 from serving.cluster.autoscaling import SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
+from serving.cluster.orphans import Orphans
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
 from serving.settings import ModelSettings, QueueSettings, mistakes
@@ -46,6 +47,7 @@ class Replica:
         chosen = ModelSettings(**settings)
         model = DALLE.load(chosen.path, device=chosen.device, text_encoder=chosen.text_encoder)
         self.engine = AsyncEngine(model, chosen).start()
+        self._orphans = Orphans(self.engine.cancel)
         logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -59,13 +61,11 @@ class Replica:
         self.engine.max_queue = settings.max_queue
 
     async def draw(self, job: Job) -> AsyncGenerator[Event]:
-        """Draw a job: see `AsyncEngine.draw`."""
-        events = self.engine.draw(job)
-        try:
-            async for event in events:
-                yield event
-        finally:
-            await events.aclose()
+        """Draw a job: see `AsyncEngine.draw`. The job is cancelled when the ingress that sent it dies."""
+        with self._orphans.watched(job):
+            async with contextlib.aclosing(self.engine.draw(job)) as events:
+                async for event in events:
+                    yield event
 
     async def cancel(self, job_id: str, owner: str) -> bool:
         """Stop a job: see `AsyncEngine.cancel`."""

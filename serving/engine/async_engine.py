@@ -8,6 +8,7 @@ tokenized before a job reaches the thread, and pixels are encoded as files after
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import queue
@@ -76,6 +77,8 @@ class AsyncEngine:
         self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
         """New jobs; None only wakes the thread."""
         self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics)
+        self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenizing")
+        """Tokenizes prompts in the order in which jobs arrive: several threads would change their order."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
         self._failure: BaseException | None = None
@@ -111,7 +114,7 @@ class AsyncEngine:
 
         arrived = time.monotonic()
         try:
-            request = await asyncio.to_thread(request_of, self.model, job)
+            request = await loop.run_in_executor(self._tokenizing, request_of, self.model, job)
         except DalleError as error:
             refusal = refusal_from(error)
             self.metrics.count_refusal(refusal.code)
@@ -173,6 +176,7 @@ class AsyncEngine:
         self._closing = True
         self._arrivals.put(None)
         self._thread.join()
+        self._tokenizing.shutdown(wait=False)
         self._delivery.close()
 
     def info(self) -> ModelInfo:
@@ -246,7 +250,7 @@ class AsyncEngine:
         if open_job.cancelled_at is not None:
             return CANCELLED
         pictures = pictures_of(self.model, open_job)
-        outcome = self._schedule.consider(pictures, time.time())
+        outcome = self._schedule.consider(pictures, time.time(), promised=open_job.job.accepted)
         if isinstance(outcome, Refused):
             return outcome
         self._jobs.add(open_job)

@@ -74,15 +74,19 @@ class Schedule(Generic[S]):
         """Slots that pictures hold or are queued for."""
         return sum(picture.num_slots for picture in [*self.active.values(), *self.queue])
 
-    def consider(self, new: Sequence[S], now: float) -> Refused | tuple[int, float]:
+    def consider(self, new: Sequence[S], now: float, *, promised: bool = False) -> Refused | tuple[int, float]:
         """Decide on a job with these pictures, which are not queued yet: why it is refused, or (number of pictures that
-        get slots before its first, seconds until all are finished). `now` is in seconds since the epoch."""
+        get slots before its first, seconds until all are finished). `now` is in seconds since the epoch. A job that was
+        `promised` by another engine, which has died, is never refused."""
         order = self._order(new)
         times = self._times(order)
         estimate = max(end for picture, (_, end) in zip(order, times, strict=True) if picture in new)
-        refused = self._impossible(new, now) or self._no_room(new, order, times)
-        refused = refused or self._too_late(estimate, new[0].deadline - now) or self._others_late(order, times, now)
-        return refused or (order.index(new[0]), estimate)
+        if not promised:
+            refused = self._impossible(new, now) or self._no_room(new, order, times)
+            refused = refused or self._too_late(estimate, new[0].deadline - now) or self._others_late(order, times, now)
+            if refused is not None:
+                return refused
+        return order.index(new[0]), estimate
 
     def _order(self, new: Sequence[S]) -> list[S]:
         """All queued pictures in the order in which they would get slots, if these were queued too."""

@@ -1,5 +1,6 @@
 """The `dalle` command as a person runs it: a real process, a real folder."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from PIL import Image
 
 from dalle import DALLE
 from dalle.command_line import exit_on_mistake
-from dalle.images import load_image
+from dalle.images import encode_image, load_image
 from dalle.receipt import read_receipt
+from dalle.version import __version__
 
 
 @pytest.fixture
@@ -158,15 +160,88 @@ def test_a_sheet_of_very_many_pictures_shows_the_first(dalle, tmp_path: Path) ->
 def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore[no-untyped-def]
     assert all(command in dalle("--help").stdout for command in ("generate", "show", "models"))
     assert "--n 4 --seed 7 --out pandas" in dalle("generate", "--help").stdout
-    assert dalle("--version").stdout.strip()
+    assert dalle("--version").stdout == dalle("-V").stdout == f"{__version__}\n"
+    assert dalle("generate", "-h").stdout == dalle("generate", "--help").stdout
+    bare = dalle()
+    assert (bare.returncode, bare.stdout) == (2, dalle("-h").stdout)
+
+
+def test_words_are_one_prompt_and_others_come_by_options_and_files(dalle, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def drawn(*arguments: str, **options: object) -> list[str]:
+        folder = tmp_path / "out"
+        done = dalle("generate", "--model", "lively", "--seed", "1", *arguments, **options)
+        assert done.returncode == 0, done.stderr
+        receipts = [read_receipt(path) for path in folder.glob("*-1-0.png")]
+        for path in folder.iterdir():
+            path.unlink()
+        return sorted(receipt.prompt for receipt in receipts)
+
+    assert drawn("a", "red", "cat") == drawn("a red cat") == ["a red cat"]
+    assert drawn("--", "-v", "cat") == ["-v cat"]
+    assert drawn("--prompt", "a cat", "-p", "-v") == ["-v", "a cat"]
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\r\n\n  판다 \n".encode())
+    assert drawn("--prompts", "prompts.txt", "-p", "a fish") == ["a cat", "a fish", "판다"]
+    assert drawn("-", input="a cat\na fish\n") == drawn("--prompts", "-", input="a cat\na fish") == ["a cat", "a fish"]
+
+
+def test_json_of_models_receipts_and_verdicts(dalle, model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert dalle("generate", "a \u202e fish", "--model", "lively", "--seed", "1").returncode == 0
+    (name,) = pictures(tmp_path / "out")
+    file = f"out/{name}"
+    receipt = read_receipt(tmp_path / file)
+
+    done = dalle("models", "--json")
+    (model,) = [model for model in json.loads(done.stdout) if model["name"] == "lively"]
+    assert (model["folder"], model["digest"]) == (str(model_folder), receipt.model_digest)
+    assert (model["picture_size"], model["grid"], model["transparency"]) == ([16, 16], [4, 4], False)
+    assert model["bytes"] == sum(path.stat().st_size for path in model_folder.iterdir())
+
+    done = dalle("show", "--json", file, file)
+    assert "\u202e" not in done.stdout, "a mark that reorders the line of a terminal is escaped"
+    one, other = json.loads(done.stdout)
+    assert one == other and one["file"] == file
+    assert (one["prompt"], one["seed"], one["parameters"]) == (receipt.prompt, 1, dict(receipt.parameters))
+    assert one["codes"] == [list(row) for row in receipt.codes]
+
+    (tmp_path / "none.png").write_bytes(encode_image(Image.new("RGB", (8, 8)), format="png"))
+    done = dalle("verify", "--json", file, "none.png")
+    assert done.returncode == 1
+    good, none = json.loads(done.stdout)
+    assert (good["file"], good["passed"], good["kind"]) == (file, True, "good")
+    assert (none["file"], none["passed"], none["kind"]) == ("none.png", False, "no receipt")
+
+
+def test_help_and_completion_do_not_wait_for_torch(dalle) -> None:  # type: ignore[no-untyped-def]
+    code = "import sys; from dalle.cli import app; app(['generate', '-h'], standalone_mode=False)"
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+    def completed(line: str) -> list[str]:
+        words = line.split(" ")
+        dalle.environment.update(_DALLE_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
+        done = dalle()
+        assert done.returncode == 0 and not done.stderr
+        return done.stdout.split()
+
+    assert completed("dalle gen") == ["generate"]
+    assert completed("dalle generate --weights b") == ["bfloat16"]
+    assert completed("dalle generate --model li") == ["lively"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["generate", ""], "the prompt is empty"),
-        (["generate", "a", "b", "a"], "the prompt 'a' is given twice; use --n"),
-        (["generate", "word " * 50], "tokens; the limit is 11"),
+        (["generate", "-p", "a", "-p", "b", "-p", "a"], "the prompt 'a' is given twice; use --n"),
+        (["generate", "word " * 50], "tokens; the limit is 11; shorten it, or cut it with --truncate"),
+        (["generate", "-p", "a", "-p", "word " * 50], "the prompt ('word word"),
+        (["generate", "a", "--negative-prompt", "word " * 50], "11; shorten it, or cut it with --truncate"),
+        (["generate"], "there is no prompt; say one, as `dalle generate a red cat`"),
+        (["generate", "-v", "cat"], "comes last, after --: dalle generate [OPTIONS] -- -v"),
+        (["generate", "a", "--temprature", "1"], "no such option: --temprature (Possible options: --temperature"),
+        (["generate", "a", "--n", "x"], "invalid value for '--n' / '-n'"),
+        (["draw"], "no such command 'draw'; see dalle --help"),
+        (["show"], "missing argument 'FILE'; see dalle show --help"),
         (["generate", "a", "--n", "0"], "n is 0; it must be in 1..1000"),
         (["generate", "a", "--n", "10000"], "n is 10000; it must be in 1..1000"),
         (["generate", "a", "--temperature", "-1"], "temperature is -1.0; it must be at least 0"),

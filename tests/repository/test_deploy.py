@@ -1,4 +1,4 @@
-"""The deployment files agree with the code and with each other. No container runs here.
+"""The deployment files agree with the code and with each other. Containers run in tests/serving/test_containers.py.
 
 tests/data/compose-spec.json is the schema of compose-spec/compose-spec (Apache-2.0), as check-jsonschema 0.39.0 has it.
 """
@@ -75,10 +75,10 @@ def test_every_compose_variable_has_a_default(name: str) -> None:
 
 
 def test_what_starts_without_a_profile() -> None:
-    assert [name for name, service in SERVICES.items() if "profiles" not in service] == [*RAY_SERVICES]
+    assert [name for name, service in SERVICES.items() if "profiles" not in service] == ["settings", *RAY_SERVICES]
     profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
     assert profiles == {"redis": ["ft"], "prometheus": ["observability"], "grafana": ["observability"]}
-    assert set(GPU["services"]) == set(RAY_SERVICES)
+    assert set(GPU["services"]) == {"settings", *RAY_SERVICES}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -87,9 +87,12 @@ def test_a_service_has_the_least_that_it_needs(name: str) -> None:
     assert service["read_only"] and service["init"]
     assert service["cap_drop"] == ["ALL"] and "cap_add" not in service and "privileged" not in service
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["restart"] == "unless-stopped"
     assert bytes_of(service["deploy"]["resources"]["limits"]["memory"]) >= 2**28
-    assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+    if name == "settings":
+        assert service["restart"] == "no" and service["healthcheck"] == {"disable": True}
+    else:
+        assert service["restart"] == "unless-stopped"
+        assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
     assert "network_mode" not in service and set(service["networks"]) <= set(COMPOSE["networks"])
 
 
@@ -118,9 +121,24 @@ def test_images_have_versions(image: str) -> None:
 
 def test_our_image_has_the_project_s_version() -> None:
     ours = f"dalle-serve:{PROJECT['version']}"
-    assert {SERVICES[name]["image"] for name in RAY_SERVICES} == {ours}
-    assert {GPU["services"][name]["image"] for name in RAY_SERVICES} == {f"{ours}-cuda"}
+    of_ours = ("settings", *RAY_SERVICES)
+    assert {SERVICES[name]["image"] for name in of_ours} == {ours}
+    assert {GPU["services"][name]["image"] for name in of_ours} == {f"{ours}-cuda"}
     assert {container["image"] for container in CONTAINERS} == {ours}
+
+
+def test_the_image_is_built_once() -> None:
+    for services in (SERVICES, GPU["services"]):
+        assert [name for name, service in services.items() if "build" in service] == ["head"]
+
+
+def test_settings_are_checked_before_anything_starts() -> None:
+    assert SERVICES["settings"]["command"] == ["check", "settings"]
+    assert environment_of("settings") == environment_of("head")
+    assert SERVICES["settings"]["volumes"] == SERVICES["head"]["volumes"]
+    assert SERVICES["head"]["depends_on"]["settings"]["condition"] == "service_completed_successfully"
+    models = [GPU["services"][name]["environment"]["DALLE_SERVE_MODELS"] for name in ("settings", "head")]
+    assert models[0] == models[1]
 
 
 def test_every_secret_is_a_file_and_every_file_that_is_named_is_mounted() -> None:
@@ -169,10 +187,19 @@ def test_a_node_has_time_and_room(name: str) -> None:
     drain = int(environment["DALLE_RAY_DRAIN_SECONDS"])
     assert APPLICATION["args"]["limits"]["deadline"] + 10 <= drain <= seconds(service["stop_grace_period"]) - 20
     assert int(environment["DALLE_RAY_OBJECT_STORE_BYTES"]) < bytes_of(service["shm_size"])
-    limits = service["deploy"]["resources"]["limits"]
-    assert environment["DALLE_RAY_NUM_CPUS"] == str(limits["cpus"])
-    assert float(limits["cpus"]) > sum(model["num_cpus"] for model in APPLICATION["args"]["models"])
     assert "/tmp" in service["tmpfs"][0] and default_of("DALLE_RAY_TEMP_DIR").startswith("/tmp/")
+
+
+def test_the_workers_have_room_for_an_update() -> None:
+    assert environment_of("head")["DALLE_RAY_NUM_CPUS"] == "0"
+    cpus = environment_of("worker")["DALLE_RAY_NUM_CPUS"]
+    assert cpus == str(SERVICES["worker"]["deploy"]["resources"]["limits"]["cpus"])
+    models = load_settings(APPLICATION["args"]).models
+    num_workers = int(SERVICES["worker"]["deploy"]["replicas"])
+    assert num_workers * float(cpus) >= 2 * sum(model.max_replicas * model.num_cpus for model in models)
+    # no other node draws on GPUs
+    assert str(GPU["services"]["head"]["environment"]["DALLE_RAY_NUM_CPUS"]) == cpus
+    assert GPU["services"]["worker"]["deploy"]["replicas"] == 0
 
 
 def test_the_worker_finds_the_head() -> None:
@@ -220,7 +247,6 @@ def test_the_arguments_of_the_application_are_settings() -> None:
     assert CONFIG["http_options"]["host"] == settings.host == "127.0.0.1"
     assert CONFIG["http_options"]["port"] == settings.port
     assert CONFIG["http_options"]["request_timeout_s"] >= settings.limits.deadline + 30
-    assert sum(model.max_replicas * model.num_cpus for model in settings.models) <= len(RAY_SERVICES) * 2
 
 
 def test_the_environment_of_a_node_makes_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import http.server
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -36,18 +37,18 @@ def test_shellcheck_finds_nothing() -> None:
 
 
 PROGRAMS = {
-    # Ends on SIGTERM, or after RAY_LIFE seconds.
+    # Ends on SIGTERM, after RAY_DRAIN seconds, or after RAY_LIFE seconds.
     "ray": """
         printf '%s\\n' "$@" > "$RECORD/ray.txt"
         echo "ray $1" >> "$RECORD/calls.txt"
-        trap 'echo "ray ended" >> "$RECORD/calls.txt"; kill $!; exit 1' TERM
+        trap 'sleep "${RAY_DRAIN:-0}"; echo "ray ended" >> "$RECORD/calls.txt"; kill $!; exit 1' TERM
         sleep "${RAY_LIFE:-120}" & wait $!
     """,
     "serve": """
         echo "serve $*" >> "$RECORD/calls.txt"
         case $1 in
         deploy) cat "$2" >> "$RECORD/deployed.txt"; echo --- >> "$RECORD/deployed.txt"; exit "${DEPLOY_STATUS:-0}" ;;
-        status) echo 'applications: {}' ;;
+        status) cat "$RECORD/status.txt" 2>/dev/null || echo 'applications: {}' ;;
         esac
     """,
 }
@@ -206,23 +207,108 @@ def test_the_head_ends_when_the_service_is_not_ready_in_time(node: Node) -> None
     assert node.calls[:3] == ["ray start", "serve deploy", "serve status"] and node.calls[-1] == "ray ended"
 
 
+STATUS = """
+applications:
+  other: {status: RUNNING, message: '', deployments: {}}
+  dalle:
+    status: DEPLOY_FAILED
+    message: Failed to update the deployments ['Ingress'].
+    deployments:
+      emoji: {status: HEALTHY, message: ''}
+      Ingress:
+        status: DEPLOY_FAILED
+        message: |-
+          The deployment failed to start 3 times in a row. Error:
+            File "/app/serving/ingress/store.py", line 46, in __init__
+          dalle.errors.ConfigError: the store /nowhere cannot be written to
+"""
+
+
+def test_the_head_ends_when_serve_has_given_up_and_says_why(node: Node) -> None:
+    node.answers.ready = 503
+    (node.record / "status.txt").write_text(STATUS, encoding="utf-8")
+    start = time.monotonic()
+    status, _, messages = node.run("head")
+    assert time.monotonic() - start < 50
+    reason, end, *_ = messages.splitlines()
+    assert reason == "dalle: dalle.errors.ConfigError: the store /nowhere cannot be written to"
+    assert status == 1 and "could not be started" in end
+    assert node.calls == ["ray start", "serve deploy", "serve status", "ray ended"]
+
+
+MISTAKES = {
+    "key": ({"DALLE_SERVE_KEYS_FILE": "short"}, "short, line 1: expected NAME KEY"),
+    "no keys": ({"DALLE_SERVE_KEYS_FILE": "nowhere"}, "the keys in nowhere cannot be read"),
+    "limit": ({"DALLE_SERVE_LIMITS__MAX_N": "0"}, "limits.max_n: "),
+    "model": ({"DALLE_SERVE_MODELS": '[{"path": "unheard-of"}]'}, "unheard-of"),
+    "yaml": ({"DALLE_RAY_CONFIG": "broken"}, "broken cannot be read: "),
+    "no configuration": ({"DALLE_RAY_CONFIG": "short"}, "short is no configuration of Serve"),
+    "no yaml": ({"DALLE_RAY_CONFIG": "nowhere"}, "nowhere cannot be read: "),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_settings_is_one_line_before_ray_starts(node: Node, name: str) -> None:
+    (node.record / "short").write_text("me short\n", encoding="utf-8")
+    (node.record / "broken").write_text("a: [", encoding="utf-8")
+    changes, message = MISTAKES[name]
+    files = {"short", "broken", "nowhere"}
+    changes = {key: str(node.record / value) if value in files else value for key, value in changes.items()}
+    for words in (("check", "settings"), ("head",)):
+        status, _, messages = node.run(*words, **changes)
+        assert status == 2 and message in messages.replace(f"{node.record}/", ""), messages
+        assert messages.startswith("error: ") and messages.count("\n") == 1
+    assert not (node.record / "calls.txt").exists()
+
+
+def test_settings_are_found_valid(node: Node) -> None:
+    (node.record / "keys").write_text(f"me {'x' * 16}\n", encoding="utf-8")
+    assert node.run("check", "settings", DALLE_SERVE_KEYS_FILE=str(node.record / "keys")) == (0, "", "")
+
+
+def wait_for_ray(node: Node) -> None:
+    until = time.monotonic() + 60
+    while not (node.record / "calls.txt").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 @RAY_WARNS
-def test_a_worker_becomes_ray(node: Node) -> None:
-    with node.started("worker", DALLE_RAY_NODE_IP="127.0.0.1") as process:
-        until = time.monotonic() + 60
-        while not (node.record / "calls.txt").exists() and time.monotonic() < until:
-            time.sleep(0.05)
+def test_a_worker_lets_ray_drain_while_there_is_a_head(node: Node) -> None:
+    with node.started("worker", DALLE_RAY_NODE_IP="127.0.0.1", RAY_DRAIN="4") as process:
+        wait_for_ray(node)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        messages = process.communicate(timeout=60)[1]
+    assert process.returncode == 0 and "no head" not in messages
     assert node.calls == ["ray start", "ray ended"]
     options = options_that_ray_knows(node.text("ray").splitlines())
     assert options["address"] == node.environment["DALLE_RAY_ADDRESS"] and options["block"] and not options["head"]
     assert options["node_ip_address"] == "127.0.0.1"
 
 
+def test_a_worker_whose_head_has_gone_ends_at_once(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with node.started("worker", DALLE_RAY_ADDRESS=address, RAY_DRAIN="60") as process:
+            wait_for_ray(node)
+            head.close()
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr and f"there is no head at {address} any more" in process.stderr.readline()
+            assert process.wait(30) == 0 and time.monotonic() - start < 30
+    assert node.calls == ["ray start"]
+
+
+def test_a_worker_ends_when_ray_does(node: Node) -> None:
+    status, _, messages = node.run("worker", RAY_LIFE="1")
+    assert status == 0 and "Ray ended" in messages
+
+
 def test_a_worker_waits_for_its_head(node: Node) -> None:
     with node.started("worker", DALLE_RAY_ADDRESS="127.0.0.1:9") as process:
         assert process.stderr and "waiting for the head" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
     assert not (node.record / "calls.txt").exists()
 
 

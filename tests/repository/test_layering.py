@@ -19,24 +19,31 @@ MAY_IMPORT = {"dalle": {"dalle"}, "serving": {"serving", "dalle"}, "training": {
 """The folders at the root of the checkout that each package may import."""
 OURS = {*PACKAGES, "benchmarks", "tests"}
 
-BELOW_CHECKPOINT = {"errors", "config", "files", "images", "transformer", "decoder", "vq", "text"}
-BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub", "version"}
+LIGHT = {"errors", "version", "interrupt", "printable", "defaults", "installed"}
+"""Modules that import nothing large."""
+BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text"}
+BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
 BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "interrupt": set(),
+    "printable": set(),
+    "defaults": set(),
+    "installed": set(),
     "config": {"errors"},
     "device": {"errors"},
     "files": {"errors"},
-    "images": {"errors"},
+    "images": {"defaults", "errors"},
     "tables": {"errors"},
-    "transformer": {"config", "errors"},
-    "decoder": {"transformer", "config", "errors"},
+    "transformer": {"config", "defaults", "errors"},
+    "decoder": {"transformer", "config", "defaults", "errors"},
     "vq": {"config", "errors"},
     "text": {"config", "errors", "files"},
-    "receipt": {"decoder", "errors", "images"},
-    "command_line": {"errors", "receipt"},
+    "receipt": {"decoder", "errors", "images", "printable"},
+    "command_line": {"errors", "interrupt", "printable"},
+    "help_pages": {"errors", "version"},
     "checkpoint": BELOW_CHECKPOINT,
     "hub": {*BELOW_CHECKPOINT, "checkpoint", "version"},
     "model": BELOW_MODEL,
@@ -44,13 +51,13 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "verify": {*BELOW_PIPELINE, "pipeline"},
     "interop": {*BELOW_CHECKPOINT, "checkpoint"},
-    "cli": {*BELOW_COMMAND, "command_line", "interop"},
+    "cli": {*BELOW_COMMAND, "command_line", "help_pages", "interop"},
 }
 """The folders and modules of `dalle`, lowest first, and the others that each may import.
 
 Text, image tokenizers and decoder know nothing of each other; only the command reads other projects' files.
 """
-IDS_ONLY = ("errors", "config", "transformer", "decoder")
+IDS_ONLY = ("errors", "config", "defaults", "transformer", "decoder")
 """Parts of `dalle` that compute on ids and tensors alone."""
 THREADS_AND_CLOCKS = {
     *("_thread", "asyncio", "concurrent", "multiprocessing", "queue", "sched", "signal", "subprocess", "threading"),

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -169,3 +170,30 @@ def test_a_prompt_is_tokenized_once_and_not_on_the_engines_thread(
     assert len(images(events)) == 3
     assert [text for text, _ in tokenized if text] == ["a red panda"]
     assert "engine" not in {thread for _, thread in tokenized}
+
+
+def test_jobs_are_drawn_in_the_order_in_which_they_arrive(
+    start: Start, model: DALLE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = model.text_tokenizer
+    assert tokenizer is not None
+    tokenize = tokenizer.tokenize
+
+    def slow_at_first(text: str) -> list[int]:
+        time.sleep(0.1 if text == "number 0" else 0)
+        return tokenize(text)
+
+    engine = start(max_queue=100)
+    monkeypatch.setattr(tokenizer, "tokenize", slow_at_first)
+    done: list[str] = []
+
+    async def draw(one: Job) -> None:
+        async for event in engine.draw(one):
+            if isinstance(event, Drawn):
+                done.append(one.id)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(draw(job(f"number {i}", prompt=f"number {i}", indices=(0, 1))) for i in range(6)))
+
+    asyncio.run(all_of_them())
+    assert done == [f"number {i}" for i in range(6) for _ in range(2)]

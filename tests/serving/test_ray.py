@@ -35,12 +35,14 @@ ROOT = Path(__file__).parents[2]
 GENERATIONS = "/v1/images/generations"
 PROMPT = {"prompt": "a red panda, fluent 3d style emoji"}
 START_SECONDS = 240
+DEADLINE = 300
+"""Seconds for a request: on a busy machine a replica takes a minute to be replaced, and a full queue another."""
 
 
 class Served:
     """A started service: its address, and its processes."""
 
-    def __init__(self, url: str, process: subprocess.Popen[str], lines: list[str]) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[str], lines: list[tuple[float, str]]) -> None:
         self.url = url
         self.process = process
         self.lines = lines
@@ -50,8 +52,24 @@ class Served:
 
     def kill(self, title: str) -> None:
         """Kill the one child process whose title begins with this text."""
+        self.child(title).send_signal(signal.SIGKILL)
+
+    def child(self, title: str) -> psutil.Process:
         (found,) = (child for child in self.children() if _title(child).startswith(title))
-        found.send_signal(signal.SIGKILL)
+        return found
+
+    def seconds_until(self, text: str, since: float) -> float:
+        """Seconds from a time until a line with this text was printed after it."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for when, line in list(self.lines):
+                if when > since and text in line:
+                    return when - since
+            time.sleep(0.05)
+        raise AssertionError(f"{text!r} was not printed:\n{self.tail()}")
+
+    def tail(self) -> str:
+        return "\n".join(line for _, line in self.lines[-40:])
 
     def metrics(self) -> str:
         return httpx.get(self.url + "/metrics", timeout=30).text
@@ -67,7 +85,7 @@ class Served:
                 if httpx.get(self.url + "/ready", timeout=10).status_code == 200:
                     return
             time.sleep(0.2)
-        raise AssertionError("not ready:\n" + "\n".join(self.lines[-40:]))
+        raise AssertionError("not ready:\n" + self.tail())
 
 
 def _title(process: psutil.Process) -> str:
@@ -84,18 +102,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
     environment["DALLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # the first start compiles
     process = subprocess.Popen(
-        [sys.executable, "-m", "serving", "--port", str(port)],
+        [sys.executable, "-m", "serving", "--port", str(port), "--limits.deadline", str(DEADLINE)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    lines: list[str] = []
+    lines: list[tuple[float, str]] = []
 
     def read() -> None:
         assert process.stdout is not None
-        lines.extend(line.rstrip() for line in process.stdout)
+        lines.extend((time.monotonic(), line.rstrip()) for line in process.stdout)
 
     threading.Thread(target=read, daemon=True).start()
     one = Served(f"http://127.0.0.1:{port}", process, lines)
@@ -111,14 +129,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         _, alive = psutil.wait_procs(children, timeout=20)
         for child in alive:
             child.kill()
-        assert process.returncode == 0, "\n".join(lines[-20:])
+        assert process.returncode == 0, one.tail()
 
 
 def draw(one: Served, seed: int, stream: bool) -> str | dict[str, Any]:
     """The picture in base64, or the error."""
     body = PROMPT | {"seed": seed} | ({"stream": True, "partial_images": 2} if stream else {})
     try:
-        response = httpx.post(one.url + GENERATIONS, json=body, timeout=90)
+        response = httpx.post(one.url + GENERATIONS, json=body, timeout=DEADLINE + 30)
     except httpx.HTTPError as error:
         return {"error": {"code": "connection", "message": repr(error)}}
     if not stream:
@@ -155,7 +173,7 @@ def test_it_draws_what_the_library_draws(served: Served) -> None:
         assert drawn == dataclasses.replace(picture.receipt, step=drawn.step)
         assert (answer.model_extra or {})["system_fingerprint"].startswith(f"fp_{drawn.step}_")
     if shutil.which("g++"):
-        assert any(line.startswith("compiling emoji for 8 slots") for line in served.lines)
+        assert any(line.startswith("compiling emoji for 8 slots") for _, line in served.lines)
         assert drawn.step == "compiled"
     assert [event.type.rpartition(".")[2] for event in events] == ["partial_image"] * 3 + ["completed"]
     assert events[-1].b64_json == answer.data[0].b64_json
@@ -213,7 +231,7 @@ def test_every_request_ends_when_a_part_is_killed(served: Served, expected: dict
         running = [pool.submit(draw, served, seed, seed % 2 == 1) for seed in range(20)]
         time.sleep(1.0)
         served.kill(victim)
-        results = [future.result(120) for future in running]
+        results = [future.result(DEADLINE + 60) for future in running]
     for seed, result in enumerate(results):
         if isinstance(result, str):
             assert result == expected[seed], "the same seed, the same bytes, whoever drew it"
@@ -229,14 +247,88 @@ def test_every_request_ends_when_a_part_is_killed(served: Served, expected: dict
         time.sleep(0.2)
 
 
+INGRESS = "ray::ServeReplica:dalle:Ingress"
+LONG = PROMPT | {"n": 10, "stream": True}
+
+
+def send_long(
+    one: Served, num: int, pool: concurrent.futures.ThreadPoolExecutor
+) -> list[concurrent.futures.Future[str]]:
+    """Send requests of ten pictures, and wait until all are accepted. Their bodies."""
+    accepted = threading.Barrier(num + 1)
+
+    def send(seed: int) -> str:
+        body = LONG | {"seed": seed, "user": str(seed)}
+        with httpx.stream("POST", one.url + GENERATIONS, json=body, timeout=DEADLINE) as answer:
+            accepted.wait(60)
+            return answer.read().decode()
+
+    running = [pool.submit(send, seed) for seed in range(num)]
+    accepted.wait(60)
+    return running
+
+
+def test_a_dead_ingress_frees_its_slots_at_once(served: Served) -> None:
+    cancelled = served.total("cancellations_total")
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        running = send_long(served, 6, pool)
+        since = time.monotonic()
+        served.kill(INGRESS)
+        seconds = served.seconds_until("has died: its 6 jobs are cancelled", since)
+        for body in running:
+            kind, data = re.findall(r"^event: (.+)\ndata: (.+)$", body.result(60), re.M)[-1]
+            assert kind == "error" and json.loads(data)["error"]["message"], "a stream says that it is broken"
+    served.wait_until_ready()
+    assert served.total("cancellations_total") - cancelled == 6
+    assert served.total("slots_used") == served.total("queue_length") == 0
+    assert draw(served, 0, False)
+    assert seconds < 2 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), "2 seconds, with a processor to spare"
+
+
+def test_an_ingress_that_is_only_slow_keeps_its_jobs(served: Served) -> None:
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        running = send_long(served, 3, pool)
+        ingress = served.child(INGRESS)
+        ingress.suspend()
+        time.sleep(4)
+        ingress.resume()
+        bodies = [body.result(DEADLINE) for body in running]
+    assert [body.count("event: image_generation.completed") for body in bodies] == [10] * 3
+
+
+def test_a_second_service_on_the_port_is_refused(served: Served) -> None:
+    command = [sys.executable, "-m", "serving", "--port", served.url.rpartition(":")[2]]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: another program listens on port \d+ of 127.0.0.1: .*\n", done.stderr)
+
+
 def test_what_was_begun_is_ended_before_the_service(served: Served) -> None:
     children = served.children()
+    session = ray_session(served.process.pid)
+    assert session.is_dir()
+    since = time.monotonic()
     body = PROMPT | {"n": 6, "stream": True}
     with httpx.stream("POST", served.url + GENERATIONS, json=body, timeout=120) as answer:
         lines = answer.iter_lines()
         first = next(lines)
         served.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 60
+        while (late := httpx.get(served.url + "/health", timeout=10)).status_code != 503:
+            assert time.monotonic() < until
         text = "\n".join([first, *lines])
+    assert late.headers["retry-after"] == "2"
     assert text.count("event: image_generation.completed") == 6
-    assert served.process.wait(60) == 0, "\n".join(served.lines[-30:])
+    assert served.process.wait(60) == 0, served.tail()
     assert not psutil.wait_procs(children, timeout=20)[1]
+    said = [line for when, line in served.lines if when > since]
+    assert said[-1] == "stopped"
+    assert not [line for line in said if re.search("error|fail|dead|retr|Traceback|WARN", line)], said
+    assert not session.exists()
+
+
+def ray_session(pid: int) -> Path:
+    """Folder of the Ray that the process with this id has started."""
+    (found,) = Path(os.environ.get("TMPDIR") or "/tmp", "ray").glob(f"session_*_{pid}")
+    return found

@@ -88,7 +88,7 @@ def preview(index: int, number: int) -> Preview:
 
 def events(handle: Handle, one: Job) -> list[Event]:
     async def collect() -> list[Event]:
-        backend: Any = RayBackend({"m": handle}, handle)  # type: ignore[dict-item, arg-type]
+        backend: Any = RayBackend({"m": handle}, handle, sender="ingress")  # type: ignore[dict-item, arg-type]
         return [event async for event in backend.draw("m", one)]
 
     found = asyncio.run(collect())
@@ -106,6 +106,8 @@ def test_the_rest_of_a_job_goes_to_another_replica(death: Exception) -> None:
     found = events(handle, job())
     assert found == [accepted(), preview(0, 0), drawn(0), preview(1, 0), preview(1, 1), drawn(1)], "nothing comes twice"
     assert [one.indices for one in handle.jobs] == [(0, 1), (1,)]
+    assert [one.accepted for one in handle.jobs] == [False, True], "what was promised once is promised"
+    assert {one.sender for one in handle.jobs} == {"ingress"}
 
 
 def test_a_replica_that_dies_after_its_last_picture_is_not_missed() -> None:

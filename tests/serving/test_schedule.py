@@ -50,6 +50,15 @@ def test_times_by_hand() -> None:
     assert accept(one, picture(num_codes=6)) == (2, 14.0), "the others from 0 to 10 and from 3 to 13"
 
 
+def test_what_another_engine_promised_is_never_refused() -> None:
+    one = schedule(max_queue=4)
+    accept(one, *(picture(str(caller)) for caller in range(4)))
+    assert refusal(one, picture(deadline=15.0)).code == "deadline_unreachable"
+    assert refusal(one, picture(), picture(), picture()).code == "queue_full"
+    assert one.consider([picture(deadline=15.0)], NOW, promised=True) == (4, 30.0)
+    assert one.consider([picture(), picture(), picture()], NOW, promised=True) == (4, 40.0)
+
+
 def test_decoding_takes_its_time() -> None:
     one = schedule()
     one.decode_seconds = 0.5

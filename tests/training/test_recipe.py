@@ -86,7 +86,7 @@ def test_a_model_in_half_a_minute_stopped_and_resumed(pictures: Path, tmp_path: 
         assert "Traceback" not in text
         if code == 0:
             break
-        if code == 3:
+        if code == 4:
             assert "the same command resumes the run" in text
             plan_when_stopped = plan_of(out)
             assert plan_when_stopped["done"] == ["text", "image_tokenizer", "codes"]
@@ -157,7 +157,7 @@ def test_a_recipe_stopped_in_every_stage_ends_like_an_unbroken_one(
     arguments = ["small", "--pictures", pictures, "--out", tmp_path / "out", "--device", "cpu"]
     for step in (5, 6, 4):
         code, out, err = program(arguments, monkeypatch, capsys)
-        assert code == 3
+        assert code == 4
         assert f"stopped after step {step}; the same command resumes the run" in out + err
     code, _, _ = program(arguments, monkeypatch, capsys)
     assert code == 0 and not stops

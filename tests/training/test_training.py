@@ -122,7 +122,7 @@ def test_a_run_killed_and_stopped_ends_like_an_unbroken_one(
     if stage == "vq":  # stopping is the loop's affair and tested there for any task: one real Ctrl-C will do
         stopped = Process(stage, arguments(data), tmp_path / "parts")
         stopped.after_steps(done + random.randrange(1, STEPS // 3))
-        assert stopped.send(signal.SIGINT) == 3, stopped.output.read_text()
+        assert stopped.send(signal.SIGINT) == 130, stopped.output.read_text()
         assert done < stopped.steps_saved() < STEPS
         text = f"stopped after step {stopped.steps_saved()}; the same command resumes the run"
         assert text in stopped.output.read_text()

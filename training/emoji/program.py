@@ -20,6 +20,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -27,12 +28,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError
 from dalle.files import atomic_write, check_claimed, names_in
-from training.command import exit_on_mistake
+from training.command import exit_on_mistake, parse
 from training.emoji.compare import compare, comparison_table, write_contact_sheet
 from training.emoji.names import Names, clip_art_path
 from training.emoji.notice import notice
@@ -156,14 +156,19 @@ def _mapper(workers: int) -> Iterator[Any]:
     if workers == 1:
         yield map
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one
+    try:
+        pool = multiprocessing.get_context("spawn").Pool(workers)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with pool:
         yield lambda function, jobs: pool.imap(function, jobs, chunksize=8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Ends with exit code 2, and one line on stderr, for a caller's mistake or a failed download."""
     with exit_on_mistake():
-        options = tyro.cli(EmojiOptions, args=arguments, prog="python -m training.emoji")
+        options = parse(EmojiOptions, "training.emoji", arguments)
         build(options)
         if options.compare is not None:
             print(comparison_table(compare(options.out, options.compare)))

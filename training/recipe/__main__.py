@@ -1,11 +1,9 @@
-"""The command line of the recipe. Exit codes: 0 when the model is finished, 2 for a caller's mistake, and 3 for a run
-that a signal stopped before its end."""
+"""`python -m training.recipe`: the command line of the recipe."""
 
 import sys
 
-import tyro
-
-from training.command import exit_on_mistake
+from dalle.command_line import DONE, INTERRUPTED, STOPPED
+from training.command import exit_on_mistake, parse
 from training.recipe import RecipeOptions, run_recipe, status
 from training.recipe.plan import PLAN_FILE
 
@@ -15,19 +13,21 @@ __all__ = ["main"]
 def main() -> None:
     """Run the recipe, or print its status, and end the process."""
     with exit_on_mistake():
-        options = tyro.cli(RecipeOptions, prog="python -m training.recipe")
+        options = parse(RecipeOptions, "training.recipe")
         if options.status:
             print(status(options.out))
             return
+        code = DONE
         try:
-            finished = run_recipe(options)
-        except KeyboardInterrupt:  # in a stage without a saved state, which starts again
-            finished = False
-        if not finished:
+            if not run_recipe(options):
+                code = STOPPED
+        except KeyboardInterrupt:  # a stage without a saved state starts again
+            code = INTERRUPTED
+        if code != DONE:
             print("stopped; the same command resumes the run")
             if (options.out / PLAN_FILE).exists():
                 print(status(options.out))
-    sys.exit(0 if finished else 3)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

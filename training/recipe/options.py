@@ -19,7 +19,7 @@ class RecipeOptions:
     """Train a model on pictures with captions: text tokenizer, image tokenizer, decoder, and an evaluation.
 
     The artefact of each stage can be used alone. The same command resumes a run that was stopped. Exit codes: 0 done,
-    2 a mistake of the caller, 3 stopped.
+    2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C.
     """
 
     preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]

@@ -245,7 +245,8 @@ class _Run:
 
 
 def run_recipe(options: RecipeOptions) -> bool:
-    """Train the model, or resume its run. Returns False if a signal stopped a stage; the same options resume it.
+    """Train the model, or resume its run. Returns False if SIGTERM stopped a stage, and raises KeyboardInterrupt if
+    Ctrl-C did; the same options resume it.
 
     Raises `DataError` for a budget that is too small for one step of a stage (all earlier artefacts stay), for a folder
     of another recipe, and for the mistakes that the stages refuse.

@@ -1,0 +1,21 @@
+"""Values and limits that the command line shows, and that more than one room of the library knows. This module imports
+nothing large, so that `--help` and shell completion do not wait for torch."""
+
+from typing import Literal
+
+__all__ = ["DEFAULT_MODEL", "MAX_PICTURES", "NUM_SLOTS", "Background", "StepKind", "Weights"]
+
+DEFAULT_MODEL = "emoji"
+MAX_PICTURES = 1000
+"""Largest number of pictures of one prompt in one call."""
+NUM_SLOTS = 8
+"""Slots of the engine: room for four guided pictures at once. On a CPU a step reads all weights in any case, so fewer
+slots save little time."""
+
+Background = Literal["transparent", "opaque", "auto"]
+Weights = Literal["float32", "bfloat16", "int8"]
+"""Type of the weights of linear layers in inference. `float32` leaves them as the model has them. `bfloat16` and `int8`
+round a model in float32, on a CPU; int8 weights have a scale for each output channel."""
+StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
+"""`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
+`eager`."""

@@ -1,0 +1,94 @@
+"""Settings checked against this machine before Ray starts: the port, API keys, the store and the models.
+
+Ray Serve itself would report these mistakes after half a minute, in a hundred lines, and a taken port never: its proxy
+shares the port with whatever listens there, and each gets a part of the requests.
+"""
+
+import errno
+import socket
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+from dalle.checkpoint.checkpoint import check_checkpoint
+from dalle.checkpoint.model_config import ModelConfig
+from dalle.device import choose_device
+from dalle.errors import ConfigError
+from serving.ingress.callers import read_keys
+from serving.ingress.store import ImageStore
+from serving.settings import ModelSettings, Settings
+
+__all__ = ["check_settings", "reserve_port"]
+
+MAX_CHECKED_BYTES = 2e9
+"""Size of the weight files up to which they are read here, for their digests; replicas check them in any case."""
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise `ConfigError`, or another `DalleError`, for settings with which the service could not start here. The paths
+    of models are their directories."""
+    read_keys(settings.keys_file)
+    if settings.keys_file is not None and settings.keys_file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        warnings.warn(f"other users can read the keys in {settings.keys_file}: chmod 600 it", stacklevel=2)
+    if settings.store is not None:
+        ImageStore(settings.store, settings.store_seconds, settings.store_bytes)
+    for model in settings.models:
+        _check_model(model)
+
+
+def _check_model(model: ModelSettings) -> None:
+    folder = Path(model.path)
+    decoder = ModelConfig.read(folder).decoder
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= MAX_CHECKED_BYTES:
+        check_checkpoint(folder)
+    if decoder is None:
+        raise ConfigError(f"the model {model.path} is an image tokenizer alone: it has no decoder to draw with")
+    choose_device(model.device)
+    if model.text_encoder is not None and not Path(model.text_encoder).is_dir():
+        raise ConfigError(f"text_encoder of the model {model.id} is {model.text_encoder}: there is no such folder")
+    if (decoder.feature_width is None) != (model.text_encoder is None):
+        need = "has no use for a text encoder" if decoder.feature_width is None else "needs a text_encoder"
+        raise ConfigError(f"the model {model.id} {need}")
+
+
+def reserve_port(host: str, port: int) -> list[socket.socket]:
+    """Sockets that keep this port of this host for Ray Serve's proxy while they are open: other programs, and a second
+    service, find it taken, although the proxy starts later.
+
+    Raises `ConfigError` if another program listens on it, or if this one cannot.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"host is {host!r}, which is not the name of an address: {error.strerror}") from error
+    addresses = {(family, address) for family, _, _, _, address in found}
+    mistakes: dict[Any, OSError] = {}
+    for family, address in addresses:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections may linger
+                probe.bind(address)
+                probe.listen()
+        except OSError as error:
+            mistakes[address] = error
+            if error.errno == errno.EADDRINUSE:
+                hint = "stop that program, or choose another port with --port"
+                raise ConfigError(f"another program listens on port {port} of {address[0]}: {hint}") from error
+    if len(mistakes) == len(addresses):
+        first = next(iter(mistakes.values()))
+        raise ConfigError(f"the service cannot listen on port {port} of {host}: {first.strerror}") from first
+    return [held for family, address in addresses - mistakes.keys() if (held := _held(family, address)) is not None]
+
+
+def _held(family: int, address: Any) -> socket.socket | None:
+    """A socket bound to an address, which only sockets with SO_REUSEPORT can bind too; it takes no connections. None on
+    systems without that option, or while connections of another program linger."""
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(address)
+    except (AttributeError, OSError):
+        held.close()
+        return None
+    return held
