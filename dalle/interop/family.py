@@ -284,7 +284,7 @@ def check_biases(path: Path, weights: Mapping[str, LazyTensor]) -> None:
 
 
 def numbers(path: Path, name: str, tensor: LazyTensor) -> LazyTensor:
-    """A weight that is checked when it is loaded: its numbers must be finite. Float64 becomes float32.
+    """A weight that is checked when it is loaded: its numbers must be finite. Numbers in float64 become float32.
 
     Raises `CheckpointError`, now or on loading, with the file and the weight's name there.
     """
