@@ -85,7 +85,8 @@ def lacks(source: Source) -> str | None:
         return f"the configuration of {weights[0]} is missing, unless it is in a file that cannot be read: {error}"
     return (
         f"{weights[0]} has the weights of a VQGAN, but its configuration is missing: a *.yaml with model.target "
-        "taming.models.*, beside it or in the folder configs of its run"
+        "taming.models.*, beside it or in the folder configs of its run. A file of ruDALL-E under another name needs "
+        "none, but --family rudalle"
     )
 
 

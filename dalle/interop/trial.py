@@ -31,7 +31,7 @@ MAX_SIDE = 16
 def draw_once(folder: Path) -> None:
     """Draw a picture with a model directory whose files have been checked, decode it, and encode the result.
 
-    Raises `CheckpointError` if a logit or a pixel is not a finite number, or if the image tokenizer cannot decode.
+    Raises `CheckpointError` if a logit, or a number on the way to a pixel, is not finite.
     """
     config = ModelConfig.read(folder)
     tokenizer = load_image_tokenizer(folder)
@@ -45,11 +45,22 @@ def draw_once(folder: Path) -> None:
         text = read_text_tokenizer(folder, config)
         text_ids = decoder.layout.empty_ids if text is None else text.null_ids
         codes = _likeliest(decoder, folder / DECODER_FILE, text_ids, codes)
+    for module in tokenizer.modules():  # pixels are clamped, so that the last ones do not show an overflow
+        module.register_forward_hook(_check_finite)
     images = tokenizer.decode(codes)
     if not images.isfinite().all():
-        raise CheckpointError("the image tokenizer decodes to pixels that are not finite: its weights are damaged")
+        raise _overflow()
     if not isinstance(tokenizer, ImageTokenizer) or not tokenizer.config.decode_only:
         tokenizer.encode(images)
+
+
+def _check_finite(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    if isinstance(output, Tensor) and output.is_floating_point() and not torch.stack(output.aminmax()).isfinite().all():
+        raise _overflow()
+
+
+def _overflow() -> CheckpointError:
+    return CheckpointError("the image tokenizer computes numbers that are not finite: its weights are damaged")
 
 
 def _likeliest(decoder: Decoder, path: Path, text_ids: Tensor, codes: Tensor) -> Tensor:
@@ -76,7 +87,7 @@ def _read_when_used(decoder: Decoder, path: Path) -> None:
         values = {name.removeprefix(prefix): weights[stored[name]].load().float() for name in names}
         module.load_state_dict(values, strict=False, assign=True)
 
-    def of_block(block: nn.Module, prefix: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    def hooks(block: nn.Module, prefix: str) -> tuple[Callable[..., None], Callable[..., None]]:
         names = [name for name in stored if name.startswith(prefix)]
 
         def before(*_: Any) -> None:
@@ -89,6 +100,6 @@ def _read_when_used(decoder: Decoder, path: Path) -> None:
 
     load(decoder, "", [name for name in stored if not name.startswith("blocks.")])
     for i, block in enumerate(decoder.blocks):
-        before, after = of_block(block, f"blocks.{i}.")
+        before, after = hooks(block, f"blocks.{i}.")
         block.register_forward_pre_hook(before)
         block.register_forward_hook(after)

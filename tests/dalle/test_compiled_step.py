@@ -102,11 +102,12 @@ def test_a_model_uses_the_step_that_was_compiled_for_it(
     ):
         new_engine(model, num_slots=8, step="compiled")
     eager = [one.receipt for one in model.generate("a red panda", n=3, seed=1)]
-    for name, days in (("unused", 31), ("used", 29)):
+    unused, used = "0" * 16, "1" * 16
+    for name, days in ((unused, 31), (f".{unused}-half", 31), (used, 29), ("somebody else's", 31)):
         (tmp_path / "steps" / name).mkdir(parents=True)
         os.utime(tmp_path / "steps" / name, times=(time.time() - days * 24 * 3600,) * 2)
     found = compile_model(model, 8)
-    assert {path.name for path in (tmp_path / "steps").iterdir()} == {"used", found.folder.name}
+    assert {path.name for path in (tmp_path / "steps").iterdir()} == {used, "somebody else's", found.folder.name}
     assert found == CompiledModel.find(model.digest, 8)
     assert CompiledModel.find(model.digest, 4) is None
     assert new_engine(model, num_slots=8, step="compiled").step_kind == "compiled"

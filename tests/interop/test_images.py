@@ -228,7 +228,7 @@ def test_a_family_that_is_given_need_not_be_recognised_by_a_name(tmp_path: Path)
     path = golden.find("ru-dalle/vae/vqgan.gumbelf8-sber.model.ckpt")
     assert path is not None
     shutil.copy(path, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="has the weights of a VQGAN, but its configuration is missing"):
+    with pytest.raises(CheckpointError, match=r"its configuration is missing.* needs none, but --family rudalle"):
         import_checkpoint(tmp_path / "last.ckpt", tmp_path / "model")
     tokenizer, done = imported(tmp_path / "last.ckpt", tmp_path / "model", family="rudalle")
     assert done.reason == "the family was given" and isinstance(tokenizer, ImageTokenizer)

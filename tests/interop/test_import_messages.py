@@ -93,7 +93,7 @@ def test_a_model_that_cannot_draw_is_not_left_behind(tmp_path: Path) -> None:
     weights |= {name: 3e38 * sign for name, sign in signs.items()}
     torch.save({"hparams": VAE.h, "weights": weights}, tmp_path / "vae.pt")
     text = refusal(tmp_path / "vae.pt", tmp_path)
-    assert f"{tmp_path / 'vae.pt'} cannot draw: the image tokenizer decodes to pixels that are not finite" in text
+    assert f"{tmp_path / 'vae.pt'} cannot draw: the image tokenizer computes numbers that are not finite" in text
 
 
 def test_complex_numbers_in_safetensors(tmp_path: Path) -> None:
