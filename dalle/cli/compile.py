@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dalle.cli.look import complete_model
+from dalle.cli.look import ModelArgument
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL, NUM_SLOTS, Weights
 from dalle.files import CannotWriteError
@@ -15,14 +15,7 @@ __all__ = ["compile_step_of_model"]
 
 @exit_on_mistake()
 def compile_step_of_model(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Name of a model (see `dalle models`), or its directory.",
-            autocompletion=complete_model,
-        ),
-    ] = DEFAULT_MODEL,
+    model: ModelArgument = DEFAULT_MODEL,
     num_slots: Annotated[
         int, typer.Option(min=2, max=1024, help="Slots of the engine, as in the settings of the service.")
     ] = NUM_SLOTS,

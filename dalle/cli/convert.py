@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from dalle.cli.look import complete_model
+from dalle.cli.look import ModelArgument
 from dalle.command_line import exit_on_mistake, one_line
 from dalle.interrupt import heavy_imports
 from dalle.printable import printable
@@ -75,14 +75,7 @@ def import_model(
 
 @exit_on_mistake()
 def export_model(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Name of a model (see `dalle models`), or its directory.",
-            autocompletion=complete_model,
-        ),
-    ],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist yet.")],
     to: Annotated[
         str,

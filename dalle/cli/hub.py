@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dalle.cli.look import complete_model
+from dalle.cli.look import ModelArgument
 from dalle.command_line import exit_on_mistake
 from dalle.errors import CheckpointError
 from dalle.interrupt import heavy_imports
@@ -83,14 +83,7 @@ def pull_model(
 
 @exit_on_mistake()
 def push_model(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="Name of a model (see `dalle models`), or its directory.",
-            autocompletion=complete_model,
-        ),
-    ],
+    model: ModelArgument,
     repository: Annotated[
         str, typer.Argument(metavar="hf:OWNER/NAME", help="Repository of the hub; created if it does not exist.")
     ],

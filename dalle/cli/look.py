@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -12,7 +12,7 @@ from dalle.help_pages import UsageError, plain_help, print_version
 from dalle.installed import list_installed
 from dalle.printable import printable
 
-__all__ = ["SETTINGS", "Command", "Group", "VersionOption", "complete_model", "print_json", "run_app"]
+__all__ = ["SETTINGS", "Command", "Group", "ModelArgument", "VersionOption", "complete_model", "print_json", "run_app"]
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -33,6 +33,17 @@ VersionOption = typer.Option(
 def complete_model(incomplete: str) -> list[str]:
     """Names of models, for shell completion. Pulled models are left out: shells split words at their colon."""
     return [name for name in list_installed() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Name of a model (see `dalle models`), or its directory.",
+        autocompletion=complete_model,
+    ),
+]
+"""The type of the argument of commands that take a model."""
 
 
 class Command(TyperCommand):
