@@ -6,6 +6,7 @@ One start serves all tests here, in their order: the last one removes everything
 import base64
 import concurrent.futures
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -138,11 +139,11 @@ class Containers:
 
 
 def _torch_index() -> str:
-    """The project's index of torch, or PyPI where that cannot be reached."""
+    """The project's index of torch, or pip's default where that cannot be reached."""
     with contextlib.suppress(httpx.HTTPError):
         if httpx.get(f"{TORCH}/torch/", timeout=10).is_success:
             return TORCH
-    return "https://pypi.org/simple"
+    return str(importlib.import_module("pip._internal.models.index").PyPI.simple_url)
 
 
 def pictures(answer: httpx.Response) -> list[bytes]:
