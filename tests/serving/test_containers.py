@@ -6,13 +6,13 @@ One start serves all tests here, in their order: the last one removes everything
 import base64
 import concurrent.futures
 import contextlib
-import importlib
 import json
 import os
 import re
 import secrets
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,7 +143,9 @@ def _torch_index() -> str:
     with contextlib.suppress(httpx.HTTPError):
         if httpx.get(f"{TORCH}/torch/", timeout=10).is_success:
             return TORCH
-    return str(importlib.import_module("pip._internal.models.index").PyPI.simple_url)
+    # in a process of its own: where pip was imported, setuptools lets torch compile no more
+    program = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    return subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def pictures(answer: httpx.Response) -> list[bytes]:
