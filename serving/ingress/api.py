@@ -86,11 +86,11 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     )
     records = Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
     app.state.deferred = Deferred(app, records)
-    app.state.shelf = (
-        Shelf(settings.batches_folder, settings.batch_seconds, settings.batch_bytes)
-        if settings.batches_folder
-        else None
-    )
+    app.state.batches = None
+    if settings.batches_folder is not None:
+        shelf = Shelf(settings.batches_folder, settings.batch_seconds, settings.batch_bytes)
+        at_once = max(model.num_slots * model.min_replicas for model in settings.models)
+        app.state.batches = BatchRunner(app, shelf, at_once)
     app.state.metrics = HTTPMetrics()
 
     def limit(scope: Scope) -> int:
@@ -127,13 +127,8 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
 @contextlib.asynccontextmanager
 async def _batches(app: FastAPI) -> AsyncIterator[None]:
     """Draw batches while the application runs, if it has a folder for them."""
-    if app.state.shelf is None:
-        yield
-        return
-    models = app.state.settings.models
-    at_once = max(model.num_slots * model.min_replicas for model in models)
-    app.state.batch_runner = BatchRunner(app, app.state.shelf, at_once)
-    async with app.state.batch_runner.running():
+    runner: BatchRunner | None = app.state.batches
+    async with contextlib.nullcontext() if runner is None else runner.running():
         yield
 
 

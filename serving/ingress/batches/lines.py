@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,7 +12,7 @@ from serving.errors import ApiError, field_error
 from serving.ingress.batches.schemas import BatchError, Envelope
 from serving.schemas import GenerationRequest
 
-__all__ = ["BatchLine", "error_at", "read_lines"]
+__all__ = ["BatchLine", "error_at", "in_body", "read_lines"]
 
 WITHOUT = {
     "stream": "its results are in a file",
@@ -67,12 +66,12 @@ def _read(row: Row) -> BatchLine:
     try:
         fields = GenerationRequest.model_validate(envelope.body)
     except ValidationError as error:
-        raise _in_body(field_error(list(error.errors()), sorted(GenerationRequest.model_fields))) from error
+        raise in_body(field_error(list(error.errors()), sorted(GenerationRequest.model_fields))) from error
     for name, reason in WITHOUT.items():
         if getattr(fields, name):
-            raise _in_body(_unsupported(name, f"{name} is not supported in a batch: {reason}"))
+            raise in_body(_unsupported(name, f"{name} is not supported in a batch: {reason}"))
     if fields.response_format == "url":
-        raise _in_body(_unsupported("response_format", "a batch contains its pictures: send b64_json"))
+        raise in_body(_unsupported("response_format", "a batch contains its pictures: send b64_json"))
     return BatchLine(
         number=row.number,
         custom_id=envelope.custom_id,
@@ -84,7 +83,7 @@ def _unsupported(name: str, message: str) -> ApiError:
     return ApiError(400, message, code="unsupported_parameter", param=name)
 
 
-def _in_body(error: ApiError) -> ApiError:
+def in_body(error: ApiError) -> ApiError:
     """The same error, with its parameter's place in the line."""
-    param: Any = "body" if error.param is None else f"body.{error.param}"
+    param = "body" if error.param is None else f"body.{error.param}"
     return ApiError(error.status, error.message, code=error.code, param=param)

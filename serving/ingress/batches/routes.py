@@ -38,8 +38,11 @@ class Caller:
     """The caller of a request, and what the service keeps for all."""
 
     name: str
-    shelf: Shelf
     runner: BatchRunner
+
+    @property
+    def shelf(self) -> Shelf:
+        return self.runner.shelf
 
     def file(self, file_id: str, param: str) -> FileObject:
         """A file of the caller. Raises `ApiError`."""
@@ -64,11 +67,11 @@ class Caller:
 
 
 def _caller(request: Request) -> Caller:
-    shelf: Shelf | None = request.app.state.shelf
-    if shelf is None:
+    runner: BatchRunner | None = request.app.state.batches
+    if runner is None:
         message = "this service keeps no files and batches: it has no store (its settings `store` and `batches`)"
         raise ApiError(404, message, code="no_store")
-    return Caller(request.state.caller, shelf, request.app.state.batch_runner)
+    return Caller(request.state.caller, runner)
 
 
 Known = Annotated[Caller, Depends(_caller)]

@@ -20,7 +20,7 @@ from uuid import uuid4
 from fastapi import FastAPI
 
 from serving.errors import ApiError, internal_error
-from serving.ingress.batches.lines import BatchLine, error_at, read_lines
+from serving.ingress.batches.lines import BatchLine, error_at, in_body, read_lines
 from serving.ingress.batches.schemas import BatchError
 from serving.ingress.batches.shelf import Shelf
 from serving.ingress.batches.stored import StoredBatch
@@ -41,6 +41,8 @@ ATTEMPTS = 3
 """Times that a request is sent that ends with status 500."""
 BACKOFF_SECONDS = (0.5, 30.0)
 """Shortest and longest time between two attempts."""
+GRACE_SECONDS = 60.0
+"""Time after the end of a batch at which an engine drops its requests, if their ingress has not cancelled them then."""
 MAX_ERRORS = 100
 """Most invalid lines that a batch reports."""
 
@@ -55,25 +57,25 @@ class BatchRunner:
 
     def __init__(self, app: FastAPI, shelf: Shelf, at_once: int) -> None:
         self._app = app
-        self._shelf = shelf
+        self.shelf = shelf
         self._news = asyncio.Event()
+        self._disk: ThreadPoolExecutor
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(at_once))
-        self._disk = ThreadPoolExecutor(1, "batches")
-        """All that is written of a batch is written here, one thing after the other, also if a task is cancelled."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Draw batches within a `with` block. Those that are not finished then are left to others."""
-        watch = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            tasks = [watch, *self._tasks.values()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._disk.shutdown()
+        # one thread for all that is written of a batch: one thing after the other, also if a task is cancelled
+        with ThreadPoolExecutor(1, "batches") as self._disk:
+            watch = asyncio.create_task(self._watch())
+            try:
+                yield
+            finally:
+                tasks = [watch, *self._tasks.values()]
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def look(self) -> None:
         """Look for batches now."""
@@ -83,10 +85,10 @@ class BatchRunner:
         while True:
             self._news.clear()
             try:
-                await self._on_disk(self._shelf.sweep)
-                for caller, batch_id in await self._on_disk(lambda: list(self._shelf.open_batches())):
+                await self._on_disk(self.shelf.sweep)
+                for caller, batch_id in await self._on_disk(lambda: list(self.shelf.open_batches())):
                     if batch_id not in self._tasks:
-                        batch = StoredBatch(self._shelf, caller, self._shelf.of(caller) / batch_id)
+                        batch = StoredBatch(self.shelf, caller, self.shelf.of(caller) / batch_id)
                         if await self._on_disk(batch.acquire):
                             self._tasks[batch_id] = asyncio.create_task(self._hold(batch))
             except Exception:
@@ -134,7 +136,7 @@ class BatchRunner:
                         continue
                     await places.acquire()
                     group.create_task(self._draw_line(batch, line)).add_done_callback(lambda _: places.release())
-                    if batch.num_bytes > self._shelf.max_bytes:
+                    if self.shelf.is_overfull(batch.caller):
                         break
         await self._on_disk(batch.finish, "completed")
 
@@ -151,7 +153,7 @@ class BatchRunner:
                 try:
                     await self._prepare(batch, line)
                 except ApiError as error:
-                    errors.append(error_at(line.number, error))
+                    errors.append(error_at(line.number, in_body(error)))
             else:
                 errors.append(line)
             if len(errors) == MAX_ERRORS:
@@ -207,7 +209,7 @@ class BatchRunner:
                     raise
                 await asyncio.sleep(LOOK_SECONDS)
                 continue
-            job = dataclasses.replace(drawing.job, spare=True, deadline=batch.expires_at)
+            job = dataclasses.replace(drawing.job, spare=True, deadline=batch.expires_at + GRACE_SECONDS)
             return dataclasses.replace(drawing, job=job)
 
     async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,8 +41,8 @@ def new_id(prefix: str) -> str:
 
 
 class Shelf:
-    """Files and finished batches are kept for `seconds`. Files take about `max_bytes` at most: the oldest of the caller
-    whose files take most are removed first. Raises `ConfigError` for a folder that cannot be written to."""
+    """Files and finished batches are kept for `seconds`. They take about `max_bytes` at most: the oldest files of the
+    caller who takes most are removed first. Raises `ConfigError` for a folder that cannot be written to."""
 
     def __init__(self, folder: Path, seconds: float, max_bytes: int) -> None:
         self.folder = folder
@@ -51,6 +52,8 @@ class Shelf:
         self._room = 0
         """Bytes that can still be written before the next sweep."""
         self._swept = 0.0
+        self._overfull: Path | None = None
+        """The caller whose batches' results alone are too many, if one's are."""
         try:
             (folder / "open").mkdir(parents=True, exist_ok=True, mode=0o700)
             prepare_folder(folder)
@@ -60,6 +63,10 @@ class Shelf:
     def of(self, caller: str) -> Path:
         """The folder of a caller."""
         return self.folder / hashlib.sha256(caller.encode()).hexdigest()[:32]
+
+    def is_overfull(self, caller: str) -> bool:
+        """Whether a caller's batches have to end, since there is no room for more results."""
+        return self._overfull == self.of(caller)
 
     # -- files
 
@@ -143,7 +150,11 @@ class Shelf:
         for path in sorted((self.folder / "open").glob("batch_*")):
             if BATCH.fullmatch(path.name):
                 with suppress(FileNotFoundError):
-                    yield path.read_text(encoding="utf-8"), path.name
+                    caller = path.read_text(encoding="utf-8")
+                    if self.batch_folder(caller, path.name) is not None:
+                        yield caller, path.name
+                    elif path.stat().st_mtime < time.time() - SWEEP_SECONDS:  # its ingress died while it made it
+                        path.unlink()
 
     # -- both
 
@@ -164,17 +175,18 @@ class Shelf:
         return found, False
 
     def sweep(self, num_bytes: int = 0) -> None:
-        """Remove what has expired, and the oldest files above the size, if `num_bytes` were added; most calls find that
-        it is not yet time to."""
+        """Count `num_bytes` that are written. Now and then, or if they are too many, remove what has expired, and the
+        oldest files until there is room."""
         with self._lock:
             self._room -= num_bytes
             if self._room < 0 or time.monotonic() > self._swept + SWEEP_SECONDS:
-                self._sweep()
+                self._sweep(num_bytes)
 
-    def _sweep(self) -> None:
+    def _sweep(self, num_bytes: int) -> None:
         self._swept, old = time.monotonic(), time.time() - self.seconds
         unfinished = {batch_id for _, batch_id in self.open_batches()}
-        kept: dict[Path, list[tuple[int, Path]]] = {}
+        sizes: Counter[Path] = Counter()
+        files: defaultdict[Path, list[tuple[int, Path]]] = defaultdict(list)
         for path in sorted(self.folder.glob("*/*")):
             with suppress(OSError):
                 status = path.stat()
@@ -184,17 +196,21 @@ class Shelf:
                     _remove(path)
                 elif path.suffix == ".json":
                     size = max(BLOCK, path.with_suffix(".jsonl").stat().st_size)
-                    kept.setdefault(path.parent, []).append((size, path))
-        sizes = {folder: sum(size for size, _ in files) for folder, files in kept.items()}
-        while sizes and sum(sizes.values()) > self.max_bytes:
-            largest = max(sizes, key=lambda folder: sizes[folder])
-            if not kept[largest]:
-                break
-            size, path = kept[largest].pop(0)
-            sizes[largest] -= size
-            with suppress(OSError):
-                _remove(path)
-        self._room = max(0, self.max_bytes - sum(sizes.values()))
+                    sizes[path.parent] += size
+                    files[path.parent].append((size, path))
+                elif path.is_dir():
+                    sizes[path.parent] += sum(result.stat().st_size for result in path.glob("*.jsonl"))
+        self._overfull = None
+        while sizes and sizes.total() + num_bytes > self.max_bytes and self._overfull is None:
+            ((largest, _),) = sizes.most_common(1)
+            if files[largest]:
+                size, path = files[largest].pop(0)
+                sizes[largest] -= size
+                with suppress(OSError):
+                    _remove(path)
+            else:
+                self._overfull = largest
+        self._room = max(0, self.max_bytes - sizes.total() - num_bytes)
 
 
 def _remove(path: Path) -> None:

@@ -12,6 +12,7 @@ however it dies. All methods block on the file system: call them in a thread.
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -49,8 +50,6 @@ class StoredBatch:
         self.folder = folder
         self.done: set[str] = set()
         """The custom_id of each request that has a result, once `acquire` has returned True."""
-        self.num_bytes = 0
-        """Size of all results."""
         self.expires_at = 0.0
         """When what is not drawn expires, in seconds since the epoch; also known once the lock is held."""
         self._shelf = shelf
@@ -64,14 +63,13 @@ class StoredBatch:
         """A new batch. Raises `FileNotFoundError` if the content of its file has just been removed."""
         batch = cls(shelf, caller, shelf.of(caller) / new_id("batch_"))
         batch.folder.mkdir(mode=0o700)
+        content, now = shelf.content(caller, asked.input_file_id), int(time.time())
         try:
-            os.link(shelf.content(caller, asked.input_file_id), batch.input)
-        except OSError:
-            batch.folder.rmdir()
-            raise
-        now = int(time.time())
-        batch._save(Batch(id=batch.id, created_at=now, expires_at=now + WINDOW_SECONDS, **asked.model_dump()))
+            os.link(content, batch.input)
+        except OSError:  # a file system without links, or the content is gone
+            shutil.copyfile(content, batch.input)
         shelf.set_open(caller, batch.id, True)
+        batch._save(Batch(id=batch.id, created_at=now, expires_at=now + WINDOW_SECONDS, **asked.model_dump()))
         return batch
 
     @property
@@ -100,8 +98,6 @@ class StoredBatch:
         try:
             self._lock.acquire(blocking=False)
         except (Timeout, OSError):
-            if not self.folder.exists():
-                self._shelf.set_open(self.caller, self.id, False)
             return False
         state = self.state
         if state.status in FINAL:  # the process died, or another one finished it just now
@@ -150,7 +146,7 @@ class StoredBatch:
         file = self._files["output" if ok else "errors"]
         file.write(text)
         file.flush()
-        self.num_bytes += len(text)
+        self._shelf.sweep(len(text))
         self.done.add(custom_id)
         changed = {"completed": self._counts.completed + 1} if ok else {"failed": self._counts.failed + 1}
         self._counts = self._counts.model_copy(update=changed)
@@ -208,7 +204,6 @@ class StoredBatch:
             num_results, end = num_results + 1, end + len(text)
         file.seek(end)
         file.truncate()
-        self.num_bytes += end
         return num_results
 
     def _end(self, **changes: Any) -> None:
