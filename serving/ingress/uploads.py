@@ -1,4 +1,4 @@
-"""Multipart forms of edits and variations: their fields, and their picture files."""
+"""Multipart forms, and those of edits and variations: their fields, and their picture files."""
 
 import contextlib
 import dataclasses
