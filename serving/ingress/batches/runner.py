@@ -89,39 +89,43 @@ class BatchRunner:
                 for caller, batch_id in await self._on_disk(lambda: list(self.shelf.open_batches())):
                     if batch_id not in self._tasks:
                         batch = StoredBatch(self.shelf, caller, self.shelf.of(caller) / batch_id)
-                        if await self._on_disk(batch.acquire):
-                            self._tasks[batch_id] = asyncio.create_task(self._hold(batch))
+                        self._tasks[batch_id] = asyncio.create_task(self._hold(batch))
             except Exception:
                 logger.exception("the folder of batches cannot be read; it is tried again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
 
     async def _hold(self, batch: StoredBatch) -> None:
-        """Draw a batch whose lock is held until it is finished, cancelled or expired, and release the lock."""
-        work = asyncio.create_task(self._draw(batch))
+        """Draw a batch until it is finished, cancelled or expired, if nobody else does."""
         try:
-            ending = await self._on_disk(lambda: batch.ending)
-            while ending is None and not work.done():
-                await asyncio.wait((work,), timeout=LOOK_SECONDS)
-                ending = await self._on_disk(lambda: batch.ending)
-            if ending is None:
-                work.result()
-            else:
-                work.cancel()
-                await asyncio.wait((work,))
-                await self._on_disk(batch.finish, ending)
+            if await self._on_disk(batch.acquire):
+                ending = await self._draw_until_ending(batch)
+                if ending is not None:
+                    await self._on_disk(batch.finish, ending)
         except Exception:
             logger.exception("the batch %s is interrupted; it is tried again in %g s", batch.id, PAUSE_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
         finally:
-            work.cancel()
-            await asyncio.wait((work,))
             await self._on_disk(batch.release)
             del self._tasks[batch.id]
 
+    async def _draw_until_ending(self, batch: StoredBatch) -> str | None:
+        """Draw a batch, but stop when it has to end. Returns the state in which it has to; None if it is finished."""
+        work = asyncio.create_task(self._draw(batch))
+        try:
+            while (ending := await self._on_disk(lambda: batch.ending)) is None:
+                if work.done():
+                    work.result()
+                    break
+                await asyncio.wait((work,), timeout=LOOK_SECONDS)
+            return ending
+        finally:
+            work.cancel()
+            await asyncio.wait((work,))
+
     async def _draw(self, batch: StoredBatch) -> None:
         state = await self._on_disk(lambda: batch.state)
-        if state.status == "validating":
+        if state.in_progress_at is None:
             total, errors = await self._validate(batch)
             if errors:
                 await self._on_disk(batch.fail, errors)
@@ -187,7 +191,7 @@ class BatchRunner:
             wait = min(longest, max(wait, shortest * 2 ** min(attempt, 10)))
             await asyncio.sleep(wait * random.uniform(0.5, 1))
         response = {"status_code": status, "request_id": request_id, "body": body}
-        await self._on_disk(lambda: batch.record(line.custom_id, response=response, error=None))
+        await self._on_disk(batch.record, line.custom_id, response)
 
     async def _prepare(self, batch: StoredBatch, line: BatchLine, job_id: str | None = None) -> Drawing:
         """A request that is ready to be drawn in spare slots. Raises `ApiError`; waits for a model that is not loaded

@@ -9,6 +9,7 @@ file system: call them in a thread.
 """
 
 import hashlib
+import os
 import re
 import secrets
 import shutil
@@ -87,6 +88,7 @@ class Shelf:
         content = self.of(caller) / f"{file_id}.jsonl"
         with suppress(FileNotFoundError):  # it was moved already
             source.replace(content)
+            os.utime(content)  # its time on the shelf begins
         num_bytes, now = content.stat().st_size, int(time.time())
         self.sweep(num_bytes)
         added = FileObject(

@@ -16,8 +16,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -54,7 +55,7 @@ class StoredBatch:
         """When what is not drawn expires, in seconds since the epoch; also known once the lock is held."""
         self._shelf = shelf
         self._lock = FileLock(folder / "lock", thread_local=False)
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, FileIO] = {}
         self._counts = Counts()
         self._saved = 0.0
 
@@ -94,7 +95,7 @@ class StoredBatch:
 
     def acquire(self) -> bool:
         """Take the lock, and read the results so far. False if another process, or this one, draws the batch, or if it
-        is finished."""
+        is finished. Call `release` in any case."""
         try:
             self._lock.acquire(blocking=False)
         except (Timeout, OSError):
@@ -102,7 +103,6 @@ class StoredBatch:
         state = self.state
         if state.status in FINAL:  # the process died, or another one finished it just now
             self._shelf.set_open(self.caller, self.id, False)
-            self._lock.release()
             return False
         self.expires_at = state.expires_at
         self._counts = state.request_counts
@@ -112,7 +112,7 @@ class StoredBatch:
         return True
 
     def release(self) -> None:
-        """Close the results, and release the lock."""
+        """Close the results, and release the lock, if this process has it."""
         for file in self._files.values():
             file.close()
         self._lock.release()
@@ -138,20 +138,23 @@ class StoredBatch:
         self._counts = Counts(total=total)
         self._update(status="in_progress", in_progress_at=int(time.time()))
 
-    def record(self, custom_id: str, *, response: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
-        """Append a result: a response, or an error if there is none."""
+    def record(self, custom_id: str, response: dict[str, Any]) -> None:
+        """Append the response to a request."""
+        self._shelf.sweep(self._append(custom_id, response, None))
+        if time.monotonic() > self._saved + SAVE_SECONDS:
+            self._update()
+
+    def _append(self, custom_id: str, response: dict[str, Any] | None, error: dict[str, Any] | None) -> int:
+        """Append a result. Returns its size in bytes."""
         ok = response is not None and response["status_code"] == 200
         entry = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": error}
         text = json.dumps(entry).encode() + b"\n"
-        file = self._files["output" if ok else "errors"]
-        file.write(text)
-        file.flush()
-        self._shelf.sweep(len(text))
+        if self._files["output" if ok else "errors"].write(text) < len(text):
+            raise OSError(f"a result of the batch {self.id} could not be written whole")
         self.done.add(custom_id)
         changed = {"completed": self._counts.completed + 1} if ok else {"failed": self._counts.failed + 1}
         self._counts = self._counts.model_copy(update=changed)
-        if time.monotonic() > self._saved + SAVE_SECONDS:
-            self._update()
+        return len(text)
 
     def finish(self, status: str) -> None:
         """End it in this state, unless it has ended: requests without a result get an error, and the results become
@@ -163,9 +166,8 @@ class StoredBatch:
             if state.in_progress_at is not None:
                 code, message = REST[status]
                 for line in self.lines():
-                    if line.custom_id in self.done:
-                        continue
-                    self.record(line.custom_id, response=None, error={"code": code, "message": message})
+                    if line.custom_id not in self.done:
+                        self._append(line.custom_id, None, {"code": code, "message": message})
             ids = {}
             for name, field in (("output", "output_file_id"), ("errors", "error_file_id")):
                 if self._files[name].tell():
@@ -190,20 +192,15 @@ class StoredBatch:
         """Open results to append to. Returns their number; a last one that was not written whole is cut off."""
         path = self.folder / f"{name}.jsonl"
         path.touch()
-        file = path.open("r+b")
-        self._files[name] = file
         num_results, end = 0, 0
-        for text in file:
-            try:
-                custom_id = json.loads(text)["custom_id"] if text.endswith(b"\n") else None
-            except ValueError:
-                custom_id = None
-            if custom_id is None:
-                break
-            self.done.add(custom_id)
-            num_results, end = num_results + 1, end + len(text)
-        file.seek(end)
-        file.truncate()
+        with path.open("rb") as file, suppress(ValueError):
+            for text in file:
+                if not text.endswith(b"\n"):
+                    break
+                self.done.add(json.loads(text)["custom_id"])
+                num_results, end = num_results + 1, end + len(text)
+        os.truncate(path, end)
+        self._files[name] = path.open("ab", buffering=0)
         return num_results
 
     def _end(self, **changes: Any) -> None:
