@@ -235,7 +235,7 @@ def test_limits_of_files_and_batches(model: DALLE, tmp_path: Path) -> None:
         with pytest.raises(openai.APIStatusError, match="the limit is 2000") as refused:
             create(client, *(line(str(i)) for i in range(30)))
         assert refused.value.status_code == 413
-        first, second = (create(client, line("a"), line("b")) for _ in range(2))
+        first, second = (create(client, *(line(str(i)) for i in range(10))) for _ in range(2))
         with pytest.raises(openai.RateLimitError, match="2 of your batches are not finished, and the limit is 2"):
             create(client, line("a"))
         for batch in (first, second):
@@ -338,7 +338,7 @@ def test_nobody_waits_for_a_batch(slow: Service) -> None:
         while metric(slow, "dalle_slots_used") < 4:
             time.sleep(0.02)
         asked = post(slow, **PROMPT, n=2).json()
-        assert asked["timing"]["queue"] < 0.5, "its pictures take the slots of the batch"
+        assert asked["timing"]["queue"] < asked["timing"]["total"] / 3, "its pictures take the slots of the batch"
         assert metric(slow, "dalle_evictions_total") == 2
         batch = until(client, batch, "completed")
         found = results(client, batch.output_file_id)
@@ -442,17 +442,22 @@ def test_a_batch_ends_when_its_results_fill_the_store(model: DALLE, tmp_path: Pa
 
 
 def test_old_files_and_batches_are_removed(model: DALLE, tmp_path: Path) -> None:
-    with service(model, store=tmp_path, batch_seconds=2) as one, client_of(one) as client:
+    with service(model, store=tmp_path, batch_seconds=3600) as one, client_of(one) as client:
         batch = until(client, create(client, line("a")), "completed")
-        time.sleep(2.1)
-        with pytest.raises(openai.NotFoundError):
-            client.files.content(batch.output_file_id or "")
-        assert not list(client.files.list())
-    with service(model, store=tmp_path, batch_seconds=2) as one, client_of(one) as client:
-        time.sleep(0.5)  # an ingress sweeps when it starts
+        for file in client.files.list():
+            assert file.expires_at == file.created_at + 3600
+    with service(model, store=tmp_path, batch_seconds=0.1) as one, client_of(one) as client:
+        patience = time.monotonic() + 60
+        while list(tmp_path.glob("batches/*/*")):  # an ingress sweeps when it starts
+            assert time.monotonic() < patience
+            time.sleep(0.05)
         with pytest.raises(openai.NotFoundError):
             client.batches.retrieve(batch.id)
-        assert not list(tmp_path.glob("batches/*/*"))
+        assert not list(client.files.list())
+        kept = client.files.create(file=("f.jsonl", b"x"), purpose="batch")
+        time.sleep(0.2)
+        with pytest.raises(openai.NotFoundError, match="it is unknown, deleted or expired"):
+            client.files.content(kept.id)
 
 
 def test_the_oldest_files_make_room(model: DALLE, tmp_path: Path) -> None:
