@@ -111,7 +111,9 @@ def test_a_setting_that_cannot_work_here_is_refused(model_folder: Path, values: 
 def test_gpus_that_this_machine_does_not_have_are_not_waited_for() -> None:
     models = load_settings({"models": [{"num_gpus": 0.5, "min_replicas": 3, "max_replicas": 9}]}).models
     check_gpus(models, 2)
-    with pytest.raises(ConfigError, match=r"models with num_gpus take 1\.5 GPUs, and this machine has 1 for all models"):
+    with pytest.raises(
+        ConfigError, match=r"models with num_gpus take 1\.5 GPUs, and this machine has 1 for all models"
+    ):
         check_gpus(models, 1)
 
 

@@ -78,7 +78,9 @@ def test_an_invalid_setting_is_refused_by_name(values: dict[str, Any], message: 
         load_settings(values)
 
 
-@pytest.mark.parametrize("origin", ["*", "null", "http://localhost:3000", "https://[::1]:8000", "chrome-extension://ab"])
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "http://localhost:3000", "https://[::1]:8000", "chrome-extension://ab"]
+)
 def test_origins_as_browsers_send_them_are_taken(origin: str) -> None:
     assert load_settings({"cors_origins": [origin]}).cors_origins == (origin,)
 

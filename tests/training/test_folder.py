@@ -244,11 +244,19 @@ def test_a_bad_row_takes_no_other_with_it(tmp_path: Path) -> None:
 
 
 def test_a_quote_takes_no_row_into_its_caption(tmp_path: Path) -> None:
-    """A line that names a picture is a row, even where a later quote would close the open one. Other lines of a cell are
-    captions, with commas too."""
+    """A line that names a picture is a row, even where a later quote would close the open one. Other lines of a cell
+    are captions, with commas too."""
     for number in range(5):
         _save(tmp_path / f"{number}.png")
-    rows = ['0.png,"a flag', "1.png,a cat", '2.png,5" wide, or 6"', '3.png,"two', "lines, each", 'a caption"', "4.png,end"]
+    rows = [
+        '0.png,"a flag',
+        "1.png,a cat",
+        '2.png,5" wide, or 6"',
+        '3.png,"two',
+        "lines, each",
+        'a caption"',
+        "4.png,end",
+    ]
     (tmp_path / "table.csv").write_text("\n".join(["image,caption", *rows]))
     report = _build(tmp_path / "table.csv", tmp_path / "out", size=8, val_fraction=0)
     captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
