@@ -76,7 +76,7 @@ def test_a_picture_whose_source_was_not_kept_is_refused(page: Page) -> None:
     cards(page).first.click()
     page.get_by_role("button", name="Reuse settings").click()
     words = "This picture continues a-red-panda-7-0.png, which this browser did not keep: its settings alone"
-    expect(page.get_by_text(words)).to_be_visible()
+    expect(page.locator("#toast-words")).to_contain_text(words)
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("something else")
 
 
@@ -93,5 +93,6 @@ def test_a_picture_of_a_model_that_is_gone_is_refused(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("something else")
     cards(page).first.click()
     page.get_by_role("button", name="Reuse settings").click()
-    expect(page.get_by_text("is not served any more: another one would draw another picture.")).to_be_visible()
+    refusal = "is not served any more: another one would draw another picture."
+    expect(page.locator("#toast-words")).to_contain_text(refusal)
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("something else")
