@@ -432,7 +432,7 @@ def test_a_batch_that_was_interrupted_at_its_end_is_finished(model: DALLE, tmp_p
 def test_a_batch_ends_when_its_results_fill_the_store(model: DALLE, tmp_path: Path) -> None:
     with service(model, store=tmp_path, batch_bytes=2**20) as one, client_of(one) as client:
         kept = client.files.create(file=("f.jsonl", b"x" * 500_000), purpose="batch")
-        batch = until(client, create(client, *(line(str(i), n=10, size="512x512") for i in range(40))), "completed")
+        batch = until(client, create(client, *(line(str(i), n=2, size="512x512") for i in range(40))), "completed")
         total, completed, failed = counts(batch)
         assert 0 < completed < 40 == total == completed + failed
         rest = results(client, batch.error_file_id)
