@@ -65,7 +65,7 @@ class BatchRunner:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Draw batches within a `with` block. Those that are not finished then are left to others."""
+        """Draw batches within a `with` block; others go on with batches that are not finished at its end."""
         # one thread for all that is written of a batch: one thing after the other, also if a task is cancelled
         with ThreadPoolExecutor(1, "batches") as self._disk:
             watch = asyncio.create_task(self._watch())

@@ -6,7 +6,7 @@
     cancel                        is there if the caller wants it to end
     lock                          held by the process that draws it
 
-Whoever holds the lock is the only one who writes, but for `cancel`. The system releases the lock when the process dies,
+The process that holds the lock is the only one that writes, but for `cancel`. The system releases the lock when the process dies,
 however it dies. All methods block on the file system: call them in a thread.
 """
 
