@@ -6,8 +6,8 @@
     cancel                        is there if the caller wants it to end
     lock                          held by the process that draws it
 
-The process that holds the lock is the only one that writes, but for `cancel`. The system releases the lock when the process dies,
-however it dies. All methods block on the file system: call them in a thread.
+The process that holds the lock is the only one that writes, but for `cancel`. The system releases the lock when the
+process dies, however it dies. All methods block on the file system: call them in a thread.
 """
 
 import json
