@@ -102,7 +102,7 @@ def _deployment(model: ModelSettings, limits: LimitSettings) -> Application:
     )
     deployment = serve.deployment(
         name=model.id,
-        max_ongoing_requests=model.num_slots + model.max_queue + SLACK,
+        max_ongoing_requests=2 * (model.num_slots + model.max_queue) + SLACK,  # as many again are batches'
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         user_config={"max_queue": model.max_queue},
         health_check_period_s=HEALTH_SECONDS,

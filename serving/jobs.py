@@ -64,6 +64,9 @@ class Job:
     """Background that was chosen for this model and this format."""
     enlargement: int = 1
     """Whole factor by which pictures and previews are enlarged."""
+    spare: bool = False
+    """Whether it is drawn in spare slots: it waits behind every other job, whatever its turn, gives its slots up to
+    them, and is then drawn again. Nobody waits for the pictures of a batch."""
     accepted: bool = False
     """Whether a replica that has died since had accepted it. Another one then draws it under any load, and stops it at
     its deadline alone."""

@@ -50,8 +50,9 @@ class EngineMetrics:
         self.cancellations = counter("cancellations", "Jobs that were cancelled or stopped at their deadline")
         self.wasted_steps = counter("wasted_steps", "Steps that were run for a job after it was cancelled")
         self.discarded_steps = counter(
-            "discarded_steps", "Steps whose codes were discarded because their job was stopped"
+            "discarded_steps", "Steps whose codes were discarded because their job was stopped or its slots were needed"
         )
+        self.evictions = counter("evictions", "Pictures of batches that have given their slots up to others")
         self._refusals = Counter(
             "dalle_refusals", "Jobs that were refused, by reason", ["model", "reason"], registry=self.registry
         )

@@ -16,6 +16,7 @@ from dalle.checkpoint.checkpoint import check_checkpoint
 from dalle.checkpoint.model_config import ModelConfig
 from dalle.device import choose_device
 from dalle.errors import ConfigError
+from serving.ingress.batches.shelf import Shelf
 from serving.ingress.callers import read_keys
 from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
@@ -36,6 +37,8 @@ def check_settings(settings: Settings) -> None:
     if settings.store is not None:
         ImageStore(settings.store, settings.store_seconds, settings.store_bytes)
     Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
+    if settings.batches_folder is not None:
+        Shelf(settings.batches_folder, settings.batch_seconds, settings.batch_bytes)
     for model in settings.models:
         _check_model(model)
 

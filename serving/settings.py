@@ -158,6 +158,12 @@ class LimitSettings(_Strict):
     """Largest body of a request without pictures, in bytes."""
     max_upload_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     """Largest body of a request with pictures (edits and variations), in bytes."""
+    max_file_bytes: int = Field(default=100 * 1024 * 1024, ge=1024)
+    """Largest body of an upload of a batch's file (`POST /v1/files`), in bytes."""
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    """Largest number of requests in a batch."""
+    max_batches: int = Field(default=16, ge=1)
+    """Largest number of batches of one caller that are not finished."""
     max_image_pixels: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Largest picture or mask in a request, in pixels (height times width)."""
 
@@ -208,6 +214,14 @@ class Settings(BaseSettings):
     """Folder that keeps asynchronous requests and those with an `Idempotency-Key`, with their answers (default:
     `requests` in the store, or else a folder of this user in the temporary directory). Ingress replicas on several
     nodes need a shared folder."""
+    batches: Path | None = None
+    """Folder that keeps uploaded files, batches and their results (default: `batches` in the store; without a store
+    they are refused). Ingress replicas on several nodes need a shared folder."""
+    batch_seconds: float = Field(default=7 * 24 * 3600, gt=0)
+    """Seconds for which files and finished batches are kept."""
+    batch_bytes: int = Field(default=10 * 2**30, ge=2**20)
+    """Largest total size of the files of all callers, in bytes, and of the results of one batch; the oldest files of
+    the caller whose files take most are removed first."""
     response_format: Literal["b64_json", "url"] = "b64_json"
     """How pictures are returned to requests that do not say: in the body, or as URLs, which needs a store. Streams
     contain their pictures in any case."""
@@ -247,6 +261,11 @@ class Settings(BaseSettings):
         if self.store is not None:
             return self.store / "requests"
         return Path(tempfile.gettempdir()) / f"dalle-serve-{os.getuid()}" / f"requests-{self.port}"
+
+    @property
+    def batches_folder(self) -> Path | None:
+        """The folder that keeps files and batches, if the service keeps any."""
+        return self.store / "batches" if self.batches is None and self.store is not None else self.batches
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ class AsyncEngine:
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
         self.num_slots_wanted = 0
-        """Slots that pictures hold or are queued for."""
+        """Slots that pictures hold or are queued for, without those of batches."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
         self._engine = new_engine(
             model,
@@ -222,7 +222,8 @@ class AsyncEngine:
 
     def _take_arrivals(self) -> None:
         """Consider a few of the jobs that have arrived. With nothing to draw, wait for one for up to a second."""
-        idle = not self._schedule.active and not len(self._schedule.queue) and not self._closing
+        schedule = self._schedule
+        idle = not (schedule.active or len(schedule.queue) or len(schedule.spare) or self._closing)
         num_taken = 0
         with contextlib.suppress(queue.Empty):
             while num_taken < ARRIVALS_PER_STEP:
@@ -255,7 +256,7 @@ class AsyncEngine:
             return outcome
         self._jobs.add(open_job)
         for picture in pictures:
-            self._schedule.queue.push(open_job.job.caller, picture)
+            self._schedule.push(picture)
         position, estimate = outcome
         request = pictures[0].request
         return Accepted(
@@ -267,18 +268,20 @@ class AsyncEngine:
         )
 
     def _stop_cancelled_and_late(self) -> None:
-        """Stop the jobs that were cancelled or whose deadline has passed."""
+        """Stop the jobs that were cancelled or whose deadline has passed, and spare ones if the engine closes."""
         now = time.time()
         for open_job in list(self._jobs):
             if open_job.cancelled_at is not None:
                 self._stop(open_job, CANCELLED)
             elif open_job.job.deadline < now:
                 self._stop(open_job, LATE)
+            elif open_job.job.spare and self._closing:
+                self._stop(open_job, CLOSING)
 
     def _stop(self, open_job: OpenJob, refusal: Refused) -> None:
         """Remove a job from the queue and its slots, and post why."""
         self._jobs.discard(open_job)
-        self._schedule.queue.remove(lambda picture: picture.open_job is open_job)
+        self._schedule.remove(lambda picture: picture.open_job is open_job)
         mine = {key: picture for key, picture in self._schedule.active.items() if picture.open_job is open_job}
         for key, picture in mine.items():
             self._engine.cancel(key)
@@ -296,14 +299,25 @@ class AsyncEngine:
         self.num_slots_wanted = self._schedule.num_slots_wanted
 
     def _admit(self) -> None:
-        waiting = self._schedule.queue
         for _ in range(ADMISSIONS_PER_STEP):
-            if not len(waiting) or waiting.peek().num_slots > self._schedule.num_free_slots:
+            for key in self._schedule.evicted():
+                self._evict(key)
+            picture = self._schedule.pop()
+            if picture is None:
                 break
-            picture = waiting.pop()
             picture.started = time.monotonic()
-            self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
+            if not picture.spare:
+                self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
             self._schedule.active[self._engine.add(picture.request)] = picture
+
+    def _evict(self, key: int) -> None:
+        """Queue a spare picture that holds slots again. It is drawn anew, with the same codes."""
+        picture = self._schedule.active.pop(key)
+        self._engine.cancel(key)
+        self.metrics.discarded_steps.inc(picture.num_codes - picture.num_kept)
+        self.metrics.evictions.inc()
+        picture.num_codes = picture.num_kept
+        self._schedule.push(picture)
 
     def _step(self) -> None:
         start = time.monotonic()

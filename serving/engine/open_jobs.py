@@ -71,6 +71,7 @@ def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
             num_codes=num_kept,
             total_codes=num_codes,
             previews=sorted(due),
+            spare=job.spare,
             open_job=open_job,
             request=dataclasses.replace(request, index=index, kept=kept),
             num_kept=num_kept,

@@ -3,7 +3,8 @@
 `create_app(backend, settings)` returns the application. Every error is a response with OpenAI's error body.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from starlette.types import Scope
 from dalle import __version__
 from serving.backend import Backend
 from serving.errors import ERRORS, ApiError, content_type, field_error, unreadable_body, wrong_type
+from serving.ingress.batches.routes import router as batch_router
+from serving.ingress.batches.runner import BatchRunner
+from serving.ingress.batches.shelf import Shelf
 from serving.ingress.callers import Callers, read_keys
 from serving.ingress.deferred import Deferred
 from serving.ingress.drawing import find_model
@@ -28,13 +32,14 @@ from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
-from serving.schemas import GenerationRequest, ModelCard, ModelList
+from serving.schemas import ModelCard, ModelList
 from serving.settings import Settings
 
 __all__ = ["create_app"]
 
 WEB = Path(__file__).parents[1] / "web"
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
+FILES = "/v1/files"
 EXPOSED = (
     *(
         "X-Request-Id",
@@ -70,7 +75,9 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
 
     Raises `ConfigError` for a key file or a store that cannot be used.
     """
-    app = _Application(title="dalle-serve", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
+    app = _Application(
+        title="dalle-serve", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS, lifespan=_batches
+    )
     app.state.backend = backend
     app.state.settings = settings
     app.state.callers = Callers(read_keys(settings.keys_file), settings.limits)
@@ -79,11 +86,18 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     )
     records = Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
     app.state.deferred = Deferred(app, records)
+    app.state.batches = None
+    if settings.batches_folder is not None:
+        shelf = Shelf(settings.batches_folder, settings.batch_seconds, settings.batch_bytes)
+        at_once = max(model.num_slots * model.min_replicas for model in settings.models)
+        app.state.batches = BatchRunner(app, shelf, at_once)
     app.state.metrics = HTTPMetrics()
 
     def limit(scope: Scope) -> int:
-        limits = app.state.callers.limits
-        return limits.max_upload_bytes if get_route_path(scope) in UPLOADS else limits.max_body_bytes
+        limits, path = app.state.callers.limits, get_route_path(scope)
+        if path == FILES:
+            return limits.max_file_bytes
+        return limits.max_upload_bytes if path in UPLOADS else limits.max_body_bytes
 
     # the middleware added last is the outermost
     app.add_middleware(Authentication, callers=app.state.callers)
@@ -103,10 +117,19 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     app.add_middleware(AccessLog, metrics=app.state.metrics, send_id=send_request_id)
     _add_error_handlers(app)
     app.include_router(router)
+    app.include_router(batch_router)
     _add_models(app)
     _add_operations(app)
     _add_page(app)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _batches(app: FastAPI) -> AsyncIterator[None]:
+    """Draw batches while the application runs, if it has a folder for them."""
+    runner: BatchRunner | None = app.state.batches
+    async with contextlib.nullcontext() if runner is None else runner.running():
+        yield
 
 
 # -- errors
@@ -119,9 +142,12 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        if content_type(request) != "application/json":
+        in_body = error.errors()[0]["loc"][0] == "body"
+        if in_body and content_type(request) != "application/json":
             return wrong_type(request, "application/json").response()
-        return field_error(list(error.errors()), sorted(GenerationRequest.model_fields)).response()
+        route = request.scope["route"]
+        kind = route.body_field.field_info.annotation if route.body_field is not None else None
+        return field_error(list(error.errors()), sorted(getattr(kind, "model_fields", ()))).response()
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

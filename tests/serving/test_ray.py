@@ -101,8 +101,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
     environment["DALLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # the first start compiles
+    batches = str(tmp_path_factory.mktemp("batches"))
+    options = ["--port", str(port), "--limits.deadline", str(DEADLINE), "--batches", batches]
     process = subprocess.Popen(
-        [sys.executable, "-m", "serving", "--port", str(port), "--limits.deadline", str(DEADLINE)],
+        [sys.executable, "-m", "serving", *options],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -296,6 +298,34 @@ def test_an_ingress_that_is_only_slow_keeps_its_jobs(served: Served) -> None:
     assert [body.count("event: image_generation.completed") for body in bodies] == [10] * 3
 
 
+def create_batch(client: openai.OpenAI, num: int) -> openai.types.Batch:
+    """Begin a batch of this many requests, whose seeds are their numbers."""
+    requests = [
+        {"custom_id": str(seed), "method": "POST", "url": GENERATIONS, "body": PROMPT | {"seed": seed}}
+        for seed in range(num)
+    ]
+    content = "\n".join(map(json.dumps, requests)).encode()
+    file = client.files.create(file=("requests.jsonl", content), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
+
+
+def test_a_batch_outlives_its_ingress_and_its_replica(served: Served, expected: dict[int, str]) -> None:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=5) as client:
+        batch, victims = create_batch(client, 60), ["ray::ServeReplica:dalle:emoji", INGRESS]
+        until = time.monotonic() + DEADLINE
+        while batch.status != "completed":
+            assert time.monotonic() < until and batch.status not in ("failed", "expired"), batch
+            if victims and batch.request_counts and batch.request_counts.completed >= 60 / (1 + len(victims)):
+                served.kill(victims.pop())
+                served.wait_until_ready()
+            time.sleep(0.2)
+            batch = client.batches.retrieve(batch.id)
+        assert not victims and batch.request_counts is not None and batch.request_counts.completed == 60
+        results = map(json.loads, client.files.content(batch.output_file_id or "").text.splitlines())
+        drawn = {int(one["custom_id"]): one["response"]["body"]["data"][0]["b64_json"] for one in results}
+    assert len(drawn) == 60 and {seed: drawn[seed] for seed in expected} == expected
+
+
 def test_a_second_service_on_the_port_is_refused(served: Served) -> None:
     command = [sys.executable, "-m", "serving", "--port", served.url.rpartition(":")[2]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
@@ -308,6 +338,8 @@ def test_what_was_begun_is_ended_before_the_service(served: Served) -> None:
     children = served.children()
     session = ray_session(served.process.pid)
     assert session.is_dir()
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any") as client:
+        create_batch(client, 2000)  # nobody waits for it
     since = time.monotonic()
     body = PROMPT | {"n": 6, "stream": True}
     with httpx.stream("POST", served.url + GENERATIONS, json=body, timeout=120) as answer:

@@ -92,6 +92,15 @@ def test_an_invalid_flag_or_file_is_refused(tmp_path: Path) -> None:
         _settings(["--config", str(tmp_path / "nothing.yaml")])
 
 
+def test_batches_are_kept_in_the_store_or_a_folder_of_their_own() -> None:
+    for values, folder in (
+        ({}, None),
+        ({"store": "/s"}, Path("/s/batches")),
+        ({"store": "/s", "batches": "/b"}, Path("/b")),
+    ):
+        assert load_settings(values).batches_folder == folder
+
+
 def test_settings_round_trip_through_json() -> None:
     settings = load_settings(
         {"store": "/pictures", "limits": {"max_n": 3}, "models": [{"path": "emoji", "threads": 2}]}
