@@ -19,7 +19,7 @@ from PIL import Image
 
 from dalle import DALLE
 from dalle.checkpoint.files import VOCABULARY_FILE
-from dalle.checkpoint.vocabulary import Style, Vocabulary, words_of, write_vocabulary
+from dalle.checkpoint.vocabulary import MAX_LENGTH, Style, Vocabulary, words_of, write_vocabulary
 from dalle.errors import DataError
 from training.captions.naming import said, straight, synonyms, without_skin_tone
 from training.command import run_function
@@ -162,12 +162,14 @@ def _survey(metadata: Iterable[Mapping[str, Any]]) -> _Survey:
     weights: defaultdict[str, float] = defaultdict(float)
     for pair in metadata:
         first, style = straight(pair["captions"][0]), pair.get("style") or ""
+        style = style if _is_short(style) else ""
         endings[style][first.rpartition(", ")[2] if ", " in first else ""] += 1
         weights[style] += float(pair.get("weight", 1))
         words.update({*_words(pair)})
-        if name := _concept(pair):
+        if (name := _concept(pair)) and _is_short(name):
             concepts[name][style] += 1
-            captions.setdefault((name, style), first)
+            if _is_short(first):
+                captions.setdefault((name, style), first)
     return _Survey(concepts=concepts, captions=captions, endings=endings, words=words, weights=weights)
 
 
@@ -179,17 +181,22 @@ def _concept(pair: Mapping[str, Any]) -> str | None:
     return caption if caption and len(caption.split()) <= MAX_NAME_WORDS else None
 
 
+def _is_short(text: str) -> bool:
+    """Whether a text can be an entry of a vocabulary."""
+    return len(text) <= MAX_LENGTH and text.isprintable()
+
+
 def _words(pair: Mapping[str, Any]) -> Iterable[str]:
     texts = [*pair["captions"], *pair.get("keywords_en", ())]
     if name := pair.get("name_en"):
         texts += [*said(name), *synonyms(name)]
-    return (word for text in texts for word in words_of(text) if len(word) > 1)
+    return (word for text in texts for word in words_of(text) if 1 < len(word) <= MAX_LENGTH)
 
 
 def _phrase(style: str, endings: Counter[str]) -> str:
     """The words that ask for a style: those that most captions end with if they name it, else its name."""
     ending, count = endings.most_common(1)[0]
-    return ending if style in ending and 2 * count > endings.total() else style
+    return ending if style in ending and _is_short(ending) and 2 * count > endings.total() else style
 
 
 def _examples(common: Sequence[str], survey: _Survey) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from dalle.config import Config, require
 from dalle.errors import CheckpointError, ConfigError
 from dalle.files import atomic_write
 
-__all__ = ["STOP_WORDS", "Style", "Vocabulary", "read_vocabulary", "unknown_words", "words_of", "write_vocabulary"]
+__all__ = ["MAX_LENGTH", "STOP_WORDS", "Style", "Vocabulary", "read_vocabulary", "unknown_words", "words_of", "write_vocabulary"]
 
 MAX_BYTES = 8 << 20
 MAX_LENGTH = 200

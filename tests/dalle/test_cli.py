@@ -159,7 +159,7 @@ def test_a_sheet_of_very_many_pictures_shows_the_first(dalle, tmp_path: Path) ->
 
 def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore[no-untyped-def]
     assert all(command in dalle("--help").stdout for command in ("generate", "show", "models"))
-    assert "--n 4 --seed 7 --out pandas" in dalle("generate", "--help").stdout
+    assert "--n 4 --seed 7 --out sunflowers" in dalle("generate", "--help").stdout
     assert dalle("--version").stdout == dalle("-V").stdout == f"{__version__}\n"
     assert dalle("generate", "-h").stdout == dalle("generate", "--help").stdout
     bare = dalle()
