@@ -143,9 +143,7 @@ def write_vocabulary_of_model(
         device: Device that draws a small picture in each style: auto, cpu, cuda, or another torch device.
     """
     loaded = DALLE.load(model, device=device)
-    vocabulary = vocabulary_of_model(
-        shards, loaded, description=description, examples=examples, subjects=subjects
-    )
+    vocabulary = vocabulary_of_model(shards, loaded, description=description, examples=examples, subjects=subjects)
     if vocabulary is None:
         raise DataError(f"the captions of {', '.join(map(str, shards))} name nothing: there is no vocabulary to write")
     write_vocabulary(model, vocabulary)

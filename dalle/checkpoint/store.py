@@ -11,8 +11,8 @@ from typing import Any
 
 from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
-from dalle.checkpoint.vocabulary import Vocabulary
 from dalle.checkpoint.pulled import Reference, find_pulled, is_reference, list_pulled
+from dalle.checkpoint.vocabulary import Vocabulary
 from dalle.decoder.config import DecoderConfig
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import CheckpointError

@@ -20,7 +20,16 @@ from dalle.config import Config, require
 from dalle.errors import CheckpointError, ConfigError
 from dalle.files import atomic_write
 
-__all__ = ["MAX_LENGTH", "STOP_WORDS", "Style", "Vocabulary", "read_vocabulary", "unknown_words", "words_of", "write_vocabulary"]
+__all__ = [
+    "MAX_LENGTH",
+    "STOP_WORDS",
+    "Style",
+    "Vocabulary",
+    "read_vocabulary",
+    "unknown_words",
+    "words_of",
+    "write_vocabulary",
+]
 
 MAX_BYTES = 8 << 20
 MAX_LENGTH = 200
@@ -95,7 +104,8 @@ class Vocabulary(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """As `Config.from_dict`, but unknown keys, which later versions may write, are ignored."""
+        """The inverse of `to_dict`. Unknown keys, which later versions may write, are ignored. Raises `ConfigError` as
+        `Config.from_dict` does for anything else."""
         require(isinstance(values, dict), f"the vocabulary must be an object, not {type(values).__name__}")
         known = _known(cls, values)
         if isinstance(styles := known.get("styles"), list):

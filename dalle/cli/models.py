@@ -35,7 +35,7 @@ def models(
 
     These are the models shipped with the package, those in the folder that the
     environment variable DALLE_MODELS names, and those that `dalle pull` fetched.
-    Of one MODEL, its examples, styles and concepts follow: words for prompts.
+    With a MODEL, its examples, styles and concepts follow: words for prompts.
 
         dalle models
         dalle models emoji

@@ -24,8 +24,8 @@ from training.recipe.source import open_source
 from training.recipe.steps import StageConfig, choose_steps, fitted
 from training.release import release
 from training.run_folder import claimed, locked, saved_step
-from training.vq import VQTask, trainable
 from training.vocabulary import vocabulary_of_model
+from training.vq import VQTask, trainable
 from training.vq_config import VQTrainingConfig
 
 __all__ = ["run_recipe", "status"]
