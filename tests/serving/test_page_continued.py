@@ -76,5 +76,5 @@ def test_a_picture_whose_source_was_not_kept_is_refused(page: Page) -> None:
     cards(page).first.click()
     page.get_by_role("button", name="Reuse settings").click()
     words = "This picture continues a-red-panda-7-0.png, which this browser did not keep: its settings alone"
-    expect(page.get_by_text(words)).to_be_visible()
+    expect(page.get_by_text(words).first).to_be_visible()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("something else")

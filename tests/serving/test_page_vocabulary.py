@@ -111,7 +111,7 @@ def test_a_model_that_tells_nothing_leaves_the_page_as_it_is(browser: Browser, m
         context = new_context(browser)
         page = context.new_page()
         page.goto(one.url + "/")
-        expect(page.get_by_text("Model lively")).to_be_visible()
+        expect(page.get_by_text("Model lively:")).to_be_visible()
         prompt(page).press_sequentially("a red fish")
         assert options(page) == []
         for name in ("Styles", "Examples"):
