@@ -79,7 +79,7 @@ def test_the_painted_part_of_an_uploaded_picture_is_drawn(kept: Page) -> None:
     expect(use).to_be_enabled()
     use.click()
     expect(dialog).to_be_hidden()
-    expect(page.get_by_text("Draws the painted part of this picture anew")).to_be_visible()
+    expect(page.locator("#source-words")).to_have_text("Draws the painted part of this picture anew")
     expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
     draw(page, prompt="a fish", seed=3)
     (fields,) = sent(page, EDITS)
@@ -127,7 +127,7 @@ def test_brush_eraser_and_clear(kept: Page) -> None:
     expect(use).to_be_disabled()
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    expect(page.get_by_text("Draws the painted part")).to_be_hidden()
+    expect(page.locator("#source")).to_be_hidden()
 
 
 def test_it_is_painted_from_the_keyboard(kept: Page) -> None:
@@ -157,7 +157,7 @@ def test_a_picture_of_the_gallery_is_edited_and_the_edit_is_used_again(kept: Pag
     before = painted(file_of(page, "mask"))
     page.get_by_role("button", name="Draw from the prompt alone").click()
     open_first(page).get_by_role("button", name="Reuse settings").click()
-    expect(page.get_by_text("Draws the painted part of this picture anew")).to_be_visible()
+    expect(page.locator("#source-words")).to_have_text("Draws the painted part of this picture anew")
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(cards(page)).to_have_count(3, timeout=30_000)
     first, second = sent(page, EDITS)
