@@ -2,12 +2,20 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from dalle import DALLE
 from tests.support.browsing import PHONE, cards, draw, new_context
 from tests.support.models import VOCABULARY
 from tests.support.service import service
+
+
+@pytest.fixture
+def page(page: Page) -> Page:
+    """The page after the service has told what the model knows."""
+    expect(page.get_by_role("group", name="Styles")).to_be_visible()
+    return page
 
 
 def prompt(page: Page) -> Locator:
