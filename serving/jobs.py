@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from dalle.checkpoint.vocabulary import Vocabulary
+
 __all__ = [
     "FAILED",
     "Accepted",
@@ -146,6 +148,8 @@ class ModelInfo:
     """Default sampling parameters."""
     created: int
     """When it was loaded, in seconds since the epoch."""
+    vocabulary: Vocabulary | None = None
+    """What the model knows, if its directory says so."""
 
 
 class EngineFailedError(RuntimeError):

@@ -194,6 +194,7 @@ class AsyncEngine:
             image_mode=model.image_mode,
             sampling=model.sampling.to_dict(),
             created=self.created,
+            vocabulary=model.vocabulary,
         )
 
     # -- on the engine's thread

@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from dalle import __version__
+from dalle.checkpoint.vocabulary import Vocabulary
 from serving.backend import Backend
 from serving.errors import ERRORS, ApiError, content_type, field_error, unreadable_body, wrong_type
 from serving.ingress.batches.routes import router as batch_router
@@ -32,7 +33,7 @@ from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
-from serving.schemas import ModelCard, ModelList
+from serving.schemas import ModelCard, ModelDetails, ModelList, StyleCard
 from serving.settings import Settings
 
 __all__ = ["create_app"]
@@ -176,9 +177,10 @@ def _add_models(app: FastAPI) -> None:
         return ModelList(data=[card(info) for info in await app.state.backend.models()])
 
     @app.get("/v1/models/{model}", tags=["models"])
-    async def model(model: str) -> ModelCard:
-        """Describe one model."""
-        return card(await find_model(app.state.backend, settings, model))
+    async def model(model: str) -> ModelDetails:
+        """Describe one model: its facts, and the styles and concepts that it knows."""
+        info = await find_model(app.state.backend, settings, model)
+        return _details(card(info), info.vocabulary or Vocabulary())
 
 
 def _card(info: ModelInfo, aliases: list[str]) -> ModelCard:
@@ -193,6 +195,24 @@ def _card(info: ModelInfo, aliases: list[str]) -> ModelCard:
         max_prompt_tokens=info.max_prompt_tokens,
         transparency=info.image_mode == "RGBA",
         sampling=info.sampling,
+    )
+
+
+def _details(card: ModelCard, vocabulary: Vocabulary) -> ModelDetails:
+    styles = [
+        StyleCard(
+            name=style.name,
+            phrase=style.phrase,
+            picture=f"data:image/webp;base64,{style.picture}" if style.picture else None,
+        )
+        for style in vocabulary.styles
+    ]
+    return ModelDetails(
+        **card.model_dump(),
+        description=vocabulary.description,
+        examples=[*vocabulary.examples],
+        styles=styles,
+        concepts=[*vocabulary.concepts],
     )
 
 
