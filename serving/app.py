@@ -18,6 +18,7 @@ from serving.cluster.ray_backend import RayBackend
 from serving.cluster.replica import Replica
 from serving.ingress.api import create_app
 from serving.settings import INGRESS, LimitSettings, ModelSettings, Settings, load_settings, mistakes
+from serving.tracing import Tracing, receiver_of
 
 __all__ = ["Ingress", "application", "build"]
 
@@ -40,8 +41,9 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._settings = Settings(**settings)
+        self._tracing = Tracing.to(self._settings.traces)
         backend = RayBackend(models, own, sender=ray.get_runtime_context().get_actor_name() or "")
-        self._app = create_app(backend, self._settings, send_request_id=False)
+        self._app = create_app(backend, self._settings, send_request_id=False, tracing=self._tracing)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -60,6 +62,10 @@ class Ingress:
         """The replica's id, and its metrics in Prometheus' text format."""
         return serve.get_replica_context().replica_id.unique_id, self._app.state.metrics.text()
 
+    def __del__(self) -> None:
+        if (tracing := getattr(self, "_tracing", None)) is not None:
+            tracing.close()
+
 
 def _log_to_stderr() -> None:
     access = logging.getLogger("serving.access")
@@ -76,7 +82,9 @@ def build(args: dict[str, Any]) -> Application:
 
 def application(settings: Settings) -> Application:
     """The application for these settings: the ingress, and a deployment for each model."""
-    models = {model.id: _deployment(model, settings.limits) for model in settings.models}
+    # here alone: what the environment of this process says holds for all replicas, wherever they are
+    settings = settings.model_copy(update={"traces": receiver_of(settings.traces)})
+    models = {model.id: _deployment(model, settings) for model in settings.models}
     ingress = serve.deployment(
         name=INGRESS,
         num_replicas=settings.ingress_replicas,
@@ -90,7 +98,7 @@ def application(settings: Settings) -> Application:
     return ingress.bind(settings.model_dump(mode="json"), models)
 
 
-def _deployment(model: ModelSettings, limits: LimitSettings) -> Application:
+def _deployment(model: ModelSettings, settings: Settings) -> Application:
     scaled = model.max_replicas > model.min_replicas
     autoscaling = AutoscalingConfig(
         min_replicas=model.min_replicas,
@@ -107,8 +115,8 @@ def _deployment(model: ModelSettings, limits: LimitSettings) -> Application:
         user_config={"max_queue": model.max_queue},
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=limits.deadline + 10,
+        graceful_shutdown_timeout_s=settings.limits.deadline + 10,
         max_surge_percent=100,
         **({"autoscaling_config": autoscaling} if scaled else {"num_replicas": model.min_replicas}),
     )(Replica)
-    return deployment.bind(model.model_dump())
+    return deployment.bind(model.model_dump(), settings.traces)

@@ -18,6 +18,7 @@ from dalle.errors import ConfigError
 from serving.ingress.callers import read_keys
 from serving.ingress.store import ImageStore
 from serving.settings import ModelSettings, Settings
+from serving.tracing import Tracing, receiver_of
 
 __all__ = ["check_settings", "reserve_port"]
 
@@ -33,6 +34,9 @@ def check_settings(settings: Settings) -> None:
         warnings.warn(f"other users can read the keys in {settings.keys_file}: chmod 600 it", stacklevel=2)
     if settings.store is not None:
         ImageStore(settings.store, settings.store_seconds, settings.store_bytes)
+    tracing = Tracing.to(receiver_of(settings.traces))
+    if tracing is not None:
+        tracing.close()
     for model in settings.models:
         _check_model(model)
 

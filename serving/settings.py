@@ -200,6 +200,10 @@ class Settings(BaseSettings):
     them in the response (`ignored`). Otherwise they are refused."""
     public_url: str | None = None
     """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
+    traces: str | None = None
+    """URL of an OpenTelemetry receiver (OTLP over HTTP) to which a span of each request is sent, such as
+    `http://127.0.0.1:4318`; it needs the extra `otel`. Without it the standard variables `OTEL_...` count; without
+    those either there are no traces."""
     log_prompts: bool = False
     """Write prompts into the access log; otherwise it has only their length and a short hash."""
     ingress_replicas: int = Field(default=1, ge=1)

@@ -25,11 +25,13 @@ from serving.ingress.drawing import find_model
 from serving.ingress.images import router
 from serving.ingress.middleware import AccessLog, Authentication, Failures, HeadRequests, RequestBounds
 from serving.ingress.records import Records
+from serving.ingress.spans import RequestSpans, telemetry_of
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join
 from serving.schemas import GenerationRequest, ModelCard, ModelList
 from serving.settings import Settings
+from serving.tracing import Tracing
 
 __all__ = ["create_app"]
 
@@ -65,12 +67,22 @@ class _Application(FastAPI):
         return document
 
 
-def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = True) -> FastAPI:
-    """The application over these models. Set `send_request_id` to False behind a proxy that sends `X-Request-Id`.
+def create_app(
+    backend: Backend, settings: Settings, *, send_request_id: bool = True, tracing: Tracing | None = None
+) -> FastAPI:
+    """The application over these models, with spans if there is `tracing`. Set `send_request_id` to False behind a
+    proxy that sends `X-Request-Id`.
 
     Raises `ConfigError` for a key file or a store that cannot be used.
     """
-    app = _Application(title="dalle-serve", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
+    app = _Application(
+        title="dalle-serve",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+        telemetry=telemetry_of(tracing),
+    )
     app.state.backend = backend
     app.state.settings = settings
     app.state.callers = Callers(read_keys(settings.keys_file), settings.limits)
@@ -80,6 +92,7 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
     records = Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
     app.state.deferred = Deferred(app, records)
     app.state.metrics = HTTPMetrics()
+    app.state.tracing = tracing
 
     def limit(scope: Scope) -> int:
         limits = app.state.callers.limits
@@ -100,6 +113,8 @@ def create_app(backend: Backend, settings: Settings, *, send_request_id: bool = 
             # browsers ask this before a public page may call a service in a private network, or on their own machine
             allow_private_network="*" not in settings.cors_origins,
         )
+    if tracing is not None:
+        app.add_middleware(RequestSpans)
     app.add_middleware(AccessLog, metrics=app.state.metrics, send_id=send_request_id)
     _add_error_handlers(app)
     app.include_router(router)
