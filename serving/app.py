@@ -7,12 +7,11 @@ from typing import Any
 import ray
 from pydantic import ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serving.cluster.autoscaling import SlotsPolicy
+from serving.cluster.autoscaling import autoscaling_of
 from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.ray_backend import RayBackend
 from serving.cluster.replica import Replica
@@ -42,7 +41,9 @@ class Ingress:
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._settings = Settings(**settings)
         self._tracing = Tracing.to(self._settings.traces)
-        backend = RayBackend(models, own, sender=ray.get_runtime_context().get_actor_name() or "")
+        sender = ray.get_runtime_context().get_actor_name() or ""
+        unloaded = {model.id for model in self._settings.models if self._settings.idle_seconds(model)}
+        backend = RayBackend(models, own, sender=sender, unloaded_when_idle=unloaded)
         self._app = create_app(backend, self._settings, send_request_id=False, tracing=self._tracing)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -99,15 +100,7 @@ def application(settings: Settings) -> Application:
 
 
 def _deployment(model: ModelSettings, settings: Settings) -> Application:
-    scaled = model.max_replicas > model.min_replicas
-    autoscaling = AutoscalingConfig(
-        min_replicas=model.min_replicas,
-        max_replicas=model.max_replicas,
-        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-            policy_function=SlotsPolicy, policy_kwargs={"num_slots": model.num_slots}
-        ),
-        upscale_delay_s=5,
-    )
+    autoscaling = autoscaling_of(model, settings.idle_seconds(model))
     deployment = serve.deployment(
         name=model.id,
         max_ongoing_requests=model.num_slots + model.max_queue + SLACK,
@@ -117,6 +110,6 @@ def _deployment(model: ModelSettings, settings: Settings) -> Application:
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=settings.limits.deadline + 10,
         max_surge_percent=100,
-        **({"autoscaling_config": autoscaling} if scaled else {"num_replicas": model.min_replicas}),
+        **({"autoscaling_config": autoscaling} if autoscaling is not None else {"num_replicas": model.min_replicas}),
     )(Replica)
     return deployment.bind(model.model_dump(), settings.traces)

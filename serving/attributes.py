@@ -1,7 +1,7 @@
 """Names of spans and of their attributes: the table of docs/tracing.md.
 
 They are those of OpenTelemetry's semantic conventions for generative AI where there is one, else they begin with
-`dalle.`. Those of HTTP are FastAPI's own.
+`dalle.`. FastAPI itself names those of HTTP.
 """
 
 __all__ = [

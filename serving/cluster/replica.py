@@ -12,7 +12,7 @@ from ray import serve
 
 from dalle import DALLE
 from dalle.device import keep_memory
-from serving.cluster.autoscaling import SLOTS_WANTED
+from serving.cluster.autoscaling import IDLE_SECONDS, SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.orphans import Orphans
 from serving.engine.async_engine import AsyncEngine
@@ -82,8 +82,8 @@ class Replica:
         return serve.get_replica_context().replica_id.unique_id, self.engine.metrics.text()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The figure by which `SlotsPolicy` scales; Ray Serve calls this."""
-        return {SLOTS_WANTED: self.engine.num_slots_wanted}
+        """The figures by which `SlotsPolicy` scales; Ray Serve calls this."""
+        return {SLOTS_WANTED: self.engine.num_slots_wanted, IDLE_SECONDS: self.engine.idle_seconds}
 
     async def check_health(self) -> None:
         """Raise if the engine's thread has ended or is stuck: Serve then replaces the replica."""

@@ -86,7 +86,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
         self._failure: BaseException | None = None
-        self._last_sign = time.monotonic()
+        self._last_sign = self._last_use = time.monotonic()
         self._ready = threading.Event()
 
     # -- called from anywhere
@@ -111,6 +111,7 @@ class AsyncEngine:
 
     async def _draw(self, job: Job, span: JobSpan | None = None) -> AsyncGenerator[Event]:
         assert job.indices, "a job without pictures"
+        self._last_use = time.monotonic()
         if self._closing:
             yield CLOSING
             return
@@ -149,6 +150,7 @@ class AsyncEngine:
                     return
         finally:
             self._known.discard(open_job)
+            self._last_use = time.monotonic()
             if num_open:
                 self._cancel(open_job)
 
@@ -162,6 +164,11 @@ class AsyncEngine:
     def _cancel(self, open_job: OpenJob) -> None:
         open_job.cancelled_at = self._engine.num_steps
         self._arrivals.put(None)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last job has ended; 0 while there is one."""
+        return 0.0 if self._known else time.monotonic() - self._last_use
 
     @property
     def max_queue(self) -> int:

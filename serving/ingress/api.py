@@ -3,9 +3,9 @@
 `create_app(backend, settings)` returns the application. Every error is a response with OpenAI's error body.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
 from dalle import __version__
-from serving.backend import Backend
+from serving.backend import Backend, State
 from serving.errors import ERRORS, ApiError, content_type, field_error, unreadable_body, wrong_type
 from serving.ingress.callers import Callers, read_keys
 from serving.ingress.deferred import Deferred
@@ -28,7 +28,7 @@ from serving.ingress.records import Records
 from serving.ingress.spans import RequestSpans, telemetry_of
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
-from serving.metrics import HTTPMetrics, join
+from serving.metrics import HTTPMetrics, join, text_of_states
 from serving.schemas import GenerationRequest, ModelCard, ModelList
 from serving.settings import Settings
 from serving.tracing import Tracing
@@ -156,24 +156,28 @@ def _add_error_handlers(app: FastAPI) -> None:
 def _add_models(app: FastAPI) -> None:
     settings: Settings = app.state.settings
 
-    def card(info: ModelInfo) -> ModelCard:
-        return _card(info, [alias for alias, model in settings.aliases.items() if model == info.id])
+    def card(info: ModelInfo, states: Mapping[str, State]) -> ModelCard:
+        aliases = [alias for alias, model in settings.aliases.items() if model == info.id]
+        return _card(info, aliases, states.get(info.id, "unavailable"))
 
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
         """List the models that have been loaded, the default first."""
-        return ModelList(data=[card(info) for info in await app.state.backend.models()])
+        states = await app.state.backend.states()
+        return ModelList(data=[card(info, states) for info in await app.state.backend.models()])
 
     @app.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> ModelCard:
         """Describe one model."""
-        return card(await find_model(app.state.backend, settings, model))
+        info = await find_model(app.state.backend, settings, model)
+        return card(info, await app.state.backend.states())
 
 
-def _card(info: ModelInfo, aliases: list[str]) -> ModelCard:
+def _card(info: ModelInfo, aliases: list[str], state: State | Literal["unavailable"]) -> ModelCard:
     return ModelCard(
         id=info.id,
         aliases=aliases,
+        state=state,
         created=info.created,
         digest=info.digest,
         size=f"{info.width}x{info.height}",
@@ -196,17 +200,19 @@ def _add_operations(app: FastAPI) -> None:
 
     @app.get("/ready", tags=["operations"])
     async def ready() -> dict[str, Any]:
-        """Report whether every model is loaded and has passed its self-test; status 503 if not."""
-        loaded = await app.state.backend.ready()
-        missing = [model.id for model in app.state.settings.models if model.id not in loaded]
+        """Report whether every model is loaded and has passed its self-test, or is idle; status 503 if not."""
+        states = await app.state.backend.states()
+        missing = [model.id for model in app.state.settings.models if model.id not in states]
         if missing:
             raise ApiError(503, f"not ready yet: {', '.join(missing)}", code="not_ready", headers={"Retry-After": "2"})
-        return {"status": "ready", "models": sorted(loaded)}
+        return {"status": "ready", "models": sorted(states)}
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
     async def metrics() -> Response:
         """Metrics of all replicas in Prometheus' text format."""
-        return Response(join(await app.state.backend.metrics(app.state.metrics.text())), media_type=METRICS_TYPE)
+        texts = await app.state.backend.metrics(app.state.metrics.text())
+        states = text_of_states(await app.state.backend.states())
+        return Response(join([*texts, ({}, states)]), media_type=METRICS_TYPE)
 
 
 def _add_page(app: FastAPI) -> None:

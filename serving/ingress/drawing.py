@@ -102,9 +102,9 @@ async def find_model(backend: Backend, settings: Settings, name: str | None) -> 
     if chosen not in backend.names:
         known = ", ".join(backend.names)
         raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
-    for info in await backend.models():
-        if info.id == chosen:
-            return info
+    found = next((info for info in await backend.models() if info.id == chosen), None) or await backend.load(chosen)
+    if found is not None:
+        return found
     message = f"the model {chosen} is not loaded yet; try again in a moment"
     raise ApiError(503, message, code="not_ready", param="model", headers={"Retry-After": "2"})
 
