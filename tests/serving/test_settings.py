@@ -73,6 +73,12 @@ def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> N
             {"models": [{"idle_unload": -1}]},
             "models.0.idle_unload: idle_unload is -1 s; it must be at least 10 s, or off",
         ),
+        ({"limits": {"deadline": float("inf")}}, "limits.deadline: "),
+        ({"store_seconds": float("inf")}, "store_seconds: "),
+        ({"cors_origins": ["example.org"]}, "cors_origins.0: 'example.org' is no origin, such as https://example.org"),
+        ({"cors_origins": ["https://example.org/"]}, "is no origin"),
+        ({"cors_origins": ["https://Example.org"]}, "is no origin"),
+        ({"public_url": "example.org"}, "public_url: 'example.org' is no base URL"),
     ],
 )
 def test_an_invalid_setting_is_refused_by_name(values: dict[str, Any], message: str) -> None:
@@ -101,8 +107,15 @@ def test_no_model_is_unloaded_by_default(tmp_path: Path, monkeypatch: pytest.Mon
     both = load_settings({})
     assert [both.idle_seconds(model) for model in both.models] == [600, None]
     assert both.request_seconds > both.limits.deadline, "a request waits for its model too"
-    (model,) = _settings(["--model", "a", "--idle-unload", "2m"]).models
-    assert _settings(["--model", "a", "--idle-unload", "2m"]).idle_seconds(model) == 120
+    flags = _settings(["--model", "a", "--idle-unload", "2m"])
+    assert flags.idle_seconds(flags.models[0]) == 120
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "http://localhost:3000", "https://[::1]:8000", "chrome-extension://ab"]
+)
+def test_origins_as_browsers_send_them_are_taken(origin: str) -> None:
+    assert load_settings({"cors_origins": [origin]}).cors_origins == (origin,)
 
 
 def test_an_invalid_flag_or_file_is_refused(tmp_path: Path) -> None:
