@@ -17,7 +17,6 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import DeploymentStatus
 
 from serving.backend import State
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
@@ -40,7 +39,7 @@ READY_PATIENCE = 0.6
 LOST = Refused(
     status=503, code="replica_lost", message="the replicas that drew this request have died; try again", retry_after=5
 )
-UNLOADED = (DeploymentStatus.HEALTHY, DeploymentStatus.DOWNSCALING)
+UNLOADED = ("HEALTHY", "DOWNSCALING")
 """What Serve says of a model without replicas if it needs none."""
 NOT_LOADED = Refused(
     status=503, code="not_ready", message="the model could not be loaded; try again in a moment", retry_after=10
@@ -163,9 +162,10 @@ class RayBackend:
         handle = self._models[name]
         try:
             if name in self._unloaded_when_idle:  # no call that waits for a replica
-                info = next(iter(await self._broadcast(handle, "info", patience=patience)), None)
-                if info is None:
+                answers = await self._broadcast(handle, "info", patience=patience)
+                if not answers:
                     return False
+                info = answers[0]
             else:
                 info = await asyncio.wait_for(handle.info.remote(), patience)
         except (RayError, RayServeException, TimeoutError) as error:

@@ -203,10 +203,9 @@ def test_an_idle_model_is_loaded_for_a_job_whose_deadline_waits(monkeypatch: pyt
 
 
 def test_questions_do_not_load_an_idle_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_backend, "_is_unloaded", lambda handle: unloaded)
-    unloaded = False
+    monkeypatch.setattr(ray_backend, "_is_unloaded", lambda handle: False)
     assert asyncio.run(backend_of(Sleeper(0.1)).states()) == {}, "it is loaded for the first time"
-    unloaded = True
+    monkeypatch.setattr(ray_backend, "_is_unloaded", lambda handle: True)
     sleeper = Sleeper(0.1)
     backend = backend_of(sleeper)
     assert asyncio.run(backend.states()) == {"m": "idle"}
