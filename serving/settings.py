@@ -50,8 +50,8 @@ USUAL_NAMES = ("dall-e-2", "gpt-image-1")
 """Names of models that front ends send by default."""
 INGRESS = "Ingress"
 """Name of the deployment that answers HTTP requests."""
-MIN_IDLE = 10
-"""Smallest `idle_unload`, in seconds: how old a replica's report to Ray Serve can be."""
+MIN_IDLE = 15
+"""Smallest `idle_unload`, in seconds. Replicas report to Ray Serve every 10 seconds."""
 LOAD_SECONDS = 300.0
 """Longest time for which a request waits until a model is loaded again."""
 
@@ -235,7 +235,7 @@ class Settings(BaseSettings):
     public_url: Annotated[str, AfterValidator(_url)] | None = None
     """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
     idle_unload: IdleUnload = 0
-    """Time without requests after which a model that does not set its own is unloaded, such as `10m`; at least 10 s, or
+    """Time without requests after which a model that does not set its own is unloaded, such as `10m`; at least 15 s, or
     `off`. It is loaded again for the next request, which waits for it."""
     traces: str | None = None
     """URL of an OpenTelemetry receiver (OTLP over HTTP) to which a span of each request is sent, such as

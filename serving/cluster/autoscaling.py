@@ -17,7 +17,8 @@ SLOTS_WANTED = "slots_wanted"
 IDLE_SECONDS = "idle_seconds"
 """Name of another one: seconds since its last job has ended."""
 TARGET = 0.8
-"""Share of a replica's slots to keep busy, on average over Serve's `look_back_period_s`: the rest is for bursts."""
+"""Share of a replica's slots to keep busy, on average over `LOOK_BACK_SECONDS`: the rest is for bursts."""
+LOOK_BACK_SECONDS = 30.0
 
 
 def autoscaling_of(model: ModelSettings, idle: float | None) -> AutoscalingConfig | None:
@@ -34,6 +35,8 @@ def autoscaling_of(model: ModelSettings, idle: float | None) -> AutoscalingConfi
         policy=AutoscalingPolicy(policy_function=SlotsPolicy, policy_kwargs=arguments),  # type: ignore[no-untyped-call]
         upscale_delay_s=5,
         downscale_to_zero_delay_s=0,  # the policy has waited
+        # Serve starts a replica if requests have waited for one in this time: not for those before it was idle
+        look_back_period_s=LOOK_BACK_SECONDS if idle is None else min(LOOK_BACK_SECONDS, idle),
     )
 
 

@@ -12,7 +12,7 @@ from tests.support.served import Served, serving
 from tests.support.service import GENERATIONS, PROMPT
 
 INGRESS, MODEL = "ray::ServeReplica:dalle:Ingress", "ray::ServeReplica:dalle:emoji"
-MODELS = '[{"path": "emoji", "step": "eager", "idle_unload": "10s"}]'
+MODELS = '[{"path": "emoji", "step": "eager", "idle_unload": "15s"}]'
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_an_idle_model_is_unloaded_and_comes_back(served: Served) -> None:
     assert first is not None
     since = time.monotonic()
     wait_for(lambda: replica(served) is None)
-    assert time.monotonic() - since > 9, "not before its time"
+    assert time.monotonic() - since > 14, "not before its time"
     wait_for(lambda: state(served) == "idle")
     until = time.monotonic() + 5
     while time.monotonic() < until:  # whatever asks for the state of the service does not load it

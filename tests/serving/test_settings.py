@@ -68,10 +68,10 @@ def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ({"idle_unload": "soon"}, "idle_unload: the duration is 'soon'; it must be like 90s, 10m or 1h30m, or off"),
         ({"idle_unload": ""}, "idle_unload: the duration is ''; it must be like 90s"),
         ({"idle_unload": "-5m"}, "idle_unload: the duration is '-5m'; it must be like 90s"),
-        ({"idle_unload": "5s"}, "idle_unload: idle_unload is 5 s; it must be at least 10 s, or off"),
+        ({"idle_unload": "5s"}, "idle_unload: idle_unload is 5 s; it must be at least 15 s, or off"),
         (
             {"models": [{"idle_unload": -1}]},
-            "models.0.idle_unload: idle_unload is -1 s; it must be at least 10 s, or off",
+            "models.0.idle_unload: idle_unload is -1 s; it must be at least 15 s, or off",
         ),
         ({"limits": {"deadline": float("inf")}}, "limits.deadline: "),
         ({"store_seconds": float("inf")}, "store_seconds: "),
@@ -89,7 +89,7 @@ def test_an_invalid_setting_is_refused_by_name(values: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
-        *(("10m", 600), ("90s", 90), ("90", 90), (90, 90), (12.5, 12.5), ("1h30m", 5400), ("1.5h", 5400)),
+        *(("10m", 600), ("90s", 90), ("90", 90), (90, 90), (22.5, 22.5), ("1h30m", 5400), ("1.5h", 5400)),
         *((" 2M ", 120), ("1h0m5s", 3605), ("off", None), ("0", None), (False, None)),
     ],
 )
