@@ -74,6 +74,8 @@ class Job:
     its deadline alone."""
     sender: str = ""
     """Name in Ray of the ingress replica that waits for the pictures: they are drawn only while it lives."""
+    trace: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Headers of W3C's trace context by which its spans are below those of the ingress; none if traces are off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

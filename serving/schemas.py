@@ -341,6 +341,8 @@ class ModelCard(BaseModel):
     id: str
     aliases: list[str]
     """Further names of the model in requests."""
+    state: Literal["loaded", "idle", "unavailable"]
+    """`idle` if the model was unloaded and is loaded for its next request; `unavailable` if it does not answer now."""
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "dalle-serve"

@@ -105,10 +105,9 @@ class Schedule(Generic[S]):
                 missing -= spare[key].num_slots
         return found
 
-    def remove(self, unwanted: Callable[[S], bool]) -> None:
-        """Remove all queued pictures for which `unwanted` is true."""
-        self.queue.remove(unwanted)
-        self.spare.remove(unwanted)
+    def remove(self, unwanted: Callable[[S], bool]) -> list[S]:
+        """Remove and return all queued pictures for which `unwanted` is true."""
+        return [*self.queue.remove(unwanted), *self.spare.remove(unwanted)]
 
     def consider(self, new: Sequence[S], now: float, *, promised: bool = False) -> Refused | tuple[int, float]:
         """Decide on a job with these pictures, which are not queued yet: why it is refused, or (number of pictures that
