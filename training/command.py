@@ -13,6 +13,7 @@ from dalle import command_line
 from dalle.command_line import DONE, STOPPED
 from dalle.config import Config
 from dalle.help_pages import parsing
+from training.distributed import joined, quiet_followers
 
 __all__ = ["exit_on_mistake", "parse", "run_function", "run_preset"]
 
@@ -60,12 +61,12 @@ def run_preset(
     for one that Ctrl-C stopped.
 
     presets: functions that return a configuration; the docstring of each is its help. run: runs a configuration and
-    returns whether it finished.
+    returns whether it finished; in processes that `torchrun` has started, it runs in each of them.
     """
     choices = {preset: (inspect.getdoc(make) or "", make()) for preset, make in presets.items()}
     program = f"python -m {name}"
-    with exit_on_mistake():
-        with parsing(program, sys.argv[1:]):
+    with exit_on_mistake(), joined():
+        with quiet_followers(), parsing(program, sys.argv[1:]):
             config = tyro.extras.overridable_config_cli(
                 choices, args=sys.argv[1:], prog=program, description=description
             )
