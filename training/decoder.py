@@ -38,7 +38,7 @@ from training.optimization import WeightAverage, adamw, clip_and_step, recompute
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
 
-__all__ = ["PRESETS", "DecoderTask", "emoji", "tiny"]
+__all__ = ["PRESETS", "DecoderTask", "emoji", "run", "tiny"]
 
 NUM_VALIDATION_ROWS = 256
 
@@ -281,13 +281,13 @@ def tiny() -> DecoderTrainingConfig:
 PRESETS = {"emoji": emoji, "tiny": tiny}
 
 
+def run(config: DecoderTrainingConfig) -> bool:
+    """Train the stage, or resume its run; see `training.loop.train`."""
+    return train(DecoderTask(config), config.loop, Path(config.run), config)
+
+
 def main() -> None:
-    run_preset(
-        "training.decoder",
-        __doc__,
-        PRESETS,
-        lambda config: train(DecoderTask(config), config.loop, Path(config.run), config),
-    )
+    run_preset("training.decoder", __doc__, PRESETS, run)
 
 
 if __name__ == "__main__":

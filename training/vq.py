@@ -47,7 +47,7 @@ from training.perturbation import CodePerturbation
 from training.run_folder import Parts
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["PRESETS", "VQTask", "emoji", "tiny", "trainable"]
+__all__ = ["PRESETS", "VQTask", "emoji", "run", "tiny", "trainable"]
 
 NUM_VALIDATION_PICTURES = 256
 
@@ -275,13 +275,13 @@ def tiny() -> VQTrainingConfig:
 PRESETS = {"emoji": emoji, "tiny": tiny}
 
 
+def run(config: VQTrainingConfig) -> bool:
+    """Train the stage, or resume its run; see `training.loop.train`."""
+    return train(VQTask(config), config.loop, Path(config.run), config)
+
+
 def main() -> None:
-    run_preset(
-        "training.vq",
-        __doc__,
-        PRESETS,
-        lambda config: train(VQTask(config), config.loop, Path(config.run), config),
-    )
+    run_preset("training.vq", __doc__, PRESETS, run)
 
 
 if __name__ == "__main__":
