@@ -4,6 +4,7 @@ not written itself is replaced.
 `prepare_folder`, `write_file` and the checks are for output that a person asked for: they raise `CannotWriteError`.
 """
 
+import errno
 import fnmatch
 import os
 import shutil
@@ -23,6 +24,7 @@ __all__ = [
     "check_claimed",
     "check_output",
     "flush_file",
+    "is_special",
     "names_in",
     "prepare_folder",
     "write_file",
@@ -58,7 +60,7 @@ def atomic_file(path: Path, *, part: Path | None = None, fsync: bool = False) ->
     If the body or the replacement raises, the temporary file is removed and `path` is left as it was. A device or a
     pipe is written to directly, and never replaced. Raises `OSError` as writing does.
     """
-    if _is_special(path):
+    if is_special(path):
         yield path
         return
     if part is None:
@@ -82,11 +84,18 @@ def atomic_folder(folder: Path, *, check: Callable[[Path], None] | None = None) 
         back. None: nothing is replaced but an empty folder, and anything else, also if it appears while the body runs,
         is an `OSError`.
 
-    If the body raises, the temporary folder is removed and `folder` is left as it was. A folder that is replaced is
-    moved aside for an instant: a process that is killed just then leaves it, whole, in `.NAME-.../before` beside.
-    A symbolic link stays, and the folder that it names is written. Raises `OSError` as writing does.
+    If the body raises, the temporary folder is removed and `folder` is left as it was. Only a folder is ever replaced:
+    a file, a device or a pipe is a `NotADirectoryError` before the body runs. A folder that is replaced is moved aside
+    for an instant: a process that is killed just then leaves it, whole, in `.NAME-.../before` beside. A symbolic link
+    stays, and the folder that it names is written. Raises `OSError` as writing does, and for the working directory,
+    from which relative paths would lead nowhere.
     """
     folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with suppress(FileNotFoundError):  # of a working directory that is gone
+        if _is_within(Path.cwd(), folder):
+            raise OSError(errno.EBUSY, "this program runs in it: run it in another folder", str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:200]}-", dir=folder.parent))
     files, before = temporary / "new", temporary / "before"
@@ -132,7 +141,7 @@ def check_output(
     pipe, which is written to and not replaced.
     """
     there = moved or out
-    if not os.path.lexists(there) or _is_empty_folder(there) or _is_special(there):
+    if not os.path.lexists(there) or _is_empty_folder(there) or is_special(there):
         return
     for source in sources:
         contains, is_inside = _is_within(source, there), _is_within(there, source)
@@ -172,7 +181,7 @@ def names_in(folder: Path) -> list[str]:
     return []
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether a path is a device or a pipe. Reading one may not end."""
     return path.exists() and not (path.is_file() or path.is_dir())
 

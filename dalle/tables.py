@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any, TextIO
 
@@ -87,14 +87,25 @@ def json_rows(file: TextIO) -> Iterator[Row]:
             yield Row(number=row.number, fault=f"the line is JSON, but not an object: {text[:80]}")
 
 
-def csv_rows(file: TextIO, required: Sequence[str], known: Sequence[str] | None = None) -> Iterator[Row]:
+def csv_rows(
+    file: TextIO,
+    required: Sequence[str],
+    known: Sequence[str] | None = None,
+    *,
+    is_row: Callable[[dict[str, str]], bool] = lambda _: False,
+) -> Iterator[Row]:
     """Yield the rows of a CSV file with a header, which was opened with newline="". Blank rows are left out.
 
     required: columns that the header must have. known: columns that it may have; None: any others, too.
+    is_row: whether values by column are surely a row of their own. A quote that would take such a line into its cell
+        counts as not closed.
     Raises `DataError` for an invalid header.
     """
     csv.field_size_limit(MAX_LINE)
-    records = _csv_records(file)
+    header: list[str] | str = []
+    records = _csv_records(
+        file, lambda cells: len(cells) == len(header) and is_row(dict(zip(header, cells, strict=True)))
+    )
     _, header = next(records, (1, []))
     if isinstance(header, str):
         raise DataError(f"the header is not valid CSV: {header}")
@@ -112,6 +123,8 @@ def csv_rows(file: TextIO, required: Sequence[str], known: Sequence[str] | None 
         values = {}
         for name, cell in list(zip(header, cells, strict=False))[index:]:
             if cell.strip() and not name.strip():
+                if known is None:
+                    continue
                 fault = f"the cell {cell[:80]!r} is in a column without a name"
             elif cell.strip():
                 values[name] = cell
@@ -175,11 +188,12 @@ def _fault_of(text: str | None, file: TextIO) -> str | None:
     return None
 
 
-def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
+def _csv_records(file: TextIO, is_row: Callable[[list[str]], bool]) -> Iterator[tuple[int, list[str] | str]]:
     """Yield each record: the number of its first line, and its cells or the error in that line.
 
-    An unclosed quote would turn the rest of the file into one cell. So after an error only the first line is given up,
-    and the lines read after it are parsed again.
+    An unclosed quote would turn the rest of the file, or what is before a later quote, into one cell. So after an error
+    only the first line is given up, and the lines read after it are parsed again. is_row: as in `csv_rows`, of the
+    cells of a line.
     """
     lines = _raw_lines(file)
     ahead: deque[tuple[int, str | None]] = deque()
@@ -196,6 +210,8 @@ def _csv_records(file: TextIO) -> Iterator[tuple[int, list[str] | str]]:
         taken.clear()
         try:
             cells: list[str] | str | None = next(csv.reader(text_of_next(), strict=True), None)
+            if any(is_row(next(csv.reader([text or ""]), [])) for _, text in taken[1:]):
+                raise csv.Error
         except csv.Error as error:
             ahead.extendleft(reversed(taken[1:]))
             is_open = len(taken) > 1 or "end of data" in str(error)

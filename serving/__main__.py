@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 from pydantic_settings import CliApp, SettingsConfigDict
 
@@ -30,7 +31,7 @@ from dalle.help_pages import parsing
 from dalle.hub.pull import model_folder
 from dalle.steps import CompiledModel
 from serving.cluster.connect import Connection, connect
-from serving.preflight import check_settings, reserve_port
+from serving.preflight import check_gpus, check_settings, reserve_port
 from serving.proxy import CALLBACK
 from serving.settings import ModelSettings, Settings, load_settings, mistakes_as_config_error
 
@@ -82,6 +83,7 @@ def main() -> None:
                 if not os.environ.get("RAY_ADDRESS"):
                     reserved = reserve_port(settings.host, settings.port)
                     settings = _all_cores(settings, os.cpu_count() or 1)
+                    check_gpus(settings.models, torch.cuda.device_count())
                     for model in settings.models:
                         _compile(model)
             _serve(settings)

@@ -1,4 +1,4 @@
-"""Settings checked against this machine before Ray starts: the port, API keys, the store and the models.
+"""Settings checked against this machine before Ray starts: the port, API keys, the folders and the models.
 
 Ray Serve itself would report these mistakes after half a minute, in a hundred lines, and a taken port never: its proxy
 shares the port with whatever listens there, and each gets a part of the requests.
@@ -8,6 +8,7 @@ import errno
 import socket
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from dalle.checkpoint.model_config import ModelConfig
 from dalle.device import choose_device
 from dalle.errors import ConfigError
 from serving.ingress.callers import read_keys
+from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.settings import ModelSettings, Settings
 
-__all__ = ["check_settings", "reserve_port"]
+__all__ = ["check_gpus", "check_settings", "reserve_port"]
 
 MAX_CHECKED_BYTES = 2e9
 """Size of the weight files up to which they are read here, for their digests; replicas check them in any case."""
@@ -33,6 +35,7 @@ def check_settings(settings: Settings) -> None:
         warnings.warn(f"other users can read the keys in {settings.keys_file}: chmod 600 it", stacklevel=2)
     if settings.store is not None:
         ImageStore(settings.store, settings.store_seconds, settings.store_bytes)
+    Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
     for model in settings.models:
         _check_model(model)
 
@@ -52,6 +55,13 @@ def _check_model(model: ModelSettings) -> None:
         raise ConfigError(f"the model {model.id} {need}")
 
 
+def check_gpus(models: Sequence[ModelSettings], num_gpus: int) -> None:
+    """Raise `ConfigError` for models that reserve more GPUs than there are: Ray would wait for them forever."""
+    needed = sum(model.num_gpus * model.min_replicas for model in models)
+    if needed > num_gpus:
+        raise ConfigError(f"models with num_gpus take {needed:g} GPUs, and this machine has {num_gpus} for all models")
+
+
 def reserve_port(host: str, port: int) -> list[socket.socket]:
     """Sockets that keep this port of this host for Ray Serve's proxy while they are open: other programs, and a second
     service, find it taken, although the proxy starts later.
@@ -60,8 +70,9 @@ def reserve_port(host: str, port: int) -> list[socket.socket]:
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(f"host is {host!r}, which is not the name of an address: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # a name can also have a label that is too long
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"host is {host[:80]!r}, which is not the name of an address: {reason}") from error
     addresses = {(family, address) for family, _, _, _, address in found}
     mistakes: dict[Any, OSError] = {}
     for family, address in addresses:

@@ -5,7 +5,9 @@ field, with the prefix `DALLE_SERVE_` and two underscores before a nested field:
 `DALLE_SERVE_LIMITS__MAX_N=4`, `DALLE_SERVE_MODELS='[{"path": "/models/birds"}]'`. Unknown keys are rejected.
 """
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from pydantic_settings import (
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.decoder.parallel import WINDOW_WIDTH
 from dalle.errors import ConfigError
+from dalle.files import is_special
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
 
@@ -37,6 +40,7 @@ __all__ = [
     "load_settings",
     "mistakes",
     "mistakes_as_config_error",
+    "read_setting",
 ]
 
 
@@ -56,6 +60,18 @@ def _model_name(name: str) -> str:
     if name == INGRESS:
         raise ValueError(f"{INGRESS} is the name of the service's own deployment")
     return name
+
+
+def _origin(text: str) -> str:
+    if text not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+", text):
+        raise ValueError(f"{text!r} is no origin, such as https://example.org: in small letters, without a path")
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+        raise ValueError(f"{text!r} is no base URL, such as https://example.org/pictures")
+    return text
 
 
 class QueueSettings(_Strict):
@@ -99,10 +115,10 @@ class ModelSettings(QueueSettings):
     steps. 1 is off; a compiled step is fast with 8. Without effect with rounded weights."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads that a step runs on (default: the whole part of `num_cpus`, at least 1)."""
-    num_cpus: float = Field(default=1, gt=0)
+    num_cpus: float = Field(default=1, gt=0, allow_inf_nan=False)
     """CPUs that Ray reserves for each replica. `python -m serving` without a cluster divides the machine's cores among
     the models that do not set it."""
-    num_gpus: float = Field(default=0, ge=0)
+    num_gpus: float = Field(default=0, ge=0, allow_inf_nan=False)
     """GPUs that Ray reserves for each replica; a fraction lets replicas share a GPU."""
     min_replicas: int = Field(default=1, ge=1)
     """Smallest number of replicas of the model."""
@@ -131,7 +147,7 @@ class LimitSettings(_Strict):
 
     max_n: int = Field(default=10, ge=1, le=1000)
     """Largest number of pictures in a request."""
-    deadline: float = Field(default=120, gt=0)
+    deadline: float = Field(default=120, gt=0, allow_inf_nan=False)
     """Longest time for a request, in seconds, and the default of its field `deadline`. A request that cannot finish in
     time is refused on arrival; one that does not is stopped."""
     rate: str | None = None
@@ -179,12 +195,12 @@ class Settings(BaseSettings):
     keys_file: Path | None = None
     """File of API keys with a line `NAME KEY` for each caller; a key has at least 16 characters. Without a file no key
     is needed."""
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
     """Origins, such as `https://example.org`, whose pages may call the service; without any, only its own page may."""
     store: Path | None = None
     """Folder that stores the pictures of requests with `response_format: url`; without a folder they are refused.
     Ingress replicas on several nodes need a shared folder."""
-    store_seconds: float = Field(default=3600, gt=0)
+    store_seconds: float = Field(default=3600, gt=0, allow_inf_nan=False)
     """Seconds for which a picture stays in the store, and the answer of an asynchronous or idempotent request."""
     store_bytes: int = Field(default=2**30, ge=2**20)
     """Largest total size of the store, in bytes, and of the folder `requests`; the oldest are removed first."""
@@ -198,7 +214,7 @@ class Settings(BaseSettings):
     lenient: bool = False
     """Ignore fields that have no effect here, such as `style`, `steps` of diffusion models, or a `quality`, and list
     them in the response (`ignored`). Otherwise they are refused."""
-    public_url: str | None = None
+    public_url: Annotated[str, AfterValidator(_url)] | None = None
     """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
     log_prompts: bool = False
     """Write prompts into the access log; otherwise it has only their length and a short hash."""
@@ -262,10 +278,18 @@ def load_settings(values: dict[str, Any]) -> Settings:
         return Settings(**values)
 
 
+def read_setting(path: Path) -> str:
+    """The text of a file that a setting names. Raises `OSError`, also for a pipe or a device, since the file is read by
+    several processes, and `UnicodeDecodeError`."""
+    if is_special(path):
+        raise OSError(errno.EINVAL, "it is a pipe or a device; expected a file", str(path))
+    return path.read_text(encoding="utf-8")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """The settings in a YAML file. Raises `ConfigError`."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_setting(path))
     except FileNotFoundError as error:
         raise ConfigError(f"DALLE_SERVE_CONFIG is {path}: there is no such file") from error
     except yaml.MarkedYAMLError as error:

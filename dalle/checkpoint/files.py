@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dalle.checkpoint.model_config import CONFIG_FILE, FORMAT
 from dalle.errors import CheckpointError
-from dalle.files import check_output, flush_file
+from dalle.files import CannotWriteError, check_output, flush_file, is_special
 
 __all__ = [
     "DECODER_FILE",
@@ -83,7 +83,10 @@ def finish_files(files: Path) -> None:
 def check_replaceable(
     folder: Path, *, overwrite: bool, sources: Iterable[Path] = (), moved: Path | None = None
 ) -> None:
-    """Check that a model directory may be written, as `check_output` does. Raises `CannotWriteError`."""
+    """Check that a model directory may be written, as `check_output` does. Raises `CannotWriteError`, also for a device
+    or a pipe, to which a file can be written and no directory."""
+    if is_special(folder):
+        raise CannotWriteError(f"{folder} is a device or a pipe: give another place for a model directory")
     check_output(folder, "a model directory", why_foreign, overwrite=overwrite, sources=sources, moved=moved)
 
 

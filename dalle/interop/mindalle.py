@@ -190,6 +190,10 @@ def _text_tokenizer(source: Source, config_path: Path) -> PaddedTokenizer:
         bpe.add_special_tokens(["[PAD]"])
     except Exception as error:  # the package raises bare Exception
         raise CheckpointError(f"{merges_path} does not fit {vocab_path}: {error}") from error
+    vocabulary = source.json(vocab_path)
+    last = max((token for token in vocabulary if not token.startswith("[")), key=vocabulary.__getitem__)
+    if len(last.removesuffix("</w>")) > 1 and last not in {line.replace(" ", "") for line in merges}:
+        raise CheckpointError(f"{merges_path} has no merge for {last!r}, the last of {vocab_path}: is it complete?")
     pad_id = bpe.token_to_id("[PAD]")
     assert pad_id is not None
     return PaddedTokenizer(

@@ -20,7 +20,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 
 from dalle.errors import ConfigError
 from serving.errors import ApiError
-from serving.settings import LimitSettings
+from serving.settings import LimitSettings, read_setting
 
 __all__ = ["Callers", "Key", "read_keys"]
 
@@ -46,7 +46,7 @@ def read_keys(path: Path | None) -> dict[str, Key] | None:
     if path is None:
         return None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_setting(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the keys in {path} cannot be read: {error}") from error
     keys: dict[str, Key] = {}

@@ -141,7 +141,11 @@ function body(fields, image) {
 
 async function call(path, options = {}) {
   const headers = new Headers(options.headers);
-  if (apiKey.value) headers.set("Authorization", `Bearer ${apiKey.value}`);
+  try {
+    if (apiKey.value) headers.set("Authorization", `Bearer ${apiKey.value}`);
+  } catch {
+    throw new ServiceError(401); // it has characters that no header can have
+  }
   let answer;
   try {
     answer = await fetch(address(path), { ...options, headers, credentials: "same-origin" });

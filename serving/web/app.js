@@ -62,8 +62,13 @@ function run(job) {
 }
 
 /** Fills the form, so that Draw gives this picture again: with the picture that it continues, if it continues one. */
-function reuse(picture) {
+async function reuse(picture) {
+  if (!(await haveModels())) return;
   const { endpoint, source, sourceImage, fields } = picture;
+  if (form.card(fields.model).id !== fields.model) {
+    toast(`The model ${fields.model} is not served any more: another one would draw another picture.`);
+    return;
+  }
   const continues = endpoint !== "generations";
   if (continues && !sourceImage) {
     toast(`This picture continues ${source}, which this browser did not keep: its settings alone would draw another one.`);

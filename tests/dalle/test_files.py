@@ -176,3 +176,24 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     atomic_write(pipe, b"content")
     assert os.read(reader, 100) == b"content" and names(tmp_path) == ["pipe"]
     os.close(reader)
+
+
+def test_a_folder_takes_the_place_of_folders_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "file", "link"):
+        with pytest.raises(NotADirectoryError), atomic_folder(tmp_path / name, check=lambda _: None):
+            pytest.fail("the body must not run")
+    assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["file", "link", "pipe"]
+
+
+def test_the_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for folder in (Path(), Path("..")):
+        with pytest.raises(OSError, match="this program runs in it"), atomic_folder(folder, check=lambda _: None):
+            pytest.fail("the body must not run")
+    with atomic_folder(Path("another")):
+        pass
+    assert names(tmp_path / "here" / "below") == ["another"]

@@ -242,3 +242,14 @@ def test_names_with_a_line_break(tmp_path: Path) -> None:
     assert code == 2 and text.count("\n") == 1 and "two\\nlines" in text
     code, text = run("import", DATA / "DALLE-pytorch/vae.pt", "--out", tmp_path / "new\nname")
     assert code == 2 and "the model's name is 'new\\nname'" in text and not (tmp_path / "new\nname").exists()
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, -10])
+def test_merges_that_end_early_are_refused(num_lines: int, tmp_path: Path) -> None:
+    """They would tokenize without an error, to other ids."""
+    theirs = tmp_path / "theirs"
+    shutil.copytree(found("minDALL-E/checkpoint"), theirs)
+    merges = theirs / "tokenizer/bpe-16k-merges.txt"
+    merges.write_text("".join(merges.read_text().splitlines(keepends=True)[:num_lines]))
+    said = refusal(theirs, tmp_path)
+    assert f"{merges} has no merge for '14</w>', the last of " in said and "is it complete?" in said

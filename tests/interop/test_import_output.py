@@ -1,5 +1,6 @@
 """Where `dalle import` and `dalle export` write: nothing that they have not written themselves is replaced."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,9 @@ def test_what_another_program_wrote_is_never_replaced(theirs: Path, tmp_path: Pa
     )
     (tmp_path / "file").write_text("mine")
     assert "file is not a model directory to be replaced: it is a file" in refusal(theirs, tmp_path / "file", *options)
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe is a device or a pipe: give another place" in refusal(theirs, tmp_path / "pipe", *options)
+    assert (tmp_path / "pipe").is_fifo()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "letter.txt").write_text("dear")
     assert "it has no config.json, but letter.txt" in refusal(theirs, tmp_path / "letters", *options)

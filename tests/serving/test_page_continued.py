@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.support.browsing import cards, draw, open_first, sent
 
@@ -76,5 +76,23 @@ def test_a_picture_whose_source_was_not_kept_is_refused(page: Page) -> None:
     cards(page).first.click()
     page.get_by_role("button", name="Reuse settings").click()
     words = "This picture continues a-red-panda-7-0.png, which this browser did not keep: its settings alone"
-    expect(page.get_by_text(words)).to_be_visible()
+    expect(page.locator("#toast-words")).to_contain_text(words)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("something else")
+
+
+def test_a_picture_of_a_model_that_is_gone_is_refused(page: Page) -> None:
+    draw(page, seed=7)
+
+    def renamed(route: Route) -> None:
+        answer = route.fetch()
+        (card,) = answer.json()["data"]
+        route.fulfill(response=answer, json={"data": [card | {"id": "another"}]})
+
+    page.route("**/v1/models", renamed)
+    page.reload()
+    page.get_by_label("Prompt", exact=True).fill("something else")
+    cards(page).first.click()
+    page.get_by_role("button", name="Reuse settings").click()
+    refusal = "is not served any more: another one would draw another picture."
+    expect(page.locator("#toast-words")).to_contain_text(refusal)
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("something else")

@@ -14,7 +14,7 @@ import pytest
 from dalle.errors import ConfigError, DalleError
 from dalle.help_pages import UsageError
 from serving.__main__ import _settings
-from serving.preflight import check_settings, reserve_port
+from serving.preflight import check_gpus, check_settings, reserve_port
 from serving.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,14 @@ def test_a_service_on_every_address_takes_the_port_of_each() -> None:
             reserve_port("::1", port_of(both))
 
 
-@pytest.mark.parametrize(("host", "message"), [("192.0.2.1", "cannot listen"), ("no such name", "not the name of an")])
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("192.0.2.1", "cannot listen"),
+        ("no such name", "not the name of an"),
+        (f"{'x' * 64}.org", "not the name of an"),
+    ],
+)
 def test_an_address_of_another_machine_is_refused(host: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         reserve_port(host, 8000)
@@ -86,7 +93,9 @@ def test_a_reserved_port_is_for_one_service_alone() -> None:
     ("values", "message"),
     [
         ({"keys_file": "/nothing/keys"}, "the keys in /nothing/keys cannot be read"),
+        ({"keys_file": "/dev/zero"}, "the keys in /dev/zero cannot be read: .*it is a pipe or a device"),
         ({"store": "/proc/store"}, "the store /proc/store cannot be written to"),
+        ({"requests": "/proc/requests"}, "the folder of requests /proc/requests cannot be written to"),
         ({"models": [{"path": "/proc"}]}, "config.json"),
         ({"models": [{"device": "quantum"}]}, "device is 'quantum'"),
         ({"models": [{"text_encoder": "/nothing"}]}, "there is no such folder"),
@@ -97,6 +106,15 @@ def test_a_setting_that_cannot_work_here_is_refused(model_folder: Path, values: 
     values = values | {"models": [{"path": str(model_folder)} | one for one in values.get("models", [{}])]}
     with pytest.raises(DalleError, match=message):
         check_settings(load_settings(values))
+
+
+def test_gpus_that_this_machine_does_not_have_are_not_waited_for() -> None:
+    models = load_settings({"models": [{"num_gpus": 0.5, "min_replicas": 3, "max_replicas": 9}]}).models
+    check_gpus(models, 2)
+    with pytest.raises(
+        ConfigError, match=r"models with num_gpus take 1\.5 GPUs, and this machine has 1 for all models"
+    ):
+        check_gpus(models, 1)
 
 
 def test_damaged_weights_are_found_before_ray_starts(model_folder: Path, tmp_path: Path) -> None:
@@ -136,6 +154,9 @@ def test_a_file_that_has_no_settings_is_refused(tmp_path: Path, content: bytes, 
         _settings(["--config", str(file)])
     with pytest.raises(ConfigError, match=r"cannot be read: .*Is a directory"):
         _settings(["--config", str(tmp_path)])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"cannot be read: .*it is a pipe or a device"):
+        _settings(["--config", str(tmp_path / "pipe")])
 
 
 def test_flags_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

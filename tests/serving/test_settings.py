@@ -65,11 +65,24 @@ def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ({"models": [{"min_replicas": 3, "max_replicas": 2}]}, "max_replicas is 2; it must be at least min_replicas"),
         ({"limits": {"rate": "often"}}, "rate is 'often'; it must be like 60/minute"),
         ({"limits": {"deadline": 0}}, "limits.deadline: "),
+        ({"limits": {"deadline": float("inf")}}, "limits.deadline: "),
+        ({"store_seconds": float("inf")}, "store_seconds: "),
+        ({"cors_origins": ["example.org"]}, "cors_origins.0: 'example.org' is no origin, such as https://example.org"),
+        ({"cors_origins": ["https://example.org/"]}, "is no origin"),
+        ({"cors_origins": ["https://Example.org"]}, "is no origin"),
+        ({"public_url": "example.org"}, "public_url: 'example.org' is no base URL"),
     ],
 )
 def test_an_invalid_setting_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(values)
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "http://localhost:3000", "https://[::1]:8000", "chrome-extension://ab"]
+)
+def test_origins_as_browsers_send_them_are_taken(origin: str) -> None:
+    assert load_settings({"cors_origins": [origin]}).cors_origins == (origin,)
 
 
 def test_an_invalid_flag_or_file_is_refused(tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_workers_train_what_one_process_does(data: Path, tmp_path: Path, stage: 
         load_checkpoint(folder / "model")
 
 
+def test_workers_train_a_codebook_by_gradient(data: Path, tmp_path: Path) -> None:
+    """In the first steps, the loss does not depend on the codebook, whose gradient they wait for later."""
+    for workers in (1, 2):
+        options = arguments("vq", data, tmp_path / str(workers))
+        finish("vq", [*options, "--codebook", "gradient", "--adversarial-weight", "0"], workers)
+    assert_same_curves(tmp_path / "1", tmp_path / "2")
+
+
 def test_a_batch_that_cannot_be_shared_evenly_is_refused_once(data: Path, tmp_path: Path) -> None:
     code, said = run("vq", arguments("vq", data, tmp_path / "run", batch_size=5), 2)
     assert code != 0

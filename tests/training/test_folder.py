@@ -243,6 +243,30 @@ def test_a_bad_row_takes_no_other_with_it(tmp_path: Path) -> None:
     ]
 
 
+def test_a_quote_takes_no_row_into_its_caption(tmp_path: Path) -> None:
+    """A line that names a picture is a row, even where a later quote would close the open one. Other lines of a cell
+    are captions, with commas too."""
+    for number in range(5):
+        _save(tmp_path / f"{number}.png")
+    rows = [
+        '0.png,"a flag',
+        "1.png,a cat",
+        '2.png,5" wide, or 6"',
+        '3.png,"two',
+        "lines, each",
+        'a caption"',
+        "4.png,end",
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(["image,caption", *rows]))
+    report = _build(tmp_path / "table.csv", tmp_path / "out", size=8, val_fraction=0)
+    captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
+    assert captions == {"1.png": ["a cat"], "3.png": ["two", "lines, each", "a caption"], "4.png": ["end"]}
+    assert [(problem["id"], problem["problem"]) for problem in report.problems] == [
+        ("table.csv, line 2", "the line is not valid CSV: a quote is opened and not closed"),
+        ("table.csv, line 4", "the line has 3 cells, but the header has 2"),
+    ]
+
+
 def test_names_of_cameras_and_texts_of_windows(tmp_path: Path) -> None:
     """The case of a suffix does not matter, and a text may be UTF-16; if there are two texts, .txt is read."""
     source = tmp_path / "pictures"
@@ -278,6 +302,15 @@ def test_tables_that_pandas_wrote(kind: str, index: str | None, tmp_path: Path) 
     numbers = {"csv": (2, 4), "parquet": (1, 3), "jsonl": (1, 3)}[kind]
     where = f"table.{kind}, {'row' if kind == 'parquet' else 'line'} {numbers[index is not None]}"
     assert [problem["id"] for problem in report.problems] == [where, "b.png"]
+
+
+@pytest.mark.parametrize("content", [",k,,image,caption\n0,1,2,a.png,one\n", "image,caption,\na.png,one,0\n"])
+def test_columns_without_a_name_are_left_out(content: str, tmp_path: Path) -> None:
+    """Such as one of several levels of an index, which pandas writes."""
+    _save(tmp_path / "a.png")
+    (tmp_path / "table.csv").write_text(content)
+    assert not _build(tmp_path / "table.csv", tmp_path / "out", size=8, val_fraction=0).problems
+    assert _pairs(tmp_path / "out")["a.png"][0]["captions"] == ["one"]
 
 
 def test_lists_of_captions_in_parquet_and_files_that_are_none(tmp_path: Path) -> None:

@@ -123,13 +123,24 @@ def _rows(table: Path, columns: tuple[str, str]) -> Iterator[Row]:
                 return
             encoding, errors = decoding(start)
             text = io.TextIOWrapper(file, encoding, errors, newline="")
-            yield from csv_rows(text, columns) if table.suffix.lower() == ".csv" else json_rows(text)
+            if table.suffix.lower() == ".csv":
+                yield from csv_rows(text, columns, is_row=lambda values: _is_picture(table, values[columns[0]]))
+            else:
+                yield from json_rows(text)
     except DataError as error:
         raise DataError(f"{table}: {error}") from error
     except pyarrow.ArrowException as error:
         raise DataError(f"{table} cannot be read after row {number}: {error}") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{table} cannot be read: {error}") from error
+
+
+def _is_picture(table: Path, name: str) -> bool:
+    """Whether a cell names a picture that is there. One with a NUL character does not."""
+    try:
+        return bool(name.strip()) and (table.parent / name.strip()).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_unicode(text: str) -> bool:
