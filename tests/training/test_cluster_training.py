@@ -14,7 +14,7 @@ import pytest
 
 from dalle.checkpoint import load_checkpoint
 from tests.support.stages import write_stage_2
-from tests.support.workers import ROOT, SECONDS, arguments, assert_same_curves, finish, steps_saved
+from tests.support.workers import ROOT, SECONDS, STEPS, arguments, assert_same_curves, finish, steps_saved
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,10 @@ def test_a_run_whose_worker_is_killed_ends_like_an_unbroken_one(data: Path, tmp_
     workers = train_workers(process)
     assert len(workers) >= 2, "two workers train"
     os.kill(workers[-1].pid, signal.SIGKILL)
+    assert steps_saved(folder) < STEPS
     said, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
+    assert len(list((folder / "tensorboard").iterdir())) == 2, "the workers were started again"
     finish("decoder", arguments("decoder", data, tmp_path / "one"), 1)
     assert_same_curves(tmp_path / "one", folder)
     load_checkpoint(folder / "model")
