@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY dalle/__init__.py dalle/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /app/venv/bin/pip install "ray[serve]==$RAY_VERSION" --editable '.[serving]'
+    /app/venv/bin/pip install "ray[serve]==$RAY_VERSION" --editable '.[serving,otel]'
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="dalle-serve" \

@@ -41,9 +41,9 @@ help: ## list the targets
 
 run: $(VENV)/.installed ## draw a contact sheet; options: PROMPT="..." for your own prompt, N=4, SEED=1, OUT=folder
 	@if [ -n "$$PROMPT" ]; then set -- --prompt "$$PROMPT"; else set -- \
-		--prompt "red panda, fluent 3d style emoji" \
+		--prompt "a sunflower, fluent 3d style emoji" \
 		--prompt "green heart, twemoji style emoji" \
-		--prompt "a slice of pizza, noto style emoji" \
+		--prompt "a red apple, noto style emoji" \
 		--prompt "an owl in fluent flat style"; fi; \
 	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" "$$@"
 

@@ -11,6 +11,7 @@ Models of every project have the same interface. A model directory of stage 1 ha
 decoder. Prompts, pictures and receipts belong to `dalle.pipeline`.
 """
 
+import warnings
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.pulled import PREFIX, is_reference
+from dalle.checkpoint.vocabulary import Vocabulary, read_vocabulary
 from dalle.decoder.conditions import Condition, condition_rows
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
@@ -52,6 +54,7 @@ class Model:
         sampling: SamplingParams,
         text_encoder: T5TextEncoder | None = None,
         source: str | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.name = name
         self.digest = digest
@@ -65,6 +68,8 @@ class Model:
         """Converts text ids to features, for a decoder that follows features; else None."""
         self.sampling = sampling
         """Sampling parameters that the model draws best with; the default of `generate`."""
+        self.vocabulary = vocabulary
+        """What the model knows, for people who look for words to type; None if its directory does not say."""
         self._loaded_weights = None if decoder is None else self.weights_version
 
     @property
@@ -100,10 +105,11 @@ class Model:
 
         Raises `CheckpointError` if the model or text encoder is missing, damaged, or not of the kind; `ParameterError`
         for a device that is not there, or a text encoder where none is needed; `HubError` for a repository that cannot
-        be fetched.
+        be fetched. A damaged vocabulary is left out, with a warning.
         """
         place = choose_device(device)
-        checkpoint = load_checkpoint(model_folder(model))
+        folder = model_folder(model)
+        checkpoint = load_checkpoint(folder)
         decoder, text_tokenizer, encoder = checkpoint.decoder, checkpoint.text_tokenizer, None
         if text_encoder is not None:
             config = None if decoder is None else decoder.config
@@ -122,6 +128,7 @@ class Model:
             decoder=None if decoder is None else decoder.to(place),
             sampling=checkpoint.sampling,
             source=str(model),
+            vocabulary=_vocabulary(folder),
         )
 
     @classmethod
@@ -265,3 +272,13 @@ class Model:
         if config.picture_factor > config.factor:  # a wavelet head draws larger pictures than the encoder takes
             images = F.avg_pool2d(images, config.picture_factor // config.factor)
         return self.image_tokenizer.encode(images)[0].cpu()
+
+
+def _vocabulary(folder: Path) -> Vocabulary | None:
+    """The vocabulary of a model directory. Nothing that is drawn depends on it, so a damaged one is left out with a
+    warning."""
+    try:
+        return read_vocabulary(folder)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; the model is used without its vocabulary", stacklevel=3)
+        return None

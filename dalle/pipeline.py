@@ -1,7 +1,7 @@
 """The library's front door: prompts -> requests -> codes -> pictures.
 
 model = DALLE.load()
-for picture in model.generate("a red panda, fluent 3d style emoji", n=4, seed=7):
+for picture in model.generate("a sunflower, fluent 3d style emoji", n=4, seed=7):
     picture.image.save(f"{picture.index}.png")
 """
 

@@ -158,7 +158,7 @@ def _start(settings: Settings, connection: Connection) -> None:
         "host": settings.host,
         "port": settings.port,
         # the service answers with an error at its own deadline; this ends requests that it did not
-        "request_timeout_s": settings.limits.deadline + 30,
+        "request_timeout_s": settings.request_seconds + 30,
     }
     try:
         serve.start(http_options=options, proxy_location="HeadOnly")

@@ -7,17 +7,17 @@ from typing import Any
 import ray
 from pydantic import ValidationError
 from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.deployment import Application
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from serving.cluster.autoscaling import SlotsPolicy
+from serving.cluster.autoscaling import autoscaling_of
 from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.ray_backend import RayBackend
 from serving.cluster.replica import Replica
 from serving.ingress.api import create_app
 from serving.settings import INGRESS, LimitSettings, ModelSettings, Settings, load_settings, mistakes
+from serving.tracing import Tracing, receiver_of
 
 __all__ = ["Ingress", "application", "build"]
 
@@ -40,8 +40,11 @@ class Ingress:
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
         self._settings = Settings(**settings)
-        backend = RayBackend(models, own, sender=ray.get_runtime_context().get_actor_name() or "")
-        self._app = create_app(backend, self._settings, send_request_id=False)
+        self._tracing = Tracing.to(self._settings.traces)
+        sender = ray.get_runtime_context().get_actor_name() or ""
+        unloaded = {model.id for model in self._settings.models if self._settings.idle_seconds(model)}
+        backend = RayBackend(models, own, sender=sender, unloaded_when_idle=unloaded)
+        self._app = create_app(backend, self._settings, send_request_id=False, tracing=self._tracing)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -60,6 +63,10 @@ class Ingress:
         """The replica's id, and its metrics in Prometheus' text format."""
         return serve.get_replica_context().replica_id.unique_id, self._app.state.metrics.text()
 
+    def __del__(self) -> None:
+        if (tracing := getattr(self, "_tracing", None)) is not None:
+            tracing.close()
+
 
 def _log_to_stderr() -> None:
     access = logging.getLogger("serving.access")
@@ -76,7 +83,9 @@ def build(args: dict[str, Any]) -> Application:
 
 def application(settings: Settings) -> Application:
     """The application for these settings: the ingress, and a deployment for each model."""
-    models = {model.id: _deployment(model, settings.limits) for model in settings.models}
+    # here alone: what the environment of this process says holds for all replicas, wherever they are
+    settings = settings.model_copy(update={"traces": receiver_of(settings.traces)})
+    models = {model.id: _deployment(model, settings) for model in settings.models}
     ingress = serve.deployment(
         name=INGRESS,
         num_replicas=settings.ingress_replicas,
@@ -90,25 +99,17 @@ def application(settings: Settings) -> Application:
     return ingress.bind(settings.model_dump(mode="json"), models)
 
 
-def _deployment(model: ModelSettings, limits: LimitSettings) -> Application:
-    scaled = model.max_replicas > model.min_replicas
-    autoscaling = AutoscalingConfig(
-        min_replicas=model.min_replicas,
-        max_replicas=model.max_replicas,
-        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-            policy_function=SlotsPolicy, policy_kwargs={"num_slots": model.num_slots}
-        ),
-        upscale_delay_s=5,
-    )
+def _deployment(model: ModelSettings, settings: Settings) -> Application:
+    autoscaling = autoscaling_of(model, settings.idle_seconds(model))
     deployment = serve.deployment(
         name=model.id,
-        max_ongoing_requests=model.num_slots + model.max_queue + SLACK,
+        max_ongoing_requests=2 * (model.num_slots + model.max_queue) + SLACK,  # as many again are batches'
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         user_config={"max_queue": model.max_queue},
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=limits.deadline + 10,
+        graceful_shutdown_timeout_s=settings.limits.deadline + 10,
         max_surge_percent=100,
-        **({"autoscaling_config": autoscaling} if scaled else {"num_replicas": model.min_replicas}),
+        **({"autoscaling_config": autoscaling} if autoscaling is not None else {"num_replicas": model.min_replicas}),
     )(Replica)
-    return deployment.bind(model.model_dump())
+    return deployment.bind(model.model_dump(), settings.traces)

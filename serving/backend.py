@@ -1,11 +1,14 @@
 """`Backend`: the contract between the ingress and whatever runs the models, be it this process or Ray."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from serving.jobs import Event, Job, ModelInfo
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "State"]
+
+State = Literal["loaded", "idle"]
+"""Whether a model is loaded, or was unloaded because it was idle and is loaded for its next request."""
 
 
 class Backend(Protocol):
@@ -25,8 +28,11 @@ class Backend(Protocol):
     async def models(self) -> list[ModelInfo]:
         """Facts about every model that has been loaded, the default first."""
 
-    async def ready(self) -> set[str]:
-        """Ids of the models that can draw now, never from a cache."""
+    async def states(self) -> dict[str, State]:
+        """States of the models that can draw, by id, never from a cache."""
+
+    async def load(self, model: str) -> ModelInfo | None:
+        """Facts about a model that is idle, as soon as it is loaded. None if that fails, and for other models."""
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
         """Metrics of all engines and ingresses in Prometheus' text format, with labels that distinguish them. `own`

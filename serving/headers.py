@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers
 
-__all__ = ["SECURITY_HEADERS", "request_id_of"]
+__all__ = ["SECURITY_HEADERS", "TRACE_CONTEXT", "request_id_of"]
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -15,6 +15,8 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+TRACE_CONTEXT = ("traceparent", "tracestate")
+"""Headers of W3C's trace context, by which a request belongs to a trace of its caller."""
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 

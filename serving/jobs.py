@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from dalle.checkpoint.vocabulary import Vocabulary
+
 __all__ = [
     "FAILED",
     "Accepted",
@@ -64,11 +66,16 @@ class Job:
     """Background that was chosen for this model and this format."""
     enlargement: int = 1
     """Whole factor by which pictures and previews are enlarged."""
+    spare: bool = False
+    """Whether it is drawn in spare slots: it waits behind every other job, whatever its turn, gives its slots up to
+    them, and is then drawn again. Nobody waits for the pictures of a batch."""
     accepted: bool = False
     """Whether a replica that has died since had accepted it. Another one then draws it under any load, and stops it at
     its deadline alone."""
     sender: str = ""
     """Name in Ray of the ingress replica that waits for the pictures: they are drawn only while it lives."""
+    trace: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Headers of W3C's trace context by which its spans are below those of the ingress; none if traces are off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +150,8 @@ class ModelInfo:
     """Default sampling parameters."""
     created: int
     """When it was loaded, in seconds since the epoch."""
+    vocabulary: Vocabulary | None = None
+    """What the model knows, if its directory says so."""
 
 
 class EngineFailedError(RuntimeError):

@@ -7,7 +7,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-__all__ = ["EngineMetrics", "HTTPMetrics", "join"]
+__all__ = ["EngineMetrics", "HTTPMetrics", "join", "text_of_states"]
 
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 WAIT_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -50,8 +50,9 @@ class EngineMetrics:
         self.cancellations = counter("cancellations", "Jobs that were cancelled or stopped at their deadline")
         self.wasted_steps = counter("wasted_steps", "Steps that were run for a job after it was cancelled")
         self.discarded_steps = counter(
-            "discarded_steps", "Steps whose codes were discarded because their job was stopped"
+            "discarded_steps", "Steps whose codes were discarded because their job was stopped or its slots were needed"
         )
+        self.evictions = counter("evictions", "Pictures of batches that have given their slots up to others")
         self._refusals = Counter(
             "dalle_refusals", "Jobs that were refused, by reason", ["model", "reason"], registry=self.registry
         )
@@ -88,6 +89,21 @@ class HTTPMetrics:
     def text(self) -> str:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry).decode()
+
+
+def text_of_states(states: Mapping[str, str]) -> str:
+    """Whether each model is loaded, as a metric in Prometheus' text format, by the states of the models that can
+    draw."""
+    registry = CollectorRegistry()
+    loaded = Gauge(
+        "dalle_model_loaded",
+        "1 for a loaded model, 0 for one that was unloaded because it was idle",
+        ["model"],
+        registry=registry,
+    )
+    for model, state in states.items():
+        loaded.labels(model).set(state == "loaded")
+    return generate_latest(registry).decode()
 
 
 class _Joined(Collector):

@@ -16,10 +16,12 @@ from dalle.checkpoint.checkpoint import check_checkpoint
 from dalle.checkpoint.model_config import ModelConfig
 from dalle.device import choose_device
 from dalle.errors import ConfigError
+from serving.ingress.batches.shelf import Shelf
 from serving.ingress.callers import read_keys
 from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.settings import ModelSettings, Settings
+from serving.tracing import Tracing, receiver_of
 
 __all__ = ["check_gpus", "check_settings", "reserve_port"]
 
@@ -35,7 +37,12 @@ def check_settings(settings: Settings) -> None:
         warnings.warn(f"other users can read the keys in {settings.keys_file}: chmod 600 it", stacklevel=2)
     if settings.store is not None:
         ImageStore(settings.store, settings.store_seconds, settings.store_bytes)
+    tracing = Tracing.to(receiver_of(settings.traces))
+    if tracing is not None:
+        tracing.close()
     Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
+    if settings.batches_folder is not None:
+        Shelf(settings.batches_folder, settings.batch_seconds, settings.batch_bytes)
     for model in settings.models:
         _check_model(model)
 

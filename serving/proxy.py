@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError
-from serving.headers import SECURITY_HEADERS, request_id_of
+from serving.headers import SECURITY_HEADERS, TRACE_CONTEXT, request_id_of
 
 __all__ = ["CALLBACK", "ProxyErrors", "middlewares"]
 
@@ -27,12 +27,10 @@ STEERING = frozenset(
         "x-request-disconnect-disabled",
         "x-session-id",
         "serve-multiplexed-model-id",
-        "traceparent",
-        "tracestate",
     }
 )
 """Headers of Serve with which a caller could set a timeout, and get a plain-text 408, keep a request running after it
-has disconnected, or choose a replica. Serve fails at values of them that are not UTF-8."""
+has disconnected, or choose a replica. Serve fails at values of them, and of `TRACE_CONTEXT`, that are not UTF-8."""
 MESSAGES = {
     408: "the request took longer than the service allows",
     500: "the process that handled this request has died; try again",
@@ -60,7 +58,7 @@ class ProxyErrors:
             await self.app(scope, receive, send)
             return
         request_id = request_id_of(Headers(scope=scope))
-        scope["headers"] = [header for header in scope["headers"] if _plain(header[0]) not in STEERING]
+        scope["headers"] = [header for header in scope["headers"] if _passes(*header)]
         MutableHeaders(scope=scope)["x-request-id"] = request_id  # Serve and the ingress keep an id that is there
         started = replaced = streaming = False
 
@@ -125,9 +123,10 @@ def _error(status: int, headers: dict[str, str] | None = None) -> ApiError:
     return ApiError(status, MESSAGES.get(status, "the service cannot answer this request"), headers=headers)
 
 
-def _plain(name: bytes) -> str:
-    """A header's name with hyphens for the underscores that Serve takes too."""
-    return name.decode("latin-1").lower().replace("_", "-")
+def _passes(name: bytes, value: bytes) -> bool:
+    """Whether a header is passed on: not those of Serve, whose names it takes with underscores for hyphens too."""
+    plain = name.decode("latin-1").lower().replace("_", "-")
+    return plain not in STEERING and (plain not in TRACE_CONTEXT or value.isascii())
 
 
 def middlewares() -> list[Middleware]:

@@ -30,8 +30,10 @@ __all__ = [
     "ImageData",
     "ImagesResponse",
     "ModelCard",
+    "ModelDetails",
     "ModelList",
     "RequestState",
+    "StyleCard",
     "Timing",
     "Usage",
     "VariationFields",
@@ -290,6 +292,8 @@ class ImagesResponse(BaseModel):
     """What decided which part of a given picture was kept."""
     ignored: list[str] | None = None
     """Fields of the request that have no effect, if there were any and the service is set to ignore them."""
+    warnings: list[str] | None = None
+    """Reasons why the pictures may not show what the prompt says, if there are any: the model knows no word of it."""
     quality: str = "auto"
     safety_identifier: str | None = None
     seed: int
@@ -337,6 +341,8 @@ class ModelCard(BaseModel):
     id: str
     aliases: list[str]
     """Further names of the model in requests."""
+    state: Literal["loaded", "idle", "unavailable"]
+    """`idle` if the model was unloaded and is loaded for its next request; `unavailable` if it does not answer now."""
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "dalle-serve"
@@ -354,6 +360,31 @@ class ModelCard(BaseModel):
     """Whether the model draws pictures with a transparent background."""
     sampling: dict[str, Any]
     """The model's sampling parameters, for those that a request does not set."""
+
+
+class StyleCard(BaseModel):
+    """A style that a model draws in."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: str
+    phrase: str
+    """Words of a prompt for it, which follow the thing and a comma."""
+    picture: str | None
+    """A small picture that the model drew in this style, as a `data:` URL."""
+
+
+class ModelDetails(ModelCard):
+    """A model with what it knows, as `GET /v1/models/NAME` describes it. The lists of a model that does not say what it
+    knows are empty."""
+
+    description: str
+    """What to type, in a sentence."""
+    examples: list[str]
+    """Prompts that the model draws well."""
+    styles: list[StyleCard]
+    concepts: list[str]
+    """Names of the things that the model was trained to draw."""
 
 
 class ModelList(BaseModel):

@@ -30,9 +30,11 @@ from dalle.errors import ConfigError
 from dalle.files import is_special
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
+from serving.durations import Duration
 
 __all__ = [
     "INGRESS",
+    "LOAD_SECONDS",
     "LimitSettings",
     "ModelSettings",
     "QueueSettings",
@@ -48,6 +50,10 @@ USUAL_NAMES = ("dall-e-2", "gpt-image-1")
 """Names of models that front ends send by default."""
 INGRESS = "Ingress"
 """Name of the deployment that answers HTTP requests."""
+MIN_IDLE = 15
+"""Smallest `idle_unload`, in seconds. Replicas report to Ray Serve every 10 seconds."""
+LOAD_SECONDS = 300.0
+"""Longest time for which a request waits until a model is loaded again."""
 
 
 class _Strict(BaseModel):
@@ -60,6 +66,15 @@ def _model_name(name: str) -> str:
     if name == INGRESS:
         raise ValueError(f"{INGRESS} is the name of the service's own deployment")
     return name
+
+
+def _idle_unload(seconds: float) -> float:
+    if 0 < seconds < MIN_IDLE or not 0 <= seconds < float("inf"):
+        raise ValueError(f"idle_unload is {seconds:g} s; it must be at least {MIN_IDLE} s, or off")
+    return seconds
+
+
+IdleUnload = Annotated[Duration, AfterValidator(_idle_unload)]
 
 
 def _origin(text: str) -> str:
@@ -124,6 +139,9 @@ class ModelSettings(QueueSettings):
     """Smallest number of replicas of the model."""
     max_replicas: int = Field(default=1, ge=1)
     """Largest number of replicas of the model. Above `min_replicas`, the number follows the load."""
+    idle_unload: IdleUnload | None = None
+    """Time without requests after which the model is unloaded, such as `10m`, or `off` (default: the setting
+    `idle_unload` of the service). It is loaded again for the next request, which waits for it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -158,6 +176,12 @@ class LimitSettings(_Strict):
     """Largest body of a request without pictures, in bytes."""
     max_upload_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     """Largest body of a request with pictures (edits and variations), in bytes."""
+    max_file_bytes: int = Field(default=100 * 1024 * 1024, ge=1024)
+    """Largest body of an upload of a batch's file (`POST /v1/files`), in bytes."""
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    """Largest number of requests in a batch."""
+    max_batches: int = Field(default=16, ge=1)
+    """Largest number of batches of one caller that are not finished."""
     max_image_pixels: int = Field(default=16 * 1024 * 1024, ge=1024)
     """Largest picture or mask in a request, in pixels (height times width)."""
 
@@ -208,6 +232,14 @@ class Settings(BaseSettings):
     """Folder that keeps asynchronous requests and those with an `Idempotency-Key`, with their answers (default:
     `requests` in the store, or else a folder of this user in the temporary directory). Ingress replicas on several
     nodes need a shared folder."""
+    batches: Path | None = None
+    """Folder that keeps uploaded files, batches and their results (default: `batches` in the store; without a store
+    they are refused). Ingress replicas on several nodes need a shared folder."""
+    batch_seconds: float = Field(default=7 * 24 * 3600, gt=0)
+    """Seconds for which files and finished batches are kept."""
+    batch_bytes: int = Field(default=10 * 2**30, ge=2**20)
+    """Largest total size of the files of all callers, in bytes, and of the results of one batch; the oldest files of
+    the caller whose files take most are removed first."""
     response_format: Literal["b64_json", "url"] = "b64_json"
     """How pictures are returned to requests that do not say: in the body, or as URLs, which needs a store. Streams
     contain their pictures in any case."""
@@ -216,6 +248,13 @@ class Settings(BaseSettings):
     them in the response (`ignored`). Otherwise they are refused."""
     public_url: Annotated[str, AfterValidator(_url)] | None = None
     """Base URL of the stored pictures, as callers reach the service; without it, the base URL of the request."""
+    idle_unload: IdleUnload = 0
+    """Time without requests after which a model that does not set its own is unloaded, such as `10m`; at least 15 s, or
+    `off`. It is loaded again for the next request, which waits for it."""
+    traces: str | None = None
+    """URL of an OpenTelemetry receiver (OTLP over HTTP) to which a span of each request is sent, such as
+    `http://127.0.0.1:4318`; it needs the extra `otel`. Without it the standard variables `OTEL_...` count; without
+    those either there are no traces."""
     log_prompts: bool = False
     """Write prompts into the access log; otherwise it has only their length and a short hash."""
     ingress_replicas: int = Field(default=1, ge=1)
@@ -233,6 +272,16 @@ class Settings(BaseSettings):
             raise ValueError("response_format url needs a store: set the folder `store`")
         return self
 
+    def idle_seconds(self, model: ModelSettings) -> float | None:
+        """Seconds without requests after which a model is unloaded; None if it never is."""
+        return (self.idle_unload if model.idle_unload is None else model.idle_unload) or None
+
+    @property
+    def request_seconds(self) -> float:
+        """Longest time of a request: its deadline and, if a model can be unloaded, until it is loaded."""
+        loading = LOAD_SECONDS if any(self.idle_seconds(model) for model in self.models) else 0.0
+        return self.limits.deadline + loading
+
     @property
     def url(self) -> str:
         """Address of the service, with an IPv6 address in brackets."""
@@ -247,6 +296,11 @@ class Settings(BaseSettings):
         if self.store is not None:
             return self.store / "requests"
         return Path(tempfile.gettempdir()) / f"dalle-serve-{os.getuid()}" / f"requests-{self.port}"
+
+    @property
+    def batches_folder(self) -> Path | None:
+        """The folder that keeps files and batches, if the service keeps any."""
+        return self.store / "batches" if self.batches is None and self.store is not None else self.batches
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Assemble a model for release: `python -m training.release` joins the stages' artefacts into one model directory.
 
 The decoder comes from a run of stage 2. The image tokenizer may come from a later run of stage 1 that trained only its
-decoder half; an image tokenizer with other codes is refused.
+decoder half; an image tokenizer with other codes is refused. The vocabulary of the model, if it has one, comes with it.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import tyro
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
 from dalle.checkpoint.files import check_replaceable
+from dalle.checkpoint.vocabulary import read_vocabulary
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
 from training.codes import codes_digest
@@ -63,6 +64,7 @@ def release(
         decoder=checkpoint.decoder,
         about={**checkpoint.about, **(about or {})},
         sampling=sampling or checkpoint.sampling,
+        vocabulary=read_vocabulary(model),
         dtype=getattr(torch, dtype),
         overwrite=overwrite,
         sources=sources,

@@ -2,7 +2,7 @@
 
 A directory of stage 1 has an image tokenizer and no decoder. Loading is strict: every file is hashed, every shape is
 compared, nothing is unpickled. The model's digest is the SHA-256 of `config.json`, which holds the digests of all other
-files. Weights may be stored in half precision; they are always loaded as float32.
+files but the vocabulary. Weights may be stored in half precision; they are always loaded as float32.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from dalle.checkpoint.parts import (
     stored_names,
     with_weights,
 )
+from dalle.checkpoint.vocabulary import Vocabulary, write_vocabulary
 from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors, write_safetensors
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
@@ -101,6 +102,7 @@ def save_checkpoint(
     about: Mapping[str, str] | None = None,
     sampling: SamplingParams | None = None,
     dtype: torch.dtype = torch.float32,
+    vocabulary: Vocabulary | None = None,
     overwrite: bool = False,
     sources: Iterable[Path] = (),
 ) -> str:
@@ -122,6 +124,7 @@ def save_checkpoint(
         decoder=part(decoder) if decoder is not None else None,
         about=about,
         sampling=sampling,
+        vocabulary=vocabulary,
         overwrite=overwrite,
         sources=sources,
     )
@@ -138,6 +141,7 @@ def write_checkpoint(
     sampling: SamplingParams | None = None,
     on_written: Callable[[int], None] | None = None,
     check: Callable[[Path], None] | None = None,
+    vocabulary: Vocabulary | None = None,
     overwrite: bool = False,
     sources: Iterable[Path] = (),
 ) -> str:
@@ -178,6 +182,8 @@ def write_checkpoint(
             digests=digests_of(files),
         )
         (files / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        if vocabulary is not None:
+            write_vocabulary(files, vocabulary)
         finish_files(files)
         if check is not None:
             check(files)

@@ -4,6 +4,7 @@
     tokenizer.json               the text tokenizer; a decoder from another project may have none
     image_tokenizer.safetensors  weights of the image tokenizer
     decoder.safetensors          weights of the decoder; absent in a directory of stage 1
+    vocabulary.json              what the model knows, for people (see `Vocabulary`); optional, and without a digest
 
 The content of the files is read in `dalle.checkpoint.parts`.
 """
@@ -22,6 +23,7 @@ __all__ = [
     "DECODER_FILE",
     "IMAGE_TOKENIZER_FILE",
     "TOKENIZER_FILE",
+    "VOCABULARY_FILE",
     "check_digests",
     "check_replaceable",
     "digests_of",
@@ -34,6 +36,7 @@ __all__ = [
 TOKENIZER_FILE = "tokenizer.json"
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 DECODER_FILE = "decoder.safetensors"
+VOCABULARY_FILE = "vocabulary.json"
 
 
 def file_digest(path: Path) -> str:
@@ -92,14 +95,14 @@ def check_replaceable(
 
 def why_foreign(folder: Path) -> str | None:
     """Why a file or folder is not a model directory that this library wrote; None if it is one. Its `config.json` says
-    so, and lists every other file."""
+    so, and lists every other file but the vocabulary."""
     if not folder.is_dir():
         return "it is a file"
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("digests")) is not dict:
             return f"its {CONFIG_FILE} is of another program"
-        strange = {path.name for path in folder.iterdir()} - {CONFIG_FILE, *content["digests"]}
+        strange = {path.name for path in folder.iterdir()} - {CONFIG_FILE, VOCABULARY_FILE, *content["digests"]}
     except FileNotFoundError:
         return f"it has no {CONFIG_FILE}, but {', '.join(sorted(os.listdir(folder))[:3])}"
     except (OSError, ValueError, RecursionError):

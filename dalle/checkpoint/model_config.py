@@ -8,7 +8,7 @@ The file is a JSON object with these keys, in this order:
                              VQGAN
     decoder                  configuration of the decoder; absent in a directory of stage 1
     text_tokenizer           kind of the text tokenizer (see `dalle.text.kinds`); absent if the model has none
-    digests                  SHA-256 of every other file of the directory, by file name
+    digests                  SHA-256 of every other file of the directory but the vocabulary, by file name
 
 Format version 1 lacks `text_tokenizer`: the text tokenizer of a decoder was always this library's own.
 """

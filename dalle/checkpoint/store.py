@@ -4,6 +4,7 @@ A model's name is the name of its folder; a pulled one (see `dalle.checkpoint.pu
 Commands and settings take a name, or the path of a model directory.
 """
 
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 from dalle.checkpoint.files import file_digest
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.checkpoint.pulled import Reference, find_pulled, is_reference, list_pulled
+from dalle.checkpoint.vocabulary import Vocabulary
 from dalle.decoder.config import DecoderConfig
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import CheckpointError
 from dalle.installed import list_installed
 
-__all__ = ["DEFAULT_MODEL", "describe_model", "find_model", "list_models", "model_facts"]
+__all__ = ["DEFAULT_MODEL", "describe_model", "describe_vocabulary", "find_model", "list_models", "model_facts"]
 
 
 def list_models() -> dict[str, Path]:
@@ -60,6 +62,23 @@ def describe_model(folder: Path, name: str | None = None) -> str:
     megabytes = _num_bytes(folder) / 1e6
     lines = [f"{name}  ({megabytes:.1f} MB, {folder})", *(f"  {key}: {value}" for key, value in facts.items())]
     return "\n".join(lines)
+
+
+def describe_vocabulary(vocabulary: Vocabulary | None) -> str:
+    """What a model knows, in lines for a terminal: description, examples, styles, concepts."""
+    if vocabulary is None:
+        return "  it has no vocabulary.json, which would list what it knows"
+    parts = [f"  {vocabulary.description}"] if vocabulary.description else []
+    if vocabulary.examples:
+        parts.append("\n".join(("  prompts that work well:", *(f"    {example}" for example in vocabulary.examples))))
+    if vocabulary.styles:
+        width = max(len(style.name) for style in vocabulary.styles)
+        lines = (f"    {style.name:<{width}}  ..., {style.phrase}" for style in vocabulary.styles)
+        parts.append("\n".join((f"  {len(vocabulary.styles)} styles, and the words for them:", *lines)))
+    if vocabulary.concepts:
+        names = textwrap.fill(", ".join(vocabulary.concepts), 100, initial_indent="    ", subsequent_indent="    ")
+        parts.append(f"  {len(vocabulary.concepts):,} concepts:\n{names}")
+    return "\n\n".join(parts)
 
 
 def model_facts(folder: Path, name: str | None = None) -> dict[str, Any]:

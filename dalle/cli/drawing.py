@@ -9,6 +9,7 @@ import functools
 import hashlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain, compress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from dalle.checkpoint.vocabulary import unknown_words
 from dalle.command_line import INTERRUPTED
 from dalle.decoder.engine import StepResult
 from dalle.defaults import Background, Weights
@@ -58,6 +60,7 @@ def draw(drawing: Drawing) -> None:
     prompts, n, out = drawing.prompts, drawing.n, drawing.out
     keep_memory()
     dalle = DALLE.load(drawing.model, device=drawing.device, text_encoder=drawing.text_encoder)
+    _warn_of_unknown_words(dalle, prompts)
     prefix, num_codes = None, dalle.num_codes
     if drawing.continue_from is not None:
         layout = dalle.decoder.layout
@@ -90,6 +93,15 @@ def draw(drawing: Drawing) -> None:
             shown = f", which shows the first {MAX_SHEET_PICTURES}"
     count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
     print(f"{count}, seed {pictures[0].seed}: {place}{shown}")
+
+
+def _warn_of_unknown_words(dalle: DALLE, prompts: list[str]) -> None:
+    """Warn of prompts of which no word is known to the model. They are drawn all the same."""
+    if (vocabulary := dalle.vocabulary) is not None:
+        for prompt in dict.fromkeys(prompts):
+            if not vocabulary.knows(prompt):
+                message = f"{unknown_words(prompt)}; `dalle models {dalle.source}` lists what it knows"
+                warnings.warn(message, stacklevel=2)
 
 
 def _with_hint(error: PromptError, dalle: DALLE, prompts: list[str]) -> PromptError:

@@ -135,7 +135,7 @@ def generate(
     stores its prompt, seed, index, parameters and the model's digest; `dalle
     show FILE` prints them, so that the picture can be reproduced.
 
-        dalle generate a red panda, fluent 3d style emoji --n 4 --seed 7 --out pandas
+        dalle generate a sunflower, fluent 3d style emoji --n 4 --seed 7 --out sunflowers
         dalle generate --prompt "a red heart" --prompt "a blue heart"
         dalle generate --prompts ideas.txt
         shuf -n 3 ideas.txt | dalle generate -

@@ -51,7 +51,7 @@ def pull_model(
     `hf auth login`, or HF_TOKEN. HF_ENDPOINT names another hub.
 
         dalle pull hf:OWNER/NAME
-        dalle generate a red panda --model hf:OWNER/NAME
+        dalle generate a sunflower --model hf:OWNER/NAME
     """
     with heavy_imports():
         from dalle.checkpoint.pulled import Reference

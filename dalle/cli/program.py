@@ -1,4 +1,4 @@
-"""The `dalle` command: its subcommands, of which `show` and `models` are defined here. docs/command-line.md has the
+"""The `dalle` command: its subcommands, of which `show` is defined here. docs/command-line.md has the
 exit codes of all programs."""
 
 import dataclasses
@@ -12,11 +12,10 @@ from dalle.cli.convert import export_model, import_model
 from dalle.cli.generate import generate
 from dalle.cli.hub import pull_model, push_model
 from dalle.cli.look import SETTINGS, Command, Group, VersionOption, print_json, run_app
+from dalle.cli.models import models
 from dalle.cli.verify import decode, verify
-from dalle.command_line import MISTAKE, exit_on_mistake, print_error
-from dalle.errors import CheckpointError, DalleError
+from dalle.command_line import MISTAKE, exit_on_mistake
 from dalle.interrupt import heavy_imports
-from dalle.printable import printable
 
 __all__ = ["app", "run"]
 
@@ -53,38 +52,7 @@ def show(
         print_json(found)
 
 
-@app.command(cls=Command)
-@exit_on_mistake()
-def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with an object for each model.")] = False,
-) -> None:
-    """List the models on this machine.
-
-    These are the models shipped with the package, those in the folder that the
-    environment variable DALLE_MODELS names, and those that `dalle pull` fetched.
-    """
-    with heavy_imports():
-        from dalle.checkpoint.store import describe_model, list_models, model_facts
-    folders = list_models()
-    if not folders:
-        raise DalleError("there are no models; set DALLE_MODELS to a folder of model directories")
-    found: list[dict[str, Any]] = []
-    broken = False
-    for name, folder in folders.items():
-        try:
-            if as_json:
-                found.append(model_facts(folder, name))
-            else:
-                print(printable(describe_model(folder, name)))
-        except CheckpointError as error:
-            print_error(str(error))
-            broken = True
-    if as_json:
-        print_json(found)
-    if broken:
-        raise typer.Exit(MISTAKE)
-
-
+app.command(cls=Command)(models)
 app.command("compile", cls=Command)(compile_step_of_model)
 app.command("import", cls=Command)(import_model)
 app.command("export", cls=Command)(export_model)

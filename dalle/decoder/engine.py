@@ -163,7 +163,7 @@ class Engine:
     def step(self) -> StepResult:
         """Give free slots to waiting requests, then draw one code for every request that has slots; in parallel
         decoding, one or more."""
-        self._admit()
+        self.admit()
         if not self._active:
             return StepResult(finished={}, drawn={}, num_codes=0)
         before = sum(len(drawing.codes) for drawing in self._active.values())
@@ -275,7 +275,10 @@ class Engine:
 
     # -- admission
 
-    def _admit(self) -> None:
+    @torch.inference_mode()
+    def admit(self) -> None:
+        """Give free slots to waiting requests and fill them, as `step` does first: a caller that measures time can do
+        this apart."""
         while self._waiting and len(self._free) >= self._waiting[0][1].num_slots:
             request_id, request = self._waiting.popleft()
             slots = [heapq.heappop(self._free) for _ in request.conditions]

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from dalle.checkpoint.files import TOKENIZER_FILE
+from dalle.checkpoint.files import TOKENIZER_FILE, VOCABULARY_FILE
 from dalle.checkpoint.model_config import CONFIG_FILE
 from dalle.errors import HubError
 from dalle.hub.download import RemoteFile, Snapshot
@@ -23,7 +23,8 @@ NUM_NAMED = 5
 
 
 def own_files(snapshot: Snapshot, digests: Mapping[str, str]) -> list[RemoteFile]:
-    """The files of a model directory: `config.json`, and those whose SHA-256 it has in `digests`.
+    """The files of a model directory: `config.json`, and those whose SHA-256 it has in `digests`; and the
+    vocabulary, if the repository has one.
 
     Raises `HubError`, before anything large is fetched, for a file that the repository lacks, has with another digest,
     or that a model directory cannot have.
@@ -42,7 +43,8 @@ def own_files(snapshot: Snapshot, digests: Mapping[str, str]) -> list[RemoteFile
                 f"{CONFIG_FILE} has {digests[name][:12]}..."
             )
         files.append(file)
-    return files
+    vocabulary = snapshot.find(VOCABULARY_FILE)
+    return files if vocabulary is None or vocabulary.size > MAX_TEXT_BYTES else [*files, vocabulary]
 
 
 def foreign_files(snapshot: Snapshot, *, include: Sequence[str], pickles: bool) -> list[RemoteFile]:

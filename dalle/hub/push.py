@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dalle.checkpoint import check_checkpoint
-from dalle.checkpoint.files import TOKENIZER_FILE
+from dalle.checkpoint.files import TOKENIZER_FILE, VOCABULARY_FILE
 from dalle.checkpoint.model_config import CONFIG_FILE, FORMAT, ModelConfig
 from dalle.checkpoint.pulled import MAIN, Reference
 from dalle.checkpoint.store import find_model
+from dalle.checkpoint.vocabulary import read_vocabulary
 from dalle.errors import CheckpointError, HubError
 from dalle.hub.card import CARD_FILE, card_of
 from dalle.hub.choose import MAX_TEXT_BYTES
@@ -60,6 +61,8 @@ def push(
     folder = find_model(model)
     check_checkpoint(folder)
     names = [CONFIG_FILE, *ModelConfig.read(folder).digests]
+    if read_vocabulary(folder) is not None:
+        names.append(VOCABULARY_FILE)
     text = _read_figures(figures)
     api = open_hub()
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
@@ -125,7 +128,7 @@ def _replaced(api: "HfApi", snapshot: Snapshot) -> set[str]:
     try:
         values = json.loads(_read(api, snapshot, CONFIG_FILE) or b"")
         if values["format"] == FORMAT:
-            return {CONFIG_FILE, *values["digests"]} & there
+            return {CONFIG_FILE, VOCABULARY_FILE, *values["digests"]} & there
     except (KeyError, TypeError, ValueError, RecursionError):
         pass
     named = ", ".join(sorted(weights)[:5])

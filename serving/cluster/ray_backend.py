@@ -5,18 +5,22 @@ of the job is sent to another one, and the caller gets the same pictures as from
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import Any
 
+from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serving.backend import State
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
+from serving.settings import LOAD_SECONDS
 
 __all__ = ["RayBackend"]
 
@@ -35,6 +39,11 @@ READY_PATIENCE = 0.6
 LOST = Refused(
     status=503, code="replica_lost", message="the replicas that drew this request have died; try again", retry_after=5
 )
+UNLOADED = ("HEALTHY", "DOWNSCALING")
+"""What Serve says of a model without replicas if it needs none."""
+NOT_LOADED = Refused(
+    status=503, code="not_ready", message="the model could not be loaded; try again in a moment", retry_after=10
+)
 SILENT = Refused(status=408, code="deadline_exceeded", message="the deadline has passed, and no replica has answered")
 
 
@@ -43,19 +52,33 @@ class RayBackend:
 
     ingress: the deployment of the ingress, for its metrics.
     sender: name of this ingress replica in Ray; its jobs are cancelled when it dies.
+    unloaded_when_idle: ids of the models that can have no replica because they are idle. Serve starts one as soon as a
+        call to a model waits for it, so these are only called for jobs; questions are broadcast to those that run.
     """
 
     def __init__(
-        self, models: Mapping[str, DeploymentHandle[Any]], ingress: DeploymentHandle[Any], sender: str = ""
+        self,
+        models: Mapping[str, DeploymentHandle[Any]],
+        ingress: DeploymentHandle[Any],
+        sender: str = "",
+        unloaded_when_idle: Collection[str] = (),
     ) -> None:
         self.names = list(models)
         self._sender = sender
         self._models = models
         self._ingress = ingress
+        self._unloaded_when_idle = frozenset(unloaded_when_idle)
         self._infos: dict[str, tuple[float, ModelInfo]] = {}
 
     async def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
-        """Draw a job like `AsyncEngine.draw`; retries when a replica dies."""
+        """Draw a job like `AsyncEngine.draw`; retries when a replica dies. A model that is idle is loaded first, and
+        the job's deadline is later by as long."""
+        since = time.time()
+        if model in self._unloaded_when_idle and await self._has_no_replica(model):
+            if await self.load(model) is None:
+                yield NOT_LOADED
+                return
+            job = dataclasses.replace(job, deadline=job.deadline + time.time() - since)
         progress = _Progress(dataclasses.replace(job, sender=self._sender))
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -100,9 +123,34 @@ class RayBackend:
         await asyncio.gather(*map(self._refresh, old))
         return [self._infos[name][1] for name in self.names if name in self._infos]
 
-    async def ready(self) -> set[str]:
-        answers = await asyncio.gather(*(self._refresh(name, READY_PATIENCE) for name in self.names))
-        return {name for name, answers_now in zip(self.names, answers, strict=True) if answers_now}
+    async def states(self) -> dict[str, State]:
+        answers = await asyncio.gather(*(self._state(name) for name in self.names))
+        return {name: state for name, state in zip(self.names, answers, strict=True) if state is not None}
+
+    async def _state(self, name: str) -> State | None:
+        """The state of a model; None if it does not answer, or is loaded for the first time."""
+        if await self._refresh(name, READY_PATIENCE):
+            return "loaded"
+        if name not in self._unloaded_when_idle or not await self._has_no_replica(name):
+            return None
+        if name not in self._infos:
+            asked = asyncio.to_thread(_is_unloaded, self._models[name])
+            with contextlib.suppress(TimeoutError):
+                return "idle" if await asyncio.wait_for(asked, READY_PATIENCE) else None
+            return None
+        return "idle"
+
+    async def load(self, model: str) -> ModelInfo | None:
+        if model not in self._unloaded_when_idle:
+            return None
+        logger.info("the model %s is loaded for a request", model)
+        try:
+            info: ModelInfo = await asyncio.wait_for(self._models[model].info.remote(), LOAD_SECONDS)
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.warning("the model %s could not be loaded: %s", model, error)
+            return None
+        self._infos[model] = (time.monotonic(), info)
+        return info
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
         handles = [*self._models.values(), self._ingress]
@@ -111,23 +159,53 @@ class RayBackend:
 
     async def _refresh(self, name: str, patience: float = PATIENCE) -> bool:
         """Update the facts about a model. False if no replica answers; older facts are kept."""
+        handle = self._models[name]
         try:
-            info = await asyncio.wait_for(self._models[name].info.remote(), patience)
+            if name in self._unloaded_when_idle:  # no call that waits for a replica
+                answers = await self._broadcast(handle, "info", patience=patience)
+                if not answers:
+                    return False
+                info = answers[0]
+            else:
+                info = await asyncio.wait_for(handle.info.remote(), patience)
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the model %s does not answer: %s", name, error)
             return False
         self._infos[name] = (time.monotonic(), info)
         return True
 
-    async def _broadcast(self, handle: DeploymentHandle[Any], method: str, *arguments: Any) -> list[Any]:
-        """Call a method of all replicas. Returns the results of those that answer in time."""
+    async def _has_no_replica(self, name: str) -> bool:
+        try:
+            await self._models[name].broadcast("info").results_async(timeout_s=READY_PATIENCE, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return True
+        except (RayError, RayServeException, TimeoutError, RuntimeError):
+            pass
+        return False
+
+    async def _broadcast(
+        self, handle: DeploymentHandle[Any], method: str, *arguments: Any, patience: float = PATIENCE
+    ) -> list[Any]:
+        """Call a method of all replicas, if there are any. Returns the results of those that answer in time."""
         try:
             response = handle.broadcast(method, *arguments)
-            answers = await response.results_async(timeout_s=PATIENCE, return_exceptions=True)
+            answers = await response.results_async(timeout_s=patience, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return []
         except (RayError, RayServeException, TimeoutError, RuntimeError) as error:
             logger.warning("a broadcast of %s has failed: %s", method, error)
             return []
         return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
+def _is_unloaded(handle: DeploymentHandle[Any]) -> bool:
+    """Whether Serve has no replica of a model because it needs none: not one that it is starting, or cannot start."""
+    try:
+        application = serve.status().applications[handle.app_name]
+        return application.deployments[handle.deployment_name].status in UNLOADED
+    except (KeyError, RayError, RayServeException) as error:
+        logger.warning("Serve does not say whether %s is unloaded: %r", handle.deployment_name, error)
+        return False
 
 
 class _Progress:

@@ -12,12 +12,13 @@ from ray import serve
 
 from dalle import DALLE
 from dalle.device import keep_memory
-from serving.cluster.autoscaling import SLOTS_WANTED
+from serving.cluster.autoscaling import IDLE_SECONDS, SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.orphans import Orphans
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
 from serving.settings import ModelSettings, QueueSettings, mistakes
+from serving.tracing import Tracing
 
 __all__ = ["Replica"]
 
@@ -40,13 +41,15 @@ def _leave_the_cores_to_the_engine() -> None:
 class Replica:
     """A replica of a model. Its constructor loads the model and runs the self-test; the replica is ready after it."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], traces: str | None = None) -> None:
+        """traces: URL to which spans are sent, if they are."""
         stay_on_loopback()
         _leave_the_cores_to_the_engine()
         keep_memory()
         chosen = ModelSettings(**settings)
         model = DALLE.load(chosen.path, device=chosen.device, text_encoder=chosen.text_encoder)
-        self.engine = AsyncEngine(model, chosen).start()
+        self._tracing = Tracing.to(traces)
+        self.engine = AsyncEngine(model, chosen, self._tracing).start()
         self._orphans = Orphans(self.engine.cancel)
         logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
 
@@ -79,8 +82,8 @@ class Replica:
         return serve.get_replica_context().replica_id.unique_id, self.engine.metrics.text()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The figure by which `SlotsPolicy` scales; Ray Serve calls this."""
-        return {SLOTS_WANTED: self.engine.num_slots_wanted}
+        """The figures by which `SlotsPolicy` scales; Ray Serve calls this."""
+        return {SLOTS_WANTED: self.engine.num_slots_wanted, IDLE_SECONDS: self.engine.idle_seconds}
 
     async def check_health(self) -> None:
         """Raise if the engine's thread has ended or is stuck: Serve then replaces the replica."""
@@ -89,3 +92,5 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "engine"):
             self.engine.close()
+            if self._tracing is not None:
+                self._tracing.close()

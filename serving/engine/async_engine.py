@@ -22,6 +22,7 @@ from dalle.decoder.engine import StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
 from dalle.steps import new_engine
+from serving.attributes import CODES, PREFILL, STEPS, WAIT
 from serving.engine.delivery import Delivery
 from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
 from serving.engine.reproducibility import fingerprint, self_test
@@ -30,6 +31,7 @@ from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Job,
 from serving.metrics import EngineMetrics
 from serving.refusals import refusal_from
 from serving.settings import ModelSettings
+from serving.tracing import JobSpan, Tracing
 
 __all__ = ["AsyncEngine"]
 
@@ -45,20 +47,24 @@ STUCK_SECONDS = 60.0
 """Duration of a step after which the engine counts as stuck."""
 CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
 CANCELLED = Refused(status=409, code="request_cancelled", message="the request was cancelled")
+EVICTED = "evicted"
+"""Error type of the steps of a spare picture that gave its slots up."""
 LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has passed before all pictures were drawn")
 
 
 class AsyncEngine:
-    """Draws the jobs of one model. Call `start` first; it returns when the engine is ready."""
+    """Draws the jobs of one model, with spans if there is `tracing`. Call `start` first; it returns when the engine is
+    ready."""
 
-    def __init__(self, model: DALLE, settings: ModelSettings) -> None:
+    def __init__(self, model: DALLE, settings: ModelSettings, tracing: Tracing | None = None) -> None:
         self.model = model
         self.settings = settings
         self.metrics = EngineMetrics(settings.id)
+        self._tracing = tracing
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
         self.num_slots_wanted = 0
-        """Slots that pictures hold or are queued for."""
+        """Slots that pictures hold or are queued for, without those of batches."""
         buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
         self._engine = new_engine(
             model,
@@ -82,7 +88,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
         self._failure: BaseException | None = None
-        self._last_sign = time.monotonic()
+        self._last_sign = self._last_use = time.monotonic()
         self._ready = threading.Event()
 
     # -- called from anywhere
@@ -94,13 +100,20 @@ class AsyncEngine:
         self.check()
         return self
 
-    async def draw(self, job: Job) -> AsyncGenerator[Event]:
+    def draw(self, job: Job) -> AsyncGenerator[Event]:
         """Draw a job. The first event is `Accepted` or `Refused`; then previews and pictures follow, until all are
         drawn or the job is `Refused`. Leaving the iterator early cancels the job.
 
         Raises `EngineFailedError` as `check` does, also if the engine fails while it draws.
         """
+        if self._tracing is None:
+            return self._draw(job)
+        span = JobSpan(self._tracing, job, self.settings.id)
+        return span.follow(job, self._draw(job, span))
+
+    async def _draw(self, job: Job, span: JobSpan | None = None) -> AsyncGenerator[Event]:
         assert job.indices, "a job without pictures"
+        self._last_use = time.monotonic()
         if self._closing:
             yield CLOSING
             return
@@ -121,7 +134,7 @@ class AsyncEngine:
             yield refusal
             return
         num_open = len(job.indices)
-        open_job = OpenJob(job=job, request=request, post=post, arrived=arrived, num_open=num_open)
+        open_job = OpenJob(job=job, request=request, post=post, arrived=arrived, num_open=num_open, span=span)
         self._known.add(open_job)
         self._arrivals.put(open_job)
         try:
@@ -139,6 +152,7 @@ class AsyncEngine:
                     return
         finally:
             self._known.discard(open_job)
+            self._last_use = time.monotonic()
             if num_open:
                 self._cancel(open_job)
 
@@ -152,6 +166,11 @@ class AsyncEngine:
     def _cancel(self, open_job: OpenJob) -> None:
         open_job.cancelled_at = self._engine.num_steps
         self._arrivals.put(None)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last job has ended; 0 while there is one."""
+        return 0.0 if self._known else time.monotonic() - self._last_use
 
     @property
     def max_queue(self) -> int:
@@ -194,6 +213,7 @@ class AsyncEngine:
             image_mode=model.image_mode,
             sampling=model.sampling.to_dict(),
             created=self.created,
+            vocabulary=model.vocabulary,
         )
 
     # -- on the engine's thread
@@ -210,9 +230,10 @@ class AsyncEngine:
                 self._last_sign = time.monotonic()
                 self._take_arrivals()
                 self._stop_cancelled_and_late()
+                since = time.monotonic()
                 self._admit()
                 if self._schedule.active:
-                    self._step()
+                    self._step(since)
         except BaseException as error:
             self._failure = error
             logger.exception("the engine's thread has failed")
@@ -222,7 +243,8 @@ class AsyncEngine:
 
     def _take_arrivals(self) -> None:
         """Consider a few of the jobs that have arrived. With nothing to draw, wait for one for up to a second."""
-        idle = not self._schedule.active and not len(self._schedule.queue) and not self._closing
+        schedule = self._schedule
+        idle = not (schedule.active or len(schedule.queue) or len(schedule.spare) or self._closing)
         num_taken = 0
         with contextlib.suppress(queue.Empty):
             while num_taken < ARRIVALS_PER_STEP:
@@ -255,7 +277,7 @@ class AsyncEngine:
             return outcome
         self._jobs.add(open_job)
         for picture in pictures:
-            self._schedule.queue.push(open_job.job.caller, picture)
+            self._schedule.push(picture)
         position, estimate = outcome
         request = pictures[0].request
         return Accepted(
@@ -267,23 +289,29 @@ class AsyncEngine:
         )
 
     def _stop_cancelled_and_late(self) -> None:
-        """Stop the jobs that were cancelled or whose deadline has passed."""
+        """Stop the jobs that were cancelled or whose deadline has passed, and spare ones if the engine closes."""
         now = time.time()
         for open_job in list(self._jobs):
             if open_job.cancelled_at is not None:
                 self._stop(open_job, CANCELLED)
             elif open_job.job.deadline < now:
                 self._stop(open_job, LATE)
+            elif open_job.job.spare and self._closing:
+                self._stop(open_job, CLOSING)
 
     def _stop(self, open_job: OpenJob, refusal: Refused) -> None:
         """Remove a job from the queue and its slots, and post why."""
         self._jobs.discard(open_job)
-        self._schedule.queue.remove(lambda picture: picture.open_job is open_job)
+        now = time.monotonic()
+        for picture in self._schedule.remove(lambda picture: picture.open_job is open_job):
+            picture.add_span(WAIT, open_job.arrived, now, error=refusal.code)
         mine = {key: picture for key, picture in self._schedule.active.items() if picture.open_job is open_job}
         for key, picture in mine.items():
             self._engine.cancel(key)
             del self._schedule.active[key]
-            self.metrics.discarded_steps.inc(picture.num_codes - picture.num_kept)
+            num_drawn = picture.num_codes - picture.num_kept
+            picture.add_span(STEPS, picture.prefilled, now, {CODES: num_drawn}, refusal.code)
+            self.metrics.discarded_steps.inc(num_drawn)
         if mine and open_job.cancelled_at is not None:
             self.metrics.wasted_steps.inc(self._engine.num_steps - open_job.cancelled_at)
         self.metrics.cancellations.inc()
@@ -296,19 +324,36 @@ class AsyncEngine:
         self.num_slots_wanted = self._schedule.num_slots_wanted
 
     def _admit(self) -> None:
-        waiting = self._schedule.queue
         for _ in range(ADMISSIONS_PER_STEP):
-            if not len(waiting) or waiting.peek().num_slots > self._schedule.num_free_slots:
+            for key in self._schedule.evicted():
+                self._evict(key)
+            picture = self._schedule.pop()
+            if picture is None:
                 break
-            picture = waiting.pop()
             picture.started = time.monotonic()
-            self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
+            if not picture.spare:
+                self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
             self._schedule.active[self._engine.add(picture.request)] = picture
+            self._engine.admit()
+            picture.prefilled = time.monotonic()
+            picture.add_span(WAIT, picture.open_job.arrived, picture.started)
+            picture.add_span(PREFILL, picture.started, picture.prefilled)
 
-    def _step(self) -> None:
-        start = time.monotonic()
+    def _evict(self, key: int) -> None:
+        """Queue a spare picture that holds slots again. It is drawn anew, with the same codes."""
+        picture = self._schedule.active.pop(key)
+        self._engine.cancel(key)
+        num_drawn = picture.num_codes - picture.num_kept
+        picture.add_span(STEPS, picture.prefilled, time.monotonic(), {CODES: num_drawn}, EVICTED)
+        self.metrics.discarded_steps.inc(num_drawn)
+        self.metrics.evictions.inc()
+        picture.num_codes = picture.num_kept
+        self._schedule.push(picture)
+
+    def _step(self, since: float) -> None:
+        """Run a step that began with the prefill of new pictures at `since`, and deliver what is finished."""
         result = self._engine.step()
-        seconds = time.monotonic() - start
+        seconds = time.monotonic() - since
         self._schedule.step_seconds += 0.05 * (seconds - self._schedule.step_seconds)
         self.metrics.steps.inc()
         self.metrics.step_seconds.observe(seconds)
@@ -325,6 +370,8 @@ class AsyncEngine:
             try:
                 if key in result.finished:
                     del self._schedule.active[key]
+                    num_drawn = num_codes - picture.num_kept
+                    picture.add_span(STEPS, picture.prefilled, time.monotonic(), {CODES: num_drawn})
                     self._delivery.post_picture(picture, result.finished[key])
                     picture.open_job.num_open -= 1
                     if not picture.open_job.num_open:

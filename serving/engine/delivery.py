@@ -7,7 +7,7 @@ module, so that no step waits for a file.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dalle.images import encode_image, enlarge, with_background
 from dalle.pipeline import DALLE, Picture
-from serving.engine.open_jobs import OpenJob, OpenPicture
+from serving.attributes import DECODE, ENCODE, PREVIEW
+from serving.engine.open_jobs import OpenPicture
 from serving.engine.pictures import preview
 from serving.engine.schedule import Schedule
 from serving.jobs import FAILED, Drawn, Event, Preview
@@ -45,12 +46,12 @@ class Delivery:
     def post_picture(self, picture: OpenPicture, codes: Tensor) -> None:
         """Decode and post a finished picture of codes (N,). Raises what decoding raises."""
         open_job, job = picture.open_job, picture.open_job.job
-        with self._decoding():
+        with self._decoding(picture):
             drawn = self._model.picture(picture.request, codes, background=job.background, step=self._step_kind)
         queue_seconds = picture.started - open_job.arrived
         grid = [list(row) for row in drawn.receipt.codes]
         self._encode(
-            open_job,
+            picture,
             drawn,
             lambda image: Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds),
         )
@@ -63,35 +64,51 @@ class Delivery:
         if not open_job.previewed:
             open_job.previewed = True
             self._metrics.first_preview_seconds.observe(time.monotonic() - open_job.arrived)
-        with self._decoding():
+        with self._decoding(picture, {PREVIEW: number}):
             image = with_background(preview(self._model, codes), open_job.job.background)
         self._encode(
-            open_job, image, lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image)
+            picture,
+            image,
+            lambda image: Preview(index=index, number=number, num_codes=num_codes, image=image),
+            {PREVIEW: number},
         )
 
     @contextlib.contextmanager
-    def _decoding(self) -> Iterator[None]:
-        """Measure the duration of decoding."""
+    def _decoding(self, picture: OpenPicture, attributes: Mapping[str, int] | None = None) -> Iterator[None]:
+        """Measure the duration of decoding, and add its span, with these attributes."""
         start = time.monotonic()
         yield
-        seconds = time.monotonic() - start
+        end = time.monotonic()
+        seconds = end - start
+        picture.add_span(DECODE, start, end, attributes)
         self._schedule.decode_seconds += 0.1 * (seconds - self._schedule.decode_seconds)
         self._metrics.decode_seconds.observe(seconds)
 
-    def _encode(self, open_job: OpenJob, drawn: Picture | Image.Image, event: Callable[[bytes], Event]) -> None:
-        """Enlarge a picture or a preview if its job says so and encode its file, on the other thread, and post its
-        event."""
+    def _encode(
+        self,
+        picture: OpenPicture,
+        drawn: Picture | Image.Image,
+        event: Callable[[bytes], Event],
+        attributes: Mapping[str, int] | None = None,
+    ) -> None:
+        """Enlarge a picture or a preview if its job says so and encode its file, on the other thread, add its span, and
+        post its event."""
+        open_job = picture.open_job
 
         def encode() -> None:
+            start = time.monotonic()
             try:
                 job, text = open_job.job, None
                 if isinstance(drawn, Picture):
-                    picture = drawn.enlarged(job.enlargement)
-                    image, text = picture.image, picture.receipt.to_text() if job.output_format == "png" else None
+                    whole = drawn.enlarged(job.enlargement)
+                    image, text = whole.image, whole.receipt.to_text() if job.output_format == "png" else None
                 else:
                     image = enlarge(drawn, job.enlargement)
-                open_job.post(event(encode_image(image, format=job.output_format, quality=job.quality, text=text)))
+                encoded = encode_image(image, format=job.output_format, quality=job.quality, text=text)
+                picture.add_span(ENCODE, start, time.monotonic(), attributes)
+                open_job.post(event(encoded))
             except Exception:
+                picture.add_span(ENCODE, start, time.monotonic(), attributes, FAILED.code)
                 open_job.post(FAILED)
                 logger.exception("a picture could not be encoded")
 

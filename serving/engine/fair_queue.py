@@ -42,11 +42,13 @@ class FairQueue(Generic[T]):
             del self._items[key]
         return item
 
-    def remove(self, unwanted: Callable[[T], bool]) -> None:
-        """Remove all items for which `unwanted` is true."""
+    def remove(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Remove and return all items for which `unwanted` is true."""
+        removed = [item for items in self._items.values() for item in items if unwanted(item)]
         for key, items in list(self._items.items()):
             kept = deque(item for item in items if not unwanted(item))
             if kept:
                 self._items[key] = kept
             else:
                 del self._items[key]
+        return removed

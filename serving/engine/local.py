@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 
+from serving.backend import State
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import FAILED, EngineFailedError, Event, Job, ModelInfo
 
@@ -34,8 +35,11 @@ class LocalBackend:
                 infos.append(engine.info())
         return infos
 
-    async def ready(self) -> set[str]:
-        return {info.id for info in await self.models()}
+    async def states(self) -> dict[str, State]:
+        return {info.id: "loaded" for info in await self.models()}
+
+    async def load(self, model: str) -> None:
+        return None
 
     async def metrics(self, own: str) -> list[tuple[Mapping[str, str], str]]:
         return [({}, text) for text in (own, *(engine.metrics.text() for engine in self.engines.values()))]

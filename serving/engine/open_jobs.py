@@ -1,13 +1,15 @@
 """Jobs that an engine has received and not finished, and their pictures."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from dalle.decoder.sampling import SamplingParams
 from dalle.pipeline import DALLE, PromptRequest
+from serving.attributes import PICTURE
 from serving.engine.pictures import kept_codes
 from serving.engine.schedule import Scheduled
 from serving.jobs import Event, Job
+from serving.tracing import JobSpan
 
 __all__ = ["OpenJob", "OpenPicture", "pictures_of", "request_of"]
 
@@ -25,6 +27,8 @@ class OpenJob:
     """When the job arrived, on the monotonic clock."""
     num_open: int
     """Pictures still to be drawn."""
+    span: JobSpan | None = None
+    """Its span; None if traces are off."""
     previewed: bool = False
     """Whether a preview has been sent."""
     cancelled_at: int | None = None
@@ -42,7 +46,16 @@ class OpenPicture(Scheduled):
     num_previews: int = 0
     """Previews sent so far."""
     started: float = 0.0
-    """When the picture got slots, on the monotonic clock."""
+    """When the picture got slots, on the monotonic clock; 0 before."""
+    prefilled: float = 0.0
+    """When its slots were filled, on the same clock; 0 before."""
+
+    def add_span(
+        self, name: str, start: float, end: float, attributes: Mapping[str, int] | None = None, error: str | None = None
+    ) -> None:
+        """Add the span of a phase of this picture, if traces are on: see `JobSpan.add`."""
+        if self.open_job.span is not None:
+            self.open_job.span.add(name, start, end, {PICTURE: self.request.index, **(attributes or {})}, error)
 
 
 def request_of(model: DALLE, job: Job) -> PromptRequest:
@@ -71,6 +84,7 @@ def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
             num_codes=num_kept,
             total_codes=num_codes,
             previews=sorted(due),
+            spare=job.spare,
             open_job=open_job,
             request=dataclasses.replace(request, index=index, kept=kept),
             num_kept=num_kept,

@@ -5,13 +5,16 @@ finish times are computed, not guessed. A job is accepted if the queue has room,
 its deadline, and if no job that was accepted before would miss its deadline because of it. A job that could never be
 accepted is refused with status 400, any other with 429 and a time after which to retry.
 
+Spare pictures, those of batches, are the exception: they get slots that no other picture wants, and give them up when
+one does, so that the others' times are what they would be without them.
+
 Callers take turns (`FairQueue`). The queue's room is shared by dynamic thresholds (Choudhury and Hahne 1998): a caller
 can have as many pictures queued as there is room left for others, so that no caller fills the queue alone.
 """
 
 import dataclasses
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from dalle.decoder.engine import finish_steps
@@ -36,6 +39,8 @@ class Scheduled:
     """Codes of the finished picture."""
     previews: list[int]
     """Numbers of codes at which a preview is due, in rising order."""
+    spare: bool = False
+    """Whether it is drawn in slots that no other picture wants."""
 
     @property
     def steps_left(self) -> int:
@@ -58,6 +63,8 @@ class Schedule(Generic[S]):
         self.max_queue = max_queue
         """Largest number of queued pictures."""
         self.queue: FairQueue[S] = FairQueue()
+        self.spare: FairQueue[S] = FairQueue()
+        """Queued spare pictures: they get slots while `queue` is empty."""
         self.active: dict[int, S] = {}
         """Pictures that hold slots, by the engine's id."""
         self.step_seconds = 0.0
@@ -71,8 +78,36 @@ class Schedule(Generic[S]):
 
     @property
     def num_slots_wanted(self) -> int:
-        """Slots that pictures hold or are queued for."""
-        return sum(picture.num_slots for picture in [*self.active.values(), *self.queue])
+        """Slots that pictures hold or are queued for, without spare ones: they are worth no replica."""
+        return sum(picture.num_slots for picture in [*self.active.values(), *self.queue] if not picture.spare)
+
+    def push(self, picture: S) -> None:
+        """Queue a picture."""
+        (self.spare if picture.spare else self.queue).push(picture.caller, picture)
+
+    def pop(self) -> S | None:
+        """Remove the next picture from its queue, if it fits into the free slots, and return it."""
+        queue = self.queue if len(self.queue) else self.spare
+        return queue.pop() if len(queue) and queue.peek().num_slots <= self.num_free_slots else None
+
+    def evicted(self) -> list[int]:
+        """Ids of the spare pictures, those with the fewest codes, whose slots the next picture needs."""
+        if not len(self.queue):
+            return []
+        missing = self.queue.peek().num_slots - self.num_free_slots
+        spare = {key: picture for key, picture in self.active.items() if picture.spare}
+        if missing <= 0 or missing > sum(picture.num_slots for picture in spare.values()):
+            return []
+        found: list[int] = []
+        for key in sorted(spare, key=lambda key: spare[key].num_codes):
+            if missing > 0:
+                found.append(key)
+                missing -= spare[key].num_slots
+        return found
+
+    def remove(self, unwanted: Callable[[S], bool]) -> list[S]:
+        """Remove and return all queued pictures for which `unwanted` is true."""
+        return [*self.queue.remove(unwanted), *self.spare.remove(unwanted)]
 
     def consider(self, new: Sequence[S], now: float, *, promised: bool = False) -> Refused | tuple[int, float]:
         """Decide on a job with these pictures, which are not queued yet: why it is refused, or (number of pictures that
@@ -81,7 +116,10 @@ class Schedule(Generic[S]):
         order = self._order(new)
         times = self._times(order)
         estimate = max(end for picture, (_, end) in zip(order, times, strict=True) if picture in new)
-        if not promised:
+        if not promised and new[0].spare:
+            if (refused := self._no_spare_room(new)) is not None:
+                return refused
+        elif not promised:
             refused = self._impossible(new, now) or self._no_room(new, order, times)
             refused = refused or self._too_late(estimate, new[0].deadline - now) or self._others_late(order, times, now)
             if refused is not None:
@@ -89,23 +127,29 @@ class Schedule(Generic[S]):
         return order.index(new[0]), estimate
 
     def _order(self, new: Sequence[S]) -> list[S]:
-        """All queued pictures in the order in which they would get slots, if these were queued too."""
-        trial: FairQueue[S] = FairQueue(self.queue)
+        """All queued pictures in the order in which they would get slots, if these were queued too; spare ones only if
+        these are spare."""
+        trial: FairQueue[S] = FairQueue(self.spare if new[0].spare else self.queue)
         for picture in new:
             trial.push(picture.caller, picture)
-        return list(trial)
+        return [*self.queue, *trial] if new[0].spare else list(trial)
 
     def _times(self, order: Sequence[S], *, alone: bool = False) -> list[tuple[float, float]]:
         """(start, end) of each picture in seconds from now, if they get slots in this order. `alone` assumes that no
-        other picture holds slots."""
-        active = [] if alone else list(self.active.values())
+        other picture holds slots. Spare pictures hold them against other spare ones alone."""
+        everyone = [] if alone else list(self.active.values())
+        among_spare = len(order) > 0 and order[-1].spare
+        active = [picture for picture in everyone if among_spare or not picture.spare]
         waiting = [(picture.steps_left, picture.num_slots) for picture in order]
-        free = self.num_slots if alone else self.num_free_slots
+        free = self.num_slots - sum(picture.num_slots for picture in active)
         ends = finish_steps([(picture.steps_left, picture.num_slots) for picture in active], waiting, free)
         starts = [end - picture.steps_left for picture, end in zip(order, ends, strict=True)]
         # decoding runs between two steps and delays every picture
         decodes = [step for picture in active for step in picture.decodes_left]
         decodes += [start + step for picture, start in zip(order, starts, strict=True) for step in picture.decodes_left]
+        for one in everyone:  # so does decoding spare pictures, which follow each other in the slots that they have
+            if one.spare and not among_spare:
+                decodes += range(one.steps_left, max(ends, default=0) + 1, one.total_codes)
         decodes.sort()
 
         def seconds(step: int) -> float:
@@ -146,6 +190,15 @@ class Schedule(Generic[S]):
             f"{len(mine)} of your pictures would be queued{others}; your limit is {share} of {self.max_queue} now; "
             f"try again in {retry:.0f} s"
         )
+        return Refused(status=429, code="queue_full", message=message, retry_after=retry)
+
+    def _no_spare_room(self, new: Sequence[S]) -> Refused | None:
+        """The refusal of a spare job that the queue of spare pictures has no room for. An empty one takes any job."""
+        waiting, limit = len(self.spare), max(self.max_queue, self.num_slots)
+        if not waiting or waiting + len(new) <= limit:
+            return None
+        message = f"{waiting} pictures of batches are queued, and the limit is {limit}"
+        retry = max(1.0, new[0].steps_left * self.step_seconds)
         return Refused(status=429, code="queue_full", message=message, retry_after=retry)
 
     @staticmethod

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from dalle.checkpoint.vocabulary import unknown_words
 from serving.errors import internal_error, to_http
 from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
@@ -58,6 +59,14 @@ class Answer:
             "X-Estimate-Seconds": f"{self.accepted.estimate:.3f}",
         } | ({"X-Ignored-Fields": ", ".join(self.fields.without_effect)} if self.fields.without_effect else {})
 
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons why the pictures may not show what the prompt says."""
+        prompt, vocabulary = self.job.prompt, self.info.vocabulary
+        if prompt is None or vocabulary is None or vocabulary.knows(prompt):
+            return []
+        return [f"{unknown_words(prompt)}; GET /v1/models/{self.info.id} lists what it knows"]
+
     def usage(self, num_pictures: int) -> Usage:
         """Token counts of this many pictures."""
         kept = self.accepted.num_kept_codes * num_pictures
@@ -89,6 +98,7 @@ class Answer:
             enlargement=self.output.enlargement if self.output.enlargement > 1 else None,
             kept=None if self.job.given is None else self.job.given.kept,
             ignored=list(self.fields.without_effect) or None,
+            warnings=self.warnings or None,
             safety_identifier=self.fields.safety_identifier,
             seed=self.job.seed,
             system_fingerprint=self.accepted.fingerprint,
@@ -145,6 +155,8 @@ class Answer:
             "timing": self.timing(event.queue_seconds).model_dump(),
             "system_fingerprint": self.accepted.fingerprint,
         }
+        if self.warnings:
+            data["warnings"] = self.warnings
         if self.fields.return_codes:
             data["codes"] = event.codes
         return _sse(f"{self.kind}.completed", data)

@@ -103,7 +103,8 @@ class Callers:
     def turn(self, caller: str, user: str | None) -> str:
         """Key of a request's turn in the queue: the caller together with the user that it names. With a key that is not
         trusted it is the caller alone, whatever users it names."""
-        if self._keys is not None and not self._keys[caller].trusted:
+        key = None if self._keys is None else self._keys.get(caller)
+        if self._keys is not None and (key is None or not key.trusted):
             return caller
         return f"{caller}/{(user or '')[:MAX_USER_LENGTH]}"
 

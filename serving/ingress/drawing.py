@@ -19,6 +19,7 @@ from serving.errors import ApiError, to_http
 from serving.ingress.answers import Answer
 from serving.ingress.given import prepare, prompt_of
 from serving.ingress.middleware import describe_prompt
+from serving.ingress.spans import JobSpan
 from serving.ingress.uploads import Upload
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.output import output_of
@@ -32,6 +33,7 @@ from serving.schemas import (
     sampling_of,
 )
 from serving.settings import LimitSettings, Settings
+from serving.tracing import Tracing
 
 __all__ = ["Asked", "Drawing", "Kind", "draw_whole", "find_model", "prepare_drawing"]
 
@@ -80,12 +82,17 @@ class Drawing:
     info: ModelInfo
     job: Job
     answer: Answer
+    tracing: Tracing | None
     log: dict[str, Any]
     """Entries for the access log."""
 
     def events(self) -> AsyncGenerator[Event]:
         """The events of the job. Leaving early cancels it."""
-        return self.backend.draw(self.info.id, self.job)
+        if self.tracing is None:
+            return self.backend.draw(self.info.id, self.job)
+        span = JobSpan(self.tracing, self.info, self.answer.fields, self.job)
+        job = dataclasses.replace(self.job, trace=span.headers)
+        return span.follow(job, self.backend.draw(self.info.id, job))
 
 
 async def find_model(backend: Backend, settings: Settings, name: str | None) -> ModelInfo:
@@ -95,9 +102,9 @@ async def find_model(backend: Backend, settings: Settings, name: str | None) -> 
     if chosen not in backend.names:
         known = ", ".join(backend.names)
         raise ApiError(404, f"there is no model {name!r}; there are {known}", code="model_not_found", param="model")
-    for info in await backend.models():
-        if info.id == chosen:
-            return info
+    found = next((info for info in await backend.models() if info.id == chosen), None) or await backend.load(chosen)
+    if found is not None:
+        return found
     message = f"the model {chosen} is not loaded yet; try again in a moment"
     raise ApiError(503, message, code="not_ready", param="model", headers={"Retry-After": "2"})
 
@@ -151,6 +158,7 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
             store=app.state.store if as_urls else None,
             base_url=settings.public_url or asked.base_url,
         ),
+        tracing=app.state.tracing,
         log=log | describe_prompt(prompt, whole=settings.log_prompts),
     )
 

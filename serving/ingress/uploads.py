@@ -1,18 +1,20 @@
-"""Multipart forms of edits and variations: their fields, and their picture files."""
+"""Multipart forms, and those of edits and variations: their fields, and their picture files."""
 
+import contextlib
 import dataclasses
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from serving.errors import ApiError, content_type, field_error, wrong_type
 from serving.schemas import EditFields, VariationFields
 
-__all__ = ["Upload", "form_of", "read_form"]
+__all__ = ["FORM", "Upload", "form_of", "open_form", "read_form", "refuse_repeats"]
 
 B = TypeVar("B", EditFields, VariationFields)
 
@@ -48,8 +50,9 @@ class Upload:
     mask: bytes | None
 
 
-async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
-    """Read a form's fields and files. Raises `ApiError` for parts that are missing, unknown, invalid or repeated."""
+@contextlib.asynccontextmanager
+async def open_form(request: Request) -> AsyncIterator[FormData]:
+    """The parts of a request's form, within a `with` block. Raises `ApiError` for a body that is no form."""
     if content_type(request) != FORM:
         raise wrong_type(request, FORM)
     limits = request.app.state.callers.limits
@@ -60,21 +63,28 @@ async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
     except HTTPException as error:
         raise ApiError(400, f"the form cannot be read: {error.detail}", code="invalid_form") from error
     try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def read_form(request: Request, kind: type[B]) -> tuple[B, Upload]:
+    """Read a form's fields and files. Raises `ApiError` for parts that are missing, unknown, invalid or repeated."""
+    async with open_form(request) as form:
         # a form has no null: an empty value takes its place, and a file field that nobody touched has an empty file
         parts = [(_name(name), one) for name, one in form.multi_items() if not _is_empty(name, one, kind)]
-        _refuse_repeats([name for name, _ in parts])
+        refuse_repeats([name for name, _ in parts])
         pictures = {name: one for name, one in parts if isinstance(one, UploadFile)}
         values = {name: one for name, one in parts if not isinstance(one, UploadFile)}
         for name in pictures.keys() - {"image", "mask"}:
             raise ApiError(400, f"unexpected file {name!r}: a form has the files image and mask", param=name)
         if "image" not in pictures:
             raise ApiError(400, "the file image is missing", code="missing_required_parameter", param="image")
-        fields = kind.model_validate(values)
+        try:
+            fields = kind.model_validate(values)
+        except ValidationError as error:
+            raise field_error(list(error.errors()), sorted(kind.model_fields)) from error
         files = {name: await one.read() for name, one in pictures.items()}
-    except ValidationError as error:
-        raise field_error(list(error.errors()), sorted(kind.model_fields)) from error
-    finally:
-        await form.close()
     keep_rows = getattr(fields, "keep_rows", None)
     if "mask" in files and keep_rows is not None:
         raise ApiError(400, "keep_rows and a mask both say what to keep: send one of them", param="keep_rows")
@@ -95,7 +105,8 @@ def _is_empty(name: str, part: UploadFile | str, kind: type[B]) -> bool:
     return part.size == 0 if isinstance(part, UploadFile) else part == "" and kind.is_optional(name)
 
 
-def _refuse_repeats(names: list[str]) -> None:
+def refuse_repeats(names: list[str]) -> None:
+    """Raise `ApiError` for a part of a form that is there more than once."""
     for name, count in Counter(names).items():
         if count > 1:
             raise ApiError(400, f"{name!r} is there {count} times; send it once", code="invalid_value", param=name)

@@ -108,14 +108,20 @@ export async function listModels() {
   return data;
 }
 
+/** A model with what it knows: {description, examples, styles, concepts} besides the fields of its card. */
+export async function describeModel(name) {
+  return (await call(`v1/models/${encodeURIComponent(name)}`)).json();
+}
+
 /**
  * Draws, and yields the service's events as they come: previews, finished pictures.
  *
- * endpoint: generations, edits or variations. fields: as the service names them. image: a Blob, where one is sent.
+ * endpoint: generations, edits or variations. fields: as the service names them. image: a Blob, where one is sent. mask: a Blob
+ * of its size, transparent where it is drawn anew; with it, or without.
  * onStart: called with {id, ahead, estimate} when the request is accepted.
  */
-export async function* draw(endpoint, { fields, image, signal, onStart }) {
-  const answer = await call(`v1/images/${endpoint}`, { method: "POST", signal, ...body(fields, image) });
+export async function* draw(endpoint, { fields, image, mask, signal, onStart }) {
+  const answer = await call(`v1/images/${endpoint}`, { method: "POST", signal, ...body(fields, image, mask) });
   const number = (name) => (answer.headers.has(name) ? Number(answer.headers.get(name)) : null);
   const id = answer.headers.get("X-Job-Id");
   onStart({ id, ahead: number("X-Queue-Position"), estimate: number("X-Estimate-Seconds") });
@@ -131,11 +137,14 @@ export function cancel(id) {
   return call(`v1/requests/${encodeURIComponent(id)}`, { method: "DELETE", keepalive: true }).catch(() => {});
 }
 
-function body(fields, image) {
+function body(fields, image, mask) {
   if (!image) return { headers: { "Content-Type": "application/json" }, body: JSON.stringify(fields) };
   const form = new FormData();
   form.append("image", image, "picture.png");
-  for (const [name, value] of Object.entries(fields)) form.append(name, String(value));
+  if (mask) form.append("mask", mask, "mask.png");
+  for (const [name, value] of Object.entries(fields)) {
+    if (value !== undefined) form.append(name, String(value));
+  }
   return { body: form };
 }
 

@@ -5,6 +5,7 @@ import { announce, byId, toast } from "./dom.js";
 import { runJob } from "./drawing.js";
 import { Form, randomSeed } from "./form.js";
 import { Gallery } from "./gallery.js";
+import { Painter } from "./painter.js";
 import { fileName, recipe } from "./recipes.js";
 import { openStore } from "./store.js";
 import { Viewer } from "./viewer.js";
@@ -12,10 +13,11 @@ import { Viewer } from "./viewer.js";
 // Not awaited before everything is wired: who types at once is heard.
 const store = openStore(showChanges);
 const gallery = new Gallery({ store, onOpen: (picture) => viewer.open(picture) });
-const form = new Form({ onDraw: drawForm });
+const painter = new Painter();
+const form = new Form({ onDraw: drawForm, onPaint: paint });
 const viewer = new Viewer({
   gallery,
-  on: { reuse, vary, continueFrom, remove, start: () => ({ rows: form.model?.rows ?? 8, prompt: form.prompt, n: form.num }) },
+  on: { reuse, vary, paint: (picture) => paint({ image: picture.blob, name: fileName(picture) }), continueFrom, remove, start: () => ({ rows: form.model?.rows ?? 8, prompt: form.prompt, n: form.num }) },
 });
 
 /** Another tab has changed the pictures. */
@@ -27,8 +29,8 @@ async function showChanges() {
 async function drawForm() {
   if (!(await haveModels())) return;
   if (!form.source) return run({ endpoint: "generations", fields: form.read() });
-  const { endpoint, image, name, keepRows } = form.source;
-  run({ endpoint, fields: { ...form.read(), keep_rows: keepRows }, image, source: name });
+  const { endpoint, image, name, keepRows, mask } = form.source;
+  run({ endpoint, fields: { ...form.read(), ...(!mask && { keep_rows: keepRows }) }, image, mask, source: name });
 }
 
 /** Keeps the upper half of a picture, with its own prompt and settings, and draws the rest with a new seed. */
@@ -52,6 +54,22 @@ async function continueFrom(picture, keepRows, prompt) {
   drawFrom("edits", picture, { ...form.read(), prompt, keep_rows: keepRows });
 }
 
+/** Has a part of a picture painted, which the form then draws anew. */
+async function paint({ image, name, mask }) {
+  if (!(await haveModels())) return;
+  const [width, height] = form.model.size.split("x").map(Number);
+  const onDone = (painted) => {
+    form.source = { endpoint: "edits", ...painted };
+    byId("prompt").focus();
+    announce("The form draws the painted part of this picture anew");
+  };
+  try {
+    await painter.open({ image, name, mask, shape: { width, height }, onDone });
+  } catch {
+    toast(`${name} cannot be read as a picture: take a PNG, JPEG or WebP file.`);
+  }
+}
+
 function drawFrom(endpoint, picture, fields) {
   run({ endpoint, fields, image: picture.blob, source: fileName(picture) });
 }
@@ -64,7 +82,7 @@ function run(job) {
 /** Fills the form, so that Draw gives this picture again: with the picture that it continues, if it continues one. */
 async function reuse(picture) {
   if (!(await haveModels())) return;
-  const { endpoint, source, sourceImage, fields } = picture;
+  const { endpoint, source, sourceImage, sourceMask, fields } = picture;
   if (form.card(fields.model).id !== fields.model) {
     toast(`The model ${fields.model} is not served any more: another one would draw another picture.`);
     return;
@@ -75,7 +93,7 @@ async function reuse(picture) {
     return;
   }
   form.fill({ first_index: 0, ...recipe(picture) });
-  form.source = continues ? { endpoint, image: sourceImage, name: source, keepRows: fields.keep_rows } : null;
+  form.source = continues ? { endpoint, image: sourceImage, name: source, keepRows: fields.keep_rows, mask: sourceMask ?? null } : null;
   announce("The form has the settings of this picture");
 }
 

@@ -5,14 +5,17 @@ import { announce, byId, duration, fromTemplate, plural } from "./dom.js";
 
 /** Most previews of each picture: decoding one takes the service as long as drawing two codes. */
 const MAX_PREVIEWS = 4;
+/** Said under pictures for which the service has a warning. */
+const UNKNOWN = "The model knows no word of this prompt, so it drew something else: names that it knows are completed as you type.";
 /** How long cancelling waits for the service's response before it closes the stream. */
 const CANCEL_PATIENCE_MS = 1000;
 
 /**
  * Draws a job and resolves when it is over, however it ends.
  *
- * job: {endpoint, fields, rows, image, source}: the service's fields with n and seed; rows of codes of the model,
- * which has as many previews at most; for edits and variations the picture that is sent, and its file name.
+ * job: {endpoint, fields, rows, image, source, mask}: the service's fields with n and seed; rows of codes of the model,
+ * which has as many previews at most; for edits and variations the picture that is sent, its file name, and its mask if
+ * one was painted.
  * gallery: where the pictures go. onRefused: called with a `ServiceError` when the service refuses, and with the job.
  */
 export async function runJob(job, { gallery, onRefused }) {
@@ -21,6 +24,7 @@ export async function runJob(job, { gallery, onRefused }) {
   const line = new Line(job, { onRetry: () => runJob(job, { gallery, onRefused }), onGone: () => gallery.end(tiles) });
   const started = Date.now();
   let numDone = 0;
+  let unknown = false;
   tiles.forEach((tile, i) => {
     const name = `Picture ${i + 1} of ${tiles.length}`;
     tile.querySelector("progress").setAttribute("aria-label", name);
@@ -29,20 +33,22 @@ export async function runJob(job, { gallery, onRefused }) {
   tiles[0].scrollIntoView({ block: "nearest" });
   try {
     const fields = { ...job.fields, stream: true, partial_images: Math.min(MAX_PREVIEWS, job.rows) };
-    const { endpoint, image } = job;
-    for await (const event of draw(endpoint, { fields, image, signal: line.signal, onStart: (start) => line.accept(start) })) {
+    const { endpoint, image, mask } = job;
+    for await (const event of draw(endpoint, { fields, image, mask, signal: line.signal, onStart: (start) => line.accept(start) })) {
       const tile = tiles[event.image_index];
       if (event.type.endsWith(".partial_image")) {
         line.draw();
         showPreview(tile, event, job.rows);
       } else if (event.type.endsWith(".completed")) {
         numDone++;
+        unknown ||= Boolean(event.warnings?.length);
         await gallery.add(pictureOf(job, event, started), tile);
         if (numDone < tiles.length) announce(`Picture ${event.image_index + 1} of ${tiles.length} is done`);
       }
     }
     if (line.cancelled || numDone < tiles.length) throw new ServiceError(0, { message: "The connection ended before all pictures were done." });
-    line.finish(plural(numDone, "picture"), `in ${((Date.now() - started) / 1000).toFixed(1)} s`);
+    const took = `in ${((Date.now() - started) / 1000).toFixed(1)} s`;
+    line.finish(plural(numDone, "picture"), unknown ? `${took}. ${UNKNOWN}` : took);
   } catch (error) {
     if (!line.cancelled) gallery.interrupt(tiles);
     if (line.cancelled) {
@@ -94,6 +100,7 @@ function pictureOf(job, event, started) {
     seconds: event.timing?.total ?? null,
     source: job.source ?? null,
     sourceImage: job.image ?? null,
+    sourceMask: job.mask ?? null,
     blob: new Blob([bytes], { type: `image/${event.output_format}` }),
   };
 }

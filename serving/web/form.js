@@ -1,6 +1,8 @@
 /** The form: what to draw and how. Reads it into the service's fields, and fills it from them. */
 
 import { byId, plural } from "./dom.js";
+import { Suggestions } from "./suggestions.js";
+import { Vocabulary } from "./vocabulary.js";
 
 const SAMPLING = ["guidance_scale", "guidance_schedule", "temperature", "top_k", "top_p", "min_p"];
 const ADVANCED = ["negative_prompt", ...SAMPLING, "first_index", "background"];
@@ -10,19 +12,30 @@ export class Form {
   #models = [];
   #seedUsed = false;
   #source = null;
+  #vocabulary;
 
-  constructor({ onDraw }) {
+  /** onDraw: called to draw. onPaint: called with {image, name, mask} of a picture on which a part is to be painted. */
+  constructor({ onDraw, onPaint }) {
     this.element = byId("compose");
     this.#wireSeed();
     this.#wireCount();
     this.#wireAdvanced();
-    for (const chip of document.querySelectorAll(".chip")) {
-      chip.addEventListener("click", () => this.setPrompt(chip.textContent));
-    }
     byId("model").addEventListener("change", () => this.#showModel());
     this.element.addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
-    byId("prompt").addEventListener("input", () => keepPrompt(byId("prompt").value));
+    this.#vocabulary = new Vocabulary({ read: () => this.prompt, write: (words, caret) => this.setPrompt(words, caret) });
+    new Suggestions({ words: () => this.#vocabulary.words, write: (words) => this.setPrompt(words) });
+    byId("prompt").addEventListener("input", () => {
+      keepPrompt(byId("prompt").value);
+      this.#vocabulary.mark();
+    });
     byId("prompt").value ||= keptPrompt();
+    byId("source-paint").addEventListener("click", () => onPaint(this.source));
+    byId("upload").addEventListener("click", () => byId("upload-file").click());
+    byId("upload-file").addEventListener("change", (event) => {
+      const [file] = event.target.files;
+      event.target.value = ""; // the same file can be taken again
+      if (file) onPaint({ image: file, name: file.name });
+    });
     byId("source-remove").addEventListener("click", () => {
       this.source = null;
       byId("prompt").focus();
@@ -62,7 +75,8 @@ export class Form {
     return byId("n").valueAsNumber || 1;
   }
 
-  /** The picture that is continued: {endpoint, image, name, keepRows}, its file and how many of its rows are kept; or null. */
+  /** The picture that is edited or continued, or null: {endpoint, image, name, keepRows, mask}, its file, and how many of its
+   * rows are kept or the mask of what is drawn anew. */
   get source() {
     return this.#source;
   }
@@ -74,16 +88,19 @@ export class Form {
     byId("source-image").removeAttribute("src");
     if (source) byId("source-image").src = URL.createObjectURL(source.image);
     byId("source-image").alt = source?.name ?? "";
-    byId("source-words").textContent = source ? `Continues this picture: its upper ${plural(source.keepRows, "row")} stay` : "";
+    byId("source-words").textContent = source ? sourceWords(source) : "";
+    byId("source-paint").hidden = !source?.mask;
   }
 
-  setPrompt(words) {
+  /** Sets the prompt, with the caret at its end or at a position. */
+  setPrompt(words, caret = words.length) {
     const prompt = byId("prompt");
     prompt.value = words;
     keepPrompt(words);
     prompt.removeAttribute("aria-invalid");
     prompt.focus();
-    prompt.setSelectionRange(words.length, words.length);
+    prompt.setSelectionRange(caret, caret);
+    this.#vocabulary.mark();
   }
 
   /** Fields of a request. An unlocked seed is used once: the next request takes a new one. */
@@ -192,6 +209,7 @@ export class Form {
   #showModel() {
     if (!this.model) return;
     const { id, size, num_codes, sampling, transparency } = this.model;
+    this.#vocabulary.show(id);
     byId("background-field").hidden = !transparency;
     if (!transparency) byId("background").value = ""; // the service would refuse another
     for (const name of SAMPLING) {
@@ -219,6 +237,10 @@ function keptPrompt() {
   } catch {
     return "";
   }
+}
+
+function sourceWords({ mask, keepRows }) {
+  return mask ? "Draws the painted part of this picture anew" : `Continues this picture: its upper ${plural(keepRows, "row")} stay`;
 }
 
 export function randomSeed() {

@@ -30,6 +30,7 @@ export function asCurl(picture) {
   if (apiKey.value) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
   if (picture.source) {
     lines.push(`-F ${quote(`image=@${picture.source}`)}`);
+    if (picture.sourceMask) lines.push("-F 'mask=@mask.png'");
     // Not -F, for which a value that begins with @ or < is a file.
     for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${quote(`${name}=${value}`)}`);
   } else {
@@ -44,6 +45,7 @@ export function asPython(picture) {
   const own = fields.filter(([name]) => known.includes(name)).map(([name, value]) => `${name}=${literal(value)}`);
   const extra = fields.filter(([name]) => !known.includes(name)).map(([name, value]) => `"${name}": ${literal(value)}`);
   if (picture.source) own.unshift(`image=open(${literal(picture.source)}, "rb")`);
+  if (picture.sourceMask) own.splice(1, 0, 'mask=open("mask.png", "rb")');
   const key = apiKey.value ? `os.environ["${KEY_VARIABLE}"]` : '"none"';
   return `import base64
 ${apiKey.value ? "import os\n" : ""}

@@ -23,7 +23,7 @@ export class Viewer {
   #keep = byId("keep");
 
   /**
-   * on: what the page does with a picture: reuse(picture), vary(picture), remove(picture),
+   * on: what the page does with a picture: reuse(picture), vary(picture), paint(picture), remove(picture),
    * continueFrom(picture, keepRows, prompt), and start(), which returns {rows, prompt, n} for a continuation.
    */
   constructor({ gallery, on }) {
@@ -34,7 +34,7 @@ export class Viewer {
     byId("viewer-next").addEventListener("click", () => this.#step(1));
     byId("viewer-curl").addEventListener("click", (event) => copy(asCurl(this.#picture), event.currentTarget));
     byId("viewer-python").addEventListener("click", (event) => copy(asPython(this.#picture), event.currentTarget));
-    for (const name of ["reuse", "vary"]) {
+    for (const name of ["reuse", "vary", "paint"]) {
       byId(`viewer-${name}`).addEventListener("click", () => this.#leave(() => on[name](this.#picture)));
     }
     byId("viewer-delete").addEventListener("click", () => this.#delete());
@@ -152,11 +152,16 @@ function facts(picture) {
     ["Model", fields.model],
     ["Size", size?.replace("x", " × ")],
     ...Object.entries(NAMES).map(([name, label]) => [label, fields[name]?.toString()]),
-    ["From", endpoint !== "generations" && source ? `${fields.keep_rows} rows of ${source}` : null],
+    ["From", endpoint !== "generations" && source ? from(fields, source) : null],
     ["Drawn", new Date(started).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })],
     ["Took", seconds === null ? null : `${seconds.toFixed(1)} s`],
   ];
   return rows.filter(([, value]) => value);
+}
+
+/** What of another picture was kept. */
+function from({ keep_rows: rows }, source) {
+  return rows === undefined ? `what is not painted of ${source}` : `${rows} rows of ${source}`;
 }
 
 function element(tag, text) {

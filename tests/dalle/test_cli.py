@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 from PIL import Image
 
 from dalle import DALLE
+from dalle.checkpoint.vocabulary import write_vocabulary
 from dalle.command_line import exit_on_mistake
 from dalle.images import encode_image, load_image
 from dalle.receipt import read_receipt
 from dalle.version import __version__
+from tests.support.models import VOCABULARY
 
 
 @pytest.fixture
@@ -129,6 +132,38 @@ def test_models_are_listed(dalle) -> None:  # type: ignore[no-untyped-def]
     assert "licence: none" in done.stdout
 
 
+def test_a_model_is_printed_with_what_it_knows(dalle, model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    models = tmp_path / "models"
+    shutil.copytree(model_folder, models / "lively")
+    dalle.environment["DALLE_MODELS"] = str(models)
+    assert "it has no vocabulary.json" in dalle("models", "lively").stdout
+    write_vocabulary(models / "lively", VOCABULARY)
+    for name in ("lively", "models/lively"):
+        shown = dalle("models", name).stdout
+        facts = ("4 x 4, of 32", VOCABULARY.description, "two blue fish", "..., round icon", "4 concepts", "red panda")
+        assert all(fact in shown for fact in facts), shown
+    assert "red panda" not in dalle("models").stdout
+    (model,) = json.loads(dalle("models", "lively", "--json").stdout)
+    assert model["name"] == "lively" and model["vocabulary"] == VOCABULARY.facts()
+    assert all("vocabulary" not in one for one in json.loads(dalle("models", "--json").stdout))
+    unknown = dalle("models", "birds")
+    assert (unknown.returncode, unknown.stdout) == (2, "") and "there is no model 'birds'" in unknown.stderr
+    (models / "lively" / "vocabulary.json").write_text("[]")
+    broken = dalle("models", "lively")
+    assert broken.returncode == 2 and "the vocabulary must be an object" in broken.stderr
+
+
+def test_a_prompt_without_a_known_word_is_drawn_with_a_warning(dalle, model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    models = tmp_path / "models"
+    shutil.copytree(model_folder, models / "lively")
+    write_vocabulary(models / "lively", VOCABULARY)
+    dalle.environment["DALLE_MODELS"] = str(models)
+    done = dalle("generate", "-p", "a zorblax", "-p", "a fish", "--model", "lively", "--seed", "1")
+    assert done.returncode == 0 and done.stdout.startswith("2 pictures")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "no word of 'a zorblax'" in line and line.endswith("`dalle models lively` lists what it knows")
+
+
 def test_a_broken_model_hides_no_other(dalle, model_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     models = tmp_path / "models"
     for name in ("broken", "renamed", "worse"):
@@ -159,7 +194,7 @@ def test_a_sheet_of_very_many_pictures_shows_the_first(dalle, tmp_path: Path) ->
 
 def test_help_names_every_command_and_an_example(dalle) -> None:  # type: ignore[no-untyped-def]
     assert all(command in dalle("--help").stdout for command in ("generate", "show", "models"))
-    assert "--n 4 --seed 7 --out pandas" in dalle("generate", "--help").stdout
+    assert "--n 4 --seed 7 --out sunflowers" in dalle("generate", "--help").stdout
     assert dalle("--version").stdout == dalle("-V").stdout == f"{__version__}\n"
     assert dalle("generate", "-h").stdout == dalle("generate", "--help").stdout
     bare = dalle()

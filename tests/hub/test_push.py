@@ -1,6 +1,7 @@
 """`dalle push`: one commit with a model card, the same model after a pull, and errors that change nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import yaml
 from dalle import DALLE
 from dalle.checkpoint import load_checkpoint, save_checkpoint
 from dalle.checkpoint.files import file_digest
+from dalle.checkpoint.vocabulary import write_vocabulary
 from tests.support.hub import TOKEN, Hub
 from tests.support.interop_command import run
-from tests.support.models import write_model
+from tests.support.models import VOCABULARY, write_model
 
 NAME = "hf:me/cats"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub's uploads
@@ -63,6 +65,20 @@ def test_a_pushed_model_is_pulled_as_it_was(hub: Hub, model_folder: Path, tmp_pa
         assert fact in card
     assert run("pull", NAME)[0] == 0
     assert DALLE.load(NAME).digest == DALLE.load(model_folder).digest
+
+
+@pytest.mark.usefixtures("token")
+def test_a_vocabulary_goes_with_its_model(hub: Hub, model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "lively"))
+    write_vocabulary(folder, VOCABULARY)
+    assert run("push", folder, NAME)[0] == run("pull", NAME)[0] == 0
+    assert DALLE.load(NAME).vocabulary == VOCABULARY
+    assert "| vocabulary.json |" not in hub.repos["me/cats"].files["README.md"].decode(), "it has no digest"
+    assert run("push", model_folder, NAME)[0] == 0
+    repo = hub.repos["me/cats"]
+    assert "vocabulary.json" not in repo.commits[repo.refs["main"]]
+    (folder / "vocabulary.json").write_text("[]")
+    assert "the vocabulary must be an object" in refusal(folder, NAME)
 
 
 @pytest.mark.usefixtures("token")

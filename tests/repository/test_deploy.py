@@ -322,8 +322,8 @@ def test_versions_in_the_image_are_those_that_the_project_allows() -> None:
     assert RAY_CLUSTER["rayVersion"] == versions["RAY_VERSION"]
     python = re.fullmatch(r"python:(\d+\.\d+)-slim-[a-z]+", versions["PYTHON_IMAGE"])
     assert python and f">={python[1]}" == PROJECT["requires-python"]
-    (requested,) = re.findall(r"--editable '\.\[(\w+)\]'", read("Dockerfile"))
-    assert requested in PROJECT["optional-dependencies"]
+    (requested,) = re.findall(r"--editable '\.\[([\w,]+)\]'", read("Dockerfile"))
+    assert {*requested.split(",")} == {"serving", "otel"} <= PROJECT["optional-dependencies"].keys()
 
 
 def test_the_image_runs_the_entrypoint_as_nobody_in_particular() -> None:

@@ -4,7 +4,7 @@ import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.metrics import EngineMetrics, HTTPMetrics
+from serving.metrics import EngineMetrics, HTTPMetrics, text_of_states
 from tests.support.deployment import DASHBOARD, PORT, PROMETHEUS, RAY, SERVICES, default_of, environment_of, load, read
 
 
@@ -35,7 +35,8 @@ def labels_of_metrics() -> dict[str, set[str]]:
     engine, web = EngineMetrics("emoji"), HTTPMetrics()
     engine.count_refusal("queue_full")
     web.count_response("/v1/images/generations", 200, 1.0)
-    families = [family for text in (engine.text(), web.text()) for family in text_string_to_metric_families(text)]
+    texts = (engine.text(), web.text(), text_of_states({"emoji": "loaded"}))
+    families = [family for text in texts for family in text_string_to_metric_families(text)]
     return {sample.name: {*sample.labels} for family in families for sample in family.samples}
 
 

@@ -8,14 +8,19 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from dalle import DALLE
+from dalle.checkpoint.vocabulary import write_vocabulary
 from tests.support.browsing import listen, new_context
+from tests.support.models import VOCABULARY
 from tests.support.service import service
 
 
 @pytest.fixture(scope="module")
-def page_url(model_folder: Path) -> Iterator[str]:
-    """Address of the page of a service that takes more than half a second for each picture."""
-    with service(DALLE.load(model_folder), slow=0.04, engine={"num_slots": 32, "max_queue": 64}) as one:
+def page_url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the page of a service that takes more than half a second for each picture, with a model that says what
+    it knows."""
+    folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("page") / "lively"))
+    write_vocabulary(folder, VOCABULARY)
+    with service(DALLE.load(folder), slow=0.04, engine={"num_slots": 32, "max_queue": 64}) as one:
         yield one.url + "/"
 
 

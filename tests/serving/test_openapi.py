@@ -40,12 +40,14 @@ def _pictures() -> None:
 
 
 @pytest.fixture(scope="module")
-def app(model_folder: Path, clear_folder: Path) -> Iterator[FastAPI]:
+def app(model_folder: Path, clear_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     """A service of two models; the second one draws transparency."""
     chosen = tuple(ModelSettings(path=name, num_slots=4, threads=1) for name in ("lively", "clear"))
     models = (DALLE.load(model_folder), DALLE.load(clear_folder))
     engines = {one.path: AsyncEngine(model, one).start() for one, model in zip(chosen, models, strict=True)}
-    yield create_app(LocalBackend(engines), load_settings({"models": chosen, "limits": {"max_n": 2}}))
+    folder = tmp_path_factory.mktemp("batches")
+    settings = {"models": chosen, "limits": {"max_n": 2, "max_batches": 10_000}, "batches": folder}
+    yield create_app(LocalBackend(engines), load_settings(settings))
     for engine in engines.values():
         engine.close()
 
@@ -87,6 +89,7 @@ def test_no_request_ends_in_a_500(bounded: FastAPI) -> None:
     for path in ("generations", "edits", "variations"):
         assert min(answers[f"POST /v1/images/{path}", status] for status in (200, 400)) >= 12, answers
     assert answers["GET /v1/models", 200] and answers["GET /metrics", 200]
+    assert answers["POST /v1/files", 200] and answers["GET /v1/batches", 200]
 
 
 def test_every_operation_documents_exactly_its_errors(app: FastAPI) -> None:

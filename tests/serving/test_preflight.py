@@ -96,6 +96,7 @@ def test_a_reserved_port_is_for_one_service_alone() -> None:
         ({"keys_file": "/dev/zero"}, "the keys in /dev/zero cannot be read: .*it is a pipe or a device"),
         ({"store": "/proc/store"}, "the store /proc/store cannot be written to"),
         ({"requests": "/proc/requests"}, "the folder of requests /proc/requests cannot be written to"),
+        ({"batches": "/proc/batches"}, "the folder of batches /proc/batches cannot be written to"),
         ({"models": [{"path": "/proc"}]}, "config.json"),
         ({"models": [{"device": "quantum"}]}, "device is 'quantum'"),
         ({"models": [{"text_encoder": "/nothing"}]}, "there is no such folder"),

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,106 +29,21 @@ from PIL import Image
 
 from dalle import DALLE
 from dalle.receipt import Receipt
+from tests.support.served import ROOT, Served, serving
+from tests.support.service import GENERATIONS
 
-ROOT = Path(__file__).parents[2]
-GENERATIONS = "/v1/images/generations"
 PROMPT = {"prompt": "a red panda, fluent 3d style emoji"}
-START_SECONDS = 240
 DEADLINE = 300
 """Seconds for a request: on a busy machine a replica takes a minute to be replaced, and a full queue another."""
 
 
-class Served:
-    """A started service: its address, and its processes."""
-
-    def __init__(self, url: str, process: subprocess.Popen[str], lines: list[tuple[float, str]]) -> None:
-        self.url = url
-        self.process = process
-        self.lines = lines
-
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def kill(self, title: str) -> None:
-        """Kill the one child process whose title begins with this text."""
-        self.child(title).send_signal(signal.SIGKILL)
-
-    def child(self, title: str) -> psutil.Process:
-        (found,) = (child for child in self.children() if _title(child).startswith(title))
-        return found
-
-    def seconds_until(self, text: str, since: float) -> float:
-        """Seconds from a time until a line with this text was printed after it."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            for when, line in list(self.lines):
-                if when > since and text in line:
-                    return when - since
-            time.sleep(0.05)
-        raise AssertionError(f"{text!r} was not printed:\n{self.tail()}")
-
-    def tail(self) -> str:
-        return "\n".join(line for _, line in self.lines[-40:])
-
-    def metrics(self) -> str:
-        return httpx.get(self.url + "/metrics", timeout=30).text
-
-    def total(self, name: str) -> float:
-        """Sum of a metric over all replicas."""
-        return sum(float(value) for value in re.findall(rf"^dalle_{name}{{.*}} (.+)$", self.metrics(), re.M))
-
-    def wait_until_ready(self) -> None:
-        until = time.monotonic() + START_SECONDS
-        while time.monotonic() < until:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(self.url + "/ready", timeout=10).status_code == 200:
-                    return
-            time.sleep(0.2)
-        raise AssertionError("not ready:\n" + self.tail())
-
-
-def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
-    environment["DALLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # the first start compiles
-    process = subprocess.Popen(
-        [sys.executable, "-m", "serving", "--port", str(port), "--limits.deadline", str(DEADLINE)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines: list[tuple[float, str]] = []
-
-    def read() -> None:
-        assert process.stdout is not None
-        lines.extend((time.monotonic(), line.rstrip()) for line in process.stdout)
-
-    threading.Thread(target=read, daemon=True).start()
-    one = Served(f"http://127.0.0.1:{port}", process, lines)
-    try:
-        one.wait_until_ready()
+    # with a cache of its own: the first start compiles
+    folders = {"DALLE_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    batches = str(tmp_path_factory.mktemp("batches"))
+    with serving("--limits.deadline", str(DEADLINE), "--batches", batches, **folders) as one:
         yield one
-    finally:
-        children = one.children() if process.poll() is None else []
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        assert process.stdout is not None
-        process.stdout.close()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        for child in alive:
-            child.kill()
-        assert process.returncode == 0, one.tail()
 
 
 def draw(one: Served, seed: int, stream: bool) -> str | dict[str, Any]:
@@ -296,6 +210,34 @@ def test_an_ingress_that_is_only_slow_keeps_its_jobs(served: Served) -> None:
     assert [body.count("event: image_generation.completed") for body in bodies] == [10] * 3
 
 
+def create_batch(client: openai.OpenAI, num: int) -> openai.types.Batch:
+    """Begin a batch of this many requests, whose seeds are their numbers."""
+    requests = [
+        {"custom_id": str(seed), "method": "POST", "url": GENERATIONS, "body": PROMPT | {"seed": seed}}
+        for seed in range(num)
+    ]
+    content = "\n".join(map(json.dumps, requests)).encode()
+    file = client.files.create(file=("requests.jsonl", content), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
+
+
+def test_a_batch_outlives_its_ingress_and_its_replica(served: Served, expected: dict[int, str]) -> None:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=5) as client:
+        batch, victims = create_batch(client, 60), ["ray::ServeReplica:dalle:emoji", INGRESS]
+        until = time.monotonic() + DEADLINE
+        while batch.status != "completed":
+            assert time.monotonic() < until and batch.status not in ("failed", "expired"), batch
+            if victims and batch.request_counts and batch.request_counts.completed >= 60 / (1 + len(victims)):
+                served.kill(victims.pop())
+                served.wait_until_ready()
+            time.sleep(0.2)
+            batch = client.batches.retrieve(batch.id)
+        assert not victims and batch.request_counts is not None and batch.request_counts.completed == 60
+        results = map(json.loads, client.files.content(batch.output_file_id or "").text.splitlines())
+        drawn = {int(one["custom_id"]): one["response"]["body"]["data"][0]["b64_json"] for one in results}
+    assert len(drawn) == 60 and {seed: drawn[seed] for seed in expected} == expected
+
+
 def test_a_second_service_on_the_port_is_refused(served: Served) -> None:
     command = [sys.executable, "-m", "serving", "--port", served.url.rpartition(":")[2]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "DALLE_"))}
@@ -308,6 +250,8 @@ def test_what_was_begun_is_ended_before_the_service(served: Served) -> None:
     children = served.children()
     session = ray_session(served.process.pid)
     assert session.is_dir()
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any") as client:
+        create_batch(client, 2000)  # nobody waits for it
     since = time.monotonic()
     body = PROMPT | {"n": 6, "stream": True}
     with httpx.stream("POST", served.url + GENERATIONS, json=body, timeout=120) as answer:

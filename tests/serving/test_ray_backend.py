@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from serving.cluster import ray_backend
 from serving.cluster.ray_backend import RayBackend
-from serving.jobs import Accepted, Drawn, Event, Job, Preview, Refused
+from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 
 Script = list[Event | Exception | None]
 """The response of a replica to a job: events, and an exception that ends it; None never answers."""
@@ -136,3 +137,92 @@ def test_nobody_waits_longer_than_the_deadline(script: Script) -> None:
     found = events(Handle(script), job(seconds=0.3))
     assert isinstance(found[-1], Refused) and (found[-1].status, found[-1].code) == (408, "deadline_exceeded")
     assert time.monotonic() - start < 10
+
+
+INFO = ModelInfo(
+    id="m", digest="d", height=1, width=1, grid_rows=1, num_codes=1, max_prompt_tokens=1, sampling={}, created=0
+)
+
+
+class Sleeper(Handle):
+    """A deployment without replicas, until a call waits for one for `seconds`; they never come if it is None."""
+
+    def __init__(self, seconds: float | None, *scripts: Script) -> None:
+        super().__init__(*scripts)
+        self.seconds = seconds
+        self.awake = False
+        self.info = Loading(self)
+
+    def broadcast(self, method: str, *arguments: object) -> "Answers":
+        return Answers([INFO] if self.awake else None)
+
+
+class Loading:
+    """The method `info` of a deployment without replicas."""
+
+    def __init__(self, sleeper: Sleeper) -> None:
+        self._sleeper = sleeper
+
+    async def remote(self) -> ModelInfo:
+        await asyncio.sleep(60 if self._sleeper.seconds is None else self._sleeper.seconds)
+        self._sleeper.awake = True
+        return INFO
+
+
+class Answers:
+    """The answers to a broadcast; None if there is no replica."""
+
+    def __init__(self, answers: list[ModelInfo] | None) -> None:
+        self._answers = answers
+
+    async def results_async(self, timeout_s: float, return_exceptions: bool) -> list[ModelInfo]:
+        assert return_exceptions
+        if self._answers is None:
+            raise DeploymentUnavailableError(DeploymentID("m"))
+        return self._answers
+
+
+def backend_of(sleeper: Sleeper) -> RayBackend:
+    handle: Any = sleeper
+    return RayBackend({"m": handle}, handle, unloaded_when_idle={"m"})
+
+
+def test_an_idle_model_is_loaded_for_a_job_whose_deadline_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = Sleeper(0.5, [accepted(), drawn(0), drawn(1)], [accepted(), drawn(0), drawn(1)])
+    backend = backend_of(sleeper)
+    one = job(seconds=0.2)
+
+    async def draw() -> list[Event]:
+        return [event async for event in backend.draw("m", one)]
+
+    assert asyncio.run(draw()) == [accepted(), drawn(0), drawn(1)]
+    assert 0.4 < sleeper.jobs[0].deadline - one.deadline < 10
+    one = job()
+    asyncio.run(draw())
+    assert sleeper.jobs[1].deadline == one.deadline, "it is loaded now"
+
+
+def test_questions_do_not_load_an_idle_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_backend, "_is_unloaded", lambda handle: False)
+    assert asyncio.run(backend_of(Sleeper(0.1)).states()) == {}, "it is loaded for the first time"
+    monkeypatch.setattr(ray_backend, "_is_unloaded", lambda handle: True)
+    sleeper = Sleeper(0.1)
+    backend = backend_of(sleeper)
+    assert asyncio.run(backend.states()) == {"m": "idle"}
+    assert asyncio.run(backend.models()) == [] and not asyncio.run(backend.cancel("job", "me"))
+    assert asyncio.run(backend.metrics("")) == [] and not sleeper.awake
+    assert asyncio.run(backend.load("m")) == INFO
+    assert asyncio.run(backend.states()) == {"m": "loaded"} and asyncio.run(backend.models()) == [INFO]
+    sleeper.awake = False
+    assert asyncio.run(backend.models()) == [INFO], "its facts are known"
+
+
+def test_a_model_that_cannot_be_loaded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_backend, "LOAD_SECONDS", 0.1)
+    backend = backend_of(Sleeper(None))
+
+    async def draw() -> list[Event]:
+        return [event async for event in backend.draw("m", job())]
+
+    (refused,) = asyncio.run(draw())
+    assert isinstance(refused, Refused) and (refused.status, refused.code) == (503, "not_ready")

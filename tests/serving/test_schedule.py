@@ -137,3 +137,50 @@ def test_accepted_jobs_finish_by_their_deadlines(seed: int) -> None:
                 finished += 1
                 assert now <= drawn.deadline
     assert finished > 50 and refused > 20
+
+
+# -- spare pictures
+
+
+def test_spare_pictures_get_what_others_leave_and_give_it_up() -> None:
+    one = schedule()
+    for caller in "aab":
+        one.push(picture(caller, spare=True))
+    first, second = one.pop(), one.pop()
+    assert first is not None and second is not None and (first.caller, second.caller) == ("a", "b")
+    one.active = {1: first, 2: second}
+    first.num_codes = 4
+    assert one.pop() is None and one.evicted() == [], "spare pictures take nothing from each other"
+    assert one.num_slots_wanted == 0
+    one.push(picture("c"))
+    assert one.evicted() == [2], "the one with the fewest codes"
+    one.push(picture("d", num_slots=4))
+    del one.active[2]
+    served = one.pop()
+    assert served is not None and served.caller == "c" and one.num_slots_wanted == 4
+    one.active[3] = served
+    assert one.evicted() == [], "one spare picture less is not enough for all four slots"
+    assert one.pop() is None, "a spare picture does not overtake"
+    one.remove(lambda queued: True)
+    assert not len(one.queue) and not len(one.spare)
+
+
+def test_spare_pictures_count_in_no_promise() -> None:
+    one = schedule(max_queue=4)
+    one.active = {key: picture(spare=True) for key in range(2)}
+    for _ in range(4):
+        one.push(picture(spare=True))
+    assert accept(one, picture("b", deadline=10.0)) == (0, 10.0)
+    assert accept(one, picture("b", deadline=20.0), picture("b", deadline=20.0)) == (1, 20.0)
+    full = refusal(one, picture(spare=True))
+    assert full.status == 429 and full.message == "4 pictures of batches are queued, and the limit is 4"
+    one.spare.remove(lambda queued: True)
+    alone = one.consider([picture("b", spare=True) for _ in range(6)], NOW)
+    assert alone == (3, 60.0), "any spare job is taken alone; it comes after all others"
+
+
+def test_decoding_spare_pictures_takes_time_from_others() -> None:
+    one = schedule()
+    one.decode_seconds = 0.5
+    one.active[1] = picture(spare=True, num_codes=6)
+    assert accept(one, picture("b")) == (0, 11.0), "one decode after 4 steps, and its own"

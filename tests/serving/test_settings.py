@@ -65,6 +65,14 @@ def test_models_by_flag_and_by_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ({"models": [{"min_replicas": 3, "max_replicas": 2}]}, "max_replicas is 2; it must be at least min_replicas"),
         ({"limits": {"rate": "often"}}, "rate is 'often'; it must be like 60/minute"),
         ({"limits": {"deadline": 0}}, "limits.deadline: "),
+        ({"idle_unload": "soon"}, "idle_unload: the duration is 'soon'; it must be like 90s, 10m or 1h30m, or off"),
+        ({"idle_unload": ""}, "idle_unload: the duration is ''; it must be like 90s"),
+        ({"idle_unload": "-5m"}, "idle_unload: the duration is '-5m'; it must be like 90s"),
+        ({"idle_unload": "5s"}, "idle_unload: idle_unload is 5 s; it must be at least 15 s, or off"),
+        (
+            {"models": [{"idle_unload": -1}]},
+            "models.0.idle_unload: idle_unload is -1 s; it must be at least 15 s, or off",
+        ),
         ({"limits": {"deadline": float("inf")}}, "limits.deadline: "),
         ({"store_seconds": float("inf")}, "store_seconds: "),
         ({"cors_origins": ["example.org"]}, "cors_origins.0: 'example.org' is no origin, such as https://example.org"),
@@ -79,6 +87,31 @@ def test_an_invalid_setting_is_refused_by_name(values: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        *(("10m", 600), ("90s", 90), ("90", 90), (90, 90), (22.5, 22.5), ("1h30m", 5400), ("1.5h", 5400)),
+        *((" 2M ", 120), ("1h0m5s", 3605), ("off", None), ("0", None), (False, None)),
+    ],
+)
+def test_a_model_is_unloaded_after_a_duration(value: object, seconds: float | None) -> None:
+    settings = load_settings({"models": [{"path": "a", "idle_unload": value}, {"path": "b"}], "idle_unload": "1h"})
+    assert [settings.idle_seconds(model) for model in settings.models] == [seconds, 3600]
+    assert Settings(**settings.model_dump(mode="json")) == settings
+
+
+def test_no_model_is_unloaded_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings({})
+    assert settings.idle_seconds(settings.models[0]) is None and settings.request_seconds == settings.limits.deadline
+    (tmp_path / "settings.yaml").write_text("idle_unload: 10m\nmodels: [{path: a}, {path: b, idle_unload: off}]\n")
+    monkeypatch.setenv("DALLE_SERVE_CONFIG", str(tmp_path / "settings.yaml"))
+    both = load_settings({})
+    assert [both.idle_seconds(model) for model in both.models] == [600, None]
+    assert both.request_seconds > both.limits.deadline, "a request waits for its model too"
+    flags = _settings(["--model", "a", "--idle-unload", "2m"])
+    assert flags.idle_seconds(flags.models[0]) == 120
+
+
+@pytest.mark.parametrize(
     "origin", ["*", "null", "http://localhost:3000", "https://[::1]:8000", "chrome-extension://ab"]
 )
 def test_origins_as_browsers_send_them_are_taken(origin: str) -> None:
@@ -90,6 +123,15 @@ def test_an_invalid_flag_or_file_is_refused(tmp_path: Path) -> None:
         _settings(["--port", "many"])
     with pytest.raises(DalleError, match="there is no such file"):
         _settings(["--config", str(tmp_path / "nothing.yaml")])
+
+
+def test_batches_are_kept_in_the_store_or_a_folder_of_their_own() -> None:
+    for values, folder in (
+        ({}, None),
+        ({"store": "/s"}, Path("/s/batches")),
+        ({"store": "/s", "batches": "/b"}, Path("/b")),
+    ):
+        assert load_settings(values).batches_folder == folder
 
 
 def test_settings_round_trip_through_json() -> None:

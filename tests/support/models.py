@@ -6,11 +6,24 @@ from typing import Any
 import torch
 
 from dalle.checkpoint import save_checkpoint
+from dalle.checkpoint.vocabulary import Style, Vocabulary
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.sampling import SamplingParams
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
+
+DOT = "UklGRjQAAABXRUJQVlA4ICgAAABwAQCdASoIAAgAAsBMJaACdAFAAAD+645eRzvSpVf/KV/7Gv8FeVAA"
+"""A WebP file of 8 x 8 pixels."""
+
+VOCABULARY = Vocabulary(
+    description="Pandas and fish: name one, then a style.",
+    examples=("a red panda", "two blue fish"),
+    styles=(Style(name="flat", phrase="flat style", picture=DOT), Style(name="round", phrase="round icon")),
+    concepts=("blue fish", "fish", "red fish", "red panda"),
+    words=("bamboo",),
+)
+"""What a small model is said to know."""
 
 CAPTIONS = ["a red panda", "a green heart", "two blue fish in the sea", "flag of nowhere", "smiling face, emoji style"]
 

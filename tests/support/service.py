@@ -18,6 +18,7 @@ from serving.engine.async_engine import AsyncEngine
 from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
 from serving.settings import ModelSettings, Settings, load_settings
+from serving.tracing import Tracing
 
 __all__ = ["GENERATIONS", "PROMPT", "Service", "error_of", "events_of", "metric", "post", "running", "service"]
 
@@ -61,13 +62,14 @@ def service(
     slow: float = 0.0,
     engine: dict[str, Any] | None = None,
     send_buffer: int | None = None,
+    tracing: Tracing | None = None,
     **settings: Any,
 ) -> Iterator[Service]:
     """A service within a `with` block. Every step takes `slow` seconds longer, and then draws one code a picture."""
     values: dict[str, Any] = {"path": model.name, "num_slots": 4, "threads": 1, "max_queue": 8}
     values |= {"parallel": 1} if slow else {}
     model_settings = ModelSettings(**(values | (engine or {})))
-    one = AsyncEngine(model, model_settings).start()
+    one = AsyncEngine(model, model_settings, tracing).start()
     if slow:
         step = one._engine.step
 
@@ -78,7 +80,7 @@ def service(
         one._engine.step = slowly  # type: ignore[method-assign]
     whole = load_settings({"models": (model_settings,), **settings})
     try:
-        with running(create_app(LocalBackend({model_settings.id: one}), whole), send_buffer) as url:
+        with running(create_app(LocalBackend({model_settings.id: one}), whole, tracing=tracing), send_buffer) as url:
             yield Service(url, one, whole)
     finally:
         one.close()

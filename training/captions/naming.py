@@ -17,6 +17,7 @@ __all__ = [
     "said",
     "synonyms",
     "telling_keywords",
+    "without_skin_tone",
 ]
 
 SYNONYMS = Path(__file__).with_name("synonyms.txt")
@@ -80,6 +81,13 @@ def said(name: str) -> list[str]:
     if (people := [detail for detail in details if detail in PEOPLE]) and subject not in PEOPLE:
         return _described(_crowd(subject, people), [detail for detail in details if detail not in PEOPLE])
     return _described(_with_gender(subject), details)
+
+
+def without_skin_tone(name: str) -> str:
+    """A CLDR name without the skin tones in it: `man: medium skin tone, beard` gives `man: beard`."""
+    subject, _, rest = straight(name).partition(": ")
+    details = [detail for detail in rest.split(", ") if detail and not SKIN_TONE.match(detail)]
+    return f"{subject}: {', '.join(details)}" if details else subject
 
 
 def synonyms(name: str) -> list[str]:

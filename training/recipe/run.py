@@ -5,7 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from dalle import DALLE
 from dalle.checkpoint import load_checkpoint, save_checkpoint
+from dalle.checkpoint.vocabulary import write_vocabulary
 from dalle.device import choose_device
 from dalle.errors import DataError
 from training.bpe import train_text_tokenizer
@@ -22,6 +24,7 @@ from training.recipe.source import open_source
 from training.recipe.steps import StageConfig, choose_steps, fitted
 from training.release import release
 from training.run_folder import claimed, locked, saved_step
+from training.vocabulary import vocabulary_of_model
 from training.vq import VQTask, trainable
 from training.vq_config import VQTrainingConfig
 
@@ -182,6 +185,10 @@ class _Run:
             sampling=self.recipe.sampling,
             overwrite=True,
         )
+        released = DALLE.load(self.out / "model", device=self.options.device)
+        vocabulary = vocabulary_of_model(self.source.train, released, description=self.source.description)
+        if vocabulary is not None:
+            write_vocabulary(self.out / "model", vocabulary)
 
     def figures(self) -> None:
         if "figures" in self.plan.done:

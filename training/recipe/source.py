@@ -12,6 +12,7 @@ from training.recipe.options import RecipeOptions
 __all__ = ["Source", "open_source"]
 
 EMOJI = Path("data/emoji")
+EMOJI_DESCRIPTION = "Emoji, icons, clip art and flags, in English: name a thing, then a style."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Source:
     """Glob patterns of the validation shards; those of training if there are no validation shards."""
     channels: int
     """4 if some pictures have transparent pixels, else 3."""
+    description: str = ""
+    """What a prompt for such pictures is, in a sentence; empty if that is not known."""
 
 
 def open_source(options: RecipeOptions, image_size: int) -> Source:
@@ -45,7 +48,13 @@ def open_source(options: RecipeOptions, image_size: int) -> Source:
             "build the shards again"
         )
     channels = 4 if pairs.has_transparency() else 3
-    return Source(folder=folder, train=train, val=tuple(val[:1]) or train, channels=channels)
+    return Source(
+        folder=folder,
+        train=train,
+        val=tuple(val[:1]) or train,
+        channels=channels,
+        description=EMOJI_DESCRIPTION if options.source is None else "",
+    )
 
 
 def _shards(options: RecipeOptions, image_size: int) -> Path:
