@@ -105,10 +105,10 @@ def train_on_cluster(stage: str, config: Any, options: ClusterOptions) -> None:
         place = "on this machine" if options.address is None else f"at {options.address}"
         raise DataError(f"Ray {place} cannot be started or joined: {error}") from error
     try:
-        available = ray.cluster_resources().get("GPU", 0)
-        if options.gpu and options.address is None and available < options.workers:
-            raise DataError(f"workers is {options.workers}, each with a GPU; this machine has {available:g}")
-        ledger = ray.remote(_Ledger).options(num_cpus=0).remote()
+        gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+        if options.gpu and options.address is None and gpus < options.workers:
+            raise DataError(f"workers is {options.workers}, each with a GPU; this machine has {gpus:g}")
+        ledger: Any = ray.remote(_Ledger).options(num_cpus=0).remote()
         order = {"stage": stage, "config": config, "folder": str(Path.cwd()), "ledger": ledger}
         trainer = TorchTrainer(
             _work,
