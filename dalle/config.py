@@ -26,6 +26,18 @@ class Config:
         return {field.name: _to_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The values of the fields that have defaults, as `to_dict` gives them; those of nested configurations, too."""
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.default is not dataclasses.MISSING:
+                values[field.name] = _to_json(field.default)
+            elif isinstance(hint := hints[field.name], type) and issubclass(hint, Config):
+                values[field.name] = hint.defaults()
+        return values
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises `ConfigError` for an unknown or missing key, or a value of the wrong
         type."""

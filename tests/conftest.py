@@ -21,6 +21,7 @@ WHOLE_MACHINE = (
     "tests/serving/test_ray.py",
     "tests/serving/test_ray_idle.py",
     "tests/serving/test_ray_traces.py",
+    "tests/training/test_cluster_training.py",
 )
 """First parts of the names of tests that start Ray, a browser or containers."""
 

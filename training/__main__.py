@@ -14,6 +14,7 @@ PROGRAMS = {
     "vq": "3. Stage 1: train the image tokenizer.",
     "codes": "4. Pictures and captions become token shards.",
     "decoder": "5. Stage 2: train the decoder.",
+    "cluster": "Train a stage on a Ray cluster.",
     "evaluate": "Measure a model directory.",
     "release": "Join the stages' artefacts into one model directory.",
     "vocabulary": "Write what a model knows into its directory.",

@@ -13,8 +13,9 @@ from dalle import command_line
 from dalle.command_line import DONE, STOPPED
 from dalle.config import Config
 from dalle.help_pages import parsing
+from training.distributed import joined, quiet_followers
 
-__all__ = ["exit_on_mistake", "parse", "run_function", "run_preset"]
+__all__ = ["exit_on_mistake", "parse", "parse_preset", "run_function", "run_preset"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
@@ -52,22 +53,30 @@ def run_function(function: Callable[..., Any], name: str) -> None:
         call()
 
 
-def run_preset(
-    name: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
-) -> None:
-    """The command line of a stage: the name of a preset, then options that change its fields. Ends the process with
-    exit code 0 for a finished run, 2 for a caller's mistake, 4 for a run that SIGTERM stopped before its end, and 130
-    for one that Ctrl-C stopped.
+def parse_preset(
+    name: str, description: str | None, presets: Mapping[str, Callable[[], C]], arguments: Sequence[str]
+) -> C:
+    """The configuration that arguments describe: the name of a preset, then options that change its fields.
 
-    presets: functions that return a configuration; the docstring of each is its help. run: runs a configuration and
-    returns whether it finished.
+    name: the program, as in `training.vq`. presets: functions that return a configuration; the docstring of each is its
+    help.
     """
     choices = {preset: (inspect.getdoc(make) or "", make()) for preset, make in presets.items()}
     program = f"python -m {name}"
-    with exit_on_mistake():
-        with parsing(program, sys.argv[1:]):
-            config = tyro.extras.overridable_config_cli(
-                choices, args=sys.argv[1:], prog=program, description=description
-            )
-        finished = run(config)
+    with quiet_followers(), parsing(program, [*arguments]):
+        return tyro.extras.overridable_config_cli(choices, args=arguments, prog=program, description=description)
+
+
+def run_preset(
+    name: str, description: str | None, presets: Mapping[str, Callable[[], C]], run: Callable[[C], bool]
+) -> None:
+    """The command line of a stage, whose arguments `parse_preset` reads. Ends the process with
+    exit code 0 for a finished run, 2 for a caller's mistake, 4 for a run that SIGTERM stopped before its end, and 130
+    for one that Ctrl-C stopped.
+
+    run: runs a configuration and returns whether it finished; in processes that `torchrun` has started, it runs in each
+    of them.
+    """
+    with exit_on_mistake(), joined():
+        finished = run(parse_preset(name, description, presets, sys.argv[1:]))
     sys.exit(DONE if finished else STOPPED)

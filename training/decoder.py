@@ -4,9 +4,12 @@ Hidden matrices are trained by Muon (Jordan et al. 2024), all other weights by A
 instead of their own, so that the decoder also has an unconditional branch, which classifier-free guidance needs (Ho and
 Salimans 2022, arXiv 2207.12598).
 
+`torchrun --nproc-per-node N -m training.decoder PRESET` trains on N devices.
+
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
@@ -23,22 +25,22 @@ from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest, load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
+from training.distributed import current_share, data_parallel, means, unsynchronized
+from training.drawing import drawn_above_real
 from training.hardware import autocast
 from training.loop import LoopConfig, train
-from training.optimization import WeightAverage, clip_and_step
+from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
 
-__all__ = ["PRESETS", "DecoderTask", "emoji", "tiny"]
+__all__ = ["PRESETS", "DecoderTask", "emoji", "run", "tiny"]
 
 NUM_VALIDATION_ROWS = 256
-NUM_DRAWN_PICTURES = 8
 
 
 class DecoderTask:
@@ -47,6 +49,7 @@ class DecoderTask:
     def __init__(self, config: DecoderTrainingConfig) -> None:
         self.config = config
         self.device = choose_device(config.loop.device)
+        self.share = current_share()
         self.image_tokenizer = load_stage_1(config.image_tokenizer)
         self.text_tokenizer = TextTokenizer.load(config.text_tokenizer)
         self.rows, self.val_rows = (
@@ -59,6 +62,10 @@ class DecoderTask:
         self.embedding_head = self._new_embedding_head()
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.matrix_optimizer, self.optimizer = self._optimizers()
+        if config.recompute:
+            recompute_activations(self.model.blocks)
+        modules = [self.model] if self.embedding_head is None else [self.model, self.embedding_head]
+        self.weighted_losses = data_parallel(self._weighted_losses, *modules)
         if config.compile:
             self.model.compile(dynamic=True)  # dynamic, as the longest caption decides the length of a batch
         self.null_ids = self.text_tokenizer.null_ids
@@ -123,13 +130,9 @@ class DecoderTask:
         others += self.embedding_head.parameters() if self.embedding_head is not None else []
         muon = torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
         muon.param_groups[0]["peak_rate"] = config.matrix_rate
-        groups = [
-            {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        for group in groups:
-            group["peak_rate"] = config.learning_rate
-        return muon, torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        return muon, adamw(
+            others, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+        )
 
     def state(self) -> Parts:
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {
@@ -152,7 +155,13 @@ class DecoderTask:
         noise = torch.from_numpy(random.integers(self.image_tokenizer.config.codebook_size, size=codes.shape))
         share = self.config.code_noise * random.random((len(numbers), 1, 1))
         noisy = torch.from_numpy(random.random(codes.shape) < share)
-        return {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
+        rows = {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
+        return {name: self.share.of(ids) for name, ids in rows.items()} | {"text_targets": self._num_targets(text_ids)}
+
+    def _num_targets(self, text_ids: Tensor) -> Tensor:
+        """The number of text ids (B, T) that the text loss is a mean over: all but those at the first position and
+        padding."""
+        return (text_ids[:, 1:] != self.model.config.pad_id).sum()
 
     def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """Mean cross-entropy in nats of text ids, padding left out, and of codes; with an embedding head, also the mean
@@ -174,21 +183,35 @@ class DecoderTask:
             losses["embedding_loss"] = 1 - likeness.mean()
         return losses
 
+    def _weighted_losses(self, part: Mapping[str, Tensor], num_rows: int, num_targets: Tensor) -> dict[str, Tensor]:
+        """The losses of some rows of a batch, weighted such that their sum over all its parts is that of the batch; and
+        `loss`, the sum of all of them. num_rows, num_targets: rows and text targets of the whole batch."""
+        config = self.config
+        losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"])
+        share = {name: torch.tensor(len(part["codes"]) / num_rows) for name in losses}
+        share["text_loss"] = self._num_targets(part["text_ids"]) / num_targets
+        losses = {name: value * share[name].to(value.device) for name, value in losses.items()}
+        loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
+        if "embedding_loss" in losses:
+            loss = loss + config.embedding_weight * losses["embedding_loss"]
+        return {"loss": loss} | losses
+
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        config, num_rows = self.config, len(batch["codes"])
-        at_once = config.micro_batch_size or num_rows
+        rows = {name: ids for name, ids in batch.items() if name != "text_targets"}
+        num_rows = len(rows["codes"])
+        at_once = self.config.micro_batch_size or num_rows
         sums: dict[str, Tensor] = {}
         for start in range(0, num_rows, at_once):
-            part = {key: value[start : start + at_once] for key, value in batch.items()}
-            losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"])
-            losses = {key: value * (len(part["codes"]) / num_rows) for key, value in losses.items()}
-            loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
-            if "embedding_loss" in losses:
-                loss = loss + config.embedding_weight * losses["embedding_loss"]
-            loss.backward()
-            for key, value in ({"loss": loss} | losses).items():
-                sums[key] = sums[key] + value.detach() if key in sums else value.detach()
-        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], config.loop, step, sums["loss"])
+            part = {name: ids[start : start + at_once] for name, ids in rows.items()}
+            is_last = start + at_once >= num_rows
+            with contextlib.nullcontext() if is_last else unsynchronized(self.weighted_losses):
+                losses = self.weighted_losses(part, self.share.whole(num_rows), batch["text_targets"])
+                # the gradients of all ranks are averaged, and their losses are parts of a sum
+                (self.share.count * losses["loss"]).backward()
+            for name, value in losses.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        sums = {name: self.share.count * value for name, value in means(sums).items()}
+        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], self.config.loop, step, sums["loss"])
         self.average.update(self.model)
         return {**sums, **scalars}
 
@@ -203,26 +226,8 @@ class DecoderTask:
             text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes[:, 0]))
             losses = self._losses(model, text_ids, codes, codes)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
-        return numbers, {"drawn above real": self._draw(model)}
-
-    def _draw(self, model: Decoder) -> Tensor:
-        from dalle.decoder.engine import Engine
-        from dalle.decoder.request import Request
-        from dalle.decoder.sampling import SamplingParams
-
-        chosen = torch.linspace(0, len(self.val_rows.codes) - 1, NUM_DRAWN_PICTURES).long()
-        engine = Engine(model, num_slots=2 * NUM_DRAWN_PICTURES)
-        params = SamplingParams(guidance_scale=3.0)
-        requests = [
-            Request(
-                text_ids=self.val_rows.text_ids[i, 0].long(), null_ids=self.null_ids, params=params, seed=i, index=0
-            )
-            for i in chosen.tolist()
-        ]
-        drawn = model.layout.grid(torch.stack(engine.run(requests)))
-        codes = torch.cat([drawn.cpu(), self.val_rows.codes[chosen, 0].long()]).to(self.device)
-        pictures = composite(self.image_tokenizer.decode(codes))
-        return rearrange(pictures, "(two b) c h w -> c (two h) (b w)", two=2)
+        pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids)
+        return numbers, {"drawn above real": pictures}
 
     def export(self, folder: Path, step: int) -> None:
         save_checkpoint(
@@ -276,13 +281,13 @@ def tiny() -> DecoderTrainingConfig:
 PRESETS = {"emoji": emoji, "tiny": tiny}
 
 
+def run(config: DecoderTrainingConfig) -> bool:
+    """Train the stage, or resume its run; see `training.loop.train`."""
+    return train(DecoderTask(config), config.loop, Path(config.run), config)
+
+
 def main() -> None:
-    run_preset(
-        "training.decoder",
-        __doc__,
-        PRESETS,
-        lambda config: train(DecoderTask(config), config.loop, Path(config.run), config.to_dict()),
-    )
+    run_preset("training.decoder", __doc__, PRESETS, run)
 
 
 if __name__ == "__main__":

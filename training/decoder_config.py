@@ -49,8 +49,11 @@ class DecoderTrainingConfig(Config):
     1 - cosine. It teaches the decoder which codes are similar (reAR, arXiv 2510.04450). The layer is not exported.
     0: no such loss."""
     micro_batch_size: int | None = None
-    """Rows of a batch that are computed at once, their gradients accumulated: less memory for the same step. None: all
-    of them."""
+    """Rows of a batch that a process computes at once, their gradients accumulated: less memory for the same step.
+    None: all of them."""
+    recompute: bool = False
+    """Recompute the activations of each block in the backward pass instead of keeping them (activation checkpointing):
+    much less memory for the same step, which takes about a third longer."""
     compile: bool = False
     """Compile the decoder with `torch.compile`: about a quarter faster on a CPU. Needs a C++ compiler and takes about a
     minute."""

@@ -2,16 +2,18 @@
 
 A stage is a `Task`, which prepares the batch of a step and takes the step. Every random number of a step is a function
 of (seed, step), so a run may be killed at any moment and resumed from its last save (see `run_folder`): on the same
-machine, the result is bit for bit that of a run that was never stopped.
+machine, the result is bit for bit that of a run that was never stopped. Several processes may take the steps together
+(see `distributed`); the first of them alone validates, logs, saves and exports.
 """
 
 import contextlib
 import dataclasses
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from tqdm import tqdm
 from dalle.config import Config, require, require_at_least
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DalleError
+from training.distributed import any_rank, current_share, require_equal_shares, wait_for_all
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
 __all__ = ["LoopConfig", "Task", "train"]
@@ -34,7 +37,7 @@ class LoopConfig(Config):
     steps: int
     """Number of optimisation steps after which the run ends."""
     batch_size: int
-    """Pairs of picture and caption in a step."""
+    """Pairs of picture and caption in a step, over all processes."""
     seed: int = 0
     """Random seed of the weights and of every step, in [0, 2^31)."""
     warmup_steps: int = 200
@@ -93,10 +96,11 @@ class Task(Protocol):
         same."""
 
     def batch(self, step: int) -> Mapping[str, Tensor]:
-        """The batch of a step, as a pure function of the step. Runs in a worker process."""
+        """This process's share of the batch of a step, as a pure function of the step and the share. Runs in a worker
+        process."""
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor | float]:
-        """Takes one optimisation step. Returns the scalars to log, including `loss`."""
+        """Takes one optimisation step. Returns the scalars of the whole batch to log, including `loss`."""
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
         """Validation scalars, and grids of pictures (3, H, W) in [-1, 1], by name."""
@@ -128,8 +132,12 @@ def _start_worker(_: int) -> None:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
-    """A list that receives the number of each SIGINT (Ctrl-C) or SIGTERM, both of which ask the run to stop."""
+    """A list that receives the number of each SIGINT (Ctrl-C) or SIGTERM, both of which ask the run to stop. Outside
+    the main thread, which alone gets signals, it stays empty."""
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield caught
@@ -138,21 +146,27 @@ def _stop_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(task: Task, config: LoopConfig, folder: Path, whole_config: dict[str, Any]) -> bool:
+def train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -> bool:
     """Run a task from the step that was last saved in its folder to `config.steps`, then export it to `folder/model`.
 
     Returns False if SIGTERM stopped the run before the end, and raises KeyboardInterrupt if Ctrl-C (SIGINT) did; its
-    state is saved then, and the same call resumes it.
-    Raises `DataError` for a folder that holds another run or is in use, and when the loss is no longer finite.
+    state is saved then, and the same call resumes it. A signal to any process stops all of them after the same step.
+    Raises `ConfigError` for a batch that the processes cannot share evenly; `DataError` for a folder that holds another
+    run or is in use, and when the loss is no longer finite.
     """
-    with locked(folder):
-        claim_folder(folder, whole_config, task.inputs())
+    share = current_share()
+    require_equal_shares(config.batch_size, share)
+    with locked(folder) if share.leads else contextlib.nullcontext():
+        if share.leads:
+            claim_folder(folder, whole_config.to_dict(), task.inputs(), defaults=whole_config.defaults())
+        wait_for_all()
         return _train(task, config, folder)
 
 
 def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     keep_memory()
     device = choose_device(config.device)
+    leads = current_share().leads
     start = restore_state(task.state(), folder) or config.first_step
     loader = DataLoader(
         _Batches(task),
@@ -164,9 +178,11 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     saved = exported = time.monotonic()
     with (
         # scalars logged after the last save are dropped, as these steps are taken and logged again
-        SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1) as writer,
-        _stop_signal() as stop,
-        tqdm(total=config.steps, initial=start, desc=folder.name, unit="step") as bar,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        if leads
+        else contextlib.nullcontext() as writer,
+        _stop_signal() as caught,
+        tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not leads) as bar,
     ):
         for step, batch in zip(range(start, config.steps), loader, strict=True):
             if isinstance(batch, DalleError):
@@ -175,27 +191,36 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
             on_device = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
             scalars = task.train_step(step, on_device)
             done = step + 1
+            is_last = done == config.steps
             bar.update()
-            if done % config.log_steps == 0 or done == config.steps:
+            if writer is not None and (done % config.log_steps == 0 or is_last):
                 numbers = {key: float(torch.as_tensor(value).detach()) for key, value in scalars.items()}
                 bar.set_postfix({"loss": f"{numbers['loss']:.4f}"})
                 for key, number in numbers.items():
                     writer.add_scalar(f"train/{key}", number, done)
-            if done % config.look_steps == 0 or done == config.steps:
+            if writer is not None and (done % config.look_steps == 0 or is_last):
                 _validate(task, writer, done)
-            if stop or done == config.steps or time.monotonic() - saved > 60 * config.save_minutes:
+            interrupted, terminated = any_rank(signal.SIGINT in caught, signal.SIGTERM in caught)
+            stops = interrupted or terminated
+            if writer is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
                 writer.flush()  # the steps up to here will not be logged again
                 save_state(task.state(), done, folder)
                 saved = time.monotonic()
-            if config.export_minutes is not None and time.monotonic() - exported > 60 * config.export_minutes:
+            if (
+                writer is not None
+                and config.export_minutes is not None
+                and time.monotonic() - exported > 60 * config.export_minutes
+            ):
                 task.export(folder / "model", done)
                 exported = time.monotonic()
-            if stop and done < config.steps:
-                tqdm.write(f"stopped after step {done}; the same command resumes the run")
-                if signal.SIGINT in stop:
+            if stops and not is_last:
+                if leads:
+                    tqdm.write(f"stopped after step {done}; the same command resumes the run")
+                if interrupted:
                     raise KeyboardInterrupt
                 return False
-    task.export(folder / "model", config.steps)
+    if leads:
+        task.export(folder / "model", config.steps)
     return True
 
 

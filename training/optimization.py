@@ -1,16 +1,19 @@
-"""The optimization of both stages: learning rate schedule, gradient clipping, and the moving average of the weights."""
+"""The optimization of both stages: learning rate schedule, AdamW, gradient clipping, averaged weights, and activations
+that are computed again."""
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from dalle.errors import DataError
 from training.loop import LoopConfig
 
-__all__ = ["WeightAverage", "clip_and_step", "learning_rate_scale"]
+__all__ = ["WeightAverage", "adamw", "clip_and_step", "learning_rate_scale", "recompute_activations"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,6 +24,20 @@ def learning_rate_scale(config: LoopConfig, step: int) -> float:
         return (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def adamw(
+    parameters: Sequence[nn.Parameter], *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """AdamW with weight decay for matrices and convolutions, and none for norms and biases; fused on CUDA."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    for group in groups:
+        group["peak_rate"] = learning_rate
+    fused = True if all(p.device.type == "cuda" for p in parameters) else None
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
 class WeightAverage(nn.Module, Generic[M]):
@@ -48,6 +65,13 @@ class WeightAverage(nn.Module, Generic[M]):
         for average, current in zip(self.module.buffers(), module.buffers(), strict=True):
             average.copy_(current)
         self.updates += 1
+
+
+def recompute_activations(blocks: nn.ModuleList) -> None:
+    """Make these blocks keep only their inputs for the backward pass, which computes the rest again (activation
+    checkpointing, Chen et al. 2016, arXiv 1604.06174). Names of parameters and results stay the same."""
+    for number, block in enumerate(blocks):
+        blocks[number] = checkpoint_wrapper(block)
 
 
 def clip_and_step(

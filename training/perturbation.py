@@ -19,6 +19,7 @@ from dalle.errors import DataError
 from dalle.vq.vqgan import ImageTokenizer
 from training.captions.draw import draw_caption
 from training.codes import codes_digest
+from training.distributed import WHOLE, Share
 
 __all__ = ["CodePerturbation"]
 
@@ -32,14 +33,20 @@ class CodePerturbation:
     """Replaces some codes of a batch; with no replacement configured, the codes stay as they are."""
 
     def __init__(
-        self, random_codes: float, drawn_by: str | None, image_tokenizer: ImageTokenizer, device: torch.device
+        self,
+        random_codes: float,
+        drawn_by: str | None,
+        image_tokenizer: ImageTokenizer,
+        device: torch.device,
+        share: Share = WHOLE,
     ) -> None:
         """random_codes: share of codes that are replaced by random ones. drawn_by: model directory whose decoder draws
-        some codes anew; None for no such codes.
+        some codes anew; None for no such codes. share: the rows of a batch whose codes are given.
 
         Raises `DataError` for a model directory without a decoder, or with other codes than the image tokenizer's.
         """
         self.random_codes = random_codes
+        self.share = share
         self.codebook_size = image_tokenizer.config.codebook_size
         self.checkpoint = None if drawn_by is None else load_checkpoint(drawn_by)
         if self.checkpoint is None:
@@ -69,17 +76,22 @@ class CodePerturbation:
         """Codes (B, H, W) -> (B, H, W). The stage 2 model redraws up to half of the codes of each picture in the first
         half of the batch; then codes of all pictures are replaced at random."""
 
-        def chances(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator).to(codes.device)
+        share, num_rows = self.share, self.share.whole(len(codes))
+
+        def chances(num_rows: int, *shape: int) -> Tensor:
+            return share.of(torch.rand(num_rows, *shape, generator=generator)).to(codes.device)
 
         if self.checkpoint is not None and self.checkpoint.decoder is not None:
-            true = codes[: len(codes) // 2]
+            half, shape = num_rows // 2, codes.shape[1:]
+            true = codes[: share.among_first(half)]
             logits = self.checkpoint.decoder.teacher_forced(batch["text_ids"][: len(true)], true)[1]
             weights = (logits.flatten(0, 1).float() / DRAWN_TEMPERATURE).softmax(-1)
-            drawn = (weights / torch.empty_like(weights).exponential_()).argmax(-1).view(true.shape)
-            share = MAX_DRAWN_CODES * chances(len(true), 1, 1)
-            codes = torch.cat([torch.where(chances(*true.shape) < share, drawn, true), codes[len(true) :]])
+            noise = weights.new_empty(half, shape.numel(), weights.shape[-1]).exponential_()
+            drawn = (weights / share.of(noise).flatten(0, 1)).argmax(-1).view(true.shape)
+            part = MAX_DRAWN_CODES * chances(half, 1, 1)
+            codes = torch.cat([torch.where(chances(half, *shape) < part, drawn, true), codes[len(true) :]])
         if self.random_codes:
-            others = torch.randint(self.codebook_size, codes.shape, generator=generator).to(codes.device)
-            codes = torch.where(chances(*codes.shape) < self.random_codes, others, codes)
+            others = torch.randint(self.codebook_size, (num_rows, *codes.shape[1:]), generator=generator)
+            replaced = chances(num_rows, *codes.shape[1:]) < self.random_codes
+            codes = torch.where(replaced, share.of(others).to(codes.device), codes)
         return codes

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,18 +40,24 @@ FREE_FIELDS = {"export_minutes"}
 
 
 def claim_folder(
-    folder: Path, config: Mapping[str, Any], inputs: Mapping[str, Any], *, names: Sequence[str] = ()
+    folder: Path,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    *,
+    names: Sequence[str] = (),
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Make the run folder, and write the configuration of the run and the digests and sizes of its inputs into it.
 
-    names: files and folders that the run writes there besides those of this module.
+    names: files and folders that the run writes there besides those of this module. defaults: values of fields that an
+        earlier version of the program may not have written into the configuration.
 
     Raises `CannotWriteError` if the folder has files of these names that no run has written; `DataError` if it holds a
     run with another configuration or other inputs, or if its files cannot be read.
     """
     check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, "tensorboard", "model", *names))
     folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder / CONFIG_FILE, config)
+    _claim(folder / CONFIG_FILE, config, defaults)
     _claim(folder / INPUTS_FILE, inputs)
 
 
@@ -69,10 +76,10 @@ def claimed(folder: Path, config: Mapping[str, Any], names: Sequence[str]) -> It
         raise
 
 
-def _claim(path: Path, values: Mapping[str, Any]) -> None:
+def _claim(path: Path, values: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = _completed(json.loads(path.read_text()), defaults)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}; give another folder") from error
         different = [
@@ -85,6 +92,15 @@ def _claim(path: Path, values: Mapping[str, Any]) -> None:
             )
     else:
         atomic_write(path, json.dumps(values, indent=2) + "\n")
+
+
+def _completed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, and the defaults of what they lack, in nested objects too."""
+    completed = {**defaults, **values}
+    for key, inner in defaults.items():
+        if isinstance(inner, dict) and isinstance(values.get(key), dict):
+            completed[key] = _completed(values[key], inner)
+    return completed
 
 
 def _differences(before: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

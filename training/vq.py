@@ -4,16 +4,18 @@ Two measures keep the codebook from collapsing. Training begins without quantiza
 codebook is initialised from latents of the encoder, so that every vector is in use at once. Vectors that fall out of
 use are replaced by latents.
 
+`torchrun --nproc-per-node N -m training.vq PRESET` trains on N devices.
+
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -24,18 +26,28 @@ from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.command import run_preset
+from training.distributed import (
+    WHOLE,
+    Share,
+    current_share,
+    data_parallel,
+    from_leader,
+    gathered,
+    mean,
+    means,
+    quiet_followers,
+)
 from training.hardware import autocast
 from training.loop import LoopConfig, train
-from training.losses.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
-from training.losses.augmentation import over_backgrounds, random_crops
-from training.losses.perceptual import LPIPS
-from training.optimization import WeightAverage, clip_and_step
+from training.losses.adversarial import PatchDiscriminator, discriminator_loss
+from training.losses.reconstruction import Reconstruction, ReconstructionLoss
+from training.optimization import WeightAverage, adamw, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["PRESETS", "VQTask", "emoji", "tiny", "trainable"]
+__all__ = ["PRESETS", "VQTask", "emoji", "run", "tiny", "trainable"]
 
 NUM_VALIDATION_PICTURES = 256
 
@@ -65,13 +77,14 @@ class VQTask:
     def __init__(self, config: VQTrainingConfig) -> None:
         self.config = config
         self.device = choose_device(config.loop.device)
+        self.share = current_share()
         torch.manual_seed(config.loop.seed)
         model = ImageTokenizer(config.model) if config.start_from is None else trainable(config, config.start_from)
         self.model = model.to(self.device).train()
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
         self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
-        self.perturbation = CodePerturbation(config.random_codes, config.drawn_by, self.model, self.device)
+        self.perturbation = CodePerturbation(config.random_codes, config.drawn_by, self.model, self.device, self.share)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.codebook_average = CodebookAverage(
             self.model.quantizer,
@@ -83,14 +96,20 @@ class VQTask:
         if config.compile:
             self.model.encoder.compile()
             self.model.decoder.compile()
-        self.adversarial = config.adversarial_weight > 0
-        if self.adversarial:
+        self.discriminator = None
+        if config.adversarial_weight > 0:
             discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
             self.discriminator = discriminator.to(self.device)
             self.discriminator_optimizer = self._optimizer(self.discriminator)
-        self.lpips = LPIPS().to(self.device) if config.perceptual_weight > 0 else None
+            self.judge = data_parallel(self._judge, self.discriminator)
+        self.loss = ReconstructionLoss(
+            config, self.model, self.perturbation, self.discriminator, self.device, self.share
+        )
+        # a codebook that is trained by gradient is not used in the first steps
+        self.reconstruct = data_parallel(self.loss, self.model, some_unused=config.codebook == "gradient")
 
-        self.pairs = PairShards(find_shards(config.train_shards), progress=True)
+        with quiet_followers():
+            self.pairs = PairShards(find_shards(config.train_shards), progress=True)
         self.val_pairs = PairShards(find_shards(config.val_shards))
         self.channels = self.model.config.channels
         if self.channels == 4 and not self.pairs.has_transparency():
@@ -101,14 +120,12 @@ class VQTask:
         self.epochs = WeightedEpochs(self.pairs.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        for group in groups:
-            group["peak_rate"] = self.config.learning_rate
-        return torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99))
+        return adamw(
+            [p for p in module.parameters() if p.requires_grad],
+            learning_rate=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            betas=(0.9, 0.99),
+        )
 
     def state(self) -> Parts:
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {
@@ -117,7 +134,7 @@ class VQTask:
             "codebook_average": self.codebook_average,
             "optimizer": self.optimizer,
         }
-        if self.adversarial:
+        if self.discriminator is not None:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
         return parts
 
@@ -127,90 +144,70 @@ class VQTask:
 
     def _images(self, numbers: np.ndarray) -> Tensor:
         if self.device.type == "cuda":
-            pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels)
+            with quiet_followers():
+                pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels)
             return from_pixels(pixels[torch.from_numpy(numbers).to(self.device)])
         return self.pairs.images(numbers, channels=self.channels)
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        numbers = self.epochs.batch(step)
-        images = self._images(numbers)
+        return self._batch(step, self.share)
+
+    def _batch(self, step: int, share: Share) -> dict[str, Tensor]:
+        """A share of the batch of a step; pictures of other shares are not read."""
+        whole = self.epochs.batch(step)
+        images = self._images(share.of(whole))
         if self.config.flip:
-            flipped = np.random.default_rng([self.config.loop.seed, step, 1]).random(len(images)) < 0.5
+            flipped = share.of(np.random.default_rng([self.config.loop.seed, step, 1]).random(len(whole)) < 0.5)
             images[flipped] = images[flipped].flip(-1)
-        metadata = [self.pairs.metadata(int(number)) for number in numbers] if self.perturbation.need_captions else []
-        return {"images": images} | self.perturbation.captions(metadata, [self.config.loop.seed, step, 2])
+        metadata = [self.pairs.metadata(int(number)) for number in whole] if self.perturbation.need_captions else []
+        captions = self.perturbation.captions(metadata, [self.config.loop.seed, step, 2])
+        return {"images": images} | {name: share.of(ids) for name, ids in captions.items()}
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
-        config, images = self.config, batch["images"]
+        config = self.config
         generator = torch.Generator().manual_seed((config.loop.seed << 32) + step)
         warming = config.start_from is None and step < config.unquantized_steps
         if config.start_from is None and step == config.unquantized_steps:
             self._start_codebook(step, generator)
 
-        with autocast(self.device, config.loop.precision):
-            latents = self.model.latents(images)
-        quantized = self.model.quantizer(latents.float())
-        vectors = quantized.latents if warming else quantized.vectors
-        if config.only_decoder:
-            vectors = self.model.quantizer.decode(self.perturbation(quantized.codes, batch, generator))
-        with autocast(self.device, config.loop.precision):
-            drawn = self.model.pixels(vectors).float()
+        made: Reconstruction = self.reconstruct(step, batch, generator, warming)
+        made.loss.backward()
+        losses = means({"loss": made.loss} | made.scalars)
+        scalars: dict[str, Tensor | float] = {**losses}
+        scalars |= clip_and_step([self.optimizer], config.loop, step, losses["loss"])
 
-        distance = F.l1_loss if config.pixel_loss == "l1" else F.mse_loss
-        shown, wanted = over_backgrounds(drawn, images, generator)
-        loss = pixel_loss = distance(shown, wanted)
-        scalars: dict[str, Tensor | float] = {"pixel_loss": pixel_loss}
-        if self.channels == 4:
-            scalars["alpha_loss"] = alpha_loss = distance(drawn[:, 3], images[:, 3])
-            loss = loss + config.alpha_weight * alpha_loss
-        if self.lpips is not None:
-            some = slice(config.perceptual_pictures)
-            crops = random_crops(shown[some], wanted[some], config.perceptual_crop, generator)
-            with autocast(self.device, config.loop.precision):
-                perceptual_loss = self.lpips(*crops).mean()
-            loss = loss + config.perceptual_weight * perceptual_loss
-            scalars["perceptual_loss"] = perceptual_loss
-        if self.adversarial and step >= config.adversarial_start:
-            with autocast(self.device, config.loop.precision):
-                generator_loss = -self.discriminator(shown).float().mean()
-            weight = config.adversarial_weight * adaptive_weight(loss, generator_loss, self._last_layer())
-            loss = loss + weight * generator_loss
-            scalars |= {"generator_loss": generator_loss, "adaptive_weight": weight}
-        if not warming and not config.only_decoder:
-            loss = loss + config.commitment_weight * quantized.commitment_loss
-            if config.codebook == "gradient":
-                loss = loss + quantized.codebook_loss
-            scalars["commitment_loss"] = quantized.commitment_loss
-        loss.backward()
-        scalars |= clip_and_step([self.optimizer], config.loop, step, loss.detach())
-
+        codes = gathered(made.quantized.codes)
         if not warming and config.codebook == "average" and not config.only_decoder:
+            quantized = dataclasses.replace(made.quantized, latents=gathered(made.quantized.latents), codes=codes)
             scalars["restarted"] = self.codebook_average.update(self.model.quantizer, quantized, generator)
-        counts = torch.bincount(quantized.codes.flatten(), minlength=len(self.model.quantizer.codebook))
+            from_leader(self.model.quantizer.codebook, self.codebook_average.counts, self.codebook_average.sums)
+        counts = torch.bincount(codes.flatten(), minlength=len(self.model.quantizer.codebook))
         scalars["batch_usage"], scalars["batch_perplexity"] = codebook_statistics(counts)
-        if self.adversarial:
-            with autocast(self.device, config.loop.precision):
-                verdicts = self.discriminator(wanted).float(), self.discriminator(shown.detach()).float()
-            judged = discriminator_loss(*verdicts)
+        if self.discriminator is not None:
             self.discriminator_optimizer.zero_grad(set_to_none=True)  # the adversarial loss left gradients here
+            judged = self.judge(made.wanted, made.shown)
             judged.backward()
-            clip_and_step([self.discriminator_optimizer], config.loop, step, judged.detach())
-            scalars["discriminator_loss"] = judged
+            scalars["discriminator_loss"] = judged = mean(judged)
+            clip_and_step([self.discriminator_optimizer], config.loop, step, judged)
         self.average.update(self.model)
-        return {"loss": loss.detach()} | scalars
+        return scalars
 
-    def _last_layer(self) -> nn.Parameter:
-        return [p for p in self.model.decoder.parameters() if p.ndim == 4][-1]
+    def _judge(self, real: Tensor, fake: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        with autocast(self.device, self.config.loop.precision):
+            verdicts = self.discriminator(real).float(), self.discriminator(fake).float()
+        return discriminator_loss(*verdicts)
 
     @torch.no_grad()
     def _start_codebook(self, step: int, generator: torch.Generator) -> None:
         latents: list[Tensor] = []
         num_codes = len(self.model.quantizer.codebook)
         while sum(len(part) for part in latents) < 2 * num_codes and len(latents) < 64:
-            images = self.batch(step + len(latents))["images"].to(self.device)
+            images = self._batch(step + len(latents), WHOLE)["images"].to(self.device)
             blank = self.model.blank_patches(images) & (self.model.config.blank_code is not None)
             latents.append(self.model.latents(images)[~blank])
         self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
+        from_leader(self.model.quantizer.codebook, self.codebook_average.sums)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
     @torch.no_grad()
@@ -278,13 +275,13 @@ def tiny() -> VQTrainingConfig:
 PRESETS = {"emoji": emoji, "tiny": tiny}
 
 
+def run(config: VQTrainingConfig) -> bool:
+    """Train the stage, or resume its run; see `training.loop.train`."""
+    return train(VQTask(config), config.loop, Path(config.run), config)
+
+
 def main() -> None:
-    run_preset(
-        "training.vq",
-        __doc__,
-        PRESETS,
-        lambda config: train(VQTask(config), config.loop, Path(config.run), config.to_dict()),
-    )
+    run_preset("training.vq", __doc__, PRESETS, run)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ THREADS_AND_CLOCKS = {
     *("_thread", "asyncio", "concurrent", "multiprocessing", "queue", "sched", "signal", "subprocess", "threading"),
     *("datetime", "random", "time"),
 }
-KNOWING_RAY = ("serving/cluster/", "serving/app.py", "serving/__main__.py", "serving/batch/ray_data.py")
+KNOWING_RAY = (
+    *("serving/cluster/", "serving/app.py", "serving/__main__.py", "serving/batch/ray_data.py"),
+    "training/cluster.py",
+)
 HTTP_FRAMEWORKS = {"aiohttp", "fastapi", "httpx", "starlette", "uvicorn"}
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 
@@ -209,9 +212,9 @@ def test_only_the_command_knows_the_terminal(file: str) -> None:
     assert not roots(imports_of_file(file)) & {"typer", "click", "rich", "tqdm"}
 
 
-@pytest.mark.parametrize("file", files_of("serving"))
+@pytest.mark.parametrize("file", files_of("serving", "training"))
 def test_only_the_wiring_knows_ray(file: str) -> None:
-    """The service's engine, its queue and its HTTP side are tested without Ray, and could run without it."""
+    """The service's engine, its queue and its HTTP side, and training, are tested without Ray, and run without it."""
     assert file.startswith(KNOWING_RAY) or "ray" not in roots(imports_of_file(file))
 
 

@@ -84,7 +84,7 @@ def run(folder: Path, loop: LoopConfig, task: Line | None = None) -> bool:
     # TensorBoard reads the files of a run in the order of their names, which begin with the second
     while list(folder.glob(f"tensorboard/events.out.tfevents.{int(time.time()):010d}.*")):
         time.sleep(0.01)
-    return train(task or Line(loop), loop, folder, loop.to_dict())
+    return train(task or Line(loop), loop, folder, loop)
 
 
 def steps_done(folder: Path) -> int:

@@ -79,7 +79,7 @@ def test_rows_are_pairs_with_one_of_their_captions(data: Path) -> None:
     for number in range(20):
         batch = task.batch(number)
         assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(
-            ("text_ids", "codes", "noisy_codes"), torch.int64
+            ("text_ids", "codes", "noisy_codes", "text_targets"), torch.int64
         )
         assert torch.equal(batch["codes"], batch["noisy_codes"])
         items = task.epochs.batch(number)
@@ -228,6 +228,18 @@ def test_the_layer_of_the_embedding_loss_is_saved_and_not_exported(data: Path, t
     groups = [group for o in (whole.matrix_optimizer, whole.optimizer) for group in o.param_groups]
     trained = [id(p) for group in groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for m in (whole.model, whole.embedding_head) for p in m.parameters())
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch_size": 2}, {"micro_batch_size": 3}, {"recompute": True}])
+def test_less_memory_for_the_same_step(data: Path, changes: dict[str, Any]) -> None:
+    plain = DecoderTask(decoder_training(data, embedding_weight=0.4, matrix_rate=1e-3))
+    saving = DecoderTask(decoder_training(data, embedding_weight=0.4, matrix_rate=1e-3, **changes))
+    for number in range(3):
+        expected = step(plain, number)
+        assert step(saving, number) == pytest.approx(expected, rel=1e-4)
+    assert saving.model.state_dict().keys() == plain.model.state_dict().keys()
+    for name, value in plain.model.state_dict().items():
+        assert torch.allclose(saving.model.state_dict()[name], value, atol=1e-4), name
 
 
 def test_learning_pays(data: Path) -> None:

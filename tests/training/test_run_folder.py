@@ -1,5 +1,6 @@
 """Runs that are stopped, fail or are killed resume as if never interrupted; foreign and damaged folders are refused."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,10 @@ import pytest
 from dalle.errors import DataError
 from dalle.files import CannotWriteError
 from tests.support.tasks import Interrupted, Line, assert_same_run, config, run, steps_done
-from training.loop import train
+from training import vq
+from training.decoder_config import DecoderTrainingConfig
 from training.run_folder import claim_folder, locked
+from training.vq_config import VQTrainingConfig
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "polite kill"])
@@ -93,8 +96,34 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path) -> None:
         f"{tmp_path} holds a run with seed = 0, not 3: resume it with the same values, or give another folder"
     )
     with pytest.raises(DataError, match=r"holds a run with new = None, not 1; seed = 0, not 3: resume"):
-        train(Line(loop), loop, tmp_path, loop.to_dict() | {"new": 1, "seed": 3})
+        claim_folder(tmp_path, loop.to_dict() | {"new": 1, "seed": 3}, Line(loop).inputs(), defaults=loop.defaults())
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_of_before_a_field_was_added_resumes_with_its_default(tmp_path: Path) -> None:
+    loop = config()
+    run(tmp_path / "whole", loop)
+    assert not run(tmp_path / "parts", loop, Interrupted(loop, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    path = tmp_path / "parts" / "config.json"
+    older = {
+        key: value for key, value in json.loads(path.read_text()).items() if key not in ("workers", "max_grad_norm")
+    }
+    path.write_text(json.dumps(older))
+    other = config(max_grad_norm=2.0)
+    with pytest.raises(DataError, match=r"holds a run with max_grad_norm = 1\.0, not 2\.0; workers = 1, not 0: resume"):
+        run(tmp_path / "parts", other)
+    path.write_text(json.dumps(older | {"workers": 0}))
+    assert run(tmp_path / "parts", loop)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_nested_configurations_have_defaults_too() -> None:
+    defaults = VQTrainingConfig.defaults()
+    assert defaults["loop"]["warmup_steps"] == 200 and "steps" not in defaults["loop"]
+    assert defaults["model"]["channels"] == 3 and defaults["start_from"] is None and "run" not in defaults
+    whole = vq.tiny().to_dict()
+    assert {*DecoderTrainingConfig.defaults()["loop"]} < {*whole["loop"]}
+    assert whole == defaults | whole
 
 
 def test_a_damaged_state_is_a_caller_s_matter(tmp_path: Path) -> None:

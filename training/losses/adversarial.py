@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.distributed import mean
+
 __all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss"]
 
 
@@ -39,7 +41,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: nn.Parameter) -> Tensor:
     """Weight of the generator's loss, a scalar in [0, 1e4] without gradient: with it, both losses have gradients of
-    equal norm at the decoder's last layer."""
+    equal norm at the decoder's last layer. The gradients are those of the whole batch."""
     (reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (adversarial,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
-    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
+    return (mean(reconstruction).norm() / (mean(adversarial).norm() + 1e-4)).clamp(0, 1e4)

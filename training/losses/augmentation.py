@@ -4,18 +4,21 @@ import torch
 from torch import Tensor
 
 from dalle.images import composite
+from training.distributed import WHOLE, Share
 
 __all__ = ["over_backgrounds", "random_crops"]
 
 
-def over_backgrounds(images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def over_backgrounds(
+    images: Tensor, targets: Tensor, generator: torch.Generator, share: Share = WHOLE
+) -> tuple[Tensor, Tensor]:
     """Images and targets (B, C, H, W) as (B, 3, H, W): pictures with alpha are composited over a random colour each,
-    the same for an image and its target.
+    the same for an image and its target. The pictures are this share of a batch.
 
     An edge is right only if it is right over any background, so the network learns edges of alpha. If the background
     were always white, it would learn edges with a white fringe.
     """
-    backgrounds = torch.rand(len(images), 3, 1, 1, generator=generator).to(images.device)
+    backgrounds = share.of(torch.rand(share.whole(len(images)), 3, 1, 1, generator=generator)).to(images.device)
     return composite(images, backgrounds), composite(targets, backgrounds)
 
 

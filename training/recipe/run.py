@@ -230,7 +230,7 @@ class _Run:
                 first_step,
                 few_validations=self.plan.choice("few_looks", self.options.minutes is not None),
             )
-            if not train(task_class(config), config.loop, Path(config.run), config.to_dict()):
+            if not train(task_class(config), config.loop, Path(config.run), config):
                 raise StoppedError
 
     def _placed(self, stage: str, config: StageConfig) -> StageConfig:
