@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
-from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
 from dalle.errors import DataError
@@ -30,15 +28,16 @@ from dalle.vq.vqgan import ImageTokenizer
 from training.codes import TokenShards, codes_digest, load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
+from training.decoder_presets import PRESETS
 from training.distributed import current_share, data_parallel, means, unsynchronized
 from training.drawing import drawn_above_real
 from training.hardware import autocast
-from training.loop import LoopConfig, train
+from training.loop import train
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
 
-__all__ = ["PRESETS", "DecoderTask", "emoji", "run", "tiny"]
+__all__ = ["PRESETS", "DecoderTask", "run"]
 
 NUM_VALIDATION_ROWS = 256
 
@@ -239,46 +238,6 @@ class DecoderTask:
             about={"decoder_steps": str(step)},
             overwrite=True,
         )
-
-
-def _shape(**values: Any) -> DecoderConfig:
-    """The shape of a decoder, with placeholders for the sizes that stage 2 takes from the tokenizers."""
-    from_tokenizers: dict[str, Any] = {
-        "text_vocab_size": 1,
-        "text_length": 1,
-        "codebook_size": 1,
-        "grid_height": 1,
-        "grid_width": 1,
-    }
-    return DecoderConfig(**from_tokenizers, **values)
-
-
-def emoji() -> DecoderTrainingConfig:
-    """Decoder of the next default model: 15 million parameters, for pictures of 256 codes."""
-    return DecoderTrainingConfig(
-        run="runs/decoder-emoji",
-        embedding_weight=0.5,
-        micro_batch_size=16,
-        model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
-        loop=LoopConfig(
-            steps=8000, batch_size=64, warmup_steps=200, average_decay=0.998, look_steps=500, save_minutes=4.0
-        ),
-    )
-
-
-def tiny() -> DecoderTrainingConfig:
-    """A test that everything runs, in a minute on one core, on the codes of the tiny image tokenizer."""
-    return DecoderTrainingConfig(
-        run="runs/decoder-tiny",
-        image_tokenizer="runs/vq-tiny/model",
-        train_shards=("runs/codes-tiny/train/*.safetensors",),
-        val_shards=("runs/codes-tiny/val/*.safetensors",),
-        model=_shape(width=32, depth=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64),
-        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
-    )
-
-
-PRESETS = {"emoji": emoji, "tiny": tiny}
 
 
 def run(config: DecoderTrainingConfig) -> bool:

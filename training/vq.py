@@ -24,7 +24,7 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
-from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
+from dalle.vq.vqgan import ImageTokenizer
 from training.command import run_preset
 from training.distributed import (
     WHOLE,
@@ -38,7 +38,7 @@ from training.distributed import (
     quiet_followers,
 )
 from training.hardware import autocast
-from training.loop import LoopConfig, train
+from training.loop import train
 from training.losses.adversarial import PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
 from training.optimization import WeightAverage, adamw, clip_and_step
@@ -46,8 +46,9 @@ from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
 from training.vq_config import VQTrainingConfig
+from training.vq_presets import PRESETS
 
-__all__ = ["PRESETS", "VQTask", "emoji", "run", "tiny", "trainable"]
+__all__ = ["PRESETS", "VQTask", "run", "trainable"]
 
 NUM_VALIDATION_PICTURES = 256
 
@@ -240,39 +241,6 @@ class VQTask:
         save_checkpoint(
             folder, name="image tokenizer", image_tokenizer=self.average.module, about=about, overwrite=True
         )
-
-
-def emoji() -> VQTrainingConfig:
-    """Image tokenizer of the next default model: 16 x 16 codes for a picture of 128 x 128 pixels with transparency."""
-    return VQTrainingConfig(
-        run="runs/vq-emoji",
-        model=ImageTokenizerConfig(
-            channels=4,
-            patch_size=4,
-            widths=(64, 128),
-            decoder_widths=(96, 192),
-            num_res_blocks=1,
-            norm_groups=16,
-            encoder_middle_attention=False,
-            blank_code=0,
-        ),
-        loop=LoopConfig(steps=8000, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
-    )
-
-
-def tiny() -> VQTrainingConfig:
-    """A test that everything runs, in a minute on one core; it learns no useful pictures."""
-    return VQTrainingConfig(
-        run="runs/vq-tiny",
-        model=ImageTokenizerConfig(
-            patch_size=8, widths=(16, 32), num_res_blocks=1, norm_groups=8, codebook_size=64, codebook_dim=8
-        ),
-        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
-        unquantized_steps=20,
-    )
-
-
-PRESETS = {"emoji": emoji, "tiny": tiny}
 
 
 def run(config: VQTrainingConfig) -> bool:
