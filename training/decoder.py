@@ -5,6 +5,7 @@ instead of their own, so that the decoder also has an unconditional branch, whic
 Salimans 2022, arXiv 2207.12598).
 
 `torchrun --nproc-per-node N -m training.decoder PRESET` trains on N devices.
+`python -m training.decoder PRESET --dry-run` writes nothing, and prints parameters, memory and hours of the run.
 
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
@@ -31,11 +32,14 @@ from training.decoder_config import DecoderTrainingConfig
 from training.decoder_presets import PRESETS
 from training.distributed import current_share, data_parallel, means, unsynchronized
 from training.drawing import drawn_above_real
+from training.dry_run import dry_run
 from training.hardware import autocast
 from training.loop import train
+from training.next_step import after_decoder
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.shards import WeightedEpochs, find_shards
 from training.run_folder import Parts
+from training.small_data import misfits_of_decoder
 
 __all__ = ["PRESETS", "DecoderTask", "run"]
 
@@ -242,11 +246,22 @@ class DecoderTask:
 
 def run(config: DecoderTrainingConfig) -> bool:
     """Train the stage, or resume its run; see `training.loop.train`."""
-    return train(DecoderTask(config), config.loop, Path(config.run), config)
+    task = DecoderTask(config)
+    if task.share.leads:
+        for misfit in misfits_of_decoder(config, len(task.rows.codes)):
+            print(f"note: {misfit}")
+    return train(task, config.loop, Path(config.run), config)
 
 
 def main() -> None:
-    run_preset("training.decoder", __doc__, PRESETS, run)
+    run_preset(
+        "training.decoder",
+        __doc__,
+        PRESETS,
+        run,
+        dry_run=lambda config: dry_run(DecoderTask, config),
+        after=after_decoder,
+    )
 
 
 if __name__ == "__main__":

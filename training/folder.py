@@ -22,6 +22,7 @@ from dalle.errors import DataError, ImageError
 from dalle.files import atomic_write, check_output
 from dalle.images import load_image
 from training.command import exit_on_mistake, parse
+from training.next_step import after_folder
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
 from training.run_folder import locked
@@ -172,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parse(FolderOptions, "training.folder", arguments)
         report = build(options)
         print(summary(report, options))
+        print(after_folder(options.out))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ codebook is initialised from latents of the encoder, so that every vector is in 
 use are replaced by latents.
 
 `torchrun --nproc-per-node N -m training.vq PRESET` trains on N devices.
+`python -m training.vq PRESET --dry-run` writes nothing, and prints parameters, memory and hours of the run.
 
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
@@ -37,14 +38,17 @@ from training.distributed import (
     means,
     quiet_followers,
 )
+from training.dry_run import dry_run
 from training.hardware import autocast
 from training.loop import train
 from training.losses.adversarial import PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
+from training.next_step import after_vq
 from training.optimization import WeightAverage, adamw, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
+from training.small_data import misfits_of_vq
 from training.vq_config import VQTrainingConfig
 from training.vq_presets import PRESETS
 
@@ -245,11 +249,15 @@ class VQTask:
 
 def run(config: VQTrainingConfig) -> bool:
     """Train the stage, or resume its run; see `training.loop.train`."""
-    return train(VQTask(config), config.loop, Path(config.run), config)
+    task = VQTask(config)
+    if task.share.leads:
+        for misfit in misfits_of_vq(config, len(task.pairs)):
+            print(f"note: {misfit}")
+    return train(task, config.loop, Path(config.run), config)
 
 
 def main() -> None:
-    run_preset("training.vq", __doc__, PRESETS, run)
+    run_preset("training.vq", __doc__, PRESETS, run, dry_run=lambda config: dry_run(VQTask, config), after=after_vq)
 
 
 if __name__ == "__main__":
