@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ def parse_preset(
     """
     choices = {preset: (inspect.getdoc(make) or "", make()) for preset, make in presets.items()}
     program = f"python -m {name}"
+    arguments = [re.sub(r"^--log(?==|$)", "--loop.log", argument) for argument in arguments]
     with quiet_followers(), parsing(program, [*arguments]):
         return tyro.extras.overridable_config_cli(choices, args=arguments, prog=program, description=description)
 

@@ -35,7 +35,7 @@ STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = ".lock"
-FREE_FIELDS = {"export_minutes"}
+FREE_FIELDS = {"export_minutes", "log"}
 """Fields of a configuration that may change when a run is resumed, as they do not affect the training."""
 
 

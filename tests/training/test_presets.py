@@ -1,6 +1,7 @@
 """The presets of both stages: every one is a valid configuration, and has the size that it is named for."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from training import decoder_presets, vq_presets
 def test_decoders_have_the_size_that_is_told(name: str, stage_1: str, millions: int) -> None:
     config = decoder_presets.PRESETS[name]()
     codebook_size = vq_presets.PRESETS[stage_1]().model.codebook_size
-    sizes = {"text_vocab_size": 4096, "text_length": 32, "codebook_size": codebook_size}
+    sizes: dict[str, Any] = {"text_vocab_size": 4096, "text_length": 32, "codebook_size": codebook_size}
     with torch.device("meta"):
         model = Decoder(dataclasses.replace(config.model, grid_height=16, grid_width=16, **sizes))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.03)
