@@ -38,6 +38,7 @@ from training.loop import train
 from training.next_step import after_decoder
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.shards import WeightedEpochs, find_shards
+from training.provenance import about_run, data_digest
 from training.run_folder import Parts
 from training.small_data import misfits_of_decoder
 
@@ -59,6 +60,7 @@ class DecoderTask:
             TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)
             for shards in (config.train_shards, config.val_shards)
         )
+        self.digest = data_digest(find_shards(config.train_shards))
         torch.manual_seed(config.loop.seed)
         self.model = self._new_model().to(self.device)
         self.image_tokenizer.to(self.device)
@@ -119,11 +121,12 @@ class DecoderTask:
         return checkpoint.decoder.train()
 
     def inputs(self) -> dict[str, str | int]:
-        """Digests of the tokenizers and the number of training rows: a run resumes only with the same."""
+        """Digests of tokenizers and data, and the number of training rows: a run resumes only with the same."""
         return {
             "codes_digest": codes_digest(self.image_tokenizer),
             "text_digest": self.text_tokenizer.digest,
             "train_rows": len(self.rows.codes),
+            "data_digest": self.digest,
         }
 
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -239,7 +242,7 @@ class DecoderTask:
             image_tokenizer=self.image_tokenizer,
             text_tokenizer=self.text_tokenizer,
             decoder=self.average.module,
-            about={"decoder_steps": str(step)},
+            about=about_run(self.config.loop.seed, self.inputs()) | {"decoder_steps": str(step)},
             overwrite=True,
         )
 

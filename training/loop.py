@@ -25,6 +25,7 @@ from dalle.device import choose_device, keep_memory
 from dalle.errors import DalleError
 from training.distributed import any_rank, current_share, require_equal_shares, wait_for_all
 from training.logs import Logs, TrackerName
+from training.provenance import stamp_of
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
 __all__ = ["LoopConfig", "Task", "train"]
@@ -170,7 +171,8 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
     keep_memory()
     device = choose_device(config.device)
     leads = current_share().leads
-    start = restore_state(task.state(), folder) or config.first_step
+    stamp = stamp_of(config.seed, task.inputs())
+    start = restore_state(task.state(), folder, stamp) or config.first_step
     loader = DataLoader(
         _Batches(task),
         batch_size=None,
@@ -206,7 +208,7 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
             stops = interrupted or terminated
             if logs is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
                 logs.flush()  # the steps up to here will not be logged again
-                save_state(task.state(), done, folder)
+                save_state(task.state(), done, folder, stamp)
                 saved = time.monotonic()
             if (
                 logs is not None

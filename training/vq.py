@@ -47,6 +47,7 @@ from training.next_step import after_vq
 from training.optimization import WeightAverage, adamw, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.perturbation import CodePerturbation
+from training.provenance import about_run, data_digest
 from training.run_folder import Parts
 from training.small_data import misfits_of_vq
 from training.vq_config import VQTrainingConfig
@@ -115,6 +116,7 @@ class VQTask:
 
         with quiet_followers():
             self.pairs = PairShards(find_shards(config.train_shards), progress=True)
+        self.digest = data_digest(self.pairs.paths)
         self.val_pairs = PairShards(find_shards(config.val_shards))
         self.channels = self.model.config.channels
         if self.channels == 4 and not self.pairs.has_transparency():
@@ -144,8 +146,8 @@ class VQTask:
         return parts
 
     def inputs(self) -> dict[str, str | int]:
-        """The number of training pairs: a run resumes only with the same."""
-        return {"train_pairs": len(self.pairs)}
+        """The number of training pairs and their digest: a run resumes only with the same."""
+        return {"train_pairs": len(self.pairs), "data_digest": self.digest}
 
     def _images(self, numbers: np.ndarray) -> Tensor:
         if self.device.type == "cuda":
@@ -241,7 +243,7 @@ class VQTask:
         return {"psnr": psnr, **alpha, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
 
     def export(self, folder: Path, step: int) -> None:
-        about = {"image_tokenizer_steps": str(step)}
+        about = about_run(self.config.loop.seed, self.inputs()) | {"image_tokenizer_steps": str(step)}
         save_checkpoint(
             folder, name="image tokenizer", image_tokenizer=self.average.module, about=about, overwrite=True
         )
