@@ -75,7 +75,10 @@ def _tracker(name: TrackerName, folder: Path, config: Mapping[str, Any]) -> Trac
         raise DataError(
             f"log is {name!r}, whose package is not installed: pip install {INSTALLED_BY[name]} ({error})"
         ) from error
-    return _MLflow(module, folder, config) if name == "mlflow" else _Dictionaries(module, folder, config)
+    try:
+        return _MLflow(module, folder, config) if name == "mlflow" else _Dictionaries(module, folder, config)
+    except Exception as error:  # each of them has errors of its own
+        raise DataError(f"log is {name!r}, which cannot be started: {error}") from error
 
 
 class Logs:
@@ -84,7 +87,8 @@ class Logs:
     def __init__(self, folder: Path, name: TrackerName, config: Mapping[str, Any], *, purge_step: int) -> None:
         """purge_step: the first step that will be logged; what TensorBoard has of it and of later ones is dropped.
 
-        Raises `DataError`, with the command to install it, if the package of `name` is missing.
+        Raises `DataError`, with the command to install it, if the package of `name` is missing;
+        and if the service cannot be started.
         """
         self.tracker = _tracker(name, folder, config)
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -34,14 +35,14 @@ def dry_run(make: Callable[[StageConfig], Task], config: StageConfig) -> str:
     there: then random data take their place, and the text says so.
     """
     device = choose_device(config.loop.device)
-    notes = []
+    notes: list[str] = []
     num_pairs: int | None = None
     with tempfile.TemporaryDirectory() as folder:
         try:
             probe = dataclasses.replace(config, compile=False)
             if not isinstance(config, VQTrainingConfig):
                 small = dataclasses.replace(config.model, depth=1)
-                probe = dataclasses.replace(probe, model=small)  # type: ignore[call-arg]
+                probe = dataclasses.replace(probe, model=small)
             inputs = make(probe).inputs()
             num_pairs = int(inputs.get("train_pairs", inputs.get("train_rows", 0)))
         except (CheckpointError, DataError) as error:
@@ -64,7 +65,7 @@ def dry_run(make: Callable[[StageConfig], Task], config: StageConfig) -> str:
 def _num_parameters(config: VQTrainingConfig | StageConfig) -> int:
     if isinstance(config, VQTrainingConfig):
         return 0
-    sizes = {"text_vocab_size": 4096, "text_length": 32, "codebook_size": CODEBOOK_SIZE}
+    sizes: dict[str, Any] = {"text_vocab_size": 4096, "text_length": 32, "codebook_size": CODEBOOK_SIZE}
     with torch.device("meta"):
         model: nn.Module = Decoder(dataclasses.replace(config.model, grid_height=16, grid_width=16, **sizes))
     return sum(p.numel() for p in model.parameters())
@@ -101,7 +102,7 @@ def _rows_per_second(config: VQTrainingConfig | StageConfig, needs: Needs, devic
 
 def _table(config: StageConfig, needs: Needs, num_pairs: int | None) -> str:
     table = Table(box=box.SIMPLE_HEAD, title=f"{needs.parameters / 1e6:,.1f} million parameters; GB on each device")
-    titles = "devices", "", "weights", "gradients", "optimizer", "average", "activations", "together"
+    titles: tuple[str, ...] = "devices", "", "weights", "gradients", "optimizer", "average", "activations", "together"
     for title in (*titles, "rows/s", "tokens/s", "hours"):
         table.add_column(title, justify="left" if not title else "right")
     for devices in DEVICES:
