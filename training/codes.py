@@ -1,20 +1,11 @@
 """Token shards: `python -m training.codes` encodes pictures as codes and captions as text ids, once, for stage 2.
 
-A token shard is a safetensors file of M pairs with K views and V captions each:
-
-    codes     (M, K, H, W)   uint16 or int32; the first view is the unchanged picture (see `training.pairs.views`)
-    text_ids  (M, V, T)      uint16 or int32
-    weights   (M,)           float32, how often a pair occurs in an epoch, on average
-
-Its header has the digests of the two tokenizers. Stage 2 refuses token shards of other tokenizers.
+`training.token_shards` tells what a token shard holds, and reads it.
 """
 
-import dataclasses
-import hashlib
-import json
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -38,30 +29,13 @@ from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 from training.run_folder import locked
+from training.token_shards import codes_digest
 
-__all__ = ["TokenShards", "codes_digest", "load_stage_1", "write_token_shards"]
+__all__ = ["load_stage_1", "write_token_shards"]
 
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
 NAMES = "[0-9][0-9][0-9][0-9][0-9].safetensors"
-DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
-"""Fields of an image tokenizer's configuration that do not affect codes."""
-
-
-def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
-    """SHA-256, in hex, over all that determines an image tokenizer's codes: configuration, encoder and codebook.
-
-    Token shards stay valid if the decoder half is trained further or enlarged, and if a new option of the configuration
-    is left at its default.
-    """
-    defaults = type(image_tokenizer.config)().to_dict()
-    values = image_tokenizer.config.to_dict()
-    chosen = {key: value for key, value in values.items() if value != defaults[key] and key not in DECODER_FIELDS}
-    digest = hashlib.sha256(json.dumps(chosen).encode())
-    for name, value in sorted(image_tokenizer.state_dict().items()):
-        if not name.startswith("decoder."):
-            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _compact(ids: Tensor, vocab_size: int) -> Tensor:
@@ -178,49 +152,6 @@ def _encoded(
             f"{len(truncated)} pairs have only captions of more than {text_tokenizer.max_tokens} tokens; the first one "
             f"is truncated: {some_ids(truncated)}"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenShards:
-    """All token shards of a set, in memory; a million pairs with 256 codes and 16 captions of 32 tokens take 1.5 GB."""
-
-    codes: Tensor
-    """(M, K, H, W) uint16 or int32."""
-    text_ids: Tensor
-    """(M, V, T) uint16 or int32."""
-    weights: Tensor
-    """(M,) float32: how often each pair occurs in an epoch, on average."""
-
-    @classmethod
-    def load(
-        cls, paths: Sequence[Path], image_tokenizer: AnyImageTokenizer, text_tokenizer: TextTokenizer
-    ) -> "TokenShards":
-        """Reads the files. Raises `DataError` for a damaged file, and for one that other tokenizers have encoded."""
-        expected = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
-        parts: dict[str, list[Tensor]] = {"codes": [], "text_ids": [], "weights": []}
-        for path in paths:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    stamp = file.metadata() or {}
-                    for name, tensors in parts.items():
-                        tensors.append(file.get_tensor(name))
-            except (OSError, SafetensorError) as error:
-                raise DataError(f"{path} is not a readable token shard: {error}") from error
-            for key, value in expected.items():
-                if stamp.get(key) != value:
-                    which = "image" if key == "codes_digest" else "text"
-                    raise DataError(
-                        f"{path} was made by another {which} tokenizer: {key} {str(stamp.get(key))[:12]}, not "
-                        f"{value[:12]}; write it again with python -m training.codes"
-                    )
-        for name, tensors in parts.items():
-            shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
-            if len(shapes) > 1:
-                raise DataError(f"{name} of different shapes in {', '.join(map(str, paths))}: {sorted(shapes)}")
-        joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        if joined["codes"].ndim == 3:  # token shards that were written before there were views
-            joined["codes"] = joined["codes"][:, None]
-        return cls(**joined)
 
 
 def load_stage_1(folder: str | Path) -> AnyImageTokenizer:

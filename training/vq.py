@@ -42,7 +42,8 @@ from training.loop import LoopConfig, train
 from training.losses.adversarial import PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
 from training.optimization import WeightAverage, adamw, clip_and_step
-from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.pairs.epochs import WeightedEpochs
+from training.pairs.shards import PairShards, find_shards, from_pixels
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
 from training.vq_config import VQTrainingConfig

@@ -1,17 +1,16 @@
-"""Readers of WebDataset shards with picture-caption pairs, in an order that is a pure function of (seed, step).
+"""Readers of WebDataset shards with picture-caption pairs.
 
-A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once and then read with random access, so a
-resumed run sees the same batches as a run that was never stopped, and the reader has no state to save.
+A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once and then read with random access, so the
+reader has no state to save, and pairs are read in any order.
 """
 
 import dataclasses
 import json
-import math
 import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
 from dalle.images import open_image, premultiplied, to_mode
+from training.pairs.open_files import OpenFiles
 
-__all__ = ["PairShards", "WeightedEpochs", "find_shards", "from_pixels"]
+__all__ = ["PairShards", "find_shards", "from_pixels"]
 
 PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 
@@ -68,6 +68,7 @@ class PairShards:
 
     def __init__(self, paths: Sequence[Path], *, progress: bool = False) -> None:
         self.paths = list(paths)
+        self._files = OpenFiles(self.paths)
         self._entries: list[_Entry] = []
         for shard, path in enumerate(tqdm(self.paths, desc="index shards", disable=not progress, leave=False)):
             self._index(shard, path)
@@ -105,16 +106,6 @@ class PairShards:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_files"}
-
-    @cached_property
-    def _files(self) -> list[int]:
-        return [os.open(path, os.O_RDONLY) for path in self.paths]
-
-    def _read(self, shard: int, place: tuple[int, int]) -> bytes:
-        return os.pread(self._files[shard], place[1], place[0])
-
     @property
     def weights(self) -> np.ndarray:
         """How often each pair occurs in an epoch, on average: (M,) float64."""
@@ -123,14 +114,14 @@ class PairShards:
     def metadata(self, number: int) -> dict[str, Any]:
         """The JSON metadata of a pair."""
         entry = self._entries[number]
-        return json.loads(self._read(entry.shard, entry.metadata))
+        return json.loads(self._files.read(entry.shard, *entry.metadata))
 
     def picture(self, number: int, *, channels: int = 3) -> Tensor:
         """The picture of a pair as (channels, H, W) uint8: RGB over a white background, or straight RGBA. Raises
         `DataError` if it cannot be read."""
         entry = self._entries[number]
         try:
-            with open_image(self._read(entry.shard, entry.picture)) as image:
+            with open_image(self._files.read(entry.shard, *entry.picture)) as image:
                 pixels = np.array(to_mode(image, "RGB" if channels == 3 else "RGBA"))
         except ImageError as error:
             raise DataError(f"{self.paths[entry.shard]}: picture {number}: {error}") from error
@@ -167,46 +158,3 @@ def from_pixels(pixels: Tensor) -> Tensor:
     """Converts pixels (B, C, H, W) uint8, RGB or straight RGBA, to float32 in [-1, 1], colours premultiplied by
     alpha."""
     return premultiplied(pixels) if pixels.shape[1] == 4 else pixels.float() / 127.5 - 1
-
-
-class WeightedEpochs:
-    """The items of each batch: shuffled epochs in which item i occurs weights[i] times on average.
-
-    A batch is a pure function of (seed, step). An item of weight 1 occurs exactly once in every epoch, one of weight
-    0.3 in three of ten epochs, one of weight 2.5 two or three times.
-    """
-
-    def __init__(self, weights: np.ndarray, *, batch_size: int, seed: int) -> None:
-        if not (weights >= 0).all() or not 0 < weights.sum() < math.inf:
-            raise DataError("sampling weights must be non-negative, with a positive and finite sum")
-        self.weights = weights
-        self.batch_size = batch_size
-        self.seed = seed
-        self._ends: list[int] = []
-        self._cached: tuple[int, np.ndarray] | None = None
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if self._cached is None or self._cached[0] != epoch:
-            random = np.random.default_rng([self.seed, epoch])
-            times = np.floor(self.weights + random.random(len(self.weights))).astype(np.int64)
-            order = np.repeat(np.arange(len(self.weights)), times)
-            random.shuffle(order)
-            self._cached = (epoch, order)
-        return self._cached[1]
-
-    def batch(self, step: int) -> np.ndarray:
-        """The numbers of the items in the batch of a step, counted from 0: (batch_size,) int64."""
-        position, stop = step * self.batch_size, (step + 1) * self.batch_size
-        parts = []
-        epoch = 0
-        while position < stop:
-            while epoch >= len(self._ends):
-                previous = self._ends[-1] if self._ends else 0
-                self._ends.append(previous + len(self._epoch(len(self._ends))))
-            start = self._ends[epoch - 1] if epoch else 0
-            if position < self._ends[epoch]:
-                part = self._epoch(epoch)[position - start : stop - start]
-                parts.append(part)
-                position += len(part)
-            epoch += 1
-        return np.concatenate(parts)
