@@ -179,7 +179,7 @@ def encode_pairs(
     """Encode picture-caption shards as token shards for stage 2.
 
     Args:
-        shards: Picture-caption shards: tar files, folders or glob patterns.
+        shards: Picture-caption shards: tar files, folders, glob patterns or URLs.
         image_tokenizer: Model directory of stage 1, which encodes the pictures.
         text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
         out: Folder for the token shards.

@@ -19,9 +19,9 @@ class VQTrainingConfig(Config):
     run: str
     """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
     train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
-    """Picture-caption shards to train on: tar files, folders or glob patterns."""
+    """Picture-caption shards to train on: tar files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
-    """Picture-caption shards to validate on: tar files, folders or glob patterns."""
+    """Picture-caption shards to validate on: tar files, folders, glob patterns or URLs."""
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW, for the image tokenizer and for the discriminator."""
     weight_decay: float = 0.01

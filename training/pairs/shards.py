@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from glob import glob
@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from braceexpand import UnbalancedBracesError, braceexpand
 from torch import Tensor
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
 from dalle.images import open_image, premultiplied, to_mode
 from training.pairs.open_files import OpenFiles
+from training.pairs.remote import fetch, is_url, matching_urls
 
 __all__ = ["PairShards", "find_shards", "from_pixels"]
 
@@ -31,12 +33,18 @@ PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 
 def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
     """The shards that these paths name, those of each path sorted: a file is itself, a glob pattern (with wildcards in
-    any part of the path) all its matches, a folder its tar files or, if it has none, its token shards.
+    any part of the path) all its matches, a folder its tar files or, if it has none, its token shards. URLs are fetched
+    (see `training.pairs.remote`). Braces stand for several paths or URLs: `train-{000..127}.tar`, `{a,b}.tar`.
 
-    Raises `DataError` for a path that matches nothing.
+    Raises `DataError` for a path that matches nothing, and for a URL that cannot be fetched.
     """
     found: list[Path] = []
-    for pattern in map(Path, patterns):
+    for pattern in _expanded(patterns):
+        if isinstance(pattern, str):
+            if not (urls := matching_urls(pattern)):
+                raise DataError(f"no shards at {pattern}")
+            found += fetch(urls)
+            continue
         if pattern.is_dir():
             matches = sorted(pattern.glob("*.tar")) or sorted(pattern.glob("*.safetensors"))
         else:
@@ -49,6 +57,19 @@ def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
             )
         found += matches
     return found
+
+
+def _expanded(patterns: Sequence[str | Path]) -> Iterator[Path | str]:
+    """Paths and URLs, with braces written out where no file has the name."""
+    for pattern in patterns:
+        if not is_url(pattern) and Path(pattern).exists():
+            yield Path(pattern)
+            continue
+        try:
+            names = list(braceexpand(str(pattern)))
+        except UnbalancedBracesError as error:
+            raise DataError(f"{pattern} has a brace that is not closed") from error
+        yield from (name if is_url(name) else Path(name) for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
