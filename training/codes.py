@@ -26,6 +26,7 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.fitting import fitting_captions, id_of, some_ids
 from training.command import run_function
+from training.pairs.problems import MAX_BROKEN, PROBLEMS_FILE, Broken, why_foreign
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 from training.run_folder import locked
@@ -53,6 +54,7 @@ def write_token_shards(
     num_views: int = 1,
     mirror: bool = False,
     overwrite: bool = False,
+    max_broken: float = MAX_BROKEN,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
@@ -62,23 +64,31 @@ def write_token_shards(
     `mirror` also mirrored if the picture shows no writing. Each pair gets `num_captions` captions, drawn at random by
     `training.captions.draw`; a caption that is too long is drawn again. If no caption of a pair fits, its first one is
     truncated; the ids of these pairs are printed. The files get their names, and files of an earlier call are removed,
-    only when all are complete, so that a folder never holds a mixed or incomplete set.
+    only when all are complete, so that a folder never holds a mixed or incomplete set. Pairs that cannot be read are
+    left out, listed in `problems.jsonl`, and counted against `max_broken`, the largest share of them.
 
     Raises `CannotWriteError` if the folder has files of these names that are no token shards or, without `overwrite`,
-    any; `DataError` for numbers below 1.
+    any; `DataError` for numbers below 1, and for too many broken pairs.
     """
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
             raise DataError(f"{what} is {number}; it must be at least 1")
+    if not 0 <= max_broken < 1:
+        raise DataError(f"max_broken is {max_broken}; it must be in [0, 1)")
     for earlier in sorted(out.glob(NAMES)):
         check_output(earlier, "a token shard", _why_foreign, overwrite=overwrite)
+    check_output(out / PROBLEMS_FILE, "a list of problems", why_foreign, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
     written: list[Path] = []
+    broken = Broken(file=out / PROBLEMS_FILE, num_pairs=len(pairs) + len(pairs.problems), max_share=max_broken)
     with locked(out, keep=False), ExitStack() as unfinished:
+        broken.clear()
+        broken.add(*pairs.problems)
         for tensors in _encoded(
             pairs,
+            broken,
             image_tokenizer,
             text_tokenizer,
             num_captions=num_captions,
@@ -92,6 +102,8 @@ def write_token_shards(
             written.append(path)
         for earlier in out.glob(NAMES):
             earlier.unlink()
+    if num_broken := len(broken):
+        print(f"{num_broken} of {broken.num_pairs} pairs are broken and left out, see {broken.file}")
     return written
 
 
@@ -106,6 +118,7 @@ def _why_foreign(path: Path) -> str | None:
 
 def _encoded(
     pairs: PairShards,
+    broken: Broken,
     image_tokenizer: AnyImageTokenizer,
     text_tokenizer: TextTokenizer,
     *,
@@ -120,10 +133,15 @@ def _encoded(
     bar = tqdm(total=len(pairs), desc="encode", unit="pair")
     for start in range(0, len(pairs), PAIRS_PER_SHARD):
         numbers = range(start, min(start + PAIRS_PER_SHARD, len(pairs)))
-        codes, text_ids = [], []
+        codes, text_ids, kept = [], [], []
         for first in range(numbers.start, numbers.stop, BATCH_SIZE):
-            batch = range(first, min(first + BATCH_SIZE, numbers.stop))
-            images = pairs.images(batch, channels=image_tokenizer.config.channels).to(device)
+            asked = range(first, min(first + BATCH_SIZE, numbers.stop))
+            batch, images = pairs.readable(asked, channels=image_tokenizer.config.channels, broken=broken)
+            bar.update(len(asked))
+            if images is None:
+                continue
+            images = images.to(device)
+            kept += batch
             sided = [mirror and can_be_mirrored(pairs.metadata(number)) for number in batch]
             views = [images]
             for view in range(1, num_views):
@@ -140,11 +158,12 @@ def _encoded(
             with warnings.catch_warnings(action="ignore"):  # truncated captions are reported at the end
                 ids = text_tokenizer.encode_batch(captions, truncate=True)
             text_ids.append(ids.unflatten(0, (len(batch), num_captions)))
-            bar.update(len(batch))
+        if not kept:
+            continue
         yield {
             "codes": _compact(torch.cat(codes), image_tokenizer.config.codebook_size),
             "text_ids": _compact(torch.cat(text_ids), text_tokenizer.vocab_size),
-            "weights": torch.tensor(pairs.weights[numbers.start : numbers.stop], dtype=torch.float32),
+            "weights": torch.tensor(pairs.weights[kept], dtype=torch.float32),
         }
     bar.close()
     if truncated:
@@ -173,6 +192,7 @@ def encode_pairs(
     num_views: int = 1,
     mirror: bool = False,
     overwrite: bool = False,
+    max_broken: float = MAX_BROKEN,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
@@ -188,12 +208,14 @@ def encode_pairs(
             picks one of them at random.
         mirror: Mirror half of the moved views of a picture whose English name suggests neither writing nor sides.
         overwrite: Replace the token shards that are in OUT. Nothing else is replaced.
+        max_broken: Largest share of pairs that may be broken. They are left out and listed in problems.jsonl in OUT;
+            more of them stop the program.
         seed: Random seed of captions and views.
         device: Device of the image tokenizer: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     keep_memory()
     written = write_token_shards(
-        PairShards(find_shards(shards), progress=True),
+        PairShards(find_shards(shards), progress=True, max_broken=max_broken),
         load_stage_1(image_tokenizer),
         TextTokenizer.load(text_tokenizer),
         out,
@@ -201,6 +223,7 @@ def encode_pairs(
         num_views=num_views,
         mirror=mirror,
         overwrite=overwrite,
+        max_broken=max_broken,
         seed=seed,
         device=choose_device(device),
     )

@@ -12,7 +12,6 @@ Every non-empty line of a text is a caption of its own; .jsonl and .parquet file
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +20,10 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.files import atomic_write, check_output
+from dalle.files import check_output
 from dalle.images import load_image
 from training.command import exit_on_mistake, parse
+from training.pairs.problems import PROBLEMS_FILE, Problem, why_foreign, write_problems
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
 from training.run_folder import locked
@@ -32,7 +32,6 @@ __all__ = ["FolderOptions", "Report", "build", "main", "position", "summary"]
 
 PAIRS_PER_SHARD = 5000
 SIZES = range(8, 2049)
-PROBLEMS_FILE = "problems.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +77,8 @@ class Report:
     """Pairs in test.tar, which is written for a source with splits for both validation and tests."""
     moved_to: Literal["training", "validation"] | None = None
     """The split that got a pair in spite of its hash, as it would have been empty."""
-    problems: list[dict[str, str]]
-    """One for each skipped picture or line, in the order of the source: its `id`, and the `problem` as a text."""
+    problems: list[Problem]
+    """One for each skipped picture or line, in the order of the source."""
 
 
 def position(id: str) -> float:
@@ -96,7 +95,7 @@ def build(options: FolderOptions) -> Report:
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
-    check_output(options.out / PROBLEMS_FILE, "a list of problems", _why_foreign, overwrite=True)
+    check_output(options.out / PROBLEMS_FILE, "a list of problems", why_foreign, overwrite=True)
     found = list(
         find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
     )
@@ -136,12 +135,12 @@ def build(options: FolderOptions) -> Report:
             for_val = position(waiting[2]["id"]) < options.val_fraction
             moved_to = "training" if for_val and val.num_pairs and not train.num_pairs else moved_to
             (val if for_val and train.num_pairs else train).write(*waiting)
-        problems = [
-            {"id": found[number].id, "problem": problems_by_number[number]} for number in sorted(problems_by_number)
-        ]
-        _write_problems(options.out / PROBLEMS_FILE, problems)
+        problems = [Problem(found[number].id, problems_by_number[number]) for number in sorted(problems_by_number)]
+        write_problems(options.out / PROBLEMS_FILE, problems)
         if not train.num_pairs + val.num_pairs + test.num_pairs:
-            first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
+            first = (
+                f"; the first of {len(problems)} problems: {problems[0].id}: {problems[0].problem}" if problems else ""
+            )
             raise DataError(f"{options.source} has no picture with a caption that can be used{first}")
     numbers = {"num_train": train.num_pairs, "num_val": val.num_pairs, "num_test": test.num_pairs}
     return Report(**numbers, moved_to=moved_to, problems=problems)
@@ -163,22 +162,6 @@ def summary(report: Report, options: FolderOptions) -> str:
         why = why if report.num_train <= 1 or options.val_fraction == 0 else "none of its split can be used"
         lines.append(f"no pair is for validation, {why}: validate on the training shards")
     return "\n".join(lines)
-
-
-def _why_foreign(path: Path) -> str | None:
-    try:
-        with open(path, encoding="utf-8") as lines:
-            first = next(lines, None)
-        if first is None or {*json.loads(first)} == {"id", "problem"}:
-            return None
-    except (OSError, ValueError, TypeError, RecursionError):
-        pass
-    return "it is of another program"
-
-
-def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

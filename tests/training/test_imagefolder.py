@@ -91,7 +91,7 @@ def test_what_cannot_be_used_is_listed(tmp_path: Path) -> None:
     report = _build(source, tmp_path / "out")
     assert (report.num_train, report.num_val) == (1, 1)
     assert _captions(tmp_path / "out/val.tar") == {"test/b.png": ["b"]}
-    said = {problem["id"]: problem["problem"] for problem in report.problems}
+    said = {problem.id: problem.problem for problem in report.problems}
     assert {*said} == {
         "train/metadata.jsonl, line 4",
         "train/mute.png",

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -25,7 +25,7 @@ from training.vq import VQTask
 class _Handler(SimpleHTTPRequestHandler):
     """Serves files, and keeps the requests. A name that begins with `cut` loses its last bytes on the way."""
 
-    asked: list[str]
+    asked: ClassVar[list[str]]
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -46,13 +46,13 @@ class _Handler(SimpleHTTPRequestHandler):
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path, list[str]]]:
     """A web server: its URL, the folder that it serves, and the paths that it was asked for. The cache is empty."""
     monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote.time, "sleep", lambda _: None)
+    monkeypatch.setattr("training.pairs.remote.time.sleep", lambda _: None)
     folder = tmp_path / "site"
     folder.mkdir()
-    handler = type("Handler", (_Handler,), {"asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
+    _Handler.asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", folder, handler.asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", folder, _Handler.asked
         server.shutdown()
 
 
