@@ -216,7 +216,7 @@ class PairShards:
         return _stacked(pictures)
 
     def readable(self, numbers: Sequence[int], *, channels: int = 3, broken: Broken) -> tuple[list[int], Tensor | None]:
-        """Those of the pairs whose pictures can be read, and their pictures as `images` gives them, None if there are
+        """The pairs whose pictures can be read, and their pictures as `images` gives them, None if there are
         none. The others are added to `broken`. Raises `DataError` as `pictures` does."""
         kept, pictures = [], []
         for number in numbers:
