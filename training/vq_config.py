@@ -6,6 +6,7 @@ from typing import Literal
 from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.vq.vqgan import ImageTokenizerConfig
 from training.loop import LoopConfig
+from training.pairs.problems import MAX_BROKEN
 
 __all__ = ["VQTrainingConfig"]
 
@@ -19,9 +20,12 @@ class VQTrainingConfig(Config):
     run: str
     """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
     train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
-    """Picture-caption shards to train on: tar files, folders or glob patterns."""
+    """Picture-caption shards to train on: tar files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
-    """Picture-caption shards to validate on: tar files, folders or glob patterns."""
+    """Picture-caption shards to validate on: tar files, folders, glob patterns or URLs."""
+    max_broken: float = MAX_BROKEN
+    """Largest share of pairs that may be broken. In the place of a picture that cannot be read, the next one is used,
+    and problems.jsonl in the run folder lists it; more of them stop the run."""
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW, for the image tokenizer and for the discriminator."""
     weight_decay: float = 0.01
@@ -74,6 +78,7 @@ class VQTrainingConfig(Config):
     def __post_init__(self) -> None:
         for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        require(0 <= self.max_broken < 1, f"max_broken is {self.max_broken}; it must be in [0, 1)")
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
         require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
