@@ -2,11 +2,12 @@
 
 Two measures keep the codebook from collapsing. Training begins without quantization; after `unquantized_steps` the
 codebook is initialised from latents of the encoder, so that every vector is in use at once. Vectors that fall out of
-use are replaced by latents.
+use are replaced by latents. If it collapses nevertheless, the run stops and `RUN/healthy` has the last healthy model.
 
 `torchrun --nproc-per-node N -m training.vq PRESET` trains on N devices.
 
-Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
+Exit codes: 0 done, 2 a mistake of the caller or a collapsed codebook, 4 stopped by SIGTERM, 130 by Ctrl-C. The same
+command resumes the run.
 """
 
 import dataclasses
@@ -16,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.command import run_preset
@@ -37,6 +36,7 @@ from training.distributed import (
     means,
     quiet_followers,
 )
+from training.gates import CodebookHealth, Gate
 from training.hardware import autocast
 from training.loop import LoopConfig, train
 from training.losses.adversarial import PatchDiscriminator, discriminator_loss
@@ -45,11 +45,10 @@ from training.optimization import WeightAverage, adamw, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
+from training.validation import validate_tokenizer
 from training.vq_config import VQTrainingConfig
 
 __all__ = ["PRESETS", "VQTask", "emoji", "run", "tiny", "trainable"]
-
-NUM_VALIDATION_PICTURES = 256
 
 
 def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
@@ -93,6 +92,9 @@ class VQTask:
             fixed_code=self.model.config.blank_code,
         )
         self.optimizer = self._optimizer(self.model)
+        first = config.unquantized_steps if config.start_from is None else 0
+        # with only_decoder, the codes stay as they are
+        self.gate = Gate() if config.only_decoder else CodebookHealth(config.health, first_step=first, run=config.run)
         if config.compile:
             self.model.encoder.compile()
             self.model.decoder.compile()
@@ -133,6 +135,7 @@ class VQTask:
             "average": self.average,
             "codebook_average": self.codebook_average,
             "optimizer": self.optimizer,
+            "gate": self.gate,
         }
         if self.discriminator is not None:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
@@ -210,30 +213,9 @@ class VQTask:
         from_leader(self.model.quantizer.codebook, self.codebook_average.sums)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
-    @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Validates the averaged weights: mean PSNR in dB over a white background, mean absolute error of alpha in
-        [0, 1], usage and perplexity of the codebook, and a grid of pictures above their reconstructions."""
-        tokenizer = self.average.module
-        size = tokenizer.config.codebook_size
-        errors, alpha_errors, counts, shown = [], [], torch.zeros(size, dtype=torch.int64), None
-        numbers = range(min(NUM_VALIDATION_PICTURES, len(self.val_pairs)))
-        for start in range(0, len(numbers), 32):
-            images = self.val_pairs.images(numbers[start : start + 32], channels=self.channels).to(self.device)
-            codes = tokenizer.encode(images)
-            drawn = tokenizer.decode(codes)
-            if self.channels == 4:
-                alpha_errors.append(((drawn - images)[:, 3] / 2).abs().mean((1, 2)))
-            images, drawn = composite(images), composite(drawn)
-            counts += torch.bincount(codes.flatten(), minlength=size).cpu()
-            errors.append(((drawn - images) / 2).square().mean((1, 2, 3)))
-            if shown is None:
-                shown = rearrange([images[:12], drawn[:12]], "two b c h w -> c (two h) (b w)")
-        assert shown is not None
-        usage, perplexity = codebook_statistics(counts)
-        psnr = -10 * torch.cat(errors).clamp_min(1e-10).log10().mean().item()
-        alpha = {"alpha_error": torch.cat(alpha_errors).mean().item()} if alpha_errors else {}
-        return {"psnr": psnr, **alpha, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
+        """Validates the averaged weights; see `training.validation.validate_tokenizer`."""
+        return validate_tokenizer(self.average.module, self.val_pairs, self.device)
 
     def export(self, folder: Path, step: int) -> None:
         about = {"image_tokenizer_steps": str(step)}

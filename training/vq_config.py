@@ -5,6 +5,7 @@ from typing import Literal
 
 from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.vq.vqgan import ImageTokenizerConfig
+from training.gates import HealthConfig
 from training.loop import LoopConfig
 
 __all__ = ["VQTrainingConfig"]
@@ -17,7 +18,7 @@ class VQTrainingConfig(Config):
     model: ImageTokenizerConfig
     loop: LoopConfig
     run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
+    """Run folder: configuration, state, TensorBoard scalars and pictures, `healthy`, and at the end `model`."""
     train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
     """Picture-caption shards to train on: tar files, folders or glob patterns."""
     val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
@@ -58,6 +59,8 @@ class VQTrainingConfig(Config):
     Only for a codebook that is trained by moving averages."""
     unquantized_steps: int = 300
     """Steps at the start of training without quantization; the codebook is then initialised from latents."""
+    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
+    """When the codebook counts as collapsed, which stops the run."""
     compile: bool = False
     """Compile the networks with `torch.compile`: faster on CUDA; no gain on a CPU."""
     start_from: str | None = None

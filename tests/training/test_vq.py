@@ -196,7 +196,7 @@ def test_the_discriminator_learns_first_and_pulls_later(data: Path) -> None:
         assert ("generator_loss" in scalars) is (number >= 2)
         assert all(p.grad is None for p in task.discriminator.parameters()), "nothing is left over for the next step"
     assert set(task.state()) == {
-        *("model", "average", "codebook_average", "optimizer"),
+        *("model", "average", "codebook_average", "optimizer", "gate"),
         *("discriminator", "discriminator_optimizer"),
     }
 
