@@ -39,7 +39,7 @@ from training.distributed import (
 from training.gates import CodebookHealth, Gate
 from training.hardware import autocast
 from training.loop import LoopConfig, train
-from training.losses.adversarial import PatchDiscriminator, discriminator_loss
+from training.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
 from training.optimization import WeightAverage, adamw, clip_and_step
 from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
@@ -57,7 +57,9 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
     model = load_image_tokenizer(folder)
     if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
         raise DataError(f"{folder} is not a VQGAN with encoder and decoder of one resolution, which training needs")
-    if model.config.quantizer != "nearest" and not config.only_decoder:
+    if config.entropy_weight > 0 and not model.quantizer.has_codebook:
+        raise DataError(f"{folder} has no codebook to learn, which entropy_weight needs: set it to 0")
+    if model.config.quantizer == "gumbel" and not config.only_decoder:
         raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
     return model
 
@@ -82,15 +84,19 @@ class VQTask:
         self.model = model.to(self.device).train()
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
-        self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
+        self.learns_codebook = self.model.quantizer.has_codebook and not config.only_decoder
+        if self.model.quantizer.has_codebook:
+            self.model.quantizer.codebook.requires_grad_(self.learns_codebook and config.codebook == "gradient")
         self.perturbation = CodePerturbation(config.random_codes, config.drawn_by, self.model, self.device, self.share)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
-        self.codebook_average = CodebookAverage(
-            self.model.quantizer,
-            decay=config.codebook_decay,
-            restart_below=config.restart_below,
-            fixed_code=self.model.config.blank_code,
-        )
+        self.codebook_average = None
+        if self.model.quantizer.has_codebook:
+            self.codebook_average = CodebookAverage(
+                self.model.quantizer,
+                decay=config.codebook_decay,
+                restart_below=config.restart_below,
+                fixed_code=self.model.config.blank_code,
+            )
         self.optimizer = self._optimizer(self.model)
         first = config.unquantized_steps if config.start_from is None else 0
         # with only_decoder, the codes stay as they are
@@ -99,6 +105,7 @@ class VQTask:
             self.model.encoder.compile()
             self.model.decoder.compile()
         self.discriminator = None
+        self.lecam = LeCam().to(self.device) if config.lecam_weight > 0 else None
         if config.adversarial_weight > 0:
             discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
             self.discriminator = discriminator.to(self.device)
@@ -133,13 +140,14 @@ class VQTask:
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "model": self.model,
             "average": self.average,
-            "codebook_average": self.codebook_average,
             "optimizer": self.optimizer,
             "gate": self.gate,
         }
+        if self.codebook_average is not None:
+            parts["codebook_average"] = self.codebook_average
         if self.discriminator is not None:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
-        return parts
+        return parts if self.lecam is None else parts | {"lecam": self.lecam}
 
     def inputs(self) -> dict[str, str | int]:
         """The number of training pairs: a run resumes only with the same."""
@@ -170,8 +178,8 @@ class VQTask:
         config = self.config
         generator = torch.Generator().manual_seed((config.loop.seed << 32) + step)
         warming = config.start_from is None and step < config.unquantized_steps
-        if config.start_from is None and step == config.unquantized_steps:
-            self._start_codebook(step, generator)
+        if config.start_from is None and step == config.unquantized_steps and self.codebook_average is not None:
+            self._start_codebook(self.codebook_average, step, generator)
 
         made: Reconstruction = self.reconstruct(step, batch, generator, warming)
         made.loss.backward()
@@ -180,11 +188,12 @@ class VQTask:
         scalars |= clip_and_step([self.optimizer], config.loop, step, losses["loss"])
 
         codes = gathered(made.quantized.codes)
-        if not warming and config.codebook == "average" and not config.only_decoder:
+        average = self.codebook_average if self.learns_codebook and config.codebook == "average" else None
+        if not warming and average is not None:
             quantized = dataclasses.replace(made.quantized, latents=gathered(made.quantized.latents), codes=codes)
-            scalars["restarted"] = self.codebook_average.update(self.model.quantizer, quantized, generator)
-            from_leader(self.model.quantizer.codebook, self.codebook_average.counts, self.codebook_average.sums)
-        counts = torch.bincount(codes.flatten(), minlength=len(self.model.quantizer.codebook))
+            scalars["restarted"] = average.update(self.model.quantizer, quantized, generator)
+            from_leader(self.model.quantizer.codebook, average.counts, average.sums)
+        counts = torch.bincount(codes.flatten(), minlength=self.model.config.codebook_size)
         scalars["batch_usage"], scalars["batch_perplexity"] = codebook_statistics(counts)
         if self.discriminator is not None:
             self.discriminator_optimizer.zero_grad(set_to_none=True)  # the adversarial loss left gradients here
@@ -199,18 +208,22 @@ class VQTask:
         assert self.discriminator is not None
         with autocast(self.device, self.config.loop.precision):
             verdicts = self.discriminator(real).float(), self.discriminator(fake).float()
-        return discriminator_loss(*verdicts)
+        loss = discriminator_loss(*verdicts)
+        if self.lecam is not None:
+            loss = loss + self.config.lecam_weight * self.lecam(*verdicts)
+            self.lecam.update(*verdicts)
+        return loss
 
     @torch.no_grad()
-    def _start_codebook(self, step: int, generator: torch.Generator) -> None:
+    def _start_codebook(self, average: CodebookAverage, step: int, generator: torch.Generator) -> None:
         latents: list[Tensor] = []
-        num_codes = len(self.model.quantizer.codebook)
+        num_codes = self.model.config.codebook_size
         while sum(len(part) for part in latents) < 2 * num_codes and len(latents) < 64:
             images = self._batch(step + len(latents), WHOLE)["images"].to(self.device)
             blank = self.model.blank_patches(images) & (self.model.config.blank_code is not None)
             latents.append(self.model.latents(images)[~blank])
-        self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
-        from_leader(self.model.quantizer.codebook, self.codebook_average.sums)
+        average.start(self.model.quantizer, torch.cat(latents), generator)
+        from_leader(self.model.quantizer.codebook, average.sums)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
