@@ -31,9 +31,10 @@ from dalle.help_pages import parsing
 from dalle.hub.pull import model_folder
 from dalle.steps import CompiledModel
 from serving.cluster.connect import Connection, connect
+from serving.model_settings import ModelSettings
 from serving.preflight import check_gpus, check_settings, reserve_port
 from serving.proxy import CALLBACK
-from serving.settings import ModelSettings, Settings, load_settings, mistakes_as_config_error
+from serving.settings import Settings, load_settings, mistakes_as_config_error
 
 __all__ = ["main"]
 

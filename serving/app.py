@@ -16,7 +16,8 @@ from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.ray_backend import RayBackend
 from serving.cluster.replica import Replica
 from serving.ingress.api import create_app
-from serving.settings import INGRESS, LimitSettings, ModelSettings, Settings, load_settings, mistakes
+from serving.model_settings import INGRESS, ModelSettings
+from serving.settings import LimitSettings, Settings, load_settings, mistakes
 from serving.tracing import Tracing, receiver_of
 
 __all__ = ["Ingress", "application", "build"]

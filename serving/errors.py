@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serving.jobs import Refused
-from serving.schemas import UNSUPPORTED, ErrorBody
+from serving.responses import ErrorBody
+from serving.schemas import UNSUPPORTED
 
 __all__ = [
     "ERRORS",

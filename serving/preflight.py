@@ -20,7 +20,8 @@ from serving.ingress.batches.shelf import Shelf
 from serving.ingress.callers import read_keys
 from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
-from serving.settings import ModelSettings, Settings
+from serving.model_settings import ModelSettings
+from serving.settings import Settings
 from serving.tracing import Tracing, receiver_of
 
 __all__ = ["check_gpus", "check_settings", "reserve_port"]

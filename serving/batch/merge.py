@@ -23,7 +23,7 @@ from serving.batch.items import InvalidLine, Item, Shard
 from serving.batch.manifest import Record, members, merged_records, to_line
 from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
-from serving.schemas import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
 __all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED_FILE", "Counts", "merge"]
 

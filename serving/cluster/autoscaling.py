@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
-from serving.settings import ModelSettings
+from serving.model_settings import ModelSettings
 
 __all__ = ["IDLE_SECONDS", "SLOTS_WANTED", "SlotsPolicy", "autoscaling_of"]
 

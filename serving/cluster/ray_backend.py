@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.backend import State
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
-from serving.settings import LOAD_SECONDS
+from serving.model_settings import LOAD_SECONDS
 
 __all__ = ["RayBackend"]
 

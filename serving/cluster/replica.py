@@ -17,7 +17,8 @@ from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.orphans import Orphans
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Job, ModelInfo
-from serving.settings import ModelSettings, QueueSettings, mistakes
+from serving.model_settings import ModelSettings, QueueSettings
+from serving.settings import mistakes
 from serving.tracing import Tracing
 
 __all__ = ["Replica"]

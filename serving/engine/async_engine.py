@@ -29,8 +29,8 @@ from serving.engine.reproducibility import fingerprint, self_test
 from serving.engine.schedule import Schedule
 from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
+from serving.model_settings import ModelSettings
 from serving.refusals import refusal_from
-from serving.settings import ModelSettings
 from serving.tracing import JobSpan, Tracing
 
 __all__ = ["AsyncEngine"]

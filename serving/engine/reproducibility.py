@@ -9,7 +9,7 @@ import torch
 from dalle import __version__
 from dalle.decoder.engine import Engine
 from dalle.pipeline import DALLE
-from serving.settings import ModelSettings
+from serving.model_settings import ModelSettings
 
 __all__ = ["fingerprint", "self_test"]
 

@@ -14,7 +14,8 @@ from serving.errors import internal_error, to_http
 from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.output import Output
-from serving.schemas import Fields, ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+from serving.schemas import Fields
 
 __all__ = ["Answer"]
 

@@ -34,7 +34,7 @@ from serving.ingress.spans import RequestSpans, telemetry_of
 from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join, text_of_states
-from serving.schemas import ModelCard, ModelDetails, ModelList, StyleCard
+from serving.responses import ModelCard, ModelDetails, ModelList, StyleCard
 from serving.settings import Settings
 from serving.tracing import Tracing
 

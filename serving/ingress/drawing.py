@@ -24,14 +24,7 @@ from serving.ingress.uploads import Upload
 from serving.jobs import Accepted, Drawn, Event, Given, Job, ModelInfo, Refused
 from serving.output import output_of
 from serving.refusals import refusal_from
-from serving.schemas import (
-    MAX_PROMPT_LENGTH,
-    EditFields,
-    Fields,
-    GenerationRequest,
-    VariationFields,
-    sampling_of,
-)
+from serving.schemas import MAX_PROMPT_LENGTH, EditFields, Fields, GenerationRequest, VariationFields, sampling_of
 from serving.settings import LimitSettings, Settings
 from serving.tracing import Tracing
 

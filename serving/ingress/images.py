@@ -16,7 +16,8 @@ from serving.ingress.middleware import CLIENT_GONE
 from serving.ingress.store import ImageStore
 from serving.ingress.uploads import Upload, form_of, read_form
 from serving.jobs import Accepted, Event, Refused
-from serving.schemas import EditFields, Fields, GenerationRequest, ImagesResponse, RequestState, VariationFields
+from serving.responses import ImagesResponse, RequestState
+from serving.schemas import EditFields, Fields, GenerationRequest, VariationFields
 
 __all__ = ["router"]
 

@@ -18,7 +18,7 @@ from dalle.receipt import Receipt
 from dalle.steps import CompiledModel, compile_model, equal_codes, new_engine
 from dalle.transformer.linear import RoundedLinear, Weights, inference_linear, why_not_rounded
 from serving.engine.reproducibility import fingerprint
-from serving.settings import ModelSettings
+from serving.model_settings import ModelSettings
 from tests.support.models import FAMILIES, lively_decoder
 from tests.support.requests import fitted, request
 

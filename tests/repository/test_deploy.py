@@ -18,8 +18,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from pydantic import BaseModel
 
+from serving.model_settings import ModelSettings
 from serving.proxy import CALLBACK
-from serving.settings import ModelSettings, Settings, load_settings
+from serving.settings import Settings, load_settings
 from tests.support.deployment import (
     APPLICATION,
     COMPOSE,

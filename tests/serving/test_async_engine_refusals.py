@@ -12,7 +12,7 @@ from dalle import DALLE
 from dalle.pipeline import PromptRequest
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import EngineFailedError, Event, Given, Preview, Refused
-from serving.settings import ModelSettings
+from serving.model_settings import ModelSettings
 from tests.support.engines import Start, collect, engines_of, given_picture, hold, images, job, run
 
 

@@ -7,7 +7,7 @@ from ray.serve._private.common import TimeStampedValue
 from ray.serve.config import AutoscalingContext
 
 from serving.cluster.autoscaling import IDLE_SECONDS, SLOTS_WANTED, SlotsPolicy, autoscaling_of
-from serving.settings import ModelSettings
+from serving.model_settings import ModelSettings
 
 
 def context_of(slots: list[float], idle: list[list[float]] | None = None) -> AutoscalingContext:

@@ -19,7 +19,8 @@ from dalle import DALLE
 from serving.engine.async_engine import AsyncEngine
 from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
-from serving.settings import ModelSettings, load_settings
+from serving.model_settings import ModelSettings
+from serving.settings import load_settings
 
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
 EVERYWHERE = {"405", "413", "431", "500"}

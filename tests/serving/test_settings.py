@@ -8,7 +8,8 @@ import pytest
 from dalle.errors import ConfigError, DalleError
 from serving.__main__ import _all_cores, _settings
 from serving.ingress.callers import Callers, Key, read_keys
-from serving.settings import LimitSettings, ModelSettings, Settings, load_settings
+from serving.model_settings import ModelSettings
+from serving.settings import LimitSettings, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)

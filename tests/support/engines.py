@@ -13,7 +13,7 @@ from PIL import Image
 from dalle import DALLE
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Drawn, Event, Job
-from serving.settings import ModelSettings
+from serving.model_settings import ModelSettings
 
 __all__ = ["Start", "collect", "engines_of", "given_picture", "hold", "images", "job", "run"]
 

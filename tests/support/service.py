@@ -17,7 +17,8 @@ from dalle import DALLE
 from serving.engine.async_engine import AsyncEngine
 from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
-from serving.settings import ModelSettings, Settings, load_settings
+from serving.model_settings import ModelSettings
+from serving.settings import Settings, load_settings
 from serving.tracing import Tracing
 
 __all__ = ["GENERATIONS", "PROMPT", "Service", "error_of", "events_of", "metric", "post", "running", "service"]

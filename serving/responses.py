@@ -1,0 +1,194 @@
+"""Bodies of responses: OpenAI's wire format, with additions."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "ErrorBody",
+    "ImageData",
+    "ImagesResponse",
+    "ModelCard",
+    "ModelDetails",
+    "ModelList",
+    "RequestState",
+    "StyleCard",
+    "Timing",
+    "Usage",
+]
+
+
+class ImageData(BaseModel):
+    """One picture of a response."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+    seed: int
+    index: int
+    codes: list[list[int]] | None = None
+
+
+class InputTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class OutputTokens(BaseModel):
+    image_tokens: int
+    text_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens of a request. Input: the prompt's tokens, and the codes kept of a given picture, counted once for each
+    picture. Output: the codes that were drawn. The unconditional row of guidance is not counted."""
+
+    input_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens: int
+    output_tokens_details: OutputTokens
+    total_tokens: int
+
+
+class Timing(BaseModel):
+    """Durations of a request, in seconds."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    queue: float
+    """Longest time that one of its pictures was queued for slots."""
+    estimate: float
+    """Total time that was estimated when the request arrived."""
+    total: float
+    """Total time that it took."""
+
+
+class ImagesResponse(BaseModel):
+    """Response of generations, edits and variations."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    created: int
+    id: str
+    model: str
+    data: list[ImageData]
+    background: Literal["transparent", "opaque"]
+    output_format: str
+    size: str
+    enlargement: int | None = None
+    """Factor by which the pictures were enlarged, if they were."""
+    kept: Literal["mask", "keep_rows", "transparency", "upper_half"] | None = None
+    """What decided which part of a given picture was kept."""
+    ignored: list[str] | None = None
+    """Fields of the request that have no effect, if there were any and the service is set to ignore them."""
+    warnings: list[str] | None = None
+    """Reasons why the pictures may not show what the prompt says, if there are any: the model knows no word of it."""
+    quality: str = "auto"
+    safety_identifier: str | None = None
+    seed: int
+    system_fingerprint: str
+    """Hash of everything besides the request that decides a picture's bytes: model, library, torch, device, batch size
+    of a step."""
+    usage: Usage
+    timing: Timing
+
+
+class RequestState(BaseModel):
+    """State of an asynchronous or idempotent request."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    object: Literal["request"] = "request"
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    created_at: int
+    expires_at: int
+    """Time until which it is kept, in seconds since the epoch."""
+    model: str
+    seed: int
+    pictures: int
+    """Number of pictures."""
+    pictures_done: int
+    position: int | None
+    """Pictures of other requests that were to be drawn before its first one when it was accepted, while it is
+    queued."""
+    estimate: float | None
+    """Predicted seconds until all its pictures are finished; null when it is over."""
+    preview: str | None
+    """The last preview or picture, in base64, while it is drawn."""
+    result: ImagesResponse | None
+    """The response, when it is completed."""
+    error: "ErrorDetail | None"
+    """The error, if it has failed or was cancelled."""
+
+
+class ModelCard(BaseModel):
+    """A model, as `GET /v1/models` lists it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: str
+    aliases: list[str]
+    """Further names of the model in requests."""
+    state: Literal["loaded", "idle", "unavailable"]
+    """`idle` if the model was unloaded and is loaded for its next request; `unavailable` if it does not answer now."""
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "dalle-serve"
+    digest: str
+    """Digest of the model directory."""
+    size: str
+    """Size of the model's pictures, such as `128x128` (width x height)."""
+    rows: int
+    """Number of grid rows (rows of codes) of a picture, and its largest number of previews."""
+    num_codes: int
+    """Number of codes of a picture."""
+    max_prompt_tokens: int
+    """Largest number of tokens of a prompt."""
+    transparency: bool
+    """Whether the model draws pictures with a transparent background."""
+    sampling: dict[str, Any]
+    """The model's sampling parameters, for those that a request does not set."""
+
+
+class StyleCard(BaseModel):
+    """A style that a model draws in."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    name: str
+    phrase: str
+    """Words of a prompt for it, which follow the thing and a comma."""
+    picture: str | None
+    """A small picture that the model drew in this style, as a `data:` URL."""
+
+
+class ModelDetails(ModelCard):
+    """A model with what it knows, as `GET /v1/models/NAME` describes it. The lists of a model that does not say what it
+    knows are empty."""
+
+    description: str
+    """What to type, in a sentence."""
+    examples: list[str]
+    """Prompts that the model draws well."""
+    styles: list[StyleCard]
+    concepts: list[str]
+    """Names of the things that the model was trained to draw."""
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Body of every response with an error status."""
+
+    error: ErrorDetail
