@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_a_decoder_learns_its_codes_and_draws(data: Path, tmp_path: Path) -> Non
             num_captions=2,
             device="cpu",
         )
-    shards = {f"{name}_shards": (str(tmp_path / "codes" / name / "*"),) for name in ("train", "val")}
+    shards: dict[str, Any] = {f"{name}_shards": (str(tmp_path / "codes" / name / "*"),) for name in ("train", "val")}
     task = DecoderTask(decoder_training(data, image_tokenizer=str(data / "run" / "model"), **shards))
     for number in range(3):
         task.train_step(number, task.batch(number))

@@ -103,8 +103,8 @@ def test_the_codebook_learns_by_averages_or_by_gradient(data: Path, codebook: st
 
 
 def test_every_loss_is_in_the_sum(data: Path) -> None:
-    weights = {"perceptual_weight": 0.5, "adversarial_weight": 0.2, "entropy_weight": 0.1}
-    task = VQTask(vq_training(data, **weights, unquantized_steps=0))
+    changes: dict[str, Any] = {"perceptual_weight": 0.5, "adversarial_weight": 0.2, "entropy_weight": 0.1}
+    task = VQTask(vq_training(data, **changes, unquantized_steps=0))
     scalars = step(task, 0)
     parts = (
         scalars["pixel_loss"]
