@@ -46,6 +46,8 @@ def step(task: DecoderTask, number: int) -> dict[str, float]:
         ({"caption_dropout": 1.0}, "caption_dropout is 1.0; it must be in [0, 1)"),
         ({"code_noise": -0.5}, "code_noise is -0.5; it must be in [0, 1]"),
         ({"embedding_weight": -0.5}, "embedding_weight is -0.5; it must not be negative"),
+        ({"z_loss_weight": -0.5}, "z_loss_weight is -0.5; it must not be negative"),
+        ({"patience": 0}, "patience is 0; it must be at least 1"),
     ],
 )
 def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:
@@ -216,8 +218,8 @@ def test_the_layer_of_the_embedding_loss_is_saved_and_not_exported(data: Path, t
         for run in ("whole", "parts")
     ]
     whole, parts = map(DecoderTask, configs)
-    assert set(whole.state()) == {"model", "average", "matrix_optimizer", "optimizer", "embedding_head"}
-    assert set(DecoderTask(decoder_training(data)).state()) == {"model", "average", "matrix_optimizer", "optimizer"}
+    assert set(whole.state()) == {"model", "average", "matrix_optimizer", "optimizer", "gate", "embedding_head"}
+    assert set(DecoderTask(decoder_training(data)).state()) == set(whole.state()) - {"embedding_head"}
     for number in range(6):
         step(whole, number)
         if number < 3:
@@ -252,6 +254,23 @@ def test_less_memory_for_the_same_step(data: Path, changes: dict[str, Any]) -> N
         assert torch.allclose(saving.model.state_dict()[name], value, atol=1e-4), name
 
 
+def test_z_loss_by_numbers(data: Path) -> None:
+    """Logits are kept near zero; z-loss is in the sum with its weight, and absent without."""
+    changes: dict[str, Any] = {"caption_dropout": 0.0, "code_noise": 0.0}
+    plain = DecoderTask(decoder_training(data, **changes))
+    weighed = DecoderTask(decoder_training(data, z_loss_weight=0.5, micro_batch_size=1, **changes))
+    batch = plain.batch(0)
+    with torch.no_grad():
+        _, hidden = plain.model.hidden_rows(batch["text_ids"], batch["codes"])
+        expected = plain.model.image_logits(hidden).exp().sum(-1).log().square().mean()
+    before, after = step(plain, 0), step(weighed, 0)
+    assert "z_loss" not in before
+    assert after["z_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert after["loss"] == pytest.approx(before["loss"] + 0.5 * after["z_loss"], rel=1e-5)
+    later = [step(weighed, number)["z_loss"] for number in range(1, 12)]
+    assert later[-1] < 0.9 * after["z_loss"]
+
+
 def test_learning_pays(data: Path) -> None:
     """The loss begins at that of a uniform guess and falls below that of the frequencies of codes; drawing works at any
     time."""
@@ -266,9 +285,11 @@ def test_learning_pays(data: Path) -> None:
     numbers, pictures = task.validate()
     assert set(numbers) == {"text_loss", "image_loss", "train_text_loss", "train_image_loss"}
     (grid,) = pictures.values()
-    assert grid.shape == (3, 2 * 16, 8 * 16)
+    assert grid.shape == (3, 3 * 16, 8 * 16)
     expected = task.image_tokenizer.decode(task.val_rows.codes[torch.tensor([0]), 0].long())[0]
-    assert (grid[:, 16:, :16] - expected).abs().max() < 1e-5, "below are the real ones"
+    assert (grid[:, 32:, :16] - expected).abs().max() < 1e-5, "below are the real ones"
+    assert torch.equal(grid, *task.validate()[1].values()), "seeds are fixed"
+    assert not torch.equal(grid[:, :16], grid[:, 16:32]), "guided and unguided"
 
 
 def test_optimizers_share_out_all_parameters(data: Path) -> None:
