@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from dalle.config import Config, require, require_at_least
 from dalle.device import choose_device, keep_memory
-from dalle.errors import DalleError
+from dalle.errors import DalleError, DataError
 from training.distributed import any_rank, current_share, require_equal_shares, wait_for_all
+from training.gates import Gate, Verdict
 from training.logs import Logs, TrackerName
 from training.provenance import stamp_of
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
@@ -92,6 +93,10 @@ class LoopConfig(Config):
 class Task(Protocol):
     """The interface between a stage and the loop."""
 
+    @property
+    def gate(self) -> Gate:
+        """The judge of validations; among the modules of `state`, if it remembers anything."""
+
     def state(self) -> Parts:
         """Modules and optimizers that change from step to step, by name: what is saved and restored."""
 
@@ -155,8 +160,9 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) ->
 
     Returns False if SIGTERM stopped the run before the end, and raises KeyboardInterrupt if Ctrl-C (SIGINT) did; its
     state is saved then, and the same call resumes it. A signal to any process stops all of them after the same step.
+    The task's gate may keep models in other folders beside `model`, and end the run before `config.steps`.
     Raises `ConfigError` for a batch that the processes cannot share evenly; `DataError` for a folder that holds another
-    run or is in use, and when the loss is no longer finite.
+    run or is in use, when the loss is no longer finite, and when the gate finds a collapse.
     """
     share = current_share()
     require_equal_shares(config.batch_size, share)
@@ -172,11 +178,12 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
     device = choose_device(config.device)
     leads = current_share().leads
     stamp = stamp_of(config.seed, task.inputs())
-    start = restore_state(task.state(), folder, stamp) or config.first_step
+    done = start = restore_state(task.state(), folder, stamp) or config.first_step
+    last = start if task.gate.ended else config.steps
     loader = DataLoader(
         _Batches(task),
         batch_size=None,
-        sampler=range(start, config.steps),
+        sampler=range(start, last),
         num_workers=0 if device.type == "cuda" else config.workers,
         worker_init_fn=_start_worker,
     )
@@ -189,7 +196,7 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
         _stop_signal() as caught,
         tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not leads) as bar,
     ):
-        for step, batch in zip(range(start, config.steps), loader, strict=True):
+        for step, batch in zip(range(start, last), loader, strict=True):
             if isinstance(batch, DalleError):
                 raise batch
             torch.manual_seed((config.seed << 32) + step)
@@ -202,9 +209,17 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
                 numbers = {key: float(torch.as_tensor(value).detach()) for key, value in scalars.items()}
                 bar.set_postfix({"loss": f"{numbers['loss']:.4f}"})
                 logs.numbers({f"train/{key}": number for key, number in numbers.items()}, done)
+            verdict = Verdict()
             if logs is not None and (done % config.look_steps == 0 or is_last):
-                _validate(task, logs, done)
-            interrupted, terminated = any_rank(signal.SIGINT in caught, signal.SIGTERM in caught)
+                verdict = _validate(task, logs, done, folder)
+            interrupted, terminated, collapsed, is_ended = any_rank(
+                signal.SIGINT in caught, signal.SIGTERM in caught, verdict.collapse is not None, bool(task.gate.ended)
+            )
+            if collapsed:
+                if verdict.collapse is None:
+                    wait_for_all()  # in vain: the leader ends with the reason
+                raise DataError(verdict.collapse or "the leader has ended the run")
+            is_last = is_last or is_ended
             stops = interrupted or terminated
             if logs is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
                 logs.flush()  # the steps up to here will not be logged again
@@ -223,14 +238,22 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
                 if interrupted:
                     raise KeyboardInterrupt
                 return False
+            if is_last:
+                break
     if leads:
-        task.export(folder / "model", config.steps)
+        task.export(folder / "model", done)
     return True
 
 
-def _validate(task: Task, logs: Logs, step: int) -> None:
+def _validate(task: Task, logs: Logs, step: int, folder: Path) -> Verdict:
     numbers, pictures = task.validate()
     logs.numbers({f"val/{key}": number for key, number in numbers.items()}, step)
     for key, picture in pictures.items():
         logs.picture(key, picture, step)
     tqdm.write(f"step {step}: " + ", ".join(f"{key} {number:.4g}" for key, number in numbers.items()))
+    verdict = task.gate.judge(step, numbers)
+    if verdict.keep is not None:
+        task.export(folder / verdict.keep, step)
+    if verdict.ends is not None:
+        tqdm.write(verdict.ends)
+    return verdict

@@ -16,9 +16,9 @@ from dalle.checkpoint.files import check_replaceable
 from dalle.checkpoint.vocabulary import read_vocabulary
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
-from training.codes import codes_digest
 from training.command import run_function
 from training.next_step import after_release
+from training.token_shards import codes_digest
 
 __all__ = ["release"]
 

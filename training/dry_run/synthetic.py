@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from dalle.checkpoint import save_checkpoint
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
-from training.codes import codes_digest
 from training.decoder_config import DecoderTrainingConfig
 from training.pairs.shard_writer import ShardWriter, encode_webp
+from training.token_shards import codes_digest
 from training.vq_config import VQTrainingConfig
 
 __all__ = ["CODEBOOK_SIZE", "with_random_data"]
