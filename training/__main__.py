@@ -16,6 +16,7 @@ PROGRAMS = {
     "decoder": "5. Stage 2: train the decoder.",
     "cluster": "Train a stage on a Ray cluster.",
     "evaluate": "Measure a model directory.",
+    "report": "Write the report of a run as one HTML page.",
     "release": "Join the stages' artefacts into one model directory.",
     "vocabulary": "Write what a model knows into its directory.",
     "emoji": "Build the shards of the default model's data.",

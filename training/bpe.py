@@ -12,6 +12,7 @@ from dalle.text.bpe import TextTokenizer
 from training.captions.draw import all_captions
 from training.captions.fitting import long_captions_report
 from training.command import run_function
+from training.next_step import after_bpe
 from training.pairs.shards import PairShards, find_shards
 
 __all__ = ["train_text_tokenizer"]
@@ -63,7 +64,7 @@ def _why_foreign(path: Path) -> str | None:
 
 
 def main() -> None:
-    run_function(train_text_tokenizer, "training.bpe")
+    run_function(train_text_tokenizer, "training.bpe", after_bpe)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.fitting import fitting_captions, id_of, some_ids
 from training.command import run_function
+from training.next_step import after_codes
 from training.pairs.problems import MAX_BROKEN, PROBLEMS_FILE, Broken, why_foreign
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
@@ -231,7 +232,7 @@ def encode_pairs(
 
 
 def main() -> None:
-    run_function(encode_pairs, "training.codes")
+    run_function(encode_pairs, "training.codes", after_codes)
 
 
 if __name__ == "__main__":

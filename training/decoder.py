@@ -5,6 +5,7 @@ instead of their own, so that the decoder also has an unconditional branch, whic
 Salimans 2022, arXiv 2207.12598). `RUN/best` has the model with the lowest `val/image_loss` of the run.
 
 `torchrun --nproc-per-node N -m training.decoder PRESET` trains on N devices.
+`python -m training.decoder PRESET --dry-run` writes nothing, and prints parameters, memory and hours of the run.
 
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
@@ -13,14 +14,12 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
-from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
 from dalle.errors import DataError
@@ -29,18 +28,23 @@ from dalle.vq.vqgan import ImageTokenizer
 from training.codes import load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
+from training.decoder_presets import PRESETS
 from training.distributed import current_share, data_parallel, means, unsynchronized
 from training.drawing import drawn_above_real
+from training.dry_run import dry_run
 from training.gates import BestModel
-from training.loop import LoopConfig, train
+from training.loop import train
 from training.losses.prediction import prediction_losses
+from training.next_step import after_decoder
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.epochs import WeightedEpochs
 from training.pairs.shards import find_shards
+from training.provenance import about_run, data_digest
 from training.run_folder import Parts
+from training.small_data import misfits_of_decoder
 from training.token_shards import TokenShards, codes_digest
 
-__all__ = ["PRESETS", "DecoderTask", "emoji", "run", "tiny"]
+__all__ = ["PRESETS", "DecoderTask", "run"]
 
 NUM_VALIDATION_ROWS = 256
 
@@ -58,6 +62,7 @@ class DecoderTask:
             TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)
             for shards in (config.train_shards, config.val_shards)
         )
+        self.digest = data_digest(find_shards(config.train_shards))
         torch.manual_seed(config.loop.seed)
         self.model = self._new_model().to(self.device)
         self.image_tokenizer.to(self.device)
@@ -119,11 +124,12 @@ class DecoderTask:
         return checkpoint.decoder.train()
 
     def inputs(self) -> dict[str, str | int]:
-        """Digests of the tokenizers and the number of training rows: a run resumes only with the same."""
+        """Digests of tokenizers and data, and the number of training rows: a run resumes only with the same."""
         return {
             "codes_digest": codes_digest(self.image_tokenizer),
             "text_digest": self.text_tokenizer.digest,
             "train_rows": len(self.rows.codes),
+            "data_digest": self.digest,
         }
 
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -236,58 +242,29 @@ class DecoderTask:
             image_tokenizer=self.image_tokenizer,
             text_tokenizer=self.text_tokenizer,
             decoder=self.average.module,
-            about={"decoder_steps": str(step)},
+            about=about_run(self.config.loop.seed, self.inputs()) | {"decoder_steps": str(step)},
             overwrite=True,
         )
 
 
-def _shape(**values: Any) -> DecoderConfig:
-    """The shape of a decoder, with placeholders for the sizes that stage 2 takes from the tokenizers."""
-    from_tokenizers: dict[str, Any] = {
-        "text_vocab_size": 1,
-        "text_length": 1,
-        "codebook_size": 1,
-        "grid_height": 1,
-        "grid_width": 1,
-    }
-    return DecoderConfig(**from_tokenizers, **values)
-
-
-def emoji() -> DecoderTrainingConfig:
-    """Decoder of the next default model: 15 million parameters, for pictures of 256 codes."""
-    return DecoderTrainingConfig(
-        run="runs/decoder-emoji",
-        embedding_weight=0.5,
-        micro_batch_size=16,
-        model=_shape(width=320, depth=8, num_heads=5, num_kv_heads=5, mlp_width=896),
-        loop=LoopConfig(
-            steps=8000, batch_size=64, warmup_steps=200, average_decay=0.998, look_steps=500, save_minutes=4.0
-        ),
-    )
-
-
-def tiny() -> DecoderTrainingConfig:
-    """A test that everything runs, in a minute on one core, on the codes of the tiny image tokenizer."""
-    return DecoderTrainingConfig(
-        run="runs/decoder-tiny",
-        image_tokenizer="runs/vq-tiny/model",
-        train_shards=("runs/codes-tiny/train/*.safetensors",),
-        val_shards=("runs/codes-tiny/val/*.safetensors",),
-        model=_shape(width=32, depth=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_width=64),
-        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
-    )
-
-
-PRESETS = {"emoji": emoji, "tiny": tiny}
-
-
 def run(config: DecoderTrainingConfig) -> bool:
     """Train the stage, or resume its run; see `training.loop.train`."""
-    return train(DecoderTask(config), config.loop, Path(config.run), config)
+    task = DecoderTask(config)
+    if task.share.leads:
+        for misfit in misfits_of_decoder(config, len(task.rows.codes)):
+            print(f"note: {misfit}")
+    return train(task, config.loop, Path(config.run), config)
 
 
 def main() -> None:
-    run_preset("training.decoder", __doc__, PRESETS, run)
+    run_preset(
+        "training.decoder",
+        __doc__,
+        PRESETS,
+        run,
+        dry_run=lambda config: dry_run(DecoderTask, config),
+        after=after_decoder,
+    )
 
 
 if __name__ == "__main__":

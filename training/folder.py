@@ -23,6 +23,7 @@ from dalle.errors import DataError, ImageError
 from dalle.files import check_output
 from dalle.images import load_image
 from training.command import exit_on_mistake, parse
+from training.next_step import after_folder
 from training.pairs.problems import PROBLEMS_FILE, Problem, why_foreign, write_problems
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parse(FolderOptions, "training.folder", arguments)
         report = build(options)
         print(summary(report, options))
+        print(after_folder(options.out))
 
 
 if __name__ == "__main__":

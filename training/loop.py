@@ -18,7 +18,6 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dalle.config import Config, require, require_at_least
@@ -26,6 +25,8 @@ from dalle.device import choose_device, keep_memory
 from dalle.errors import DalleError, DataError
 from training.distributed import any_rank, current_share, require_equal_shares, wait_for_all
 from training.gates import Gate, Verdict
+from training.logs import Logs, TrackerName
+from training.provenance import stamp_of
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
 __all__ = ["LoopConfig", "Task", "train"]
@@ -56,8 +57,11 @@ class LoopConfig(Config):
     workers: int = 1
     """Processes that prepare batches ahead. 0 prepares them in the training process, which CUDA runs always do, because
     they keep the pictures on the device."""
+    log: TrackerName = "tensorboard"
+    """Where scalars and pictures are logged beside TensorBoard, which always has them: Trackio, Weights & Biases or
+    MLflow, each in its own package. `--log` is short for it."""
     log_steps: int = 20
-    """Steps between two entries of training scalars in TensorBoard."""
+    """Steps between two entries of training scalars in the logs."""
     look_steps: int = 1000
     """Steps between two validations, which log scalars and pictures; the last step is always validated."""
     save_minutes: float = 5.0
@@ -166,14 +170,15 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) ->
         if share.leads:
             claim_folder(folder, whole_config.to_dict(), task.inputs(), defaults=whole_config.defaults())
         wait_for_all()
-        return _train(task, config, folder)
+        return _train(task, config, folder, whole_config)
 
 
-def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
+def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -> bool:
     keep_memory()
     device = choose_device(config.device)
     leads = current_share().leads
-    done = start = restore_state(task.state(), folder) or config.first_step
+    stamp = stamp_of(config.seed, task.inputs())
+    done = start = restore_state(task.state(), folder, stamp) or config.first_step
     last = start if task.gate.ended else config.steps
     loader = DataLoader(
         _Batches(task),
@@ -185,9 +190,9 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     saved = exported = time.monotonic()
     with (
         # scalars logged after the last save are dropped, as these steps are taken and logged again
-        SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        Logs(folder, config.log, whole_config.to_dict(), purge_step=start + 1)
         if leads
-        else contextlib.nullcontext() as writer,
+        else contextlib.nullcontext() as logs,
         _stop_signal() as caught,
         tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not leads) as bar,
     ):
@@ -200,14 +205,13 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
             done = step + 1
             is_last = done == config.steps
             bar.update()
-            if writer is not None and (done % config.log_steps == 0 or is_last):
+            if logs is not None and (done % config.log_steps == 0 or is_last):
                 numbers = {key: float(torch.as_tensor(value).detach()) for key, value in scalars.items()}
                 bar.set_postfix({"loss": f"{numbers['loss']:.4f}"})
-                for key, number in numbers.items():
-                    writer.add_scalar(f"train/{key}", number, done)
+                logs.numbers({f"train/{key}": number for key, number in numbers.items()}, done)
             verdict = Verdict()
-            if writer is not None and (done % config.look_steps == 0 or is_last):
-                verdict = _validate(task, writer, done, folder)
+            if logs is not None and (done % config.look_steps == 0 or is_last):
+                verdict = _validate(task, logs, done, folder)
             interrupted, terminated, collapsed, is_ended = any_rank(
                 signal.SIGINT in caught, signal.SIGTERM in caught, verdict.collapse is not None, bool(task.gate.ended)
             )
@@ -217,12 +221,12 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 raise DataError(verdict.collapse or "the leader has ended the run")
             is_last = is_last or is_ended
             stops = interrupted or terminated
-            if writer is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
-                writer.flush()  # the steps up to here will not be logged again
-                save_state(task.state(), done, folder)
+            if logs is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
+                logs.flush()  # the steps up to here will not be logged again
+                save_state(task.state(), done, folder, stamp)
                 saved = time.monotonic()
             if (
-                writer is not None
+                logs is not None
                 and config.export_minutes is not None
                 and time.monotonic() - exported > 60 * config.export_minutes
             ):
@@ -241,12 +245,11 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     return True
 
 
-def _validate(task: Task, writer: SummaryWriter, step: int, folder: Path) -> Verdict:
+def _validate(task: Task, logs: Logs, step: int, folder: Path) -> Verdict:
     numbers, pictures = task.validate()
-    for key, number in numbers.items():
-        writer.add_scalar(f"val/{key}", number, step)
+    logs.numbers({f"val/{key}": number for key, number in numbers.items()}, step)
     for key, picture in pictures.items():
-        writer.add_image(key, ((picture.clamp(-1, 1) + 1) / 2).cpu(), step)
+        logs.picture(key, picture, step)
     tqdm.write(f"step {step}: " + ", ".join(f"{key} {number:.4g}" for key, number in numbers.items()))
     verdict = task.gate.judge(step, numbers)
     if verdict.keep is not None:

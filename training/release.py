@@ -17,6 +17,7 @@ from dalle.checkpoint.vocabulary import read_vocabulary
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
 from training.command import run_function
+from training.next_step import after_release
 from training.token_shards import codes_digest
 
 __all__ = ["release"]
@@ -74,7 +75,7 @@ def release(
 
 
 def main() -> None:
-    run_function(release, "training.release")
+    run_function(release, "training.release", after_release)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     config.json         the configuration; a run with another configuration is refused
     inputs.json         digests of tokenizers and numbers of pairs; a run with others is refused
-    state.safetensors   every tensor of modules and optimizers; in its header, the number of steps done
+    state.safetensors   every tensor of modules and optimizers; `stamp`, JSON with seed, version of the code and
+                        inputs; in its header, the number of steps done
     tensorboard/        scalars and pictures
     model/              the trained model, written at the end of the run
     healthy/, best/     the model that stage 1 or 2 keeps beside it (see `gates`)
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from dalle.errors import DataError
 from dalle.files import atomic_file, atomic_write, check_claimed, names_in
+from training.provenance import check_stamp
 
 __all__ = ["Parts", "claim_folder", "claimed", "locked", "restore_state", "save_state", "saved_step"]
 
@@ -35,11 +37,13 @@ Parts = Mapping[str, nn.Module | torch.optim.Optimizer]
 STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
+STAMP = "stamp"
+"""The tensor with the JSON of where a run comes from."""
 LOCK_FILE = ".lock"
 FOLDERS = ("tensorboard", "model", "healthy", "best")
 NEW_PARTS = {"gate"}
 """Parts that the state of a run of an earlier version may lack."""
-FREE_FIELDS = {"export_minutes"}
+FREE_FIELDS = {"export_minutes", "log"}
 """Fields of a configuration that may change when a run is resumed, as they do not affect the training."""
 
 
@@ -62,7 +66,7 @@ def claim_folder(
     check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, *FOLDERS, *names))
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / CONFIG_FILE, config, defaults)
-    _claim(folder / INPUTS_FILE, inputs)
+    _claim(folder / INPUTS_FILE, inputs, inputs)  # an earlier version of the program may have had fewer of them
 
 
 @contextmanager
@@ -142,9 +146,9 @@ def locked(folder: Path, *, keep: bool = True) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def save_state(parts: Parts, step: int, folder: Path) -> None:
+def save_state(parts: Parts, step: int, folder: Path, stamp: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write the tensors of the parts and the number of steps done. Replaces the state that was saved before,
-    atomically."""
+    atomically. stamp: where the run comes from (see `training.provenance`)."""
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
@@ -152,6 +156,8 @@ def save_state(parts: Parts, step: int, folder: Path) -> None:
         else:
             for index, values in part.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
+    if stamp:  # a tensor, since a header of several fields has them in any order
+        tensors[STAMP] = torch.frombuffer(bytearray(json.dumps(dict(stamp)).encode()), dtype=torch.uint8)
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with atomic_file(folder / STATE_FILE, part=folder / f"{STATE_FILE}.part", fsync=True) as unfinished:
         save_file(contiguous, unfinished, {"step": str(step)})
@@ -170,10 +176,10 @@ def saved_step(folder: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-def restore_state(parts: Parts, folder: Path) -> int:
+def restore_state(parts: Parts, folder: Path, stamp: Mapping[str, str] = MappingProxyType({})) -> int:
     """Load the saved state into the parts. Returns the number of steps done; 0 if no state was saved.
 
-    Raises `DataError` for a damaged file.
+    Raises `DataError` for a damaged file, and for one with another stamp than this.
     """
     path = folder / STATE_FILE
     if not path.exists():
@@ -184,6 +190,8 @@ def restore_state(parts: Parts, folder: Path) -> int:
             step = int(file.metadata()["step"])
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+    if STAMP in tensors:
+        check_stamp(json.loads(bytes(tensors[STAMP].tolist())), stamp, path)
     for name, part in parts.items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
         if name in NEW_PARTS and not own:

@@ -5,6 +5,7 @@ codebook is initialised from latents of the encoder, so that every vector is in 
 use are replaced by latents. If it collapses nevertheless, the run stops and `RUN/healthy` has the last healthy model.
 
 `torchrun --nproc-per-node N -m training.vq PRESET` trains on N devices.
+`python -m training.vq PRESET --dry-run` writes nothing, and prints parameters, memory and hours of the run.
 
 Exit codes: 0 done, 2 a mistake of the caller or a collapsed codebook, 4 stopped by SIGTERM, 130 by Ctrl-C. The same
 command resumes the run.
@@ -23,7 +24,7 @@ from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
-from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
+from dalle.vq.vqgan import ImageTokenizer
 from training.command import run_preset
 from training.distributed import (
     WHOLE,
@@ -36,21 +37,26 @@ from training.distributed import (
     means,
     quiet_followers,
 )
+from training.dry_run import dry_run
 from training.gates import CodebookHealth, Gate
 from training.hardware import autocast
-from training.loop import LoopConfig, train
+from training.loop import train
 from training.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
+from training.next_step import after_vq
 from training.optimization import WeightAverage, adamw, clip_and_step
 from training.pairs.epochs import WeightedEpochs
 from training.pairs.problems import PROBLEMS_FILE, Broken
 from training.pairs.shards import PairShards, find_shards, from_pixels
 from training.perturbation import CodePerturbation
+from training.provenance import about_run, data_digest
 from training.run_folder import Parts
+from training.small_data import misfits_of_vq
 from training.validation import validate_tokenizer
 from training.vq_config import VQTrainingConfig
+from training.vq_presets import PRESETS
 
-__all__ = ["PRESETS", "VQTask", "emoji", "run", "tiny", "trainable"]
+__all__ = ["PRESETS", "VQTask", "run", "trainable"]
 
 
 def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
@@ -122,6 +128,7 @@ class VQTask:
 
         with quiet_followers():
             self.pairs = PairShards(find_shards(config.train_shards), progress=True, max_broken=config.max_broken)
+        self.digest = data_digest(self.pairs.paths)
         self.val_pairs = PairShards(find_shards(config.val_shards), max_broken=config.max_broken)
         self.broken = Broken(
             file=Path(config.run, PROBLEMS_FILE),
@@ -158,8 +165,8 @@ class VQTask:
         return parts if self.lecam is None else parts | {"lecam": self.lecam}
 
     def inputs(self) -> dict[str, str | int]:
-        """The number of training pairs: a run resumes only with the same."""
-        return {"train_pairs": len(self.pairs)}
+        """The number of training pairs and their digest: a run resumes only with the same."""
+        return {"train_pairs": len(self.pairs), "data_digest": self.digest}
 
     def _images(self, numbers: np.ndarray) -> Tensor:
         if self.device.type == "cuda":
@@ -239,52 +246,23 @@ class VQTask:
         return validate_tokenizer(self.average.module, self.val_pairs, self.device, self.broken)
 
     def export(self, folder: Path, step: int) -> None:
-        about = {"image_tokenizer_steps": str(step)}
+        about = about_run(self.config.loop.seed, self.inputs()) | {"image_tokenizer_steps": str(step)}
         save_checkpoint(
             folder, name="image tokenizer", image_tokenizer=self.average.module, about=about, overwrite=True
         )
 
 
-def emoji() -> VQTrainingConfig:
-    """Image tokenizer of the next default model: 16 x 16 codes for a picture of 128 x 128 pixels with transparency."""
-    return VQTrainingConfig(
-        run="runs/vq-emoji",
-        model=ImageTokenizerConfig(
-            channels=4,
-            patch_size=4,
-            widths=(64, 128),
-            decoder_widths=(96, 192),
-            num_res_blocks=1,
-            norm_groups=16,
-            encoder_middle_attention=False,
-            blank_code=0,
-        ),
-        loop=LoopConfig(steps=8000, batch_size=32, average_decay=0.998, look_steps=500, save_minutes=3.0),
-    )
-
-
-def tiny() -> VQTrainingConfig:
-    """A test that everything runs, in a minute on one core; it learns no useful pictures."""
-    return VQTrainingConfig(
-        run="runs/vq-tiny",
-        model=ImageTokenizerConfig(
-            patch_size=8, widths=(16, 32), num_res_blocks=1, norm_groups=8, codebook_size=64, codebook_dim=8
-        ),
-        loop=LoopConfig(steps=60, batch_size=8, warmup_steps=10, look_steps=30, log_steps=5),
-        unquantized_steps=20,
-    )
-
-
-PRESETS = {"emoji": emoji, "tiny": tiny}
-
-
 def run(config: VQTrainingConfig) -> bool:
     """Train the stage, or resume its run; see `training.loop.train`."""
-    return train(VQTask(config), config.loop, Path(config.run), config)
+    task = VQTask(config)
+    if task.share.leads:
+        for misfit in misfits_of_vq(config, len(task.pairs)):
+            print(f"note: {misfit}")
+    return train(task, config.loop, Path(config.run), config)
 
 
 def main() -> None:
-    run_preset("training.vq", __doc__, PRESETS, run)
+    run_preset("training.vq", __doc__, PRESETS, run, dry_run=lambda config: dry_run(VQTask, config), after=after_vq)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from dalle.errors import DataError
 from dalle.files import CannotWriteError
 from tests.support.tasks import Interrupted, Line, assert_same_run, config, run, steps_done
-from training import vq
+from training import vq_presets
 from training.decoder_config import DecoderTrainingConfig
 from training.run_folder import claim_folder, locked
 from training.vq_config import VQTrainingConfig
@@ -121,7 +121,7 @@ def test_nested_configurations_have_defaults_too() -> None:
     defaults = VQTrainingConfig.defaults()
     assert defaults["loop"]["warmup_steps"] == 200 and "steps" not in defaults["loop"]
     assert defaults["model"]["channels"] == 3 and defaults["start_from"] is None and "run" not in defaults
-    whole = vq.tiny().to_dict()
+    whole = vq_presets.tiny().to_dict()
     assert {*DecoderTrainingConfig.defaults()["loop"]} < {*whole["loop"]}
     assert whole == defaults | whole
 

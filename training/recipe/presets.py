@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dalle.decoder.sampling import SamplingParams
-from training import decoder, vq
+from training import decoder_presets, vq_presets
 from training.decoder_config import DecoderTrainingConfig
 from training.vq_config import VQTrainingConfig
 
@@ -51,10 +51,10 @@ def _sharper(stage_1: VQTrainingConfig, *, steps: int, **changes: Any) -> VQTrai
 def emoji() -> Recipe:
     """The next default model: 256 codes for a picture of 128 x 128 pixels with transparency; about 20 core-hours on a
     CPU."""
-    stage_1 = vq.emoji()
+    stage_1 = vq_presets.emoji()
     return Recipe(
         image_tokenizer=stage_1,
-        decoder=decoder.emoji(),
+        decoder=decoder_presets.emoji(),
         sharper=_sharper(
             stage_1,
             steps=3000,
@@ -75,10 +75,10 @@ def emoji() -> Recipe:
 
 def tiny() -> Recipe:
     """A test that everything runs, in a minute on one core; it learns no useful pictures."""
-    stage_1 = vq.tiny()
+    stage_1 = vq_presets.tiny()
     return Recipe(
         image_tokenizer=dataclasses.replace(stage_1, model=dataclasses.replace(stage_1.model, channels=4)),
-        decoder=decoder.tiny(),
+        decoder=decoder_presets.tiny(),
         sharper=_sharper(
             stage_1,
             steps=20,
