@@ -2,7 +2,7 @@
 
 Hidden matrices are trained by Muon (Jordan et al. 2024), all other weights by AdamW. Some rows have the null caption
 instead of their own, so that the decoder also has an unconditional branch, which classifier-free guidance needs (Ho and
-Salimans 2022, arXiv 2207.12598).
+Salimans 2022, arXiv 2207.12598). `RUN/best` has the model with the lowest `val/image_loss` of the run.
 
 `torchrun --nproc-per-node N -m training.decoder PRESET` trains on N devices.
 
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_checkpoint, save_checkpoint
@@ -27,16 +26,19 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from training.codes import TokenShards, codes_digest, load_stage_1
+from training.codes import load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
 from training.distributed import current_share, data_parallel, means, unsynchronized
 from training.drawing import drawn_above_real
-from training.hardware import autocast
+from training.gates import BestModel
 from training.loop import LoopConfig, train
+from training.losses.prediction import prediction_losses
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
-from training.pairs.shards import WeightedEpochs, find_shards
+from training.pairs.epochs import WeightedEpochs
+from training.pairs.shards import find_shards
 from training.run_folder import Parts
+from training.token_shards import TokenShards, codes_digest
 
 __all__ = ["PRESETS", "DecoderTask", "emoji", "run", "tiny"]
 
@@ -62,6 +64,7 @@ class DecoderTask:
         self.embedding_head = self._new_embedding_head()
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
         self.matrix_optimizer, self.optimizer = self._optimizers()
+        self.gate = BestModel(config.patience, run=config.run)
         if config.recompute:
             recompute_activations(self.model.blocks)
         modules = [self.model] if self.embedding_head is None else [self.model, self.embedding_head]
@@ -70,7 +73,7 @@ class DecoderTask:
             self.model.compile(dynamic=True)  # dynamic, as the longest caption decides the length of a batch
         self.null_ids = self.text_tokenizer.null_ids
         self.epochs = WeightedEpochs(
-            self.rows.weights.double().numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
+            self.rows.weights.numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
         )
 
     def _new_model(self) -> Decoder:
@@ -140,6 +143,7 @@ class DecoderTask:
             "average": self.average,
             "matrix_optimizer": self.matrix_optimizer,
             "optimizer": self.optimizer,
+            "gate": self.gate,
         }
         return parts if self.embedding_head is None else parts | {"embedding_head": self.embedding_head}
 
@@ -164,24 +168,17 @@ class DecoderTask:
         return (text_ids[:, 1:] != self.model.config.pad_id).sum()
 
     def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Mean cross-entropy in nats of text ids, padding left out, and of codes; with an embedding head, also the mean
-        of 1 - cosine between predicted and true codebook vectors."""
-        with autocast(self.device, self.config.loop.precision):
-            text_hidden, hidden = model.hidden_rows(text_ids, input_codes)
-            text_logits, image_logits = model.text_logits(text_hidden), model.image_logits(hidden)
-        targets = text_ids[:, text_ids.shape[1] - text_logits.shape[1] :]
-        targets = targets.masked_fill(targets == model.config.pad_id, -100)
-        losses = {
-            "text_loss": F.cross_entropy(text_logits.float().flatten(0, 1), targets.flatten()),
-            "image_loss": F.cross_entropy(image_logits.float().flatten(0, 1), codes.flatten()),
-        }
+        vectors = None
         if self.embedding_head is not None:
             assert isinstance(self.image_tokenizer, ImageTokenizer)
             with torch.no_grad():
-                rows = self.image_tokenizer.quantizer.decode(codes.flatten(1))
-            likeness = F.cosine_similarity(self.embedding_head(hidden.float()), rows, dim=-1)
-            losses["embedding_loss"] = 1 - likeness.mean()
-        return losses
+                vectors = self.image_tokenizer.quantizer.decode(codes.flatten(1))
+        return prediction_losses(
+            *(model, text_ids, input_codes, codes, self.config.loop.precision),
+            embedding_head=self.embedding_head,
+            vectors=vectors,
+            with_z_loss=self.config.z_loss_weight > 0,
+        )
 
     def _weighted_losses(self, part: Mapping[str, Tensor], num_rows: int, num_targets: Tensor) -> dict[str, Tensor]:
         """The losses of some rows of a batch, weighted such that their sum over all its parts is that of the batch; and
@@ -194,6 +191,8 @@ class DecoderTask:
         loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
         if "embedding_loss" in losses:
             loss = loss + config.embedding_weight * losses["embedding_loss"]
+        if "z_loss" in losses:
+            loss = loss + config.z_loss_weight * losses["z_loss"]
         return {"loss": loss} | losses
 
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
@@ -218,12 +217,13 @@ class DecoderTask:
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: losses on equally many rows of validation and training, each with its first
-        caption and view; and pictures drawn for validation captions, above reconstructions of the real ones."""
+        caption and view; and pictures drawn for validation captions with guidance and without, above reconstructions of
+        the real ones."""
         model = self.average.module
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_VALIDATION_ROWS, len(rows.codes))).long()
-            text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes[:, 0]))
+            text_ids, codes = (ids[chosen, 0].long().to(self.device) for ids in (rows.text_ids, rows.codes))
             losses = self._losses(model, text_ids, codes, codes)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
         pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids)

@@ -17,7 +17,7 @@ class DecoderTrainingConfig(Config):
     model: DecoderConfig
     loop: LoopConfig
     run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
+    """Run folder: configuration, state, TensorBoard scalars and pictures, `best`, and at the end `model`."""
     name: str = "emoji"
     """Name of the model, which the receipts in its pictures state."""
     image_tokenizer: str = "runs/vq-emoji/model"
@@ -25,9 +25,9 @@ class DecoderTrainingConfig(Config):
     text_tokenizer: str = "runs/bpe/tokenizer.json"
     """Text tokenizer, as `python -m training.bpe` writes it, whose ids the token shards hold."""
     train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
-    """Token shards to train on: files, folders or glob patterns."""
+    """Token shards to train on: files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("runs/codes/val/*.safetensors",)
-    """Token shards to validate on: files, folders or glob patterns."""
+    """Token shards to validate on: files, folders, glob patterns or URLs."""
     matrix_rate: float = 0.02
     """Peak learning rate of Muon, for the matrices of the blocks."""
     learning_rate: float = 3e-3
@@ -48,6 +48,12 @@ class DecoderTrainingConfig(Config):
     """Weight of an auxiliary loss: a linear layer on the hidden states predicts the codebook vector of the next code,
     1 - cosine. It teaches the decoder which codes are similar (reAR, arXiv 2510.04450). The layer is not exported.
     0: no such loss."""
+    z_loss_weight: float = 0.0
+    """Weight of the z-loss, the mean square of log Z over the codes, where Z is the sum of the exponentials of a code's
+    logits (PaLM, arXiv 2204.02311): it keeps logits from drifting, which half precision does not bear; 1e-4 is usual.
+    0: no such loss."""
+    patience: int | None = None
+    """Validations without a lower `val/image_loss` after which the run ends; None: it takes all its steps."""
     micro_batch_size: int | None = None
     """Rows of a batch that a process computes at once, their gradients accumulated: less memory for the same step.
     None: all of them."""
@@ -61,7 +67,7 @@ class DecoderTrainingConfig(Config):
     """Model directory whose decoder is trained further; its shape replaces `model`. None: new weights."""
 
     def __post_init__(self) -> None:
-        for name in ("text_loss_weight", "image_loss_weight", "weight_decay", "embedding_weight"):
+        for name in ("text_loss_weight", "image_loss_weight", "weight_decay", "embedding_weight", "z_loss_weight"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("matrix_rate", "learning_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
@@ -70,4 +76,5 @@ class DecoderTrainingConfig(Config):
             self.micro_batch_size is None or self.micro_batch_size >= 1,
             f"micro_batch_size is {self.micro_batch_size}; it must be at least 1",
         )
+        require(self.patience is None or self.patience >= 1, f"patience is {self.patience}; it must be at least 1")
         require(0 <= self.code_noise <= 1, f"code_noise is {self.code_noise}; it must be in [0, 1]")

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.nn.functional import all_reduce
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,6 +39,7 @@ __all__ = [
     "gathered",
     "joined",
     "mean",
+    "mean_with_gradient",
     "means",
     "quiet_followers",
     "require_equal_shares",
@@ -189,6 +191,13 @@ def mean(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / share.count
+
+
+def mean_with_gradient(value: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks. A loss that depends on it, averaged over ranks, has the gradient of the loss
+    of the whole batch."""
+    share = current_share()
+    return value if share.count == 1 else all_reduce(value) / share.count
 
 
 def means(scalars: Mapping[str, Tensor]) -> dict[str, Tensor]:

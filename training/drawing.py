@@ -7,28 +7,32 @@ from torch import Tensor
 from dalle.decoder.decoder import Decoder
 from dalle.images import composite
 from dalle.vq.kinds import AnyImageTokenizer
-from training.codes import TokenShards
+from training.token_shards import TokenShards
 
 __all__ = ["drawn_above_real"]
 
 NUM_PICTURES = 8
+GUIDANCE_SCALE = 3.0
 
 
 def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: TokenShards, null_ids: Tensor) -> Tensor:
-    """A grid (3, 2 H, 8 W) in [-1, 1]: pictures that the decoder draws for the first captions of rows, above
-    reconstructions of their real ones."""
+    """A grid (3, 3 H, 8 W) in [-1, 1]: pictures that the decoder draws for captions of rows with guidance, those that
+    it draws with the same seeds without, and reconstructions of the real ones. Captions and seeds are always the
+    same."""
     from dalle.decoder.engine import Engine
     from dalle.decoder.request import Request
     from dalle.decoder.sampling import SamplingParams
 
     chosen = torch.linspace(0, len(rows.codes) - 1, NUM_PICTURES).long()
     engine = Engine(model, num_slots=2 * NUM_PICTURES)
-    params = SamplingParams(guidance_scale=3.0)
-    requests = [
-        Request(text_ids=rows.text_ids[i, 0].long(), null_ids=null_ids, params=params, seed=i, index=0)
-        for i in chosen.tolist()
-    ]
-    drawn = model.layout.grid(torch.stack(engine.run(requests)))
-    codes = torch.cat([drawn.cpu(), rows.codes[chosen, 0].long()]).to(model.embedding.weight.device)
+    captions, drawn = rows.text_ids[chosen, 0].long(), []
+    for scale in (GUIDANCE_SCALE, 1.0):
+        params = SamplingParams(guidance_scale=scale)
+        requests = [
+            Request(text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=0)
+            for seed, text_ids in zip(chosen.tolist(), captions, strict=True)
+        ]
+        drawn.append(model.layout.grid(torch.stack(engine.run(requests))).cpu())
+    codes = torch.cat([*drawn, rows.codes[chosen, 0].long()]).to(model.embedding.weight.device)
     pictures = composite(image_tokenizer.decode(codes))
-    return rearrange(pictures, "(two b) c h w -> c (two h) (b w)", two=2)
+    return rearrange(pictures, "(three b) c h w -> c (three h) (b w)", three=3)

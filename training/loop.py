@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from dalle.config import Config, require, require_at_least
 from dalle.device import choose_device, keep_memory
-from dalle.errors import DalleError
+from dalle.errors import DalleError, DataError
 from training.distributed import any_rank, current_share, require_equal_shares, wait_for_all
+from training.gates import Gate, Verdict
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
 __all__ = ["LoopConfig", "Task", "train"]
@@ -87,6 +88,10 @@ class LoopConfig(Config):
 
 class Task(Protocol):
     """The interface between a stage and the loop."""
+
+    @property
+    def gate(self) -> Gate:
+        """The judge of validations; among the modules of `state`, if it remembers anything."""
 
     def state(self) -> Parts:
         """Modules and optimizers that change from step to step, by name: what is saved and restored."""
@@ -151,8 +156,9 @@ def train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) ->
 
     Returns False if SIGTERM stopped the run before the end, and raises KeyboardInterrupt if Ctrl-C (SIGINT) did; its
     state is saved then, and the same call resumes it. A signal to any process stops all of them after the same step.
+    The task's gate may keep models in other folders beside `model`, and end the run before `config.steps`.
     Raises `ConfigError` for a batch that the processes cannot share evenly; `DataError` for a folder that holds another
-    run or is in use, and when the loss is no longer finite.
+    run or is in use, when the loss is no longer finite, and when the gate finds a collapse.
     """
     share = current_share()
     require_equal_shares(config.batch_size, share)
@@ -167,11 +173,12 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
     keep_memory()
     device = choose_device(config.device)
     leads = current_share().leads
-    start = restore_state(task.state(), folder) or config.first_step
+    done = start = restore_state(task.state(), folder) or config.first_step
+    last = start if task.gate.ended else config.steps
     loader = DataLoader(
         _Batches(task),
         batch_size=None,
-        sampler=range(start, config.steps),
+        sampler=range(start, last),
         num_workers=0 if device.type == "cuda" else config.workers,
         worker_init_fn=_start_worker,
     )
@@ -184,7 +191,7 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
         _stop_signal() as caught,
         tqdm(total=config.steps, initial=start, desc=folder.name, unit="step", disable=not leads) as bar,
     ):
-        for step, batch in zip(range(start, config.steps), loader, strict=True):
+        for step, batch in zip(range(start, last), loader, strict=True):
             if isinstance(batch, DalleError):
                 raise batch
             torch.manual_seed((config.seed << 32) + step)
@@ -198,9 +205,17 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 bar.set_postfix({"loss": f"{numbers['loss']:.4f}"})
                 for key, number in numbers.items():
                     writer.add_scalar(f"train/{key}", number, done)
+            verdict = Verdict()
             if writer is not None and (done % config.look_steps == 0 or is_last):
-                _validate(task, writer, done)
-            interrupted, terminated = any_rank(signal.SIGINT in caught, signal.SIGTERM in caught)
+                verdict = _validate(task, writer, done, folder)
+            interrupted, terminated, collapsed, is_ended = any_rank(
+                signal.SIGINT in caught, signal.SIGTERM in caught, verdict.collapse is not None, bool(task.gate.ended)
+            )
+            if collapsed:
+                if verdict.collapse is None:
+                    wait_for_all()  # in vain: the leader ends with the reason
+                raise DataError(verdict.collapse or "the leader has ended the run")
+            is_last = is_last or is_ended
             stops = interrupted or terminated
             if writer is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
                 writer.flush()  # the steps up to here will not be logged again
@@ -219,15 +234,23 @@ def _train(task: Task, config: LoopConfig, folder: Path) -> bool:
                 if interrupted:
                     raise KeyboardInterrupt
                 return False
+            if is_last:
+                break
     if leads:
-        task.export(folder / "model", config.steps)
+        task.export(folder / "model", done)
     return True
 
 
-def _validate(task: Task, writer: SummaryWriter, step: int) -> None:
+def _validate(task: Task, writer: SummaryWriter, step: int, folder: Path) -> Verdict:
     numbers, pictures = task.validate()
     for key, number in numbers.items():
         writer.add_scalar(f"val/{key}", number, step)
     for key, picture in pictures.items():
         writer.add_image(key, ((picture.clamp(-1, 1) + 1) / 2).cpu(), step)
     tqdm.write(f"step {step}: " + ", ".join(f"{key} {number:.4g}" for key, number in numbers.items()))
+    verdict = task.gate.judge(step, numbers)
+    if verdict.keep is not None:
+        task.export(folder / verdict.keep, step)
+    if verdict.ends is not None:
+        tqdm.write(verdict.ends)
+    return verdict

@@ -5,6 +5,7 @@
     state.safetensors   every tensor of modules and optimizers; in its header, the number of steps done
     tensorboard/        scalars and pictures
     model/              the trained model, written at the end of the run
+    healthy/, best/     the model that stage 1 or 2 keeps beside it (see `gates`)
 
 Nothing else needs saving: every random number of a step is a function of (seed, step).
 """
@@ -35,6 +36,9 @@ STATE_FILE = "state.safetensors"
 CONFIG_FILE = "config.json"
 INPUTS_FILE = "inputs.json"
 LOCK_FILE = ".lock"
+FOLDERS = ("tensorboard", "model", "healthy", "best")
+NEW_PARTS = {"gate"}
+"""Parts that the state of a run of an earlier version may lack."""
 FREE_FIELDS = {"export_minutes"}
 """Fields of a configuration that may change when a run is resumed, as they do not affect the training."""
 
@@ -55,7 +59,7 @@ def claim_folder(
     Raises `CannotWriteError` if the folder has files of these names that no run has written; `DataError` if it holds a
     run with another configuration or other inputs, or if its files cannot be read.
     """
-    check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, "tensorboard", "model", *names))
+    check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, *FOLDERS, *names))
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / CONFIG_FILE, config, defaults)
     _claim(folder / INPUTS_FILE, inputs)
@@ -182,6 +186,8 @@ def restore_state(parts: Parts, folder: Path) -> int:
         raise _unreadable(path, error) from error
     for name, part in parts.items():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
+        if name in NEW_PARTS and not own:
+            continue
         if isinstance(part, nn.Module):
             part.load_state_dict(own)
         else:

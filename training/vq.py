@@ -2,11 +2,12 @@
 
 Two measures keep the codebook from collapsing. Training begins without quantization; after `unquantized_steps` the
 codebook is initialised from latents of the encoder, so that every vector is in use at once. Vectors that fall out of
-use are replaced by latents.
+use are replaced by latents. If it collapses nevertheless, the run stops and `RUN/healthy` has the last healthy model.
 
 `torchrun --nproc-per-node N -m training.vq PRESET` trains on N devices.
 
-Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
+Exit codes: 0 done, 2 a mistake of the caller or a collapsed codebook, 4 stopped by SIGTERM, 130 by Ctrl-C. The same
+command resumes the run.
 """
 
 import dataclasses
@@ -16,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.device import choose_device
 from dalle.errors import DataError
-from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.command import run_preset
@@ -37,19 +36,21 @@ from training.distributed import (
     means,
     quiet_followers,
 )
+from training.gates import CodebookHealth, Gate
 from training.hardware import autocast
 from training.loop import LoopConfig, train
-from training.losses.adversarial import PatchDiscriminator, discriminator_loss
+from training.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
 from training.optimization import WeightAverage, adamw, clip_and_step
-from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.pairs.epochs import WeightedEpochs
+from training.pairs.problems import PROBLEMS_FILE, Broken
+from training.pairs.shards import PairShards, find_shards, from_pixels
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
+from training.validation import validate_tokenizer
 from training.vq_config import VQTrainingConfig
 
 __all__ = ["PRESETS", "VQTask", "emoji", "run", "tiny", "trainable"]
-
-NUM_VALIDATION_PICTURES = 256
 
 
 def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
@@ -58,16 +59,19 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
     model = load_image_tokenizer(folder)
     if not isinstance(model, ImageTokenizer) or model.config.decode_only or model.config.wavelet_head:
         raise DataError(f"{folder} is not a VQGAN with encoder and decoder of one resolution, which training needs")
-    if model.config.quantizer != "nearest" and not config.only_decoder:
+    if config.entropy_weight > 0 and not model.quantizer.has_codebook:
+        raise DataError(f"{folder} has no codebook to learn, which entropy_weight needs: set it to 0")
+    if model.config.quantizer == "gumbel" and not config.only_decoder:
         raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
     return model
 
 
 @lru_cache(maxsize=1)
-def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int) -> Tensor:
+def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int, broken: Broken) -> Tensor:
     """Every picture of the shards, on the device, as (M, C, H, W) uint8; cached for the next run in this process on the
     same shards. 20,000 pictures of 128 x 128 pixels with alpha are 1.3 GB."""
-    return PairShards(shards).pictures(channels=channels).to(device)
+    pairs = PairShards(shards, max_broken=broken.max_share)
+    return pairs.pictures(channels=channels, broken=broken).to(device)
 
 
 class VQTask:
@@ -83,20 +87,28 @@ class VQTask:
         self.model = model.to(self.device).train()
         self.model.requires_grad_(not config.only_decoder)
         self.model.decoder.requires_grad_(True)
-        self.model.quantizer.codebook.requires_grad_(config.codebook == "gradient" and not config.only_decoder)
+        self.learns_codebook = self.model.quantizer.has_codebook and not config.only_decoder
+        if self.model.quantizer.has_codebook:
+            self.model.quantizer.codebook.requires_grad_(self.learns_codebook and config.codebook == "gradient")
         self.perturbation = CodePerturbation(config.random_codes, config.drawn_by, self.model, self.device, self.share)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
-        self.codebook_average = CodebookAverage(
-            self.model.quantizer,
-            decay=config.codebook_decay,
-            restart_below=config.restart_below,
-            fixed_code=self.model.config.blank_code,
-        )
+        self.codebook_average = None
+        if self.model.quantizer.has_codebook:
+            self.codebook_average = CodebookAverage(
+                self.model.quantizer,
+                decay=config.codebook_decay,
+                restart_below=config.restart_below,
+                fixed_code=self.model.config.blank_code,
+            )
         self.optimizer = self._optimizer(self.model)
+        first = config.unquantized_steps if config.start_from is None else 0
+        # with only_decoder, the codes stay as they are
+        self.gate = Gate() if config.only_decoder else CodebookHealth(config.health, first_step=first, run=config.run)
         if config.compile:
             self.model.encoder.compile()
             self.model.decoder.compile()
         self.discriminator = None
+        self.lecam = LeCam().to(self.device) if config.lecam_weight > 0 else None
         if config.adversarial_weight > 0:
             discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
             self.discriminator = discriminator.to(self.device)
@@ -109,8 +121,13 @@ class VQTask:
         self.reconstruct = data_parallel(self.loss, self.model, some_unused=config.codebook == "gradient")
 
         with quiet_followers():
-            self.pairs = PairShards(find_shards(config.train_shards), progress=True)
-        self.val_pairs = PairShards(find_shards(config.val_shards))
+            self.pairs = PairShards(find_shards(config.train_shards), progress=True, max_broken=config.max_broken)
+        self.val_pairs = PairShards(find_shards(config.val_shards), max_broken=config.max_broken)
+        self.broken = Broken(
+            file=Path(config.run, PROBLEMS_FILE),
+            num_pairs=len(self.pairs) + len(self.val_pairs),
+            max_share=config.max_broken,
+        )
         self.channels = self.model.config.channels
         if self.channels == 4 and not self.pairs.has_transparency():
             raise DataError(
@@ -131,12 +148,14 @@ class VQTask:
         parts: dict[str, nn.Module | torch.optim.Optimizer] = {
             "model": self.model,
             "average": self.average,
-            "codebook_average": self.codebook_average,
             "optimizer": self.optimizer,
+            "gate": self.gate,
         }
+        if self.codebook_average is not None:
+            parts["codebook_average"] = self.codebook_average
         if self.discriminator is not None:
             parts |= {"discriminator": self.discriminator, "discriminator_optimizer": self.discriminator_optimizer}
-        return parts
+        return parts if self.lecam is None else parts | {"lecam": self.lecam}
 
     def inputs(self) -> dict[str, str | int]:
         """The number of training pairs: a run resumes only with the same."""
@@ -145,9 +164,9 @@ class VQTask:
     def _images(self, numbers: np.ndarray) -> Tensor:
         if self.device.type == "cuda":
             with quiet_followers():
-                pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels)
+                pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels, self.broken)
             return from_pixels(pixels[torch.from_numpy(numbers).to(self.device)])
-        return self.pairs.images(numbers, channels=self.channels)
+        return self.pairs.images(numbers, channels=self.channels, broken=self.broken)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         return self._batch(step, self.share)
@@ -167,8 +186,8 @@ class VQTask:
         config = self.config
         generator = torch.Generator().manual_seed((config.loop.seed << 32) + step)
         warming = config.start_from is None and step < config.unquantized_steps
-        if config.start_from is None and step == config.unquantized_steps:
-            self._start_codebook(step, generator)
+        if config.start_from is None and step == config.unquantized_steps and self.codebook_average is not None:
+            self._start_codebook(self.codebook_average, step, generator)
 
         made: Reconstruction = self.reconstruct(step, batch, generator, warming)
         made.loss.backward()
@@ -177,11 +196,12 @@ class VQTask:
         scalars |= clip_and_step([self.optimizer], config.loop, step, losses["loss"])
 
         codes = gathered(made.quantized.codes)
-        if not warming and config.codebook == "average" and not config.only_decoder:
+        average = self.codebook_average if self.learns_codebook and config.codebook == "average" else None
+        if not warming and average is not None:
             quantized = dataclasses.replace(made.quantized, latents=gathered(made.quantized.latents), codes=codes)
-            scalars["restarted"] = self.codebook_average.update(self.model.quantizer, quantized, generator)
-            from_leader(self.model.quantizer.codebook, self.codebook_average.counts, self.codebook_average.sums)
-        counts = torch.bincount(codes.flatten(), minlength=len(self.model.quantizer.codebook))
+            scalars["restarted"] = average.update(self.model.quantizer, quantized, generator)
+            from_leader(self.model.quantizer.codebook, average.counts, average.sums)
+        counts = torch.bincount(codes.flatten(), minlength=self.model.config.codebook_size)
         scalars["batch_usage"], scalars["batch_perplexity"] = codebook_statistics(counts)
         if self.discriminator is not None:
             self.discriminator_optimizer.zero_grad(set_to_none=True)  # the adversarial loss left gradients here
@@ -196,44 +216,27 @@ class VQTask:
         assert self.discriminator is not None
         with autocast(self.device, self.config.loop.precision):
             verdicts = self.discriminator(real).float(), self.discriminator(fake).float()
-        return discriminator_loss(*verdicts)
+        loss = discriminator_loss(*verdicts)
+        if self.lecam is not None:
+            loss = loss + self.config.lecam_weight * self.lecam(*verdicts)
+            self.lecam.update(*verdicts)
+        return loss
 
     @torch.no_grad()
-    def _start_codebook(self, step: int, generator: torch.Generator) -> None:
+    def _start_codebook(self, average: CodebookAverage, step: int, generator: torch.Generator) -> None:
         latents: list[Tensor] = []
-        num_codes = len(self.model.quantizer.codebook)
+        num_codes = self.model.config.codebook_size
         while sum(len(part) for part in latents) < 2 * num_codes and len(latents) < 64:
             images = self._batch(step + len(latents), WHOLE)["images"].to(self.device)
             blank = self.model.blank_patches(images) & (self.model.config.blank_code is not None)
             latents.append(self.model.latents(images)[~blank])
-        self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
-        from_leader(self.model.quantizer.codebook, self.codebook_average.sums)
+        average.start(self.model.quantizer, torch.cat(latents), generator)
+        from_leader(self.model.quantizer.codebook, average.sums)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
-    @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Validates the averaged weights: mean PSNR in dB over a white background, mean absolute error of alpha in
-        [0, 1], usage and perplexity of the codebook, and a grid of pictures above their reconstructions."""
-        tokenizer = self.average.module
-        size = tokenizer.config.codebook_size
-        errors, alpha_errors, counts, shown = [], [], torch.zeros(size, dtype=torch.int64), None
-        numbers = range(min(NUM_VALIDATION_PICTURES, len(self.val_pairs)))
-        for start in range(0, len(numbers), 32):
-            images = self.val_pairs.images(numbers[start : start + 32], channels=self.channels).to(self.device)
-            codes = tokenizer.encode(images)
-            drawn = tokenizer.decode(codes)
-            if self.channels == 4:
-                alpha_errors.append(((drawn - images)[:, 3] / 2).abs().mean((1, 2)))
-            images, drawn = composite(images), composite(drawn)
-            counts += torch.bincount(codes.flatten(), minlength=size).cpu()
-            errors.append(((drawn - images) / 2).square().mean((1, 2, 3)))
-            if shown is None:
-                shown = rearrange([images[:12], drawn[:12]], "two b c h w -> c (two h) (b w)")
-        assert shown is not None
-        usage, perplexity = codebook_statistics(counts)
-        psnr = -10 * torch.cat(errors).clamp_min(1e-10).log10().mean().item()
-        alpha = {"alpha_error": torch.cat(alpha_errors).mean().item()} if alpha_errors else {}
-        return {"psnr": psnr, **alpha, "usage": usage, "perplexity": perplexity}, {"reconstructions": shown}
+        """Validates the averaged weights; see `training.validation.validate_tokenizer`."""
+        return validate_tokenizer(self.average.module, self.val_pairs, self.device, self.broken)
 
     def export(self, folder: Path, step: int) -> None:
         about = {"image_tokenizer_steps": str(step)}

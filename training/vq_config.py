@@ -5,7 +5,9 @@ from typing import Literal
 
 from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.vq.vqgan import ImageTokenizerConfig
+from training.gates import HealthConfig
 from training.loop import LoopConfig
+from training.pairs.problems import MAX_BROKEN
 
 __all__ = ["VQTrainingConfig"]
 
@@ -17,11 +19,14 @@ class VQTrainingConfig(Config):
     model: ImageTokenizerConfig
     loop: LoopConfig
     run: str
-    """Run folder: configuration, state, TensorBoard scalars and pictures, and at the end `model`."""
+    """Run folder: configuration, state, TensorBoard scalars and pictures, `healthy`, and at the end `model`."""
     train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
-    """Picture-caption shards to train on: tar files, folders or glob patterns."""
+    """Picture-caption shards to train on: tar files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
-    """Picture-caption shards to validate on: tar files, folders or glob patterns."""
+    """Picture-caption shards to validate on: tar files, folders, glob patterns or URLs."""
+    max_broken: float = MAX_BROKEN
+    """Largest share of pairs that may be broken. In the place of a picture that cannot be read, the next one is used,
+    and problems.jsonl in the run folder lists it; more of them stop the run."""
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW, for the image tokenizer and for the discriminator."""
     weight_decay: float = 0.01
@@ -47,8 +52,17 @@ class VQTrainingConfig(Config):
     """Channels of the discriminator's first convolution; a multiple of 4."""
     discriminator_layers: int = 2
     """Number of the discriminator's convolutions with group norm; each but the last halves the resolution."""
+    lecam_weight: float = 0.0
+    """Weight of LeCam regularization in the discriminator's loss, which keeps it from winning on few pictures; 0.001 to
+    0.05 is usual. 0: no such loss."""
     commitment_weight: float = 0.25
     """Weight of the commitment loss, which keeps the encoder's latents near their codebook vectors."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy loss, which lets each patch choose its code clearly and all patches together use all codes
+    (MAGVIT-v2, arXiv 2310.05737): the mean entropy of a patch's soft choice minus the entropy of the mean choice, in
+    nats; 0.1 is usual. It needs memory for a number for each patch of a batch and each code. 0: no such loss."""
+    entropy_temperature: float = 0.01
+    """Temperature of the soft choice: the softmax of negative squared distances divided by it."""
     codebook: Literal["average", "gradient"] = "average"
     """How the codebook is trained: by moving averages of the latents, or by gradient descent."""
     codebook_decay: float = 0.99
@@ -58,6 +72,8 @@ class VQTrainingConfig(Config):
     Only for a codebook that is trained by moving averages."""
     unquantized_steps: int = 300
     """Steps at the start of training without quantization; the codebook is then initialised from latents."""
+    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
+    """When the codebook counts as collapsed, which stops the run."""
     compile: bool = False
     """Compile the networks with `torch.compile`: faster on CUDA; no gain on a CPU."""
     start_from: str | None = None
@@ -72,9 +88,14 @@ class VQTrainingConfig(Config):
     them, so that the decoder half sees the errors that stage 2 makes. Only with `only_decoder`. None: no such codes."""
 
     def __post_init__(self) -> None:
-        for name in "alpha_weight perceptual_weight adversarial_weight commitment_weight weight_decay".split():
+        for name in (
+            *"alpha_weight perceptual_weight adversarial_weight lecam_weight commitment_weight".split(),
+            *("entropy_weight", "weight_decay"),
+        ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be above 0")
+        require(0 <= self.max_broken < 1, f"max_broken is {self.max_broken}; it must be in [0, 1)")
+        for name in ("learning_rate", "entropy_temperature"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")
         require(0 <= self.restart_below < 1, f"restart_below is {self.restart_below}; it must be in [0, 1)")
         require_at_least(self, 16, "perceptual_crop")
@@ -84,6 +105,12 @@ class VQTrainingConfig(Config):
         )
         require_multiple(self, 4, "discriminator_width")
         require_at_least(self, 1, "discriminator_layers")
+        require(not self.lecam_weight or self.adversarial_weight > 0, "lecam_weight needs adversarial_weight above 0")
+        require(not self.only_decoder or not self.entropy_weight, "entropy_weight trains the encoder: not only_decoder")
+        require(
+            not self.entropy_weight or self.start_from is not None or self.model.quantizer == "nearest",
+            f"entropy_weight needs a codebook; the quantizer is {self.model.quantizer}",
+        )
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
         require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
         require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")

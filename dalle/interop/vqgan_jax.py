@@ -133,7 +133,7 @@ def _described(config: ImageTokenizerConfig) -> dict[str, Any]:
         "no 1 x 1 convolutions around the codebook": config.z_channels is None,
         "codes of unit length": config.normalize_codes,
         "a blank code": config.blank_code is not None,
-        "a gumbel quantizer": config.quantizer != "nearest",
+        f"the quantizer {config.quantizer}": config.quantizer != "nearest",
         "a wavelet head": config.wavelet_head,
         "no encoder": config.decode_only,
     }

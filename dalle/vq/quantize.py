@@ -2,7 +2,7 @@
 
 Latents are float tensors (..., D) and codes int64 tensors (...) in [0, K). `encode` and `decode` are inverses on the
 codebook. A quantizer has no state but its codebook (K, D); `CodebookAverage` holds the moving averages of a codebook
-that is not trained by gradient.
+that is not trained by gradient. `dalle.vq.finite_scalar` is a quantizer without a codebook to learn.
 
 Follows VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937), with moving averages from VQ-VAE-2 (Razavi et al. 2019),
 l2-normalised low-dimensional codes from ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627) as in LlamaGen, and the
@@ -42,6 +42,11 @@ class VectorQuantizer(nn.Module):
     the stored vectors may then have any length.
     """
 
+    has_codebook = True
+    """Whether the quantizer has a codebook that is learned, rather than fixed codebook vectors."""
+    codebook: nn.Parameter
+    """(K, D): the codebook; absent if the quantizer has none."""
+
     def __init__(self, codebook_size: int, codebook_dim: int, *, normalize: bool) -> None:
         super().__init__()
         self.normalize = normalize
@@ -59,15 +64,21 @@ class VectorQuantizer(nn.Module):
 
     def encode(self, latents: Tensor) -> Tensor:
         """(..., D) -> (...): code of the nearest vector by squared distance in float32; the lowest in a tie."""
-        flat = self.place(latents).reshape(-1, latents.shape[-1]).float()
-        vectors = self.vectors().float()
-        # |x - v|^2 without |x|^2, which is the same for every codebook vector
-        distances = vectors.square().sum(-1) - 2 * flat @ vectors.T
-        return distances.argmin(-1).reshape(latents.shape[:-1])
+        return self.distances(self.place(latents)).argmin(-1).reshape(latents.shape[:-1])
+
+    def distances(self, places: Tensor) -> Tensor:
+        """(..., D) -> (M, K): squared distances in float32 of latents, as `place` gives them, from every codebook
+        vector, without |x|^2, which is the same for all vectors and changes neither minimum nor softmax."""
+        flat, vectors = places.reshape(-1, places.shape[-1]).float(), self.vectors().float()
+        return vectors.square().sum(-1) - 2 * flat @ vectors.T
 
     def decode(self, codes: Tensor) -> Tensor:
         """(...) -> (..., D): the codebook vectors of codes."""
         return F.embedding(codes, self.vectors())
+
+    def latents_of(self, codes: Tensor) -> Tensor:
+        """(...) -> (..., D): latents that are quantized to these codes with nothing lost."""
+        return self.decode(codes)
 
     def forward(self, latents: Tensor) -> Quantized:
         """(..., D) -> `Quantized`: `decode(encode(latents))` with gradients and losses."""

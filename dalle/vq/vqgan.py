@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.errors import ImageError
+from dalle.vq.finite_scalar import FiniteScalarQuantizer
 from dalle.vq.quantize import GumbelQuantizer, Quantized, VectorQuantizer
 from dalle.vq.vqgan_config import ImageTokenizerConfig
 
@@ -201,6 +202,8 @@ class ImageTokenizer(nn.Module):
             self.encoder = ImageEncoder(config)
         if config.quantizer == "gumbel":
             self.quantizer: VectorQuantizer = GumbelQuantizer(config.codebook_size, config.codebook_dim)
+        elif config.quantizer == "fsq":
+            self.quantizer = FiniteScalarQuantizer(config.levels)
         else:
             self.quantizer = VectorQuantizer(
                 config.codebook_size, config.codebook_dim, normalize=config.normalize_codes
@@ -221,8 +224,9 @@ class ImageTokenizer(nn.Module):
         latents = rearrange(self.encoder(pixels), "b d h w -> b h w d")
         if self.config.blank_code is None:
             return latents
-        blank_vector = self.quantizer.vectors()[self.config.blank_code].detach()
-        return torch.where(self.blank_patches(images)[..., None], blank_vector, latents)
+        blank_code = torch.tensor(self.config.blank_code, device=latents.device)
+        blank_latent = self.quantizer.latents_of(blank_code).detach()
+        return torch.where(self.blank_patches(images)[..., None], blank_latent, latents)
 
     def pixels(self, vectors: Tensor) -> Tensor:
         """Codebook vectors (B, h, w, codebook_dim) -> pixels (B, C, H, W), nominally in [-1, 1], not clamped;

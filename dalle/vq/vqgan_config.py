@@ -5,6 +5,7 @@ out.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from dalle.config import Config, require, require_at_least, require_multiple
@@ -56,9 +57,13 @@ class ImageTokenizerConfig(Config):
     (ruDALL-E)."""
     decode_only: bool = False
     """The tokenizer has no encoder, since its checkpoint has none (min-dalle)."""
-    quantizer: Literal["nearest", "gumbel"] = "nearest"
+    quantizer: Literal["nearest", "gumbel", "fsq"] = "nearest"
     """How a latent becomes a code: `nearest` takes the nearest codebook vector, `gumbel` the most likely code by a
-    linear layer that was trained with Gumbel noise."""
+    linear layer that was trained with Gumbel noise, `fsq` rounds each channel to one of its levels (finite scalar
+    quantization), without a codebook that could collapse."""
+    levels: tuple[int, ...] = ()
+    """Levels of each channel of a latent, only for `fsq`: 3 or more each, codebook_dim of them, with codebook_size as
+    their product. 8 5 5 5 are 1,000 codes; 8 8 8 6 5 are 15,360."""
     z_channels: int | None = None
     """Channels of the encoder's output and the decoder's input, where 1 x 1 convolutions (`quant_conv`,
     `post_quant_conv`) map them to `codebook_dim` and back; None: no such convolutions."""
@@ -94,8 +99,9 @@ class ImageTokenizerConfig(Config):
         require(not self.double_z or self.z_channels is not None, "double_z needs z_channels")
         require(
             self.quantizer == "nearest" or not self.normalize_codes,
-            "normalize_codes compares codes with latents; the gumbel quantizer does not",
+            f"normalize_codes compares codes with latents; the {self.quantizer} quantizer does not",
         )
+        self._check_levels()
         require(
             len(self.widths_of_decoder) == len(self.widths),
             f"decoder_widths has {len(self.widths_of_decoder)} levels; widths has {len(self.widths)}",
@@ -109,6 +115,17 @@ class ImageTokenizerConfig(Config):
         for level in self.attention_levels:
             require(0 <= level < len(self.widths), f"attention level {level} is not in 0..{len(self.widths) - 1}")
         require_multiple(self, self.factor, "image_size")
+
+    def _check_levels(self) -> None:
+        levels, size, dim = self.levels, self.codebook_size, self.codebook_dim
+        if self.quantizer != "fsq":
+            return require(not levels, f"levels is {levels}; only the fsq quantizer has levels")
+        require(len(levels) >= 1 and min(levels) >= 3, f"levels is {levels}; it must be numbers of at least 3")
+        require(
+            (math.prod(levels), len(levels)) == (size, dim),
+            f"levels {levels} are {math.prod(levels)} codes of {len(levels)} channels; codebook_size is {size} and "
+            f"codebook_dim {dim}",
+        )
 
     @property
     def factor(self) -> int:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.support.curves import logged_pictures, logged_scalars
+from training.gates import Gate
 from training.loop import LoopConfig, train
 from training.optimization import WeightAverage, clip_and_step
 
@@ -27,6 +28,7 @@ class Line:
 
     def __init__(self, loop: LoopConfig) -> None:
         self.loop = loop
+        self.gate = Gate()
         torch.manual_seed(loop.seed)
         self.model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
         self.average = WeightAverage(self.model, decay=0.9)

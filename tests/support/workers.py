@@ -53,6 +53,8 @@ def arguments(stage: str, data: Path, run: Path, **loop: Any) -> list[str]:
     if stage == "vq":
         options += ["--perceptual-weight", 0.1, "--perceptual-crop", 16, "--perceptual-pictures", 4]
         options += ["--adversarial-weight", 0.1, "--adversarial-start", 5, "--discriminator-width", 8]
+        options += ["--lecam-weight", 0.1, "--entropy-weight", 0.1]
+        options += ["--entropy-temperature", 0.1]  # a low one makes much of the last bit of a distance
         options += ["--unquantized-steps", 3, "--restart-below", 0.5]
         options += ["--model.image-size", 16, "--model.patch-size", 2, "--model.widths", 8, 16]
         options += ["--model.norm-groups", 4, "--train-shards", data / "train-*.tar", "--val-shards", data / "val.tar"]

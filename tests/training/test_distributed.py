@@ -70,7 +70,7 @@ def test_workers_train_a_codebook_by_gradient(data: Path, tmp_path: Path) -> Non
     """In the first steps, the loss does not depend on the codebook, whose gradient they wait for later."""
     for workers in (1, 2):
         options = arguments("vq", data, tmp_path / str(workers))
-        finish("vq", [*options, "--codebook", "gradient", "--adversarial-weight", "0"], workers)
+        finish("vq", [*options, "--codebook", "gradient", "--adversarial-weight", "0", "--lecam-weight", "0"], workers)
     assert_same_curves(tmp_path / "1", tmp_path / "2")
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses.adversarial import PatchDiscriminator, adaptive_weight, discriminator_loss
+from training.losses.adversarial import LeCam, PatchDiscriminator, adaptive_weight, discriminator_loss
 from training.losses.augmentation import over_backgrounds, random_crops
+from training.losses.entropy import entropy_loss
 from training.losses.perceptual import LPIPS, find_lpips_heads
 from training.losses.vgg import VGG16Features
 
@@ -91,3 +92,39 @@ def test_adaptive_weight_makes_both_losses_pull_equally() -> None:
     assert adaptive_weight(strong, weak, layer).item() == pytest.approx(25, rel=1e-3)
     assert adaptive_weight(weak, strong, layer).item() == pytest.approx(1 / 25, rel=1e-3)
     assert adaptive_weight(strong, 0 * weak, layer).item() == 1e4, "bounded"
+
+
+def test_lecam_by_numbers() -> None:
+    lecam = LeCam(decay=0.75)
+    real, fake = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([-1.0, 0.0])
+    assert lecam(real, fake).item() == 0, "there are no averages yet"
+    lecam.update(real, fake)
+    assert lecam.averages.tolist() == [2.0, -0.5], "the first logits"
+    assert lecam(real, fake).item() == pytest.approx((1.5**2 + 3.5**2) / 2 + (3.0**2 + 2.0**2) / 2)
+    lecam.update(torch.tensor([4.0]), torch.tensor([-2.5]))
+    assert lecam.averages.tolist() == [2.5, -1.0]
+    lecam(real, fake).backward()
+    assert real.grad is not None and real.grad.tolist() == pytest.approx([2.0, 4.0]), "real logits are drawn back"
+    assert lecam(torch.tensor([-9.0]), torch.tensor([9.0])).item() == 0, "a discriminator that errs is left alone"
+
+
+def test_entropy_loss_by_numbers() -> None:
+    far = torch.full((8, 4), 100.0)
+    spread = far.clone()
+    spread[torch.arange(8), torch.arange(8) % 4] = 0
+    assert entropy_loss(spread, 1.0).item() == pytest.approx(-torch.tensor(4.0).log().item()), "all codes, each clearly"
+    collapsed = far.clone()
+    collapsed[:, 2] = 0
+    assert entropy_loss(collapsed, 1.0).item() == pytest.approx(0, abs=1e-6), "one code for all"
+    assert entropy_loss(far, 1.0).item() == pytest.approx(0, abs=1e-6), "no choice at all"
+    distances = torch.rand(8, 4)
+    choices = (-distances / 0.3).softmax(-1)
+    each = torch.distributions.Categorical(probs=choices).entropy().mean()
+    together = torch.distributions.Categorical(probs=choices.mean(0)).entropy()
+    torch.testing.assert_close(entropy_loss(distances, 0.3), each - together)
+    latents, vectors = torch.zeros(8, 2) + 0.01 * torch.randn(8, 2), torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
+    latents.requires_grad_()
+    for _ in range(200):
+        (pull,) = torch.autograd.grad(entropy_loss(torch.cdist(latents, vectors).square(), 0.1), latents)
+        latents = (latents - 0.1 * pull).detach().requires_grad_()
+    assert torch.cdist(latents, vectors).argmin(-1).bincount(minlength=4).min() >= 1, "latents spread over all codes"

@@ -44,6 +44,9 @@ def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"discriminator_width": 6}, "discriminator_width is 6; it must be a multiple of 4"),
         ({"discriminator_layers": 0}, "discriminator_layers is 0; it must be at least 1"),
         ({"only_decoder": True}, "only_decoder needs start_from"),
+        ({"lecam_weight": 0.1}, "lecam_weight needs adversarial_weight above 0"),
+        ({"entropy_weight": -0.1}, "entropy_weight is -0.1; it must not be negative"),
+        ({"entropy_temperature": 0.0}, "entropy_temperature is 0.0; it must be above 0"),
         ({"alpha_weight": -1.0}, "alpha_weight is -1.0; it must not be negative"),
         ({"perceptual_pictures": 0}, "perceptual_pictures is 0; it must be at least 1"),
         ({"random_codes": 1.0}, "random_codes is 1.0; it must be in [0, 1)"),
@@ -100,13 +103,15 @@ def test_the_codebook_learns_by_averages_or_by_gradient(data: Path, codebook: st
 
 
 def test_every_loss_is_in_the_sum(data: Path) -> None:
-    task = VQTask(vq_training(data, perceptual_weight=0.5, adversarial_weight=0.2, unquantized_steps=0))
+    changes: dict[str, Any] = {"perceptual_weight": 0.5, "adversarial_weight": 0.2, "entropy_weight": 0.1}
+    task = VQTask(vq_training(data, **changes, unquantized_steps=0))
     scalars = step(task, 0)
     parts = (
         scalars["pixel_loss"]
         + 0.5 * scalars["perceptual_loss"]
         + scalars["adaptive_weight"] * scalars["generator_loss"]
         + 0.25 * scalars["commitment_loss"]
+        + 0.1 * scalars["entropy_loss"]
     )
     assert scalars["loss"] == pytest.approx(parts, rel=1e-4)
     assert {"discriminator_loss", "gradient_norm", "rate_scale", "batch_usage"} <= set(scalars)
@@ -196,9 +201,17 @@ def test_the_discriminator_learns_first_and_pulls_later(data: Path) -> None:
         assert ("generator_loss" in scalars) is (number >= 2)
         assert all(p.grad is None for p in task.discriminator.parameters()), "nothing is left over for the next step"
     assert set(task.state()) == {
-        *("model", "average", "codebook_average", "optimizer"),
+        *("model", "average", "codebook_average", "optimizer", "gate"),
         *("discriminator", "discriminator_optimizer"),
     }
+
+
+def test_lecam_holds_the_discriminator_back_and_is_saved(data: Path) -> None:
+    plain, held = (VQTask(vq_training(data, adversarial_weight=0.1, lecam_weight=weight)) for weight in (0.0, 1.0))
+    assert held.lecam is not None and "lecam" in held.state() and "lecam" not in plain.state()
+    first = [step(task, 0)["discriminator_loss"] for task in (plain, held)]
+    assert first[0] == first[1] and held.lecam.updates == 1
+    assert step(held, 1)["discriminator_loss"] > step(plain, 1)["discriminator_loss"]
 
 
 def test_the_generator_s_pass_teaches_the_discriminator_nothing(data: Path) -> None:

@@ -1,4 +1,5 @@
-"""The adversarial loss of stage 1: a patch discriminator, its hinge loss, and the weight of the generator's loss.
+"""The adversarial loss of stage 1: a patch discriminator, its hinge loss and regularization, and the weight of the
+generator's loss.
 
 The discriminator and the adaptive weight follow VQGAN (Esser et al. 2021, arXiv 2012.09841).
 """
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from training.distributed import mean
 
-__all__ = ["PatchDiscriminator", "adaptive_weight", "discriminator_loss"]
+__all__ = ["LeCam", "PatchDiscriminator", "adaptive_weight", "discriminator_loss"]
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -37,6 +38,37 @@ class PatchDiscriminator(nn.Sequential):
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Scalar hinge loss of the discriminator, from its logits on real and on reconstructed (fake) pictures."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+class LeCam(nn.Module):
+    """LeCam regularization of a discriminator (Tseng et al. 2021, arXiv 2104.03310): its logits on real pictures are
+    kept from rising far above a moving average of those on fake ones, and the reverse, so that it does not learn a
+    small set of pictures by heart."""
+
+    averages: Tensor
+    """Moving averages of the mean logits on real and on fake pictures of whole batches: (2,)."""
+    updates: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("averages", torch.zeros(2))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The loss, a scalar, of logits on real and on fake pictures: mean squares of what real ones are above the
+        average of fake ones, and of what fake ones are below that of real ones; 0 before the first `update`."""
+        if not self.updates:
+            return 0 * (real.mean() + fake.mean())
+        average_real, average_fake = self.averages
+        return F.relu(real - average_fake).square().mean() + F.relu(average_real - fake).square().mean()
+
+    @torch.no_grad()
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        """Move the averages towards the logits of a step; the first ones become the averages."""
+        together = mean(torch.stack([real.mean(), fake.mean()]))
+        self.averages.lerp_(together, 1 - self.decay if self.updates else 1.0)
+        self.updates += 1
 
 
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: nn.Parameter) -> Tensor:

@@ -13,6 +13,7 @@ from training.distributed import Share
 from training.hardware import autocast
 from training.losses.adversarial import adaptive_weight
 from training.losses.augmentation import over_backgrounds, random_crops
+from training.losses.entropy import entropy_loss
 from training.losses.perceptual import LPIPS
 from training.perturbation import CodePerturbation
 from training.vq_config import VQTrainingConfig
@@ -91,6 +92,10 @@ class ReconstructionLoss:
             if config.codebook == "gradient":
                 loss = loss + quantized.codebook_loss
             scalars["commitment_loss"] = quantized.commitment_loss
+            if config.entropy_weight > 0:
+                distances = self.model.quantizer.distances(quantized.latents)
+                scalars["entropy_loss"] = entropy = entropy_loss(distances, config.entropy_temperature)
+                loss = loss + config.entropy_weight * entropy
         return Reconstruction(
             loss=loss,
             scalars={name: value.detach() for name, value in scalars.items()},
