@@ -33,7 +33,7 @@ def train_text_tokenizer(
     another caption that fits; otherwise it is trained on the first tokens of the pair's first caption.
 
     Args:
-        shards: Picture-caption shards: tar files, folders or glob patterns.
+        shards: Picture-caption shards: tar files, folders, glob patterns or URLs.
         out: File to write the tokenizer to.
         vocab_size: Size of the vocabulary, at least 258: the 256 bytes, the padding token and the end token.
         text_length: Length of an encoded prompt in tokens, including the end token; shorter prompts are padded.

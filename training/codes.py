@@ -1,20 +1,11 @@
 """Token shards: `python -m training.codes` encodes pictures as codes and captions as text ids, once, for stage 2.
 
-A token shard is a safetensors file of M pairs with K views and V captions each:
-
-    codes     (M, K, H, W)   uint16 or int32; the first view is the unchanged picture (see `training.pairs.views`)
-    text_ids  (M, V, T)      uint16 or int32
-    weights   (M,)           float32, how often a pair occurs in an epoch, on average
-
-Its header has the digests of the two tokenizers. Stage 2 refuses token shards of other tokenizers.
+`training.token_shards` tells what a token shard holds, and reads it.
 """
 
-import dataclasses
-import hashlib
-import json
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -35,33 +26,17 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.fitting import fitting_captions, id_of, some_ids
 from training.command import run_function
+from training.pairs.problems import MAX_BROKEN, PROBLEMS_FILE, Broken, why_foreign
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 from training.run_folder import locked
+from training.token_shards import codes_digest
 
-__all__ = ["TokenShards", "codes_digest", "load_stage_1", "write_token_shards"]
+__all__ = ["load_stage_1", "write_token_shards"]
 
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
 NAMES = "[0-9][0-9][0-9][0-9][0-9].safetensors"
-DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
-"""Fields of an image tokenizer's configuration that do not affect codes."""
-
-
-def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
-    """SHA-256, in hex, over all that determines an image tokenizer's codes: configuration, encoder and codebook.
-
-    Token shards stay valid if the decoder half is trained further or enlarged, and if a new option of the configuration
-    is left at its default.
-    """
-    defaults = type(image_tokenizer.config)().to_dict()
-    values = image_tokenizer.config.to_dict()
-    chosen = {key: value for key, value in values.items() if value != defaults[key] and key not in DECODER_FIELDS}
-    digest = hashlib.sha256(json.dumps(chosen).encode())
-    for name, value in sorted(image_tokenizer.state_dict().items()):
-        if not name.startswith("decoder."):
-            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _compact(ids: Tensor, vocab_size: int) -> Tensor:
@@ -79,6 +54,7 @@ def write_token_shards(
     num_views: int = 1,
     mirror: bool = False,
     overwrite: bool = False,
+    max_broken: float = MAX_BROKEN,
     seed: int,
     device: torch.device,
 ) -> list[Path]:
@@ -88,23 +64,31 @@ def write_token_shards(
     `mirror` also mirrored if the picture shows no writing. Each pair gets `num_captions` captions, drawn at random by
     `training.captions.draw`; a caption that is too long is drawn again. If no caption of a pair fits, its first one is
     truncated; the ids of these pairs are printed. The files get their names, and files of an earlier call are removed,
-    only when all are complete, so that a folder never holds a mixed or incomplete set.
+    only when all are complete, so that a folder never holds a mixed or incomplete set. Pairs that cannot be read are
+    left out, listed in `problems.jsonl`, and counted against `max_broken`, the largest share of them.
 
     Raises `CannotWriteError` if the folder has files of these names that are no token shards or, without `overwrite`,
-    any; `DataError` for numbers below 1.
+    any; `DataError` for numbers below 1, and for too many broken pairs.
     """
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
             raise DataError(f"{what} is {number}; it must be at least 1")
+    if not 0 <= max_broken < 1:
+        raise DataError(f"max_broken is {max_broken}; it must be in [0, 1)")
     for earlier in sorted(out.glob(NAMES)):
         check_output(earlier, "a token shard", _why_foreign, overwrite=overwrite)
+    check_output(out / PROBLEMS_FILE, "a list of problems", why_foreign, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
     image_tokenizer = image_tokenizer.to(device).eval()
     stamp = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
     written: list[Path] = []
+    broken = Broken(file=out / PROBLEMS_FILE, num_pairs=len(pairs) + len(pairs.problems), max_share=max_broken)
     with locked(out, keep=False), ExitStack() as unfinished:
+        broken.clear()
+        broken.add(*pairs.problems)
         for tensors in _encoded(
             pairs,
+            broken,
             image_tokenizer,
             text_tokenizer,
             num_captions=num_captions,
@@ -118,6 +102,8 @@ def write_token_shards(
             written.append(path)
         for earlier in out.glob(NAMES):
             earlier.unlink()
+    if num_broken := len(broken):
+        print(f"{num_broken} of {broken.num_pairs} pairs are broken and left out, see {broken.file}")
     return written
 
 
@@ -132,6 +118,7 @@ def _why_foreign(path: Path) -> str | None:
 
 def _encoded(
     pairs: PairShards,
+    broken: Broken,
     image_tokenizer: AnyImageTokenizer,
     text_tokenizer: TextTokenizer,
     *,
@@ -146,10 +133,15 @@ def _encoded(
     bar = tqdm(total=len(pairs), desc="encode", unit="pair")
     for start in range(0, len(pairs), PAIRS_PER_SHARD):
         numbers = range(start, min(start + PAIRS_PER_SHARD, len(pairs)))
-        codes, text_ids = [], []
+        codes, text_ids, kept = [], [], []
         for first in range(numbers.start, numbers.stop, BATCH_SIZE):
-            batch = range(first, min(first + BATCH_SIZE, numbers.stop))
-            images = pairs.images(batch, channels=image_tokenizer.config.channels).to(device)
+            asked = range(first, min(first + BATCH_SIZE, numbers.stop))
+            batch, images = pairs.readable(asked, channels=image_tokenizer.config.channels, broken=broken)
+            bar.update(len(asked))
+            if images is None:
+                continue
+            images = images.to(device)
+            kept += batch
             sided = [mirror and can_be_mirrored(pairs.metadata(number)) for number in batch]
             views = [images]
             for view in range(1, num_views):
@@ -166,11 +158,12 @@ def _encoded(
             with warnings.catch_warnings(action="ignore"):  # truncated captions are reported at the end
                 ids = text_tokenizer.encode_batch(captions, truncate=True)
             text_ids.append(ids.unflatten(0, (len(batch), num_captions)))
-            bar.update(len(batch))
+        if not kept:
+            continue
         yield {
             "codes": _compact(torch.cat(codes), image_tokenizer.config.codebook_size),
             "text_ids": _compact(torch.cat(text_ids), text_tokenizer.vocab_size),
-            "weights": torch.tensor(pairs.weights[numbers.start : numbers.stop], dtype=torch.float32),
+            "weights": torch.tensor(pairs.weights[kept], dtype=torch.float32),
         }
     bar.close()
     if truncated:
@@ -178,49 +171,6 @@ def _encoded(
             f"{len(truncated)} pairs have only captions of more than {text_tokenizer.max_tokens} tokens; the first one "
             f"is truncated: {some_ids(truncated)}"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenShards:
-    """All token shards of a set, in memory; a million pairs with 256 codes and 16 captions of 32 tokens take 1.5 GB."""
-
-    codes: Tensor
-    """(M, K, H, W) uint16 or int32."""
-    text_ids: Tensor
-    """(M, V, T) uint16 or int32."""
-    weights: Tensor
-    """(M,) float32: how often each pair occurs in an epoch, on average."""
-
-    @classmethod
-    def load(
-        cls, paths: Sequence[Path], image_tokenizer: AnyImageTokenizer, text_tokenizer: TextTokenizer
-    ) -> "TokenShards":
-        """Reads the files. Raises `DataError` for a damaged file, and for one that other tokenizers have encoded."""
-        expected = {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest}
-        parts: dict[str, list[Tensor]] = {"codes": [], "text_ids": [], "weights": []}
-        for path in paths:
-            try:
-                with safe_open(path, framework="pt") as file:
-                    stamp = file.metadata() or {}
-                    for name, tensors in parts.items():
-                        tensors.append(file.get_tensor(name))
-            except (OSError, SafetensorError) as error:
-                raise DataError(f"{path} is not a readable token shard: {error}") from error
-            for key, value in expected.items():
-                if stamp.get(key) != value:
-                    which = "image" if key == "codes_digest" else "text"
-                    raise DataError(
-                        f"{path} was made by another {which} tokenizer: {key} {str(stamp.get(key))[:12]}, not "
-                        f"{value[:12]}; write it again with python -m training.codes"
-                    )
-        for name, tensors in parts.items():
-            shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
-            if len(shapes) > 1:
-                raise DataError(f"{name} of different shapes in {', '.join(map(str, paths))}: {sorted(shapes)}")
-        joined = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        if joined["codes"].ndim == 3:  # token shards that were written before there were views
-            joined["codes"] = joined["codes"][:, None]
-        return cls(**joined)
 
 
 def load_stage_1(folder: str | Path) -> AnyImageTokenizer:
@@ -242,13 +192,14 @@ def encode_pairs(
     num_views: int = 1,
     mirror: bool = False,
     overwrite: bool = False,
+    max_broken: float = MAX_BROKEN,
     seed: int = 0,
     device: str = "auto",
 ) -> None:
     """Encode picture-caption shards as token shards for stage 2.
 
     Args:
-        shards: Picture-caption shards: tar files, folders or glob patterns.
+        shards: Picture-caption shards: tar files, folders, glob patterns or URLs.
         image_tokenizer: Model directory of stage 1, which encodes the pictures.
         text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
         out: Folder for the token shards.
@@ -257,12 +208,14 @@ def encode_pairs(
             picks one of them at random.
         mirror: Mirror half of the moved views of a picture whose English name suggests neither writing nor sides.
         overwrite: Replace the token shards that are in OUT. Nothing else is replaced.
+        max_broken: Largest share of pairs that may be broken. They are left out and listed in problems.jsonl in OUT;
+            more of them stop the program.
         seed: Random seed of captions and views.
         device: Device of the image tokenizer: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     keep_memory()
     written = write_token_shards(
-        PairShards(find_shards(shards), progress=True),
+        PairShards(find_shards(shards), progress=True, max_broken=max_broken),
         load_stage_1(image_tokenizer),
         TextTokenizer.load(text_tokenizer),
         out,
@@ -270,6 +223,7 @@ def encode_pairs(
         num_views=num_views,
         mirror=mirror,
         overwrite=overwrite,
+        max_broken=max_broken,
         seed=seed,
         device=choose_device(device),
     )

@@ -26,7 +26,7 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from training.codes import TokenShards, codes_digest, load_stage_1
+from training.codes import load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
 from training.distributed import current_share, data_parallel, means, unsynchronized
@@ -35,8 +35,10 @@ from training.gates import BestModel
 from training.loop import LoopConfig, train
 from training.losses.prediction import prediction_losses
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
-from training.pairs.shards import WeightedEpochs, find_shards
+from training.pairs.epochs import WeightedEpochs
+from training.pairs.shards import find_shards
 from training.run_folder import Parts
+from training.token_shards import TokenShards, codes_digest
 
 __all__ = ["PRESETS", "DecoderTask", "emoji", "run", "tiny"]
 
@@ -71,7 +73,7 @@ class DecoderTask:
             self.model.compile(dynamic=True)  # dynamic, as the longest caption decides the length of a batch
         self.null_ids = self.text_tokenizer.null_ids
         self.epochs = WeightedEpochs(
-            self.rows.weights.double().numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
+            self.rows.weights.numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
         )
 
     def _new_model(self) -> Decoder:
@@ -221,7 +223,7 @@ class DecoderTask:
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_VALIDATION_ROWS, len(rows.codes))).long()
-            text_ids, codes = (ids[chosen].long().to(self.device) for ids in (rows.text_ids[:, 0], rows.codes[:, 0]))
+            text_ids, codes = (ids[chosen, 0].long().to(self.device) for ids in (rows.text_ids, rows.codes))
             losses = self._losses(model, text_ids, codes, codes)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
         pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids)

@@ -25,9 +25,9 @@ class DecoderTrainingConfig(Config):
     text_tokenizer: str = "runs/bpe/tokenizer.json"
     """Text tokenizer, as `python -m training.bpe` writes it, whose ids the token shards hold."""
     train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
-    """Token shards to train on: files, folders or glob patterns."""
+    """Token shards to train on: files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("runs/codes/val/*.safetensors",)
-    """Token shards to validate on: files, folders or glob patterns."""
+    """Token shards to validate on: files, folders, glob patterns or URLs."""
     matrix_rate: float = 0.02
     """Peak learning rate of Muon, for the matrices of the blocks."""
     learning_rate: float = 3e-3

@@ -7,7 +7,7 @@ from torch import Tensor
 from dalle.decoder.decoder import Decoder
 from dalle.images import composite
 from dalle.vq.kinds import AnyImageTokenizer
-from training.codes import TokenShards
+from training.token_shards import TokenShards
 
 __all__ = ["drawn_above_real"]
 
@@ -25,12 +25,12 @@ def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: T
 
     chosen = torch.linspace(0, len(rows.codes) - 1, NUM_PICTURES).long()
     engine = Engine(model, num_slots=2 * NUM_PICTURES)
-    drawn = []
+    captions, drawn = rows.text_ids[chosen, 0].long(), []
     for scale in (GUIDANCE_SCALE, 1.0):
         params = SamplingParams(guidance_scale=scale)
         requests = [
-            Request(text_ids=rows.text_ids[i, 0].long(), null_ids=null_ids, params=params, seed=i, index=0)
-            for i in chosen.tolist()
+            Request(text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=0)
+            for seed, text_ids in zip(chosen.tolist(), captions, strict=True)
         ]
         drawn.append(model.layout.grid(torch.stack(engine.run(requests))).cpu())
     codes = torch.cat([*drawn, rows.codes[chosen, 0].long()]).to(model.embedding.weight.device)

@@ -71,7 +71,8 @@ def evaluate(
 
     Args:
         model: Model directory; if it has no decoder, only reconstruction is measured.
-        shards: Picture-caption shards: tar files, folders or glob patterns. Files named val*.tar are validation splits.
+        shards: Picture-caption shards: tar files, folders, glob patterns or URLs. Files named val*.tar are validation
+            splits.
         num: Largest number of pictures drawn for each split.
         phrasing: Wording of the prompts. `training`: the first caption of each pair. `natural`: other words and
             phrases for the same picture, with synonyms, that never occur in training captions.

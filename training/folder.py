@@ -2,6 +2,8 @@
 
 SOURCE is one of
 - a folder: every picture in it, at any depth, with its captions in a text file of the same name (`cat.jpg`, `cat.txt`)
+- a folder in the layout of Hugging Face's `imagefolder`: `metadata.jsonl`, `.csv` or `.parquet` with a column
+  `file_name` and one for the caption; pictures in folders `train`, `validation` and `test` stay apart
 - a .csv file with a header, a .jsonl file of objects, or a .parquet file: a column for the picture's path, absolute or
   relative to the file, and a column for its caption. The captions of rows with the same picture are joined.
 
@@ -10,7 +12,6 @@ Every non-empty line of a text is a caption of its own; .jsonl and .parquet file
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +20,10 @@ import tyro
 from tqdm import tqdm
 
 from dalle.errors import DataError, ImageError
-from dalle.files import atomic_write, check_output
+from dalle.files import check_output
 from dalle.images import load_image
 from training.command import exit_on_mistake, parse
+from training.pairs.problems import PROBLEMS_FILE, Problem, why_foreign, write_problems
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
 from training.run_folder import locked
@@ -30,7 +32,6 @@ __all__ = ["FolderOptions", "Report", "build", "main", "position", "summary"]
 
 PAIRS_PER_SHARD = 5000
 SIZES = range(8, 2049)
-PROBLEMS_FILE = "problems.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,8 @@ class FolderOptions:
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder of pictures with .txt files beside them, or a .csv, .jsonl or .parquet file of picture paths and
-    captions."""
+    """A folder of pictures with .txt files beside them or with metadata (Hugging Face's imagefolder), or a .csv, .jsonl
+    or .parquet file of picture paths and captions."""
     out: Path
     """Output folder for train-000.tar, train-001.tar, ... and val.tar. It must not hold shards yet."""
     size: int = 128
@@ -51,11 +52,13 @@ class FolderOptions:
     val_fraction: float = 0.01
     """Share of the pairs, approximately, that are written to val.tar for validation; 0 for none. A hash of its path
     decides for each pair, so the choice does not depend on the rest of the source. Where the hashes leave training or
-    validation without a pair, it gets the one that is nearest."""
-    image_column: str = "image"
-    """Column of a .csv or .parquet file, or key of a .jsonl file, with the path of the picture."""
-    caption_column: str = "caption"
-    """Column of a .csv or .parquet file, or key of a .jsonl file, with the caption."""
+    validation without a pair, it gets the one that is nearest. A source with splits of its own keeps them."""
+    image_column: str | None = None
+    """Column of a .csv or .parquet file, or key of a .jsonl file, with the path of the picture. None: `image` or
+    `file_name`."""
+    caption_column: str | None = None
+    """Column of a .csv or .parquet file, or key of a .jsonl file, with the caption. None: `caption`, or the only one of
+    `text`, `captions`, `prompt` and `description`."""
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -70,10 +73,12 @@ class Report:
 
     num_train: int
     num_val: int
+    num_test: int = 0
+    """Pairs in test.tar, which is written for a source with splits for both validation and tests."""
     moved_to: Literal["training", "validation"] | None = None
     """The split that got a pair in spite of its hash, as it would have been empty."""
-    problems: list[dict[str, str]]
-    """One for each skipped picture or line, in the order of the source: its `id`, and the `problem` as a text."""
+    problems: list[Problem]
+    """One for each skipped picture or line, in the order of the source."""
 
 
 def position(id: str) -> float:
@@ -85,23 +90,26 @@ def position(id: str) -> float:
 def build(options: FolderOptions) -> Report:
     """Write the shards and the list of problems.
 
-    Raises `DataError`, without writing a shard, if the source is none of the three kinds, if nothing in it can be used,
+    Raises `DataError`, without writing a shard, if the source is none of these kinds, if nothing in it can be used,
     or if the output folder already holds shards.
     """
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
-    check_output(options.out / PROBLEMS_FILE, "a list of problems", _why_foreign, overwrite=True)
+    check_output(options.out / PROBLEMS_FILE, "a list of problems", why_foreign, overwrite=True)
     found = list(
         find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
     )
     shuffled = sorted(range(len(found)), key=lambda number: (position(found[number].id), found[number].id))
+    has_splits = any(one.split is not None for one in found)
     problems_by_number: dict[int, str] = {}
     moved_to: Literal["training", "validation"] | None = None
     with (
         locked(options.out, keep=False),
         ShardWriter(options.out, "train", pairs_per_shard=PAIRS_PER_SHARD) as train,
         ShardWriter(options.out, "val") as val,
+        ShardWriter(options.out, "test") as test,
     ):
+        writers = {"training": train, "validation": val, "test": test}
         # a pair is written when the next one is found: the first is for validation, and the last for training
         waiting: tuple[str, bytes, dict[str, Any]] | None = None
         for key, number in enumerate(tqdm(shuffled, desc="pictures", unit="picture")):
@@ -114,6 +122,9 @@ def build(options: FolderOptions) -> Report:
                 problems_by_number[number] = str(error)
                 continue
             metadata = {"id": one.id, "style": "", "captions": one.captions, "weight": 1.0, "keywords_en": []}
+            if has_splits:
+                writers[one.split or "training"].write(f"{key:09d}", picture, metadata)
+                continue
             if waiting is not None:
                 for_val = position(waiting[2]["id"]) < options.val_fraction
                 needed = options.val_fraction > 0 and not val.num_pairs
@@ -124,19 +135,21 @@ def build(options: FolderOptions) -> Report:
             for_val = position(waiting[2]["id"]) < options.val_fraction
             moved_to = "training" if for_val and val.num_pairs and not train.num_pairs else moved_to
             (val if for_val and train.num_pairs else train).write(*waiting)
-        problems = [
-            {"id": found[number].id, "problem": problems_by_number[number]} for number in sorted(problems_by_number)
-        ]
-        _write_problems(options.out / PROBLEMS_FILE, problems)
-        if not train.num_pairs + val.num_pairs:
-            first = f"; the first of {len(problems)} problems: {problems[0]}" if problems else ""
+        problems = [Problem(found[number].id, problems_by_number[number]) for number in sorted(problems_by_number)]
+        write_problems(options.out / PROBLEMS_FILE, problems)
+        if not train.num_pairs + val.num_pairs + test.num_pairs:
+            first = (
+                f"; the first of {len(problems)} problems: {problems[0].id}: {problems[0].problem}" if problems else ""
+            )
             raise DataError(f"{options.source} has no picture with a caption that can be used{first}")
-    return Report(num_train=train.num_pairs, num_val=val.num_pairs, moved_to=moved_to, problems=problems)
+    numbers = {"num_train": train.num_pairs, "num_val": val.num_pairs, "num_test": test.num_pairs}
+    return Report(**numbers, moved_to=moved_to, problems=problems)
 
 
 def summary(report: Report, options: FolderOptions) -> str:
     """The result of a build as a text: the numbers of pairs, and splits that are empty or were."""
-    lines = [f"{report.num_train} pairs for training, {report.num_val} for validation in {options.out}"]
+    tests = f" and {report.num_test} for tests" if report.num_test else ""
+    lines = [f"{report.num_train} pairs for training, {report.num_val} for validation{tests} in {options.out}"]
     if report.problems:
         lines[0] += f"; {len(report.problems)} skipped, see {options.out / PROBLEMS_FILE}"
     if report.moved_to is not None:
@@ -146,24 +159,9 @@ def summary(report: Report, options: FolderOptions) -> str:
         )
     if not report.num_val:
         why = "with val-fraction 0" if options.val_fraction == 0 else "there is only one pair"
+        why = why if report.num_train <= 1 or options.val_fraction == 0 else "none of its split can be used"
         lines.append(f"no pair is for validation, {why}: validate on the training shards")
     return "\n".join(lines)
-
-
-def _why_foreign(path: Path) -> str | None:
-    try:
-        with open(path, encoding="utf-8") as lines:
-            first = next(lines, None)
-        if first is None or {*json.loads(first)} == {"id", "problem"}:
-            return None
-    except (OSError, ValueError, TypeError, RecursionError):
-        pass
-    return "it is of another program"
-
-
-def _write_problems(path: Path, problems: Sequence[dict[str, str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,8 +18,8 @@ from dalle.checkpoint import load_checkpoint
 from dalle.errors import DataError
 from dalle.vq.vqgan import ImageTokenizer
 from training.captions.draw import draw_caption
-from training.codes import codes_digest
 from training.distributed import WHOLE, Share
+from training.token_shards import codes_digest
 
 __all__ = ["CodePerturbation"]
 

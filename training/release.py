@@ -16,8 +16,8 @@ from dalle.checkpoint.files import check_replaceable
 from dalle.checkpoint.vocabulary import read_vocabulary
 from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DataError
-from training.codes import codes_digest
 from training.command import run_function
+from training.token_shards import codes_digest
 
 __all__ = ["release"]
 

@@ -12,6 +12,7 @@ from dalle.vq.quantize import codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer
 from training.evaluation.measures import psnr, ssim
 from training.losses.perceptual import LPIPS
+from training.pairs.problems import Broken
 from training.pairs.shards import PairShards
 
 __all__ = ["validate_tokenizer"]
@@ -36,9 +37,10 @@ def _lpips_on(device: torch.device) -> LPIPS | None:
 
 @torch.no_grad()
 def validate_tokenizer(
-    tokenizer: ImageTokenizer, pairs: PairShards, device: torch.device
+    tokenizer: ImageTokenizer, pairs: PairShards, device: torch.device, broken: Broken | None = None
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Measure the first 256 pictures of a set. Returns scalars and a grid of pictures above their reconstructions.
+    """Measure the first 256 pictures of a set. Returns scalars and a grid of pictures above their reconstructions. For
+    `broken` see `PairShards.pictures`.
 
     Means over pictures, which lie over white: `psnr` in dB, `ssim` in [-1, 1], `perceptual` (LPIPS, of the first 64, if
     its weights are installed), and `alpha_error`, the mean absolute error of alpha in [0, 1]. Over all patches
@@ -51,7 +53,8 @@ def validate_tokenizer(
     counts, num_free, shown = torch.zeros(config.codebook_size, dtype=torch.int64), 0, None
     numbers = range(min(NUM_PICTURES, len(pairs)))
     for start in range(0, len(numbers), AT_ONCE):
-        images = pairs.images(numbers[start : start + AT_ONCE], channels=config.channels).to(device)
+        some = numbers[start : start + AT_ONCE]
+        images = pairs.images(some, channels=config.channels, broken=broken).to(device)
         codes = tokenizer.encode(images)
         drawn = tokenizer.decode(codes)
         counts += torch.bincount(codes.flatten(), minlength=config.codebook_size).cpu()

@@ -134,7 +134,7 @@ def write_vocabulary_of_model(
     The model's digest stays the same. A vocabulary that is there is replaced.
 
     Args:
-        shards: Picture-caption shards: tar files, folders or glob patterns.
+        shards: Picture-caption shards: tar files, folders, glob patterns or URLs.
         model: Model directory, to which the file is added.
         description: What to type, in a sentence, for people who see the model for the first time.
         examples: Prompts that the model draws well. None: captions of the concepts with the most styles.

@@ -42,7 +42,9 @@ from training.loop import LoopConfig, train
 from training.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
 from training.optimization import WeightAverage, adamw, clip_and_step
-from training.pairs.shards import PairShards, WeightedEpochs, find_shards, from_pixels
+from training.pairs.epochs import WeightedEpochs
+from training.pairs.problems import PROBLEMS_FILE, Broken
+from training.pairs.shards import PairShards, find_shards, from_pixels
 from training.perturbation import CodePerturbation
 from training.run_folder import Parts
 from training.validation import validate_tokenizer
@@ -65,10 +67,11 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
 
 
 @lru_cache(maxsize=1)
-def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int) -> Tensor:
+def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int, broken: Broken) -> Tensor:
     """Every picture of the shards, on the device, as (M, C, H, W) uint8; cached for the next run in this process on the
     same shards. 20,000 pictures of 128 x 128 pixels with alpha are 1.3 GB."""
-    return PairShards(shards).pictures(channels=channels).to(device)
+    pairs = PairShards(shards, max_broken=broken.max_share)
+    return pairs.pictures(channels=channels, broken=broken).to(device)
 
 
 class VQTask:
@@ -118,8 +121,13 @@ class VQTask:
         self.reconstruct = data_parallel(self.loss, self.model, some_unused=config.codebook == "gradient")
 
         with quiet_followers():
-            self.pairs = PairShards(find_shards(config.train_shards), progress=True)
-        self.val_pairs = PairShards(find_shards(config.val_shards))
+            self.pairs = PairShards(find_shards(config.train_shards), progress=True, max_broken=config.max_broken)
+        self.val_pairs = PairShards(find_shards(config.val_shards), max_broken=config.max_broken)
+        self.broken = Broken(
+            file=Path(config.run, PROBLEMS_FILE),
+            num_pairs=len(self.pairs) + len(self.val_pairs),
+            max_share=config.max_broken,
+        )
         self.channels = self.model.config.channels
         if self.channels == 4 and not self.pairs.has_transparency():
             raise DataError(
@@ -156,9 +164,9 @@ class VQTask:
     def _images(self, numbers: np.ndarray) -> Tensor:
         if self.device.type == "cuda":
             with quiet_followers():
-                pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels)
+                pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels, self.broken)
             return from_pixels(pixels[torch.from_numpy(numbers).to(self.device)])
-        return self.pairs.images(numbers, channels=self.channels)
+        return self.pairs.images(numbers, channels=self.channels, broken=self.broken)
 
     def batch(self, step: int) -> dict[str, Tensor]:
         return self._batch(step, self.share)
@@ -229,7 +237,7 @@ class VQTask:
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights; see `training.validation.validate_tokenizer`."""
-        return validate_tokenizer(self.average.module, self.val_pairs, self.device)
+        return validate_tokenizer(self.average.module, self.val_pairs, self.device, self.broken)
 
     def export(self, folder: Path, step: int) -> None:
         about = {"image_tokenizer_steps": str(step)}

@@ -7,6 +7,7 @@ from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.vq.vqgan import ImageTokenizerConfig
 from training.gates import HealthConfig
 from training.loop import LoopConfig
+from training.pairs.problems import MAX_BROKEN
 
 __all__ = ["VQTrainingConfig"]
 
@@ -20,9 +21,12 @@ class VQTrainingConfig(Config):
     run: str
     """Run folder: configuration, state, TensorBoard scalars and pictures, `healthy`, and at the end `model`."""
     train_shards: tuple[str, ...] = ("data/emoji/train-*.tar",)
-    """Picture-caption shards to train on: tar files, folders or glob patterns."""
+    """Picture-caption shards to train on: tar files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("data/emoji/val_combo.tar",)
-    """Picture-caption shards to validate on: tar files, folders or glob patterns."""
+    """Picture-caption shards to validate on: tar files, folders, glob patterns or URLs."""
+    max_broken: float = MAX_BROKEN
+    """Largest share of pairs that may be broken. In the place of a picture that cannot be read, the next one is used,
+    and problems.jsonl in the run folder lists it; more of them stop the run."""
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW, for the image tokenizer and for the discriminator."""
     weight_decay: float = 0.01
@@ -89,6 +93,7 @@ class VQTrainingConfig(Config):
             *("entropy_weight", "weight_decay"),
         ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        require(0 <= self.max_broken < 1, f"max_broken is {self.max_broken}; it must be in [0, 1)")
         for name in ("learning_rate", "entropy_temperature"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
         require(0 < self.codebook_decay < 1, f"codebook_decay is {self.codebook_decay}; it must be in (0, 1)")

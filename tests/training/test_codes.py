@@ -2,16 +2,19 @@
 
 import dataclasses
 import itertools
+import pickle
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks.token_shards import write_sparse_shard
 from dalle.errors import DataError
 from dalle.files import CannotWriteError
 from dalle.text.bpe import TextTokenizer
@@ -20,10 +23,12 @@ from tests.support.pairs import pair, write_pairs
 from tests.support.stages import NUM_TRAIN, write_stage_2
 from training import codes as codes_module
 from training.captions.draw import draw_caption
-from training.codes import TokenShards, codes_digest, write_token_shards
+from training.codes import write_token_shards
+from training.pairs.epochs import WeightedEpochs
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import draw_views
+from training.token_shards import TokenShards, codes_digest
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +129,61 @@ def test_shards_from_before_there_were_views_are_read(
     old = tensors | {"codes": tensors["codes"][:, 0].contiguous()}
     save_file(old, tmp_path / "old.safetensors", {"codes_digest": codes_digest(eyes), "text_digest": text.digest})
     shards = TokenShards.load([tmp_path / "old.safetensors"], eyes, text)
-    assert torch.equal(shards.codes.long(), tensors["codes"].long()) and shards.codes.shape[1] == 1
+    assert shards.codes.shape == tensors["codes"].shape
+    numbers = torch.arange(len(shards.codes))
+    assert torch.equal(shards.codes[numbers, 0].long(), tensors["codes"][:, 0].long())
 
 
-def test_loading_joins_all_shards(
+def test_rows_are_read_from_all_shards(
     data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = TokenShards.load(find_shards([f"{data}/codes/train/*.safetensors"]), eyes, text)
+    """Rows in any order, each with its own view and caption, equal those of the whole tensors."""
+    (path,) = find_shards([f"{data}/codes/train/*.safetensors"])
+    whole = load_file(path)
     monkeypatch.setattr(codes_module, "PAIRS_PER_SHARD", 10)
     written = write(data, tmp_path / "out", eyes, text)
     assert [path.name for path in written] == [f"{number:05d}.safetensors" for number in range(3)]
     parts = TokenShards.load(written, eyes, text)
-    for name in ("codes", "text_ids", "weights"):
-        assert torch.equal(getattr(parts, name).float(), getattr(whole, name).float())
+    assert torch.equal(parts.weights, whole["weights"])
+    random = np.random.default_rng(0)
+    numbers = torch.from_numpy(random.integers(NUM_TRAIN, size=64))
+    for name, rows in (("codes", parts.codes), ("text_ids", parts.text_ids)):
+        assert rows.shape == whole[name].shape and len(rows) == NUM_TRAIN
+        which = torch.from_numpy(random.integers(rows.shape[1], size=64))
+        read = rows[numbers, which]
+        assert read.dtype == torch.uint16 and torch.equal(read.long(), whole[name].long()[numbers, which])
+        assert torch.equal(rows[numbers, 0].long(), whole[name].long()[numbers, 0])
+    again = pickle.loads(pickle.dumps(parts.codes))
+    assert torch.equal(again[numbers, 0].long(), whole["codes"].long()[numbers, 0]), "as a worker gets it"
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_named(
+    data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer
+) -> None:
+    (good,) = find_shards([f"{data}/codes/train/*.safetensors"])
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(good.read_bytes())
+    rows = TokenShards.load([path], eyes, text)
+    path.write_bytes(good.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"cut\.safetensors ends before byte \d+: it has changed since it was opened"):
+        rows.text_ids[torch.tensor([NUM_TRAIN - 1]), 2]
+
+
+def test_rows_are_not_held_in_memory(tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer) -> None:
+    """Batches from 2.5 GB of rows: memory grows by the weights and the order of an epoch."""
+    num_rows = 1_000_000
+    size = write_sparse_shard(
+        tmp_path / "00000.safetensors", num_rows, {"codes_digest": codes_digest(eyes), "text_digest": text.digest}
+    )
+    assert size > 2560 * num_rows
+    process = psutil.Process()
+    before = process.memory_info().rss
+    rows = TokenShards.load([tmp_path / "00000.safetensors"], eyes, text)
+    epochs = WeightedEpochs(rows.weights.numpy(), batch_size=1000, seed=0)
+    for step in range(20):
+        numbers = torch.from_numpy(epochs.batch(step))
+        assert not rows.codes[numbers, 0].long().any() and not rows.text_ids[numbers, 31].long().any()
+    assert process.memory_info().rss - before < 100e6
 
 
 def test_a_call_that_is_cut_short_leaves_the_earlier_files(
@@ -269,6 +316,14 @@ def test_damaged_and_foreign_files_are_refused(
     save_file({name: tensor for name, tensor in tensors.items() if name != "weights"}, path, stamp)
     with pytest.raises(DataError, match=r"bad\.safetensors is not a readable token shard.*weights"):
         TokenShards.load([path], eyes, text)
+    for changed, said in (
+        ({"codes": tensors["codes"].float()}, r"codes has shape \[24, 1, 4, 4\] and type F32"),
+        ({"text_ids": tensors["text_ids"][0]}, r"text_ids has shape \[3, 16\] and type U16"),
+        ({"weights": tensors["weights"][:5].clone()}, r"its tensors have \[5, 24\] rows"),
+    ):
+        save_file(tensors | changed, path, stamp)
+        with pytest.raises(DataError, match=rf"bad\.safetensors is not a token shard: {said}"):
+            TokenShards.load([path], eyes, text)
     save_file(tensors, path)
     with pytest.raises(DataError, match="another image tokenizer: codes_digest None"):
         TokenShards.load([path], eyes, text)

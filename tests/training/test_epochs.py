@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dalle.errors import DataError
-from training.pairs.shards import WeightedEpochs
+from training.pairs import epochs as epochs_module
+from training.pairs.epochs import WeightedEpochs
 
 
 def batches(epochs: WeightedEpochs, steps: range) -> list[list[int]]:
@@ -55,6 +56,26 @@ def test_a_batch_larger_than_an_epoch() -> None:
     assert np.bincount(np.concatenate([epochs.batch(step) for step in range(4)]))[:2].min() >= 17
     rare = WeightedEpochs(np.array([0.001]), batch_size=2, seed=0)
     assert rare.batch(1).tolist() == [0, 0], "most epochs are empty"
+
+
+@pytest.mark.parametrize("weights", [np.ones(50), np.full(50, 2.0), np.random.default_rng(0).random(50) * 3])
+@pytest.mark.parametrize("at_once", [7, 50])
+def test_parts_of_the_items_give_the_order_of_all_at_once(
+    weights: np.ndarray, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epochs_module, "AT_ONCE", at_once)
+    epochs = WeightedEpochs(weights.astype(np.float32), batch_size=40, seed=5)
+    expected: list[int] = []
+    for epoch in range(6):
+        random = np.random.default_rng([5, epoch])
+        times = np.floor(weights.astype(np.float32).astype(np.float64) + random.random(50)).astype(np.int64)
+        order = np.repeat(np.arange(50), times)
+        random.shuffle(order)
+        expected += order.tolist()
+    drawn = batches(epochs, range(5))
+    assert [number for batch in drawn for number in batch] == expected[:200]
+    late = WeightedEpochs(weights.astype(np.float32), batch_size=40, seed=5)
+    assert late.batch(4).tolist() == drawn[4], "a run that resumes late"
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.1], [1.0, float("nan")], [1.0, float("inf")]])

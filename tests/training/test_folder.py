@@ -195,7 +195,7 @@ def test_a_csv_file_with_its_own_columns(tmp_path: Path) -> None:
         "images/a.png": ['a "red" square, plain', "two", "lines"],
         str(tmp_path / "images/c.png"): ["by its whole path"],
     }
-    assert [problem["id"] for problem in report.problems] == ["table.csv, line 6", "images/b.png", "images/gone.png"]
+    assert [problem.id for problem in report.problems] == ["table.csv, line 6", "images/b.png", "images/gone.png"]
     with pytest.raises(DataError, match=r"no column 'image'; the columns are 'file', 'text', 'other'"):
         _build(table, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -219,8 +219,8 @@ def test_a_jsonl_file_with_lists_of_captions(tmp_path: Path) -> None:
     report = _build(table, tmp_path / "out", size=8, val_fraction=0)
     captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
     assert captions == {"a.png": ["one", "two"], "b.png": ["späte Zeile"]}
-    assert [problem["id"] for problem in report.problems] == [f"table.jsonl, line {line}" for line in (3, 4, 5, 7)]
-    said = [problem["problem"] for problem in report.problems]
+    assert [problem.id for problem in report.problems] == [f"table.jsonl, line {line}" for line in (3, 4, 5, 7)]
+    said = [problem.problem for problem in report.problems]
     assert (
         "not valid JSON" in said[0] and "not an object" in said[1] and "surrogate" in said[2] and "'image'" in said[3]
     )
@@ -235,7 +235,7 @@ def test_a_bad_row_takes_no_other_with_it(tmp_path: Path) -> None:
     report = _build(tmp_path / "table.csv", tmp_path / "out", size=8, val_fraction=0)
     captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
     assert captions == {"0.png": ["a flag"], "2.png": ["third"], "5.png": ["x" * 200_000]}
-    assert [(problem["id"], problem["problem"]) for problem in report.problems] == [
+    assert [(problem.id, problem.problem) for problem in report.problems] == [
         ("table.csv, line 3", "the line is not valid CSV: a quote is opened and not closed"),
         ("table.csv, line 5", "the line has 3 cells, but the header has 2"),
         ("table.csv, line 8", "the line is not valid CSV: the line has more than 1048576 characters"),
@@ -261,7 +261,7 @@ def test_a_quote_takes_no_row_into_its_caption(tmp_path: Path) -> None:
     report = _build(tmp_path / "table.csv", tmp_path / "out", size=8, val_fraction=0)
     captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
     assert captions == {"1.png": ["a cat"], "3.png": ["two", "lines, each", "a caption"], "4.png": ["end"]}
-    assert [(problem["id"], problem["problem"]) for problem in report.problems] == [
+    assert [(problem.id, problem.problem) for problem in report.problems] == [
         ("table.csv, line 2", "the line is not valid CSV: a quote is opened and not closed"),
         ("table.csv, line 4", "the line has 3 cells, but the header has 2"),
     ]
@@ -280,8 +280,8 @@ def test_names_of_cameras_and_texts_of_windows(tmp_path: Path) -> None:
     report = _build(source, tmp_path / "out", size=8, val_fraction=0)
     captions = {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()}
     assert captions == {"IMG_1.JPG": ["a café"], "b.png": ["ä b"], "c.png": ["lower"]}
-    assert [problem["id"] for problem in report.problems] == ["d.png", "c.TXT"]
-    assert "d.txt cannot be read: 'utf-16-le' codec" in report.problems[0]["problem"]
+    assert [problem.id for problem in report.problems] == ["d.png", "c.TXT"]
+    assert "d.txt cannot be read: 'utf-16-le' codec" in report.problems[0].problem
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
@@ -301,7 +301,7 @@ def test_tables_that_pandas_wrote(kind: str, index: str | None, tmp_path: Path) 
     assert {id: metadata["captions"] for id, (metadata, _) in _pairs(tmp_path / "out").items()} == {"a.png": ["one"]}
     numbers = {"csv": (2, 4), "parquet": (1, 3), "jsonl": (1, 3)}[kind]
     where = f"table.{kind}, {'row' if kind == 'parquet' else 'line'} {numbers[index is not None]}"
-    assert [problem["id"] for problem in report.problems] == [where, "b.png"]
+    assert [problem.id for problem in report.problems] == [where, "b.png"]
 
 
 @pytest.mark.parametrize("content", [",k,,image,caption\n0,1,2,a.png,one\n", "image,caption,\na.png,one,0\n"])

@@ -15,7 +15,7 @@ from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import decoder_config
 from tests.support.stages import MODEL, NUM_TRAIN, changed, step, vq_training, weights, write_stage_1
-from training.codes import codes_digest
+from training.token_shards import codes_digest
 from training.vq import VQTask
 
 

@@ -1,10 +1,11 @@
-"""Pictures with captions in a folder with text files, or in a CSV, JSONL or Parquet file: the input of
+"""Pictures with captions in a folder with text files or metadata, or in a CSV, JSONL or Parquet file: the input of
 `training.folder`."""
 
 import dataclasses
 import io
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +13,7 @@ from pyarrow import parquet
 
 from dalle.errors import DataError
 from dalle.tables import Row, csv_rows, decoding, json_rows, parquet_rows
+from training.pairs.imagefolder import chosen_columns, find_metadata, splits_of
 
 __all__ = ["FoundPicture", "find_pictures"]
 
@@ -29,30 +31,37 @@ class FoundPicture:
     captions: list[str]
     problem: str | None = None
     """Why the picture cannot be used; None if nothing is wrong so far."""
+    split: str | None = None
+    """`training`, `validation` or `test`, if the source itself has splits."""
 
 
-def find_pictures(source: Path, *, image_column: str, caption_column: str) -> Iterable[FoundPicture]:
-    """The pictures of a source in its order: a folder with a text file beside each picture, or a .csv, .jsonl or
-    .parquet file with a column for the picture's path and one for its caption.
+def find_pictures(
+    source: Path, *, image_column: str | None = None, caption_column: str | None = None
+) -> Iterable[FoundPicture]:
+    """The pictures of a source in its order: a folder with a text file beside each picture or with metadata files (see
+    `training.pairs.imagefolder`), or a .csv, .jsonl or .parquet file with a column for the picture's path and one for
+    its caption. Columns that are None are chosen by their names.
 
     Raises `DataError` for a source that is missing, of another kind or unreadable as a whole; what is wrong with one
     picture or line is its `problem`.
     """
+    columns = (image_column, caption_column)
     if source.is_dir():
-        return _in_folder(source)
+        unreadable: list[OSError] = []
+        files = sorted(
+            Path(parent, name) for parent, _, names in os.walk(source, onerror=unreadable.append) for name in names
+        )
+        metadata = find_metadata(files)
+        found = _in_imagefolder(source, files, metadata, columns) if metadata else _in_folder(source, files)
+        return itertools.chain(found, _unreadable(source, unreadable))
     if not source.exists():
         raise DataError(f"{source} does not exist")
-    columns = (image_column, caption_column)
     if source.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"{source} is neither a folder nor a .csv, .jsonl or .parquet file")
-    return _in_table(source, columns)
+    return _in_table(source, chosen_columns(source, *columns))
 
 
-def _in_folder(folder: Path) -> Iterator[FoundPicture]:
-    unreadable: list[OSError] = []
-    files = sorted(
-        Path(parent, name) for parent, _, names in os.walk(folder, onerror=unreadable.append) for name in names
-    )
+def _in_folder(folder: Path, files: Sequence[Path]) -> Iterator[FoundPicture]:
     # of two texts that differ in the case of their suffix, the lower case is sorted last and wins
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
     used = set()
@@ -77,9 +86,31 @@ def _in_folder(folder: Path) -> Iterator[FoundPicture]:
     for text in (path for path in files if path.suffix.lower() == ".txt" and path not in used):
         suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
         yield FoundPicture(_name(text, folder), text, [], f"no picture {text.stem} beside it ({suffixes})")
-    for fault in unreadable:
+
+
+def _unreadable(folder: Path, faults: Sequence[OSError]) -> Iterator[FoundPicture]:
+    for fault in faults:
         path = Path(fault.filename)
         yield FoundPicture(_name(path, folder), path, [], f"the folder cannot be read: {fault.strerror}")
+
+
+def _in_imagefolder(
+    folder: Path, files: Sequence[Path], metadata: Sequence[Path], columns: tuple[str | None, str | None]
+) -> Iterator[FoundPicture]:
+    found: list[FoundPicture] = []
+    named: dict[Path, Path] = {}
+    for table in metadata:
+        prefix = table.parent.relative_to(folder)
+        for one in _in_table(table, chosen_columns(table, *columns)):
+            path = Path(os.path.normpath(one.path))
+            other = table if one.path == table else named.setdefault(path, table)
+            problem = one.problem if other == table else f"{other} names the same picture"
+            found.append(dataclasses.replace(one, id=os.path.normpath(prefix / one.id), problem=problem))
+    for one, split in zip(found, splits_of([Path(one.id) for one in found]), strict=True):
+        yield dataclasses.replace(one, split=split)
+    for path in files:
+        if path.suffix.lower() in PICTURE_SUFFIXES and path not in named:
+            yield FoundPicture(_name(path, folder), path, [], "no metadata file names it")
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -95,6 +126,11 @@ def _in_table(table: Path, columns: tuple[str, str]) -> Iterator[FoundPicture]:
         picture, text = row.values.get(image_column), row.values.get(caption_column)
         texts = [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
         problem = row.fault
+        if problem is None and isinstance(picture, dict) and "bytes" in picture:
+            raise DataError(
+                f"{table} holds the pictures themselves in {image_column!r}: save them as files, with a column of the "
+                "paths"
+            )
         if problem is None and (not isinstance(picture, str) or not picture.strip()):
             problem = f"no picture path in {image_column!r}"
         elif problem is None and not all(map(_is_unicode, (str(picture), *texts))):
