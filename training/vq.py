@@ -194,7 +194,7 @@ class VQTask:
         generator = torch.Generator().manual_seed((config.loop.seed << 32) + step)
         warming = config.start_from is None and step < config.unquantized_steps
         if config.start_from is None and step == config.unquantized_steps and self.codebook_average is not None:
-            self._start_codebook(self.codebook_average, step, generator)
+            self._start_codebook(step, generator)
 
         made: Reconstruction = self.reconstruct(step, batch, generator, warming)
         made.loss.backward()
@@ -230,15 +230,16 @@ class VQTask:
         return loss
 
     @torch.no_grad()
-    def _start_codebook(self, average: CodebookAverage, step: int, generator: torch.Generator) -> None:
+    def _start_codebook(self, step: int, generator: torch.Generator) -> None:
+        assert self.codebook_average is not None
         latents: list[Tensor] = []
         num_codes = self.model.config.codebook_size
         while sum(len(part) for part in latents) < 2 * num_codes and len(latents) < 64:
             images = self._batch(step + len(latents), WHOLE)["images"].to(self.device)
             blank = self.model.blank_patches(images) & (self.model.config.blank_code is not None)
             latents.append(self.model.latents(images)[~blank])
-        average.start(self.model.quantizer, torch.cat(latents), generator)
-        from_leader(self.model.quantizer.codebook, average.sums)
+        self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
+        from_leader(self.model.quantizer.codebook, self.codebook_average.sums)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:

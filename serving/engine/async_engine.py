@@ -304,7 +304,7 @@ class AsyncEngine:
         self._jobs.discard(open_job)
         now = time.monotonic()
         for picture in self._schedule.remove(lambda picture: picture.open_job is open_job):
-            picture.add_span(WAIT, open_job.arrived, now, error=refusal.code)
+            picture.add_span(WAIT, picture.queued, now, error=refusal.code)
         mine = {key: picture for key, picture in self._schedule.active.items() if picture.open_job is open_job}
         for key, picture in mine.items():
             self._engine.cancel(key)
@@ -336,7 +336,7 @@ class AsyncEngine:
             self._schedule.active[self._engine.add(picture.request)] = picture
             self._engine.admit()
             picture.prefilled = time.monotonic()
-            picture.add_span(WAIT, picture.open_job.arrived, picture.started)
+            picture.add_span(WAIT, picture.queued, picture.started)
             picture.add_span(PREFILL, picture.started, picture.prefilled)
 
     def _evict(self, key: int) -> None:
@@ -344,7 +344,8 @@ class AsyncEngine:
         picture = self._schedule.active.pop(key)
         self._engine.cancel(key)
         num_drawn = picture.num_codes - picture.num_kept
-        picture.add_span(STEPS, picture.prefilled, time.monotonic(), {CODES: num_drawn}, EVICTED)
+        picture.queued = time.monotonic()
+        picture.add_span(STEPS, picture.prefilled, picture.queued, {CODES: num_drawn}, EVICTED)
         self.metrics.discarded_steps.inc(num_drawn)
         self.metrics.evictions.inc()
         picture.num_codes = picture.num_kept

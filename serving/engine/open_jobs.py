@@ -43,6 +43,8 @@ class OpenPicture(Scheduled):
     request: PromptRequest
     num_kept: int
     """Kept codes in front of the first one to draw; they cost no step."""
+    queued: float
+    """When the picture was queued, the last time if it has given its slots up, on the monotonic clock."""
     num_previews: int = 0
     """Previews sent so far."""
     started: float = 0.0
@@ -88,6 +90,7 @@ def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
             open_job=open_job,
             request=dataclasses.replace(request, index=index, kept=kept),
             num_kept=num_kept,
+            queued=open_job.arrived,
         )
         for index in job.indices
     ]

@@ -3,6 +3,7 @@
 `create_app(backend, settings)` returns the application. Every error is a response with OpenAI's error body.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -188,9 +189,13 @@ def _add_models(app: FastAPI) -> None:
 
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
-        """List the models that have been loaded, the default first."""
-        states = await app.state.backend.states()
-        return ModelList(data=[card(info, states) for info in await app.state.backend.models()])
+        """List the models that have been loaded, the default first. A model that is idle is loaded if this process has
+        never seen it."""
+        backend: Backend = app.state.backend
+        seen = {info.id for info in await backend.models()}
+        await asyncio.gather(*(backend.load(name) for name in backend.names if name not in seen))
+        states = await backend.states()
+        return ModelList(data=[card(info, states) for info in await backend.models()])
 
     @app.get("/v1/models/{model}", tags=["models"])
     async def model(model: str) -> ModelDetails:

@@ -7,6 +7,10 @@ const MAX_SIDE = 512;
 const COLOUR = "#0f6b63";
 /** How far an arrow key moves the brush, as a share of the picture's width. */
 const STEP = 1 / 32;
+/** Least width of a line in pixels: it covers at least one of them by more than half, wherever it is. */
+const MIN_WIDTH = 2;
+/** Alpha from which a pixel is painted: the edge of a line covers some by less. */
+const PAINTED = 128;
 
 export class Painter {
   #dialog = byId("painter");
@@ -114,7 +118,7 @@ export class Painter {
     const ink = this.#ink;
     ink.globalCompositeOperation = byId("brush-erase").checked ? "destination-out" : "source-over";
     ink.strokeStyle = COLOUR;
-    ink.lineWidth = this.#share * width;
+    ink.lineWidth = Math.max(MIN_WIDTH, this.#share * width);
     ink.lineCap = "round";
     ink.beginPath();
     ink.moveTo(from.x, from.y);
@@ -158,7 +162,7 @@ export class Painter {
 
   get #isPainted() {
     const { data } = this.#ink.getImageData(0, 0, this.#canvas.width, this.#canvas.height);
-    return data.some((value, i) => i % 4 === 3 && value === 255);
+    return data.some((value, i) => i % 4 === 3 && value >= PAINTED);
   }
 
   #showUse() {
@@ -168,11 +172,10 @@ export class Painter {
   /** The mask: opaque, and transparent where it is painted. */
   async #finish() {
     const { width, height } = this.#canvas;
+    const pixels = this.#ink.getImageData(0, 0, width, height);
+    for (let i = 3; i < pixels.data.length; i += 4) pixels.data[i] = pixels.data[i] < PAINTED ? 255 : 0;
     const canvas = new OffscreenCanvas(width, height);
-    const context = canvas.getContext("2d");
-    context.fillRect(0, 0, width, height);
-    context.globalCompositeOperation = "destination-out";
-    context.drawImage(this.#canvas, 0, 0);
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
     const mask = await canvas.convertToBlob({ type: "image/png" });
     this.#dialog.close();
     this.#onDone({ ...this.#picture, mask });

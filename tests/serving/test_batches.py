@@ -17,7 +17,11 @@ import pytest
 from openai.types import Batch
 
 from dalle import DALLE
-from serving.ingress.batches import stored
+from serving.errors import ApiError, internal_error
+from serving.ingress.batches import runner, stored
+from serving.ingress.batches.lines import BatchLine, read_lines
+from serving.ingress.batches.schemas import BatchError
+from serving.ingress.drawing import Drawing
 from tests.support.service import GENERATIONS, PROMPT, Service, error_of, metric, post, service
 
 DRAWN = "dalle_pictures_total"
@@ -346,6 +350,42 @@ def test_a_busy_service_is_asked_again(model: DALLE, tmp_path: Path) -> None:
         batch = until(client, create(client, *(line(str(i), n=2) for i in range(6))), "completed")
         assert counts(batch) == (6, 6, 0)
         assert metric(one, "dalle_refusals_total") > 0
+
+
+def test_nobody_waits_for_the_lines_of_a_file(quick: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder can be slow, and a file can have millions of blank lines."""
+
+    def read_slowly(path: Path) -> Iterator[BatchLine | BatchError]:
+        for one in read_lines(path):
+            time.sleep(2)
+            yield one
+
+    monkeypatch.setattr(runner, "read_lines", read_slowly)
+    with client_of(quick) as client:
+        batch = create(client, line("a"), line("b"))
+        while client.batches.retrieve(batch.id).status == "validating":
+            asked = time.monotonic()
+            assert httpx.get(f"{quick.url}/health").status_code == 200
+            assert time.monotonic() - asked < 1
+        assert counts(until(client, batch, "completed")) == (2, 2, 0)
+
+
+def test_a_request_that_fails_again_and_again_is_given_up(quick: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the service was busy before."""
+    ends = [ApiError(429, "busy") for _ in range(runner.ATTEMPTS)]
+    attempts = []
+
+    async def draw_nothing(drawing: Drawing, events: Any) -> None:
+        attempts.append(drawing)
+        raise ends.pop() if ends else internal_error()
+
+    monkeypatch.setattr(runner, "draw_whole", draw_nothing)
+    monkeypatch.setattr(runner, "BACKOFF_SECONDS", (0.0, 0.0))
+    with client_of(quick) as client:
+        batch = until(client, create(client, line("a")), "completed")
+        assert counts(batch) == (1, 0, 1) and len(attempts) == 2 * runner.ATTEMPTS
+        (bad,) = results(client, batch.error_file_id).values()
+        assert bad["response"]["status_code"] == 500
 
 
 # -- several ingresses, and deaths

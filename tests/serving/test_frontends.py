@@ -210,7 +210,7 @@ def test_fields_without_effect_are_refused_or_ignored(plain: Service, with_urls:
 def test_a_model_answers_to_its_aliases(plain: Service, model: DALLE) -> None:
     cards = httpx.get(f"{plain.url}/v1/models").json()["data"]
     assert [(card["id"], card["aliases"]) for card in cards] == [("lively", ["dall-e-2", "gpt-image-1"])]
-    assert httpx.get(f"{plain.url}/v1/models/dall-e-2").json() == cards[0]
+    assert cards[0].items() <= httpx.get(f"{plain.url}/v1/models/dall-e-2").json().items()
     assert error_of(post(plain, **PROMPT, model="dall-e-3"))["code"] == "model_not_found"
     with service(model, engine={"aliases": ["birds"]}) as renamed:
         assert post(renamed, **PROMPT, model="birds").json()["model"] == "lively"

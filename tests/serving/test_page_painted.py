@@ -196,6 +196,18 @@ def test_a_large_picture_is_made_smaller(kept: Page) -> None:
     assert file_of(page, "image").size == file_of(page, "mask").size == (512, 512)
 
 
+def test_a_dot_on_a_tiny_picture_is_painted(kept: Page) -> None:
+    page = kept
+    dialog = upload(page, png(16, 16))
+    dialog.get_by_label("Brush size").fill("4")
+    stroke(page, dialog, (0.5, 0.5))
+    dialog.get_by_role("button", name="Use it").click()
+    draw(page, prompt="a fish")
+    mask = file_of(page, "mask").convert("RGBA").getchannel("A")
+    assert mask.size == file_of(page, "image").size == (16, 16)
+    assert mask.getcolors() == [(4, 0), (252, 255)], "each pixel is painted or not"
+
+
 @pytest.mark.parametrize("options", [{}, {"size": PHONE, "color_scheme": "dark"}], ids=["desktop", "dark phone"])
 def test_axe_finds_nothing_serious_in_the_dialog(browser: Browser, page_url: str, options: dict[str, Any]) -> None:
     context = new_context(browser, reduced_motion="reduce", **options)

@@ -92,3 +92,13 @@ def test_an_ingress_that_never_saw_the_model_loads_it_too(served: Served) -> Non
     assert replica(served) is None
     assert draw(served) == picture
     assert state(served) == "loaded"
+
+
+def test_an_ingress_that_never_saw_the_model_lists_it(served: Served) -> None:
+    draw(served)
+    wait_for(lambda: state(served) == "idle" and replica(served) is None)
+    served.kill(INGRESS)
+    served.wait_until_ready()
+    assert replica(served) is None
+    (card,) = httpx.get(served.url + "/v1/models", timeout=240).json()["data"]
+    assert (card["id"], card["state"]) == ("emoji", "loaded")

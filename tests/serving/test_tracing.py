@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,29 @@ def test_an_asynchronous_request_is_drawn_in_its_trace(slow: Service, spans: Spa
     httpx.delete(f"{slow.url}/v1/requests/{second}")
     spans.wait_for(lambda: len(spans.of("draw")) == len(spans.of("generate_content")) == 2)
     assert {error_type(spans.of(name)[1]) for name in ("draw", "generate_content")} == {"request_cancelled"}
+
+
+def test_a_picture_that_gives_its_slots_up_waits_again(model: DALLE, spans: Spans, tmp_path: Path) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": GENERATIONS, "body": PROMPT | {"n": 2}}
+    with service(model, slow=0.08, tracing=spans.tracing, store=tmp_path) as slow:
+        form: dict[str, Any] = {"files": {"file": json.dumps(line)}, "data": {"purpose": "batch"}}
+        file = httpx.post(f"{slow.url}/v1/files", **form).json()["id"]
+        asked = {"input_file_id": file, "endpoint": GENERATIONS, "completion_window": "24h"}
+        batch = httpx.post(f"{slow.url}/v1/batches", json=asked).json()["id"]
+        spans.wait_for(lambda: len(spans.of("prefill")) == 2)
+        assert post(slow, **PROMPT).status_code == 200
+        spans.wait_for(lambda: httpx.get(f"{slow.url}/v1/batches/{batch}").json()["status"] == "completed")
+    (failed,) = (span for span in spans.of("steps") if error_type(span))
+    index = attributes_of(failed)[names.PICTURE]
+    phases = [
+        span
+        for span in spans.exporter.get_finished_spans()
+        if (span.context.trace_id, attributes_of(span).get(names.PICTURE)) == (failed.context.trace_id, index)
+    ]
+    phases.sort(key=lambda span: span.start_time or 0)
+    assert [span.name for span in phases] == PHASES[:3] + PHASES
+    for before, after in pairwise(phases):
+        assert (before.end_time or 0) <= (after.start_time or 0), (before.name, after.name)
 
 
 def test_an_engine_that_fails_fails_the_trace(quick: Service, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:

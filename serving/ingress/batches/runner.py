@@ -12,7 +12,7 @@ import itertools
 import logging
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -38,7 +38,7 @@ PAUSE_SECONDS = 10.0
 BUSY = frozenset({429, 503})
 """Status of refusals after which a request is sent again, for as long as the batch lasts."""
 ATTEMPTS = 3
-"""Times that a request is sent that ends with status 500."""
+"""Times that a request may end with status 500."""
 BACKOFF_SECONDS = (0.5, 30.0)
 """Shortest and longest time between two attempts."""
 GRACE_SECONDS = 60.0
@@ -134,9 +134,8 @@ class BatchRunner:
         if state.finalizing_at is None:
             places = self._places[batch.caller]
             async with asyncio.TaskGroup() as group:
-                for line in batch.lines():
+                async for line in self._each(batch.lines()):
                     if line.custom_id in batch.done:
-                        await asyncio.sleep(0)
                         continue
                     await places.acquire()
                     group.create_task(self._draw_line(batch, line)).add_done_callback(lambda _: places.release())
@@ -148,7 +147,7 @@ class BatchRunner:
         """Validate the file of a batch. Returns the number of its lines, and its errors."""
         limit, total = self._app.state.callers.limits.max_batch_lines, 0
         errors: list[BatchError] = []
-        for line in read_lines(batch.input):
+        async for line in self._each(read_lines(batch.input)):
             total += 1
             if total > limit:
                 message = f"the file has more than {limit} lines, which is the limit"
@@ -162,7 +161,6 @@ class BatchRunner:
                 errors.append(line)
             if len(errors) == MAX_ERRORS:
                 break
-            await asyncio.sleep(0)  # requests of others come first
         if not total:
             message = "the file has no lines"
             errors.append(BatchError(code="empty_file", line=None, message=message, param="input_file_id"))
@@ -170,7 +168,7 @@ class BatchRunner:
 
     async def _draw_line(self, batch: StoredBatch, line: BatchLine) -> None:
         """Draw a request, and record its result."""
-        status, request_id, body = 500, "", internal_error().body
+        status, request_id, body, num_failures = 500, "", internal_error().body, 0
         for attempt in itertools.count(1):
             request_id = f"job_{uuid4().hex}"
             try:
@@ -185,7 +183,8 @@ class BatchRunner:
             except Exception:
                 logger.exception("a request of the batch %s has failed", batch.id)
                 status, body, wait = 500, internal_error().body, 0.0
-            if status not in BUSY and (status != 500 or attempt == ATTEMPTS):
+            num_failures += status == 500
+            if status not in BUSY and (status != 500 or num_failures == ATTEMPTS):
                 break
             shortest, longest = BACKOFF_SECONDS
             wait = min(longest, max(wait, shortest * 2 ** min(attempt, 10)))
@@ -218,3 +217,8 @@ class BatchRunner:
 
     async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *arguments)
+
+    async def _each(self, lines: Iterator[T]) -> AsyncGenerator[T]:
+        """The lines of a file, which is read on the disk's thread: millions of them may be blank."""
+        while (line := await self._on_disk(next, lines, None)) is not None:
+            yield line
