@@ -146,6 +146,7 @@ def test_problems_are_listed_and_not_fatal(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == (
         f"1 pairs for training, 0 for validation in {out}; 8 skipped, see {out / 'problems.jsonl'}\n"
         "no pair is for validation, there is only one pair: validate on the training shards\n"
+        f"next: python -m training.bpe '{out}/train-*.tar'\n"
     )
     assert list(_pairs(out)) == ["good.png"]
     lines = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
@@ -356,7 +357,7 @@ def test_no_split_is_empty(
     for number in range(num):
         _save(source / f"{number}.png").with_suffix(".txt").write_text(str(number))
     main([str(source), "--out", str(out), "--size", "8", "--val-fraction", str(val_fraction)])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, _ = capsys.readouterr().out.splitlines()
     assert first == f"{expected[0]} pairs for training, {expected[1]} for validation in {out}" and said in second
     assert len(_pairs(out)) == num
     assert len(PairShards(find_shards([out / "train-000.tar"]))) == expected[0]
