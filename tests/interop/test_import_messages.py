@@ -164,7 +164,7 @@ def test_a_tokenizer_of_another_size(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DATA / "minDALL-E/checkpoint", tmp_path / "theirs"))
     vocabulary = folder / "tokenizer/bpe-16k-vocab.json"
     entries = json.loads(vocabulary.read_text())
-    vocabulary.write_text(json.dumps(entries | {f"new{i}": len(entries) + i for i in range(50)}))
+    vocabulary.write_text(json.dumps(entries | {f"[new{i}]": len(entries) + i for i in range(50)}))
     text = refusal(folder, tmp_path)
     assert f"{vocabulary} is of another model: its text vocabulary is 402, that of the decoder in" in text
     assert f"{folder / 'stage2_last.ckpt'} is 352" in text
