@@ -19,6 +19,8 @@ IDLE_SECONDS = "idle_seconds"
 TARGET = 0.8
 """Share of a replica's slots to keep busy, on average over `LOOK_BACK_SECONDS`: the rest is for bursts."""
 LOOK_BACK_SECONDS = 30.0
+MARGIN_SECONDS = 5.0
+"""Time between the end of a wait for a replica and a look back that no longer sees it, at least."""
 
 
 def autoscaling_of(model: ModelSettings, idle: float | None) -> AutoscalingConfig | None:
@@ -36,7 +38,7 @@ def autoscaling_of(model: ModelSettings, idle: float | None) -> AutoscalingConfi
         upscale_delay_s=5,
         downscale_to_zero_delay_s=0,  # the policy has waited
         # Serve starts a replica if requests have waited for one in this time: not for those before it was idle
-        look_back_period_s=LOOK_BACK_SECONDS if idle is None else min(LOOK_BACK_SECONDS, idle),
+        look_back_period_s=LOOK_BACK_SECONDS if idle is None else min(LOOK_BACK_SECONDS, idle - MARGIN_SECONDS),
     )
 
 
