@@ -1,9 +1,10 @@
 """Jobs that the ingress sends to a model, and the events that come back. Plain data that can be pickled."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dalle.checkpoint.vocabulary import Vocabulary
+if TYPE_CHECKING:  # not imported: the proxy, which needs no model, reads this module too
+    from dalle.checkpoint.vocabulary import Vocabulary
 
 __all__ = [
     "FAILED",
@@ -150,7 +151,7 @@ class ModelInfo:
     """Default sampling parameters."""
     created: int
     """When it was loaded, in seconds since the epoch."""
-    vocabulary: Vocabulary | None = None
+    vocabulary: "Vocabulary | None" = None
     """What the model knows, if its directory says so."""
 
 
