@@ -13,7 +13,7 @@ from os import DirEntry, scandir, stat_result, unlink
 from pathlib import Path
 
 from dalle.errors import ConfigError
-from dalle.files import atomic_write
+from dalle.files import CannotWriteError, atomic_write, prepare_folder
 
 __all__ = ["ImageStore"]
 
@@ -40,9 +40,8 @@ class ImageStore:
         self._swept = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (folder / ".probe").write_bytes(b"")
-            (folder / ".probe").unlink(missing_ok=True)
-        except OSError as error:
+            prepare_folder(folder)
+        except (OSError, CannotWriteError) as error:
             raise ConfigError(f"the store {folder} cannot be written to: {error}") from error
 
     def put(self, image: bytes, extension: str) -> str:
