@@ -23,7 +23,7 @@ import typer
 from benchmarks.limits import product_rate
 from benchmarks.tables import table
 from benchmarks.training_peers import PEERS, contenders_of
-from benchmarks.training_steps import CASES
+from benchmarks.training_steps import CASES, Case
 from benchmarks.training_workers import Group, Trainee, Turn
 from training.hardware import has_bfloat16
 
@@ -62,6 +62,7 @@ class Result:
     """The turns of contenders that were compared."""
 
     case: str
+    batch: int
     precision: str
     turns: dict[str, list[Turn]]
     failures: dict[str, str]
@@ -94,7 +95,7 @@ class Result:
 
     def rows(self) -> list[list[str]]:
         """Rows of the table, those of missing contenders last."""
-        case = [self.case, self.precision, str(CASES[self.case].batch)]
+        case = [self.case, self.precision, str(self.batch)]
         missing = [[*case, name, f"left out: {why}", *[""] * 5] for name, why in self.failures.items()]
         return [*([*case, *self._figures(name)] for name in self.turns), *missing]
 
@@ -102,7 +103,7 @@ class Result:
         turns, step, speed = self.turns[name], self.step(name), self.speed(name)
         return [
             name if name in self.rivals else f"**{name}**",
-            f"{CASES[self.case].batch / step:.2f}",
+            f"{self.batch / step:.2f}",
             f"{step:.3f}",
             "-" if speed is None else f"{speed:.2f}",
             "-" if self.peak is None else f"{turns[0].work / step / self.peak:.2f}",
@@ -112,9 +113,14 @@ class Result:
 
 
 def take_turns(
-    case: str, precision: str, contenders: Sequence[Trainee | Group], rivals: Sequence[str], options: Options
+    name: str,
+    case: Case,
+    precision: str,
+    contenders: Sequence[Trainee | Group],
+    rivals: Sequence[str],
+    options: Options,
 ) -> Result:
-    """Let contenders take steps in turn, after two steps to warm up and compile. Ends their processes."""
+    """Let contenders take steps in turn, after a step to warm up and compile. Ends their processes."""
     turns: dict[str, list[Turn]] = {}
     failures: dict[str, str] = {}
     notes: dict[str, str] = {}
@@ -130,7 +136,7 @@ def take_turns(
         peak = product_rate(getattr(torch, precision))
         for number in range(options.turns + 1):
             for contender in [contender for contender in contenders if contender.name in turns]:
-                turn = contender.train(options.steps if number else 2)
+                turn = contender.train(options.steps if number else 1)
                 if isinstance(turn, str):
                     failures[contender.name] = turn.splitlines()[0]
                     del turns[contender.name]
@@ -141,7 +147,8 @@ def take_turns(
         for contender in contenders:
             contender.close()
     return Result(
-        case=case,
+        case=name,
+        batch=case.batch,
         precision=precision,
         turns=turns,
         failures=failures,
@@ -170,10 +177,10 @@ def results_of(
             for name in contenders_of(CASES[model])
             if name in names
         ]
-        yield take_turns(model, precision, trainees, [*PEERS], options)
+        yield take_turns(model, CASES[model], precision, trainees, [*PEERS], options)
     if workers:
         groups = [Group("ours", CASES[SCALED], precisions[0], count) for count in (1, 2)]
-        yield take_turns(SCALED, precisions[0], groups, [groups[0].name], options)
+        yield take_turns(SCALED, CASES[SCALED], precisions[0], groups, [groups[0].name], options)
 
 
 def main(

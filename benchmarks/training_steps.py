@@ -34,15 +34,12 @@ from dalle.vq.vqgan import ImageTokenizerConfig
 from training import decoder_presets, vq_presets
 from training.decoder import DecoderTask
 from training.decoder_config import DecoderTrainingConfig
-from training.dry_run.synthetic import SMALL, with_random_data
+from training.dry_run.synthetic import SMALL, TEXT_LENGTH, VOCAB_SIZE, with_random_data
 from training.loop import LoopConfig
 from training.vq import VQTask
 from training.vq_config import VQTrainingConfig
 
 __all__ = ["CASES", "Case", "Contender", "OurDecoder", "OurVQ", "row_work"]
-
-TEXT_VOCAB_SIZE, TEXT_LENGTH = 4096, 32
-"""Those of the random data, and of the default model."""
 
 
 class Contender(Protocol):
@@ -84,7 +81,7 @@ class Case:
         assert self.decoder is not None
         return dataclasses.replace(
             self.decoder.model,
-            text_vocab_size=TEXT_VOCAB_SIZE,
+            text_vocab_size=VOCAB_SIZE,
             text_length=TEXT_LENGTH,
             codebook_size=self.codebook_size,
             grid_height=self.grid_size,
@@ -105,9 +102,9 @@ SAME_WIDTHS = ImageTokenizerConfig(
     encoder_middle_attention=False,
 )
 CASES: dict[str, Case] = {
-    "8x320": Case(batch=16, at_once=16, decoder=decoder_presets.emoji()),
-    "12x768": Case(batch=16, at_once=4, decoder=decoder_presets.base(), codebook_size=8192),
-    "vq": Case(batch=16, at_once=16, vq=dataclasses.replace(vq_presets.emoji(), model=SAME_WIDTHS)),
+    "8x320": Case(batch=32, at_once=16, decoder=decoder_presets.emoji()),
+    "12x768": Case(batch=32, at_once=4, decoder=decoder_presets.base(), codebook_size=8192),
+    "vq": Case(batch=32, at_once=32, vq=dataclasses.replace(vq_presets.emoji(), model=SAME_WIDTHS)),
 }
 """The cases by name: the decoders of the presets `emoji` (256 codes of 4,096) and `base` (of 8,192), and an image
 tokenizer of 64 channels for 16 x 16 codes."""

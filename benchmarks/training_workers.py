@@ -2,6 +2,7 @@
 processes, each on one core."""
 
 import dataclasses
+import itertools
 import os
 import socket
 import statistics
@@ -100,7 +101,7 @@ class Group:
         self.name = f"{name}, {count} {'worker' if count == 1 else 'workers'}"
         self._ranks = [
             Remote(self.name, _rank, name, case, precision, self._environment(shared, rank), core)
-            for rank, core in enumerate(sorted(os.sched_getaffinity(0))[:count])
+            for rank, core in zip(range(count), itertools.cycle(sorted(os.sched_getaffinity(0))), strict=False)
         ]
 
     @staticmethod

@@ -17,7 +17,7 @@ from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.token_shards import codes_digest
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["CODEBOOK_SIZE", "SMALL", "with_random_data"]
+__all__ = ["CODEBOOK_SIZE", "SMALL", "TEXT_LENGTH", "VOCAB_SIZE", "with_random_data"]
 
 NUM_PAIRS = 16
 CODEBOOK_SIZE = 8192
@@ -59,7 +59,7 @@ def _rows(config: DecoderTrainingConfig, folder: Path, codes: ImageTokenizerConf
     image_tokenizer = ImageTokenizer(codes)
     save_checkpoint(folder / "image_tokenizer", name="random", image_tokenizer=image_tokenizer)
     letters = random.Random(0)
-    words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(6000)]
+    words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(12000)]
     text_tokenizer = TextTokenizer.train(words, vocab_size=VOCAB_SIZE, text_length=TEXT_LENGTH, lowercase=True)
     text_tokenizer.save(folder / "tokenizer.json")
     generator = torch.Generator().manual_seed(0)
