@@ -6,6 +6,9 @@ and data, and prints a markdown table. Sizes and batch are the same for all. Eac
 own. They take turns, and are compared within a turn: speeds are medians over the turns. Then the smaller decoder is
 trained by one process on one core and by two on two, which share each batch.
 
+The whole run takes about eight minutes on two cores, in the precision that a run has on them; `--compile` takes a
+minute longer for each contender that it adds.
+
 `benchmarks.training_steps` says what a step includes and how operations are counted, `benchmarks.training_peers` what
 the peers do.
 """
@@ -185,19 +188,19 @@ def results_of(
 
 def main(
     models: Annotated[str, typer.Option(help="Models, with commas between them.")] = ",".join(CASES),
-    precisions: Annotated[str, typer.Option(help="float32, bfloat16, or both; empty for what the CPU has.")] = "",
+    precisions: Annotated[str, typer.Option(help="float32, bfloat16, or both; empty for the one of a run.")] = "",
     peers: Annotated[str, typer.Option(help="Peers, with commas between them; empty for none.")] = ",".join(PEERS),
-    compile: Annotated[bool, typer.Option(help="Measure compiled steps too, this project's and peers'.")] = True,
+    compile: Annotated[bool, typer.Option(help="Measure compiled steps too, this project's and peers'.")] = False,
     keep_memory: Annotated[bool, typer.Option(help="Let peers keep freed memory, as this project does.")] = False,
     workers: Annotated[bool, typer.Option(help="Compare two processes with one too.")] = True,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 2,
-    turns: Annotated[int, typer.Option(min=1, help="Number of turns.")] = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Number of turns.")] = 2,
     threads: Annotated[int, typer.Option(help="Number of CPU threads; 0 for the default of torch.")] = 0,
 ) -> None:
     """Compare how fast models are trained; print a table."""
     model_names, peer_names = chosen(models, [*CASES], "--models"), chosen(peers, [*PEERS], "--peers")
     kinds = chosen(precisions, ("float32", "bfloat16"), "--precisions")
-    kinds = kinds or ["float32", "bfloat16"][: 1 + has_bfloat16(torch.device("cpu"))]
+    kinds = kinds or ["bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"]
     names = [name for name in ("ours", "ours compiled", *peer_names) if compile or not name.endswith("compiled")]
     if threads:
         torch.set_num_threads(threads)

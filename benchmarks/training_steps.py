@@ -102,12 +102,12 @@ SAME_WIDTHS = ImageTokenizerConfig(
     encoder_middle_attention=False,
 )
 CASES: dict[str, Case] = {
-    "8x320": Case(batch=32, at_once=16, decoder=decoder_presets.emoji()),
+    "8x320": Case(batch=64, at_once=16, decoder=decoder_presets.emoji()),
     "12x768": Case(batch=32, at_once=4, decoder=decoder_presets.base(), codebook_size=8192),
     "vq": Case(batch=32, at_once=32, vq=dataclasses.replace(vq_presets.emoji(), model=SAME_WIDTHS)),
 }
-"""The cases by name: the decoders of the presets `emoji` (256 codes of 4,096) and `base` (of 8,192), and an image
-tokenizer of 64 channels for 16 x 16 codes."""
+"""The cases by name: the decoders of the presets `emoji` (256 codes of 4,096, its own batch) and `base` (of 8,192, an
+eighth of its batch), and an image tokenizer of 64 channels for 16 x 16 codes."""
 
 
 def row_work(shape: DecoderConfig) -> float:
