@@ -32,7 +32,7 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         if has_bfloat16(self.param_groups[0]["params"][0].device):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         assert closure is None
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]

@@ -52,7 +52,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     is_trained = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     is_float32 = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if is_trained and is_float32 and _has_onednn(weight):
-        product: Tensor = _TrainedProduct.apply(x, weight)
+        product: Tensor = _TrainedProduct.apply(x, weight)  # type: ignore[no-untyped-call]
         return product if bias is None else product + bias
     return F.linear(x, weight, bias)
 
