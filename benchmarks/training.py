@@ -135,7 +135,7 @@ def take_turns(
             else:
                 failures[contender.name] = problem
             if note:
-                notes[contender.name] = note
+                notes[f"{name}, {contender.name}"] = note
         peak = product_rate(getattr(torch, precision))
         for number in range(options.turns + 1):
             for contender in [contender for contender in contenders if contender.name in turns]:
