@@ -116,9 +116,10 @@ class Group:
     def train(self, steps: int) -> Turn | str:
         """Take steps. Returns the turn of the slowest process, or an error as text."""
         failures = [rank.send(steps) for rank in self._ranks]
-        turns = [failure or rank.answer() for failure, rank in zip(failures, self._ranks, strict=True)]
-        if errors := [turn for turn in turns if isinstance(turn, str)]:
-            return str(errors[0])
+        answers = [failure or rank.answer() for failure, rank in zip(failures, self._ranks, strict=True)]
+        turns = [answer for answer in answers if isinstance(answer, Turn)]
+        if len(turns) < len(answers):
+            return next(answer for answer in answers if isinstance(answer, str))
         return max(turns, key=lambda turn: turn.step)
 
     def close(self) -> None:

@@ -12,13 +12,15 @@ from dalle.decoder.decoder import Decoder
 from dalle.vq.vqgan import ImageTokenizerConfig
 from tests.support.models import decoder_config
 from training import decoder_presets, vq_presets
+from training.decoder_config import DecoderTrainingConfig
 from training.losses.prediction import prediction_losses
+from training.vq_config import VQTrainingConfig
 
 SHAPE = decoder_config(width=48, depth=2, num_heads=2, num_kv_heads=2, head_dim=24, mlp_width=64)
 DECODER = Case(
     batch=4,
     at_once=2,
-    decoder=decoder_presets.DecoderTrainingConfig(model=SHAPE, loop=decoder_presets.tiny().loop, run="run"),
+    decoder=DecoderTrainingConfig(model=SHAPE, loop=decoder_presets.tiny().loop, run="run"),
     grid_size=4,
     codebook_size=64,
 )
@@ -28,7 +30,7 @@ SMALL = ImageTokenizerConfig(
 VQ = Case(
     batch=4,
     at_once=4,
-    vq=vq_presets.VQTrainingConfig(model=SMALL, loop=vq_presets.tiny().loop, run="run"),
+    vq=VQTrainingConfig(model=SMALL, loop=vq_presets.tiny().loop, run="run"),
 )
 
 
@@ -96,7 +98,7 @@ def test_speeds_are_medians_of_ratios_within_a_turn() -> None:
 
 
 def test_processes_take_turns_and_two_share_a_batch() -> None:
-    contenders = [Trainee("ours", DECODER, "float32", 1), Group("ours", DECODER, "float32", 2)]
+    contenders: list[Trainee | Group] = [Trainee("ours", DECODER, "float32", 1), Group("ours", DECODER, "float32", 2)]
     options = Options(threads=1, turns=2, steps=1, keep_memory=False)
     result = take_turns("tiny", DECODER, "float32", contenders, ["ours, 2 workers"], options)
     assert not result.failures
