@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.tensor import DTensor
 
 from dalle.errors import DataError
 from training.loop import LoopConfig
@@ -84,7 +85,10 @@ def clip_and_step(
     the gradient is not finite: nothing is updated then, and the last saved state stays as it is.
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     if not (torch.isfinite(norm) and torch.isfinite(loss)):
         raise DataError(
             f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}: not finite. "
