@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dalle.checkpoint import load_checkpoint
-from tests.support.stages import decoder_training, write_stage_2
+from tests.support.stages import write_stage_2
 from tests.support.workers import (
     ENVIRONMENT,
     LAUNCHER,
@@ -187,8 +187,3 @@ def test_every_row_is_one_rank_s() -> None:
             parts = [rows_of(num_rows, rank, count) for rank in range(count)]
             chunks = torch.arange(num_rows).chunk(count)
             assert [[*part] for part in parts] == [part.tolist() for part in chunks] + [[]] * (count - len(chunks))
-
-
-def test_whole_gradients_without_shard_are_refused(data: Path) -> None:
-    with pytest.raises(ValueError, match="whole_gradients is True, and shard is False"):
-        decoder_training(data, whole_gradients=True)
