@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.tensor import DTensor
 
 from dalle.errors import DataError
 from training.loop import LoopConfig
+from training.sharded import whole
 
 __all__ = ["WeightAverage", "adamw", "clip_and_step", "learning_rate_scale", "recompute_activations"]
 
@@ -85,9 +85,7 @@ def clip_and_step(
     the gradient is not finite: nothing is updated then, and the last saved state stays as it is.
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
     nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     if not (torch.isfinite(norm) and torch.isfinite(loss)):
         raise DataError(

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dalle.errors import DataError
@@ -172,8 +172,8 @@ def saved_step(folder: Path) -> int:
     if not path.exists():
         return 0
     try:
-        with read_tensors(path) as saved:
-            return saved.step
+        with safe_open(path, framework="pt") as file:
+            return int(file.metadata()["step"])
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 

@@ -4,6 +4,7 @@ Each rank holds some rows of every tensor, as a `DTensor`. A unit, such as a blo
 its gradient is divided again at once. Values are those of one process, up to rounding.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -45,9 +46,12 @@ def mesh_of_ranks(device: torch.device) -> DeviceMesh:
 
 def shard(root: nn.Module, units: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Divide the parameters of a module over the ranks and move them to the device. Each of the units, which are inside
-    it, is gathered alone; the rest of the module together."""
+    it, is gathered alone, unless it shares parameters with others; the rest of the module together."""
+    units = [*units]
+    uses = Counter(parameter for unit in units for parameter in unit.parameters())
     for unit in units:
-        fully_shard(unit, mesh=mesh)
+        if all(uses[parameter] == 1 for parameter in unit.parameters()):
+            fully_shard(unit, mesh=mesh)
     fully_shard(root, mesh=mesh)
 
 
