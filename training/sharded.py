@@ -68,7 +68,7 @@ def sharded_losses(
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile what each of these blocks computes, and not the gathering of its parameters around it."""
     for block in blocks:
-        block.forward = torch.compile(block.forward, dynamic=True)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def whole(value: Tensor) -> Tensor:
