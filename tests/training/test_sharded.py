@@ -34,6 +34,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import decoder
+from training.muon import Muon
 from training.sharded import ShardedMuon, mesh_of_ranks
 
 out = Path(sys.argv.pop(1))
@@ -61,7 +62,7 @@ def check_muon():
     whole = [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
     divided = [torch.nn.Parameter(distribute_tensor(one.detach(), mesh, [Shard(0)])) for one in whole]
     options = {"lr": 0.02, "weight_decay": 0.1}
-    optimizers = torch.optim.Muon(whole, **options), ShardedMuon(divided, **options)
+    optimizers = Muon(whole, **options), ShardedMuon(divided, **options)
     for _ in range(3):
         for one, part in zip(whole, divided):
             one.grad = torch.randn(one.shape, generator=random)
