@@ -17,8 +17,8 @@ GUIDANCE_SCALE = 3.0
 
 def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: TokenShards, null_ids: Tensor) -> Tensor:
     """A grid (3, 3 H, 8 W) in [-1, 1]: pictures that the decoder draws for captions of rows with guidance, those that
-    it draws with the same seeds without, and reconstructions of the real ones. Captions and seeds are always the
-    same."""
+    it draws with the same seeds without, and reconstructions of the real ones. Captions and seeds are always the same.
+    A decoder that was not trained for guidance draws without only: (3, 2 H, 8 W)."""
     from dalle.decoder.engine import Engine
     from dalle.decoder.request import Request
     from dalle.decoder.sampling import SamplingParams
@@ -26,7 +26,7 @@ def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: T
     chosen = torch.linspace(0, len(rows.codes) - 1, NUM_PICTURES).long()
     engine = Engine(model, num_slots=2 * NUM_PICTURES)
     captions, drawn = rows.text_ids[chosen, 0].long(), []
-    for scale in (GUIDANCE_SCALE, 1.0):
+    for scale in (GUIDANCE_SCALE, 1.0) if model.config.guidance else (1.0,):
         params = SamplingParams(guidance_scale=scale)
         requests = [
             Request(text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=0)
@@ -35,4 +35,4 @@ def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: T
         drawn.append(model.layout.grid(torch.stack(engine.run(requests))).cpu())
     codes = torch.cat([*drawn, rows.codes[chosen, 0].long()]).to(model.embedding.weight.device)
     pictures = composite(image_tokenizer.decode(codes))
-    return rearrange(pictures, "(three b) c h w -> c (three h) (b w)", three=3)
+    return rearrange(pictures, "(rows b) c h w -> c (rows h) (b w)", b=NUM_PICTURES)
