@@ -204,6 +204,7 @@ def encode_pairs(
     image_tokenizer: Path = Path("runs/vq-emoji/model"),
     text_tokenizer: Path = Path("runs/bpe/tokenizer.json"),
     model: str | None = None,
+    text_encoder: Path | None = None,
     class_names: Path | None = None,
     out: Path = Path("runs/codes/train"),
     num_captions: int = 32,
@@ -222,6 +223,7 @@ def encode_pairs(
         text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
         model: Model to fine-tune, by name or path, imported ones included: its tokenizers are used in the place of
             those two, and pictures are cropped and resized to the size that it draws.
+        text_encoder: Folder of the T5 whose features condition MODEL (LlamaGen's t2i). Token shards hold its text ids.
         class_names: Text file for a MODEL that draws classes, with the name of a class on each line, the first of class
             0. Captions are then names or numbers of classes.
         out: Folder for the token shards.
@@ -237,7 +239,7 @@ def encode_pairs(
     """
     keep_memory()
     images, text, size = (
-        start_tokenizers(model)
+        start_tokenizers(model, text_encoder)
         if model is not None
         else (load_stage_1(image_tokenizer), TextTokenizer.load(text_tokenizer), None)
     )

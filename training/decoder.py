@@ -43,6 +43,7 @@ from training.provenance import about_run, data_digest
 from training.run_folder import Parts
 from training.small_data import misfits_of_decoder
 from training.starting_model import about_start, check_grid, load_start, tokenizers_of
+from training.text_features import feature_rows, text_encoder_of
 from training.token_shards import TokenShards, codes_digest
 
 __all__ = ["PRESETS", "DecoderTask", "run"]
@@ -57,7 +58,7 @@ class DecoderTask:
         self.config = config
         self.device = choose_device(config.loop.device)
         self.share = current_share()
-        self.start = load_start(config.start_from)
+        self.start = load_start(config)
         self.image_tokenizer, self.text_tokenizer = tokenizers_of(config, self.start)
         self.rows, self.val_rows = (
             TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)
@@ -67,6 +68,7 @@ class DecoderTask:
         torch.manual_seed(config.loop.seed)
         self.model = self._new_model().to(self.device)
         self.image_tokenizer.to(self.device)
+        self.encoder = text_encoder_of(self.start, config.text_encoder, self.device)
         self.embedding_head = self._new_embedding_head()
         self.adapters = self._new_adapters()
         self.trained = self.model if self.adapters is None else self.adapters.weights
@@ -162,22 +164,29 @@ class DecoderTask:
         views = torch.from_numpy(random.integers(self.rows.codes.shape[1], size=len(numbers)))
         codes = self.rows.codes[numbers, views].long()
         dropped = torch.from_numpy(random.random(len(numbers)) < self.caption_dropout)
-        text_ids[dropped] = self.null_ids
+        if self.encoder is None:
+            text_ids[dropped] = self.null_ids
         noise = torch.from_numpy(random.integers(self.image_tokenizer.config.codebook_size, size=codes.shape))
         share = self.config.code_noise * random.random((len(numbers), 1, 1))
         noisy = torch.from_numpy(random.random(codes.shape) < share)
         rows = {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
+        rows |= {"dropped": dropped} if self.encoder is not None else {}
         num_targets = num_text_targets(text_ids, self.model.config)
         return {name: self.share.of(ids) for name, ids in rows.items()} | {"text_targets": num_targets}
 
-    def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        vectors = None
+    def _losses(
+        self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor, dropped: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        vectors = features = None
+        if self.encoder is not None:
+            text_ids, features = feature_rows(self.encoder, model, text_ids, dropped)
         if self.embedding_head is not None:
             assert isinstance(self.image_tokenizer, ImageTokenizer)
             with torch.no_grad():
                 vectors = self.image_tokenizer.quantizer.decode(codes.flatten(1))
         return prediction_losses(
             *(model, text_ids, input_codes, codes, self.config.loop.precision),
+            features=features,
             embedding_head=self.embedding_head,
             vectors=vectors,
             with_z_loss=self.config.z_loss_weight > 0,
@@ -187,7 +196,7 @@ class DecoderTask:
         """The losses of some rows of a batch, weighted such that their sum over all its parts is that of the batch; and
         `loss`, the sum of all of them. num_rows, num_targets: rows and text targets of the whole batch."""
         config = self.config
-        losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"])
+        losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"], part.get("dropped"))
         share = {name: torch.tensor(len(part["codes"]) / num_rows) for name in losses}
         share["text_loss"] = num_text_targets(part["text_ids"], self.model.config) / num_targets.clamp_min(1)
         losses = {name: value * share[name].to(value.device) for name, value in losses.items()}
@@ -240,7 +249,7 @@ class DecoderTask:
             text_ids, codes = (ids[chosen, 0].long().to(self.device) for ids in (rows.text_ids, rows.codes))
             losses = self._losses(model, text_ids, codes, codes)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss") if key in losses}
-        pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids)
+        pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids, self.encoder)
         return numbers, {"drawn above real": pictures}
 
     def export(self, folder: Path, step: int) -> None:
@@ -248,7 +257,7 @@ class DecoderTask:
             folder,
             name=self.config.name,
             image_tokenizer=self.image_tokenizer,
-            text_tokenizer=self.text_tokenizer,
+            text_tokenizer=self.text_tokenizer if self.encoder is None else None,
             decoder=self._averaged(),
             about=about_start(self.start)
             | about_run(self.config.loop.seed, self.inputs())

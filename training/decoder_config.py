@@ -70,6 +70,9 @@ class DecoderTrainingConfig(Config):
     start_from: str | None = None
     """Model whose decoder is trained further, by name or path, imported ones included; its shape replaces `model`.
     None: new weights."""
+    text_encoder: str | None = None
+    """Folder of the T5 whose features condition the model of `start_from` (LlamaGen's t2i). None: the model draws from
+    text ids or classes."""
     lora_rank: int | None = None
     """Rank of low-rank adapters on the matrices of the blocks (LoRA, Hu et al. 2021, arXiv 2106.09685), which alone are
     trained; the exported model has them merged into its weights. Needs `start_from`. None: all weights are trained."""

@@ -66,7 +66,13 @@ def _codes_of(config: VQTrainingConfig) -> str:
     return CODES if preset == "emoji" else f"{CODES}-{preset}"
 
 
-def after_codes(out: Path, image_tokenizer: Path, text_tokenizer: Path, model: str | None = None) -> str:
+def after_codes(
+    out: Path,
+    image_tokenizer: Path,
+    text_tokenizer: Path,
+    model: str | None = None,
+    text_encoder: Path | None = None,
+) -> str:
     """After `training.codes`: stage 2, which fine-tunes the model if there is one; or the same for the other split
     while that lacks."""
     other = out.with_name({"train": "val", "val": "train"}.get(out.name, out.name))
@@ -76,7 +82,8 @@ def after_codes(out: Path, image_tokenizer: Path, text_tokenizer: Path, model: s
     preset = _preset(str(image_tokenizer.parent), decoder_presets.PRESETS)
     start: list[object] = [preset, "--image-tokenizer", image_tokenizer, "--text-tokenizer", text_tokenizer]
     if model is not None:
-        start = ["finetune", "--start-from", model]
+        encoder = [] if text_encoder is None else ["--text-encoder", text_encoder]
+        start = ["finetune", "--start-from", model, *encoder]
     shards = ["--train-shards", train / "*.safetensors", "--val-shards", val / "*.safetensors"]
     return _said(_program("decoder", *start, *shards))
 

@@ -1,16 +1,19 @@
-"""The model that fine-tuning starts from: any model directory that draws from text or classes, of whatever project.
+"""The model that fine-tuning starts from: any model directory with a decoder, of whatever project.
 
 Its tokenizers come with it. Token shards are written with them (`python -m training.codes --model`), stage 2 trains its
 decoder further (`start_from`), and what is exported has the same tokenizers, sampling parameters and notes.
 """
 
+import dataclasses
 from pathlib import Path
 
-from dalle.checkpoint import Checkpoint, ModelFacts, load_checkpoint, load_facts, load_image_tokenizer
+from dalle.checkpoint import Checkpoint, load_checkpoint, load_facts, load_image_tokenizer
 from dalle.checkpoint.model_config import ModelConfig
+from dalle.decoder.config import DecoderConfig
 from dalle.errors import ConfigError, DataError
 from dalle.hub.pull import model_folder
 from dalle.text.bpe import TextTokenizer
+from dalle.text.t5 import t5_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.decoder_config import DecoderTrainingConfig
@@ -21,50 +24,51 @@ __all__ = [
     "check_grid",
     "load_stage_1",
     "load_start",
-    "start_facts",
     "start_tokenizers",
     "tokenizers_of",
 ]
 
 
-def start_facts(model: str | Path) -> ModelFacts:
-    """Tokenizer and sizes of a model to fine-tune, given by name or path, without its weights.
+def start_tokenizers(
+    model: str | Path, text_encoder: str | Path | None = None
+) -> tuple[AnyImageTokenizer, PromptTokenizer, tuple[int, int]]:
+    """The tokenizers of a model to fine-tune, given by name or path, and height and width in pixels of the pictures
+    that give its codes. The decoder's weights are not read.
 
-    Raises `DataError` for a model that cannot be fine-tuned: one without decoder, without a text tokenizer, or
-    conditioned on features; and errors as `load_facts` does.
+    text_encoder: the folder of a T5, for a model that follows its features: the text tokenizer is that of the T5.
+    Raises `DataError` for a model that cannot be fine-tuned: one without decoder, or without a text tokenizer; and
+    `CheckpointError` for one that is missing or damaged.
     """
+    decoder, text = _decoder_and_text(model, text_encoder)
+    image = load_image_tokenizer(model_folder(model))
+    return image, text, (decoder.grid_height * image.config.factor, decoder.grid_width * image.config.factor)
+
+
+def load_start(config: DecoderTrainingConfig) -> Checkpoint | None:
+    """The model that a run starts from, on the CPU, with the text tokenizer of its captions; None if there is none.
+    Raises errors as `start_tokenizers` and `load_checkpoint` do."""
+    if config.start_from is None:
+        return None
+    _, text = _decoder_and_text(config.start_from, config.text_encoder)
+    return dataclasses.replace(load_checkpoint(model_folder(config.start_from)), text_tokenizer=text)
+
+
+def _decoder_and_text(model: str | Path, text_encoder: str | Path | None) -> tuple[DecoderConfig, PromptTokenizer]:
     folder = model_folder(model)
     config = ModelConfig.read(folder)
-    if config.decoder is None:
+    if (decoder := config.decoder) is None:
         raise DataError(f"{model} has no decoder to start from")
-    if (width := config.decoder.feature_width) is not None:
-        raise DataError(
-            f"{model} follows features of {width} channels, which token shards do not hold: models that draw from text "
-            "or classes can be fine-tuned"
-        )
+    if decoder.feature_width is not None:
+        if text_encoder is None:
+            raise DataError(f"{model} follows the features of a text encoder: give its folder with --text-encoder")
+        return decoder, t5_tokenizer(text_encoder, text_length=decoder.text_length)
+    if text_encoder is not None:
+        raise DataError(f"{model} does not follow features: it has no use for the text encoder {text_encoder}")
     if config.text_tokenizer is None:
         raise DataError(
             f"{model} has no text tokenizer to encode captions: import it again with its text tokenizer beside it"
         )
-    return load_facts(folder)
-
-
-def start_tokenizers(model: str | Path) -> tuple[AnyImageTokenizer, PromptTokenizer, tuple[int, int]]:
-    """The tokenizers of a model to fine-tune, and height and width in pixels of the pictures that give its codes.
-    Raises errors as `start_facts` and `load_image_tokenizer` do."""
-    facts = start_facts(model)
-    image_tokenizer = load_image_tokenizer(model_folder(model))
-    height, width = (count * image_tokenizer.config.factor for count in facts.grid)
-    return image_tokenizer, facts.text_tokenizer, (height, width)
-
-
-def load_start(model: str | None) -> Checkpoint | None:
-    """The model to fine-tune, by name or path, on the CPU; None if there is none. Raises errors as `start_facts` and
-    `load_checkpoint` do."""
-    if model is None:
-        return None
-    start_facts(model)
-    return load_checkpoint(model_folder(model))
+    return decoder, load_facts(folder).text_tokenizer
 
 
 def load_stage_1(folder: str | Path) -> AnyImageTokenizer:

@@ -22,6 +22,7 @@ from dalle.text.classes import ClassTokenizer
 from tests.support.golden import decoder_of, distance
 from tests.support.models import FAMILIES, lively_decoder
 from tests.support.pairs import COLOURS, pair
+from tests.support.text_encoders import write_t5
 from training import decoder_presets, next_step
 from training.captions.classes import class_captions, read_class_names
 from training.codes import encode_pairs
@@ -45,6 +46,7 @@ FOREIGN = {
     "ru-dalle/Malevich_v2": "красный квадрат",
     "ru-dalle/Malevich_v3": "красный квадрат",
     "LlamaGen/c2i_stage.pt": "3",
+    "LlamaGen/t2i_stage.pt": "red",
     "DALLE-pytorch/tokenizers/yttm.model": "a red square",
 }
 """Golden sets, and a prompt for each."""
@@ -70,7 +72,7 @@ def write_rows(folder: Path, model: Path | str, **options: Any) -> None:
             colour = metadata["keywords_en"][0]
             writer.write(f"{number:05d}", encode_webp(image), {"id": f"{number}", "captions": [f"{colour}"]})
     values: dict[str, Any] = {"num_captions": 2, "device": "cpu"} | options
-    if "c2i" in str(model) or values.pop("classes", False):
+    if values.pop("classes", False):
         values["class_names"] = names
     for split in ("train", "val"):
         encode_pairs((str(folder / "train.tar"),), model=str(model), out=folder / "codes" / split, **values)
@@ -101,9 +103,10 @@ def losses_of(task: DecoderTask, steps: Iterator[int] | range) -> list[float]:
 @pytest.mark.parametrize("path", FOREIGN)
 def test_every_family_is_trained_further_and_draws(path: str, tmp_path: Path) -> None:
     model = imported(path, tmp_path)
-    write_rows(tmp_path, model, classes="c2i" in path)
+    encoder = write_t5(tmp_path / "t5", width=40) if "t2i" in path else None
+    write_rows(tmp_path, model, classes="c2i" in path, text_encoder=encoder)
     before = load_checkpoint(model)
-    task = DecoderTask(finetuning(tmp_path, model))
+    task = DecoderTask(finetuning(tmp_path, model, text_encoder=None if encoder is None else str(encoder)))
     start = {name: value.clone() for name, value in task.model.state_dict().items()}
     validated = task.validate()[0]["image_loss"]
     losses = losses_of(task, range(20))
@@ -113,24 +116,25 @@ def test_every_family_is_trained_further_and_draws(path: str, tmp_path: Path) ->
     assert ("text_loss" in numbers) == task.model.config.text_head
     (grid,) = pictures.values()
     rows = 3 if task.model.config.guidance else 2
-    assert grid.shape == (3, rows * model_of(model).image_size[0], 8 * model_of(model).image_size[1])
+    height, width = model_of(model).image_size
+    assert grid.shape == (3, rows * height, 8 * width)
     changed = {name for name, value in task.model.state_dict().items() if not torch.equal(value, start[name])}
     assert changed == {name for name, _ in task.model.named_parameters()}
 
     task.export(tmp_path / "out", 20)
     after = load_checkpoint(tmp_path / "out")
-    assert before.text_tokenizer is not None and after.text_tokenizer is not None
-    assert after.text_tokenizer.digest == before.text_tokenizer.digest
+    texts = [one.text_tokenizer for one in (before, after)]
+    assert [None if one is None else one.digest for one in texts] == 2 * [texts[0] and texts[0].digest]
     assert codes_digest(after.image_tokenizer) == codes_digest(before.image_tokenizer)
     assert after.sampling == before.sampling and after.name == "finetuned"
     assert {**after.about, **before.about} == after.about and after.about["started_from"] == "imported"
     assert after.about["start_digest"] == before.digest[:12]
-    drawn = [next(model_of(one).generate(FOREIGN[path], seed=3)).receipt.codes for one in (model, tmp_path / "out")]
-    assert drawn[0] != drawn[1]
+    drawn = [next(model_of(one, encoder).generate(FOREIGN[path], seed=3)) for one in (model, tmp_path / "out")]
+    assert drawn[0].receipt.codes != drawn[1].receipt.codes
 
 
-def model_of(folder: Path) -> DALLE:
-    return DALLE.load(folder, device="cpu")
+def model_of(folder: Path, text_encoder: Path | None = None) -> DALLE:
+    return DALLE.load(folder, device="cpu", text_encoder=text_encoder)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +260,29 @@ def test_captions_are_dropped_only_where_guidance_was_trained(data: Path) -> Non
     assert misfits_of_decoder(task.config, 100) == []
 
 
+def test_a_dropped_caption_of_features_is_the_null_features(tmp_path: Path) -> None:
+    """They count where those of the caption count, as when a picture is drawn."""
+    encoder = write_t5(tmp_path / "t5", width=40)
+    model = imported("LlamaGen/t2i_stage.pt", tmp_path)
+    write_rows(tmp_path, model, text_encoder=encoder)
+    task = DecoderTask(finetuning(tmp_path, model, text_encoder=str(encoder), caption_dropout=0.5))
+    batch = task.batch(1)
+    assert 0 < batch["dropped"].sum() < 4
+    assert not (batch["text_ids"] == task.null_ids).all(1).any()
+    loaded = model_of(model, encoder)
+    expected = []
+    for text_ids, codes, dropped in zip(batch["text_ids"], batch["codes"], batch["dropped"], strict=True):
+        ids, features = loaded.encoded(text_ids)
+        if dropped:
+            ids, features = loaded.without_caption(ids)
+        assert features is not None
+        with torch.no_grad():
+            logits = loaded.decoder.teacher_forced(ids[None], codes[None], features[None])[1]
+        expected.append(F.cross_entropy(logits[0], codes.flatten()))
+    loss = task.train_step(1, batch)["image_loss"]
+    assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+
+
 # token shards
 
 
@@ -315,8 +342,11 @@ def test_what_cannot_be_fine_tuned_is_refused(data: Path, tmp_path: Path) -> Non
     save_checkpoint(tmp_path / "alone", name="alone", image_tokenizer=model.image_tokenizer)
     assert refused(tmp_path / "alone") == f"{tmp_path}/alone has no decoder to start from"
     import_checkpoint(DATA / "LlamaGen/t2i_stage.pt", tmp_path / "features")
-    assert "follows features of 32 channels, which token shards do not hold: models that draw from text or " in refused(
-        tmp_path / "features"
+    assert refused(tmp_path / "features") == (
+        f"{tmp_path}/features follows the features of a text encoder: give its folder with --text-encoder"
+    )
+    assert "does not follow features: it has no use for the text encoder t5" in refused(
+        data / "imported", text_encoder="t5"
     )
     import_checkpoint(DATA / "DALLE-pytorch/dalle_full_shift.pt", tmp_path / "ids")
     assert "has no text tokenizer to encode captions: import it again" in refused(tmp_path / "ids")

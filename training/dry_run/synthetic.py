@@ -17,7 +17,7 @@ from dalle.vq.kinds import AnyImageTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.decoder_config import DecoderTrainingConfig
 from training.pairs.shard_writer import ShardWriter, encode_webp
-from training.starting_model import start_facts, start_tokenizers
+from training.starting_model import start_tokenizers
 from training.token_shards import codes_digest
 from training.vq_config import VQTrainingConfig
 
@@ -82,10 +82,10 @@ def _rows(config: DecoderTrainingConfig, folder: Path) -> DecoderTrainingConfig:
 def _rows_of_start(config: DecoderTrainingConfig, folder: Path) -> DecoderTrainingConfig:
     """The configuration of fine-tuning on random codes and text ids of the model's tokenizers."""
     assert config.start_from is not None
-    facts = start_facts(config.start_from)
-    image_tokenizer, text_tokenizer, _ = start_tokenizers(config.start_from)
+    image_tokenizer, text_tokenizer, size = start_tokenizers(config.start_from, config.text_encoder)
+    grid = size[0] // image_tokenizer.config.factor, size[1] // image_tokenizer.config.factor
     text_ids = torch.randint(1, text_tokenizer.vocab_size, (NUM_PAIRS, text_tokenizer.text_length))
-    shards = _shard(folder, image_tokenizer, text_tokenizer, grid=facts.grid, text_ids=text_ids)
+    shards = _shard(folder, image_tokenizer, text_tokenizer, grid=grid, text_ids=text_ids)
     return dataclasses.replace(config, train_shards=shards, val_shards=shards)
 
 

@@ -38,6 +38,7 @@ def prediction_losses(
     codes: Tensor,
     precision: str,
     *,
+    features: Tensor | None = None,
     embedding_head: nn.Module | None = None,
     vectors: Tensor | None = None,
     with_z_loss: bool = False,
@@ -46,6 +47,7 @@ def prediction_losses(
 
     text_ids: (B, T) int64. input_codes: (B, h, w) int64, the codes that the decoder reads. codes: (B, h, w) int64,
         those that it should predict. precision: that of the forward pass, as in `LoopConfig`.
+    features: (B, T, feature_width), for a decoder that follows them.
     embedding_head: predicts from hidden states (B, h * w, width) the codebook vectors of the codes; its targets are
         `vectors` (B, h * w, D).
 
@@ -55,7 +57,7 @@ def prediction_losses(
     asked for, is the mean square of the logarithm of the sum of exponentials of each code's logits.
     """
     with autocast(text_ids.device, precision):
-        text_hidden, hidden = model.hidden_rows(text_ids, input_codes)
+        text_hidden, hidden = model.hidden_rows(text_ids, input_codes, features)
         text_logits, image_logits = model.text_logits(text_hidden), model.image_logits(hidden)
     image_logits = image_logits.float()
     losses = {"text_loss": _text_loss(text_logits.float(), text_ids, model.config)} if text_logits.numel() else {}
