@@ -122,7 +122,7 @@ class DecoderTask:
 
     def inputs(self) -> dict[str, str | int]:
         """Digests of tokenizers and data, and the number of training rows: a run resumes only with the same."""
-        start = {} if self.start is None else {"start_digest": self.start.digest}
+        start: dict[str, str | int] = {} if self.start is None else {"start_digest": self.start.digest}
         return start | {
             "codes_digest": codes_digest(self.image_tokenizer),
             "text_digest": self.text_tokenizer.digest,

@@ -1,5 +1,7 @@
 """Pictures that a decoder draws while it is trained, for the eye."""
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -37,7 +39,7 @@ def drawn_above_real(
     chosen = torch.linspace(0, len(rows.codes) - 1, NUM_PICTURES).long()
     engine = Engine(model, num_slots=2 * NUM_PICTURES)
     captions, drawn = rows.text_ids[chosen, 0].long(), []
-    conditions: list[dict[str, Tensor | None]] = [{"text_ids": one, "null_ids": null_ids} for one in captions]
+    conditions: list[dict[str, Any]] = [{"text_ids": one, "null_ids": null_ids} for one in captions]
     if encoder is not None and model.features is not None:
         null = model.features.null.detach().cpu()
         conditions = [
