@@ -78,7 +78,7 @@ class DecoderTrainingConfig(Config):
     trained; the exported model has them merged into its weights. Needs `start_from`. None: all weights are trained."""
     lora_alpha: int | None = None
     """Scale of the adapters: their product counts `lora_alpha` / `lora_rank` times. None: twice the rank."""
-    lora_rate: float = 3e-4
+    lora_rate: float = 1e-3
     """Peak learning rate of the adapters, trained by AdamW."""
 
     def __post_init__(self) -> None:
