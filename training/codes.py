@@ -3,12 +3,12 @@
 `training.token_shards` tells what a token shard holds, and reads it.
 """
 
-import random
+import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,22 +18,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle.checkpoint import load_image_tokenizer
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError
 from dalle.files import atomic_file, check_output
 from dalle.text.bpe import TextTokenizer
+from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
-from training.captions.fitting import fitting_captions, id_of, some_ids
+from training.captions.fitting import caption_source, id_of, some_ids
 from training.command import run_function
 from training.next_step import after_codes
 from training.pairs.problems import MAX_BROKEN, PROBLEMS_FILE, Broken, why_foreign
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 from training.run_folder import locked
+from training.starting_model import load_stage_1, start_tokenizers
 from training.token_shards import codes_digest
 
-__all__ = ["load_stage_1", "write_token_shards"]
+__all__ = ["encode_pairs", "write_token_shards"]
 
 BATCH_SIZE = 32
 PAIRS_PER_SHARD = 16384
@@ -48,12 +49,14 @@ def _compact(ids: Tensor, vocab_size: int) -> Tensor:
 def write_token_shards(
     pairs: PairShards,
     image_tokenizer: AnyImageTokenizer,
-    text_tokenizer: TextTokenizer,
+    text_tokenizer: PromptTokenizer,
     out: Path,
     *,
     num_captions: int,
     num_views: int = 1,
     mirror: bool = False,
+    size: tuple[int, int] | None = None,
+    class_names: Path | None = None,
     overwrite: bool = False,
     max_broken: float = MAX_BROKEN,
     seed: int,
@@ -68,14 +71,17 @@ def write_token_shards(
     only when all are complete, so that a folder never holds a mixed or incomplete set. Pairs that cannot be read are
     left out, listed in `problems.jsonl`, and counted against `max_broken`, the largest share of them.
 
+    size: (H, W) in pixels to which pictures are cropped and resized; None: they are encoded as they are.
+    class_names: file of names for a tokenizer of classes (see `training.captions.classes`).
     Raises `CannotWriteError` if the folder has files of these names that are no token shards or, without `overwrite`,
-    any; `DataError` for numbers below 1, and for too many broken pairs.
+    any; `DataError` for numbers below 1, for too many broken pairs, and for captions that are no classes.
     """
     for what, number in (("num_captions", num_captions), ("num_views", num_views)):
         if number < 1:
             raise DataError(f"{what} is {number}; it must be at least 1")
     if not 0 <= max_broken < 1:
         raise DataError(f"max_broken is {max_broken}; it must be in [0, 1)")
+    captions_of = caption_source(text_tokenizer, class_names, num_captions, seed)
     for earlier in sorted(out.glob(NAMES)):
         check_output(earlier, "a token shard", _why_foreign, overwrite=overwrite)
     check_output(out / PROBLEMS_FILE, "a list of problems", why_foreign, overwrite=True)
@@ -92,9 +98,11 @@ def write_token_shards(
             broken,
             image_tokenizer,
             text_tokenizer,
+            captions_of,
             num_captions=num_captions,
             num_views=num_views,
             mirror=mirror,
+            size=size,
             seed=seed,
             device=device,
         ):
@@ -121,11 +129,13 @@ def _encoded(
     pairs: PairShards,
     broken: Broken,
     image_tokenizer: AnyImageTokenizer,
-    text_tokenizer: TextTokenizer,
+    text_tokenizer: PromptTokenizer,
+    captions_of: Callable[[dict[str, Any], int], list[str]],
     *,
     num_captions: int,
     num_views: int,
     mirror: bool,
+    size: tuple[int, int] | None,
     seed: int,
     device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
@@ -137,7 +147,7 @@ def _encoded(
         codes, text_ids, kept = [], [], []
         for first in range(numbers.start, numbers.stop, BATCH_SIZE):
             asked = range(first, min(first + BATCH_SIZE, numbers.stop))
-            batch, images = pairs.readable(asked, channels=image_tokenizer.config.channels, broken=broken)
+            batch, images = pairs.readable(asked, channels=image_tokenizer.config.channels, size=size, broken=broken)
             bar.update(len(asked))
             if images is None:
                 continue
@@ -151,7 +161,7 @@ def _encoded(
             captions = []
             for number in batch:
                 metadata = pairs.metadata(number)
-                found = fitting_captions(metadata, text_tokenizer, num_captions, random.Random(f"{seed}/{number}"))
+                found = captions_of(metadata, number)
                 if not found:
                     found = [str(metadata["captions"][0])] * num_captions
                     truncated.append(id_of(metadata, number))
@@ -174,12 +184,17 @@ def _encoded(
         )
 
 
-def load_stage_1(folder: str | Path) -> AnyImageTokenizer:
-    """The image tokenizer in a model directory of stage 1. Raises `DataError` for a folder that does not exist, and
-    errors as `load_image_tokenizer` does."""
-    if not Path(folder).exists():
-        raise DataError(f"{folder} does not exist; give the `model` folder of your run of stage 1 as --image-tokenizer")
-    return load_image_tokenizer(folder)
+def _say_enlarged(pairs: PairShards, size: tuple[int, int]) -> None:
+    """Print a note if the pictures are smaller than those that the model draws, by the first that can be read."""
+    for number in range(len(pairs)):
+        with contextlib.suppress(DataError):
+            height, width = pairs.picture(number).shape[1:]
+            if height < size[0] or width < size[1]:
+                print(
+                    f"note: pictures of {height} x {width} pixels are enlarged to the model's {size[0]} x {size[1]}: "
+                    f"build the shards with python -m training.folder --size {max(size)} if yours are larger"
+                )
+            return
 
 
 def encode_pairs(
@@ -188,6 +203,9 @@ def encode_pairs(
     *,
     image_tokenizer: Path = Path("runs/vq-emoji/model"),
     text_tokenizer: Path = Path("runs/bpe/tokenizer.json"),
+    model: str | None = None,
+    text_encoder: Path | None = None,
+    class_names: Path | None = None,
     out: Path = Path("runs/codes/train"),
     num_captions: int = 32,
     num_views: int = 1,
@@ -203,6 +221,11 @@ def encode_pairs(
         shards: Picture-caption shards: tar files, folders, glob patterns or URLs.
         image_tokenizer: Model directory of stage 1, which encodes the pictures.
         text_tokenizer: Text tokenizer that encodes the captions, the `tokenizer.json` of `python -m training.bpe`.
+        model: Model to fine-tune, by name or path, imported ones included: its tokenizers are used in the place of
+            those two, and pictures are cropped and resized to the size that it draws.
+        text_encoder: Folder of the T5 whose features condition MODEL (LlamaGen's t2i). Token shards hold its text ids.
+        class_names: Text file for a MODEL that draws classes, with the name of a class on each line, the first of class
+            0. Captions are then names or numbers of classes.
         out: Folder for the token shards.
         num_captions: Captions drawn for each picture; a training step picks one of them at random.
         num_views: Views of each picture: the picture itself, and others slightly moved and scaled; a training step
@@ -215,14 +238,24 @@ def encode_pairs(
         device: Device of the image tokenizer: `auto` (CUDA if it is available), `cpu` or `cuda`.
     """
     keep_memory()
+    images, text, size = (
+        start_tokenizers(model, text_encoder)
+        if model is not None
+        else (load_stage_1(image_tokenizer), TextTokenizer.load(text_tokenizer), None)
+    )
+    pairs = PairShards(find_shards(shards), progress=True, max_broken=max_broken)
+    if size is not None:
+        _say_enlarged(pairs, size)
     written = write_token_shards(
-        PairShards(find_shards(shards), progress=True, max_broken=max_broken),
-        load_stage_1(image_tokenizer),
-        TextTokenizer.load(text_tokenizer),
+        pairs,
+        images,
+        text,
         out,
         num_captions=num_captions,
         num_views=num_views,
         mirror=mirror,
+        size=size,
+        class_names=class_names,
         overwrite=overwrite,
         max_broken=max_broken,
         seed=seed,

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dalle.checkpoint import load_checkpoint, save_checkpoint
+from dalle.checkpoint import save_checkpoint
 from dalle.decoder.decoder import Decoder
 from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
-from training.codes import load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
 from training.decoder_presets import PRESETS
@@ -34,7 +33,8 @@ from training.drawing import drawn_above_real
 from training.dry_run import dry_run
 from training.gates import BestModel
 from training.loop import train
-from training.losses.prediction import prediction_losses
+from training.lora import Adapters
+from training.losses.prediction import num_text_targets, prediction_losses
 from training.muon import Muon
 from training.next_step import after_decoder
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
@@ -44,6 +44,8 @@ from training.provenance import about_run, data_digest
 from training.run_folder import Parts
 from training.sharded import ShardedMuon, compile_blocks, mesh_of_ranks, shard, sharded_losses, whole_copy
 from training.small_data import misfits_of_decoder
+from training.starting_model import about_start, check_grid, load_start, tokenizers_of
+from training.text_features import feature_rows, text_encoder_of
 from training.token_shards import TokenShards, codes_digest
 
 __all__ = ["PRESETS", "DecoderTask", "run"]
@@ -58,8 +60,8 @@ class DecoderTask:
         self.config = config
         self.device = choose_device(config.loop.device)
         self.share = current_share()
-        self.image_tokenizer = load_stage_1(config.image_tokenizer)
-        self.text_tokenizer = TextTokenizer.load(config.text_tokenizer)
+        self.start = load_start(config)
+        self.image_tokenizer, self.text_tokenizer = tokenizers_of(config, self.start)
         self.rows, self.val_rows = (
             TokenShards.load(find_shards(shards), self.image_tokenizer, self.text_tokenizer)
             for shards in (config.train_shards, config.val_shards)
@@ -69,23 +71,29 @@ class DecoderTask:
         self.is_sharded = config.shard and self.share.count > 1
         self.model = self._new_model()
         self.image_tokenizer.to(self.device)
+        self.encoder = text_encoder_of(self.start, config.text_encoder, self.device)
         self.embedding_head = self._new_embedding_head()
         if not self.is_sharded:  # else a device gets its rows only
             self.model.to(self.device)
-        self.average = WeightAverage(self.model, decay=config.loop.average_decay)
-        self.averaged: Decoder | None = None if self.is_sharded else self.average.module
-        """The whole averaged decoder. If it is divided over the processes, the leader has it within `gathered`."""
+        self.adapters = self._new_adapters()
+        self.trained = self.model if self.adapters is None else self.adapters.weights
+        self.average: WeightAverage[nn.Module] = WeightAverage(self.trained, decay=config.loop.average_decay)
+        self.whole_average: Decoder | None = None
         self.weighted_losses = self._parallel_losses()
         self.matrix_optimizer, self.optimizer = self._optimizers()
         self.gate = BestModel(config.patience, run=config.run)
         self.null_ids = self.text_tokenizer.null_ids
+        self.caption_dropout = config.caption_dropout if self.model.config.guidance else 0.0
         self.epochs = WeightedEpochs(
             self.rows.weights.numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
         )
 
     def _new_model(self) -> Decoder:
-        if self.config.start_from is not None:
-            return self._load_model(self.config.start_from)
+        if self.start is not None:
+            assert self.start.decoder is not None
+            check_grid(self.start, self.rows)
+            return self.start.decoder.train()
+        assert isinstance(self.text_tokenizer, TextTokenizer)
         grid_height, grid_width = self.rows.codes.shape[2:]
         return Decoder(
             dataclasses.replace(
@@ -108,6 +116,11 @@ class DecoderTask:
             )
         return nn.Linear(self.model.config.width, self.image_tokenizer.config.codebook_dim).to(self.device)
 
+    def _new_adapters(self) -> Adapters | None:
+        if (rank := self.config.lora_rank) is None:
+            return None
+        return Adapters(self.model, rank=rank, alpha=self.config.lora_alpha or 2 * rank)
+
     def _parallel_losses(self) -> Losses:
         """`_weighted_losses` on all devices. Prepares the model, whose parameters may become others."""
         config, blocks = self.config, self.model.blocks
@@ -121,57 +134,47 @@ class DecoderTask:
         modules = [self.model] if self.embedding_head is None else [self.model, self.embedding_head]
         if not self.is_sharded:
             return data_parallel(self._weighted_losses, *modules)
-        mesh = mesh_of_ranks(self.device)
-        shard(self.average.module, self.average.module.blocks, mesh)
+        mesh, average = mesh_of_ranks(self.device), self.average.module
+        assert isinstance(average, Decoder)
+        shard(average, average.blocks, mesh)
         return sharded_losses(self._weighted_losses, modules, blocks, mesh)
-
-    def _load_model(self, folder: str) -> Decoder:
-        checkpoint = load_checkpoint(folder)
-        if checkpoint.decoder is None or checkpoint.text_tokenizer is None:
-            raise DataError(f"{folder} has no decoder to start from")
-        if codes_digest(checkpoint.image_tokenizer) != codes_digest(self.image_tokenizer):
-            raise DataError(
-                f"{folder} has other codes than {self.config.image_tokenizer}: training cannot start from it"
-            )
-        if checkpoint.text_tokenizer.digest != self.text_tokenizer.digest:
-            raise DataError(f"{folder} has another text tokenizer than {self.config.text_tokenizer}")
-        layout, grid = checkpoint.decoder.layout, tuple(self.rows.codes.shape[2:])
-        if (layout.grid_height, layout.grid_width) != grid:
-            raise DataError(
-                f"{folder} draws {layout.grid_height} x {layout.grid_width} codes; the token shards have {grid}"
-            )
-        return checkpoint.decoder.train()
 
     def inputs(self) -> dict[str, str | int]:
         """Digests of tokenizers and data, and the number of training rows: a run resumes only with the same."""
-        return {
+        start: dict[str, str | int] = {} if self.start is None else {"start_digest": self.start.digest}
+        return start | {
             "codes_digest": codes_digest(self.image_tokenizer),
             "text_digest": self.text_tokenizer.digest,
             "train_rows": len(self.rows.codes),
             "data_digest": self.digest,
         }
 
-    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        config = self.config
-        matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
-        others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
+    def _optimizers(self) -> tuple[torch.optim.Optimizer | None, torch.optim.Optimizer]:
+        """The optimizer of the blocks' matrices, None if they have none of their own, and that of all else."""
+        config, matrices = self.config, []
+        if self.adapters is None and config.matrix_optimizer == "muon":
+            matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        others = [p for p in self.trained.parameters() if all(p is not matrix for matrix in matrices)]
         others += self.embedding_head.parameters() if self.embedding_head is not None else []
+        rate = config.learning_rate if self.adapters is None else config.lora_rate
+        optimizer = adamw(others, learning_rate=rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+        if not matrices:
+            return None, optimizer
         muon_class = ShardedMuon if self.is_sharded else Muon
         muon = muon_class(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
         muon.param_groups[0]["peak_rate"] = config.matrix_rate
-        return muon, adamw(
-            others, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-        )
+        return muon, optimizer
 
     def state(self) -> Parts:
-        parts: dict[str, nn.Module | torch.optim.Optimizer] = {
-            "model": self.model,
+        parts: dict[str, nn.Module | torch.optim.Optimizer | None] = {
+            "model": self.trained,
             "average": self.average,
             "matrix_optimizer": self.matrix_optimizer,
             "optimizer": self.optimizer,
             "gate": self.gate,
+            "embedding_head": self.embedding_head,
         }
-        return parts if self.embedding_head is None else parts | {"embedding_head": self.embedding_head}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def batch(self, step: int) -> dict[str, Tensor]:
         numbers = torch.from_numpy(self.epochs.batch(step))
@@ -180,28 +183,32 @@ class DecoderTask:
         text_ids = self.rows.text_ids[numbers, captions].long()
         views = torch.from_numpy(random.integers(self.rows.codes.shape[1], size=len(numbers)))
         codes = self.rows.codes[numbers, views].long()
-        dropped = torch.from_numpy(random.random(len(numbers)) < self.config.caption_dropout)
-        text_ids[dropped] = self.null_ids
+        dropped = torch.from_numpy(random.random(len(numbers)) < self.caption_dropout)
+        if self.encoder is None:
+            text_ids[dropped] = self.null_ids
         noise = torch.from_numpy(random.integers(self.image_tokenizer.config.codebook_size, size=codes.shape))
         share = self.config.code_noise * random.random((len(numbers), 1, 1))
         noisy = torch.from_numpy(random.random(codes.shape) < share)
         rows = {"text_ids": text_ids, "codes": codes, "noisy_codes": torch.where(noisy, noise, codes)}
-        return {name: self.share.of(ids) for name, ids in rows.items()} | {"text_targets": self._num_targets(text_ids)}
+        rows |= {"dropped": dropped} if self.encoder is not None else {}
+        num_targets = num_text_targets(text_ids, self.model.config)
+        return {name: self.share.of(ids) for name, ids in rows.items()} | {"text_targets": num_targets}
 
-    def _num_targets(self, text_ids: Tensor) -> Tensor:
-        """The number of text ids (B, T) that the text loss is a mean over: all but those at the first position and
-        padding."""
-        return (text_ids[:, 1:] != self.model.config.pad_id).sum()
-
-    def _losses(self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        vectors = None
-        if self.embedding_head is not None:
+    def _losses(
+        self, model: Decoder, text_ids: Tensor, input_codes: Tensor, codes: Tensor, dropped: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        vectors = features = None
+        if self.encoder is not None:
+            text_ids, features = feature_rows(self.encoder, model, text_ids, dropped)
+        head = self.embedding_head if model is self.model else None  # of no use, and perhaps divided, in validation
+        if head is not None:
             assert isinstance(self.image_tokenizer, ImageTokenizer)
             with torch.no_grad():
                 vectors = self.image_tokenizer.quantizer.decode(codes.flatten(1))
         return prediction_losses(
             *(model, text_ids, input_codes, codes, self.config.loop.precision),
-            embedding_head=self.embedding_head,
+            features=features,
+            embedding_head=head,
             vectors=vectors,
             with_z_loss=self.config.z_loss_weight > 0,
         )
@@ -210,11 +217,13 @@ class DecoderTask:
         """The losses of some rows of a batch, weighted such that their sum over all its parts is that of the batch; and
         `loss`, the sum of all of them. num_rows, num_targets: rows and text targets of the whole batch."""
         config = self.config
-        losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"])
+        losses = self._losses(self.model, part["text_ids"], part["noisy_codes"], part["codes"], part.get("dropped"))
         share = {name: torch.tensor(len(part["codes"]) / num_rows) for name in losses}
-        share["text_loss"] = self._num_targets(part["text_ids"]) / num_targets
+        share["text_loss"] = num_text_targets(part["text_ids"], self.model.config) / num_targets.clamp_min(1)
         losses = {name: value * share[name].to(value.device) for name, value in losses.items()}
-        loss = config.text_loss_weight * losses["text_loss"] + config.image_loss_weight * losses["image_loss"]
+        loss = config.image_loss_weight * losses["image_loss"]
+        if "text_loss" in losses:
+            loss = loss + config.text_loss_weight * losses["text_loss"]
         if "embedding_loss" in losses:
             loss = loss + config.embedding_weight * losses["embedding_loss"]
         if "z_loss" in losses:
@@ -236,34 +245,41 @@ class DecoderTask:
             for name, value in losses.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
         sums = {name: self.share.count * value for name, value in means(sums).items()}
-        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], self.config.loop, step, sums["loss"])
-        self.average.update(self.model)
+        optimizers = [one for one in (self.matrix_optimizer, self.optimizer) if one is not None]
+        scalars = clip_and_step(optimizers, self.config.loop, step, sums["loss"])
+        self.average.update(self.trained)
         return {**sums, **scalars}
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        if not self.is_sharded:
-            yield
-            return
-        averaged = whole_copy(self.average.module, lambda: Decoder(self.model.config))
-        self.averaged = averaged.to(self.device) if averaged is not None else None
+        if self.is_sharded:
+            whole = whole_copy(self.average.module, lambda: Decoder(self.model.config))
+            self.whole_average = whole.to(self.device) if whole is not None else None
         yield
-        self.averaged = None
+        self.whole_average = None
+
+    def _averaged(self) -> Decoder:
+        """The whole decoder with the averaged weights, in which adapters are merged. If it is divided over the
+        processes, the leader has it within `gathered`."""
+        if self.adapters is not None:
+            return self.adapters.merged(self.average.module)
+        average = self.whole_average if self.is_sharded else self.average.module
+        assert isinstance(average, Decoder)
+        return average
 
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: losses on equally many rows of validation and training, each with its first
         caption and view; and pictures drawn for validation captions with guidance and without, above reconstructions of
         the real ones."""
-        model = self.averaged
-        assert model is not None
+        model = self._averaged()
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_VALIDATION_ROWS, len(rows.codes))).long()
             text_ids, codes = (ids[chosen, 0].long().to(self.device) for ids in (rows.text_ids, rows.codes))
-            losses = prediction_losses(model, text_ids, codes, codes, self.config.loop.precision)
-            numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
-        pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids)
+            losses = self._losses(model, text_ids, codes, codes)
+            numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss") if key in losses}
+        pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids, self.encoder)
         return numbers, {"drawn above real": pictures}
 
     def export(self, folder: Path, step: int) -> None:
@@ -272,9 +288,12 @@ class DecoderTask:
             folder,
             name=self.config.name,
             image_tokenizer=self.image_tokenizer,
-            text_tokenizer=self.text_tokenizer,
-            decoder=self.averaged,
-            about=about_run(self.config.loop.seed, self.inputs()) | {"decoder_steps": str(step)},
+            text_tokenizer=self.text_tokenizer if self.encoder is None else None,
+            decoder=self._averaged(),
+            about=about_start(self.start)
+            | about_run(self.config.loop.seed, self.inputs())
+            | {"decoder_steps": str(step)},
+            sampling=None if self.start is None else self.start.sampling,
             overwrite=True,
         )
 
@@ -283,7 +302,7 @@ def run(config: DecoderTrainingConfig) -> bool:
     """Train the stage, or resume its run; see `training.loop.train`."""
     task = DecoderTask(config)
     if task.share.leads:
-        for misfit in misfits_of_decoder(config, len(task.rows.codes)):
+        for misfit in misfits_of_decoder(config, len(task.rows.codes), guidance=task.model.config.guidance):
             print(f"note: {misfit}")
     return train(task, config.loop, Path(config.run), config)
 

@@ -1,6 +1,7 @@
 """`DecoderTrainingConfig`: everything that decides a run of stage 2, checked."""
 
 import dataclasses
+from typing import Literal
 
 from dalle.config import Config, require
 from dalle.decoder.config import DecoderConfig
@@ -20,14 +21,17 @@ class DecoderTrainingConfig(Config):
     """Run folder: configuration, state, TensorBoard scalars and pictures, `best`, and at the end `model`."""
     name: str = "emoji"
     """Name of the model, which the receipts in its pictures state."""
-    image_tokenizer: str = "runs/vq-emoji/model"
-    """Model directory of stage 1, whose codes the token shards hold."""
-    text_tokenizer: str = "runs/bpe/tokenizer.json"
-    """Text tokenizer, as `python -m training.bpe` writes it, whose ids the token shards hold."""
+    image_tokenizer: str | None = "runs/vq-emoji/model"
+    """Model directory of stage 1, whose codes the token shards hold. None: the image tokenizer of `start_from`."""
+    text_tokenizer: str | None = "runs/bpe/tokenizer.json"
+    """Text tokenizer, as `python -m training.bpe` writes it, whose ids the token shards hold. None: that of
+    `start_from`, of whatever kind."""
     train_shards: tuple[str, ...] = ("runs/codes/train/*.safetensors",)
     """Token shards to train on: files, folders, glob patterns or URLs."""
     val_shards: tuple[str, ...] = ("runs/codes/val/*.safetensors",)
     """Token shards to validate on: files, folders, glob patterns or URLs."""
+    matrix_optimizer: Literal["muon", "adamw"] = "muon"
+    """Optimizer of the matrices of the blocks: Muon with `matrix_rate`, or AdamW with `learning_rate`."""
     matrix_rate: float = 0.02
     """Peak learning rate of Muon, for the matrices of the blocks."""
     learning_rate: float = 3e-3
@@ -71,12 +75,23 @@ class DecoderTrainingConfig(Config):
     """With `shard` and `micro_batch_size`: add up whole gradients in each process, and divide them once for a batch
     instead of once for each of its parts. A third less communication, for 4 more bytes of each parameter."""
     start_from: str | None = None
-    """Model directory whose decoder is trained further; its shape replaces `model`. None: new weights."""
+    """Model whose decoder is trained further, by name or path, imported ones included; its shape replaces `model`.
+    None: new weights."""
+    text_encoder: str | None = None
+    """Folder of the T5 whose features condition the model of `start_from` (LlamaGen's t2i). None: the model draws from
+    text ids or classes."""
+    lora_rank: int | None = None
+    """Rank of low-rank adapters on the matrices of the blocks (LoRA, Hu et al. 2021, arXiv 2106.09685), which alone are
+    trained; the exported model has them merged into its weights. Needs `start_from`. None: all weights are trained."""
+    lora_alpha: int | None = None
+    """Scale of the adapters: their product counts `lora_alpha` / `lora_rank` times. None: twice the rank."""
+    lora_rate: float = 1e-3
+    """Peak learning rate of the adapters, trained by AdamW."""
 
     def __post_init__(self) -> None:
         for name in ("text_loss_weight", "image_loss_weight", "weight_decay", "embedding_weight", "z_loss_weight"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("matrix_rate", "learning_rate"):
+        for name in ("matrix_rate", "learning_rate", "lora_rate"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
         require(0 <= self.caption_dropout < 1, f"caption_dropout is {self.caption_dropout}; it must be in [0, 1)")
         require(
@@ -84,6 +99,15 @@ class DecoderTrainingConfig(Config):
             f"micro_batch_size is {self.micro_batch_size}; it must be at least 1",
         )
         require(self.patience is None or self.patience >= 1, f"patience is {self.patience}; it must be at least 1")
+        require(self.lora_rank is None or self.lora_rank >= 1, f"lora_rank is {self.lora_rank}; it must be at least 1")
+        require(
+            self.lora_alpha is None or self.lora_alpha >= 1, f"lora_alpha is {self.lora_alpha}; it must be at least 1"
+        )
+        require(self.lora_rank is None or self.start_from is not None, "lora_rank needs start_from")
+        require(
+            self.lora_rank is None or not self.shard,
+            f"lora_rank is {self.lora_rank}, and shard is True: adapters are trained without shard",
+        )
         require(
             self.shard or not self.whole_gradients,
             "whole_gradients is True, and shard is False: without shard, gradients are always whole",

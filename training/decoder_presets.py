@@ -6,7 +6,7 @@ from dalle.decoder.config import DecoderConfig
 from training.decoder_config import DecoderTrainingConfig
 from training.loop import LoopConfig
 
-__all__ = ["PRESETS", "base", "emoji", "large", "tiny", "xl"]
+__all__ = ["PRESETS", "base", "emoji", "finetune", "large", "tiny", "xl"]
 
 
 def _shape(**values: Any) -> DecoderConfig:
@@ -89,6 +89,26 @@ def xl() -> DecoderTrainingConfig:
     )
 
 
+def finetune() -> DecoderTrainingConfig:
+    """Trains a finished model further on your pictures: `--start-from MODEL`, imported ones included, with the token
+    shards of `python -m training.codes --model MODEL`. All weights, or adapters alone with `--lora-rank 8`."""
+    return DecoderTrainingConfig(
+        run="runs/decoder-finetune",
+        name="finetuned",
+        image_tokenizer=None,
+        text_tokenizer=None,
+        train_shards=("runs/codes-finetune/train/*.safetensors",),
+        val_shards=("runs/codes-finetune/val/*.safetensors",),
+        matrix_optimizer="adamw",
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        code_noise=0.0,
+        micro_batch_size=8,
+        model=_shape(),
+        loop=LoopConfig(steps=1000, batch_size=16, warmup_steps=50, average_decay=0.99, look_steps=100, log_steps=10),
+    )
+
+
 def _wide(name: str, *, shape: dict[str, int], steps: int, batch_size: int, **changes: Any) -> DecoderTrainingConfig:
     """A configuration for many pictures, which are not memorised: few codes are replaced, and the average is long."""
     return DecoderTrainingConfig(
@@ -110,4 +130,4 @@ def _wide(name: str, *, shape: dict[str, int], steps: int, batch_size: int, **ch
     )
 
 
-PRESETS = {"emoji": emoji, "tiny": tiny, "base": base, "large": large, "xl": xl}
+PRESETS = {"emoji": emoji, "tiny": tiny, "base": base, "large": large, "xl": xl, "finetune": finetune}

@@ -1,12 +1,16 @@
 """Pictures that a decoder draws while it is trained, for the eye."""
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from dalle.decoder.decoder import Decoder
 from dalle.images import composite
+from dalle.text.t5 import T5TextEncoder
 from dalle.vq.kinds import AnyImageTokenizer
+from training.text_features import feature_rows
 from training.token_shards import TokenShards
 
 __all__ = ["drawn_above_real"]
@@ -15,10 +19,19 @@ NUM_PICTURES = 8
 GUIDANCE_SCALE = 3.0
 
 
-def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: TokenShards, null_ids: Tensor) -> Tensor:
+def drawn_above_real(
+    model: Decoder,
+    image_tokenizer: AnyImageTokenizer,
+    rows: TokenShards,
+    null_ids: Tensor,
+    encoder: T5TextEncoder | None = None,
+) -> Tensor:
     """A grid (3, 3 H, 8 W) in [-1, 1]: pictures that the decoder draws for captions of rows with guidance, those that
-    it draws with the same seeds without, and reconstructions of the real ones. Captions and seeds are always the
-    same."""
+    it draws with the same seeds without, and reconstructions of the real ones. Captions and seeds are always the same.
+    A decoder that was not trained for guidance draws without only: (3, 2 H, 8 W).
+
+    encoder: the text encoder of a decoder that follows features.
+    """
     from dalle.decoder.engine import Engine
     from dalle.decoder.request import Request
     from dalle.decoder.sampling import SamplingParams
@@ -26,13 +39,20 @@ def drawn_above_real(model: Decoder, image_tokenizer: AnyImageTokenizer, rows: T
     chosen = torch.linspace(0, len(rows.codes) - 1, NUM_PICTURES).long()
     engine = Engine(model, num_slots=2 * NUM_PICTURES)
     captions, drawn = rows.text_ids[chosen, 0].long(), []
-    for scale in (GUIDANCE_SCALE, 1.0):
+    conditions: list[dict[str, Any]] = [{"text_ids": one, "null_ids": null_ids} for one in captions]
+    if encoder is not None and model.features is not None:
+        null = model.features.null.detach().cpu()
+        conditions = [
+            {"text_ids": ids, "features": features, "null_ids": ids, "null_features": null}
+            for ids, features in zip(*(part.cpu() for part in feature_rows(encoder, model, captions)), strict=True)
+        ]
+    for scale in (GUIDANCE_SCALE, 1.0) if model.config.guidance else (1.0,):
         params = SamplingParams(guidance_scale=scale)
         requests = [
-            Request(text_ids=text_ids, null_ids=null_ids, params=params, seed=seed, index=0)
-            for seed, text_ids in zip(chosen.tolist(), captions, strict=True)
+            Request(**condition, params=params, seed=seed, index=0)
+            for seed, condition in zip(chosen.tolist(), conditions, strict=True)
         ]
         drawn.append(model.layout.grid(torch.stack(engine.run(requests))).cpu())
     codes = torch.cat([*drawn, rows.codes[chosen, 0].long()]).to(model.embedding.weight.device)
     pictures = composite(image_tokenizer.decode(codes))
-    return rearrange(pictures, "(three b) c h w -> c (three h) (b w)", three=3)
+    return rearrange(pictures, "(rows b) c h w -> c (rows h) (b w)", b=NUM_PICTURES)

@@ -66,19 +66,26 @@ def _codes_of(config: VQTrainingConfig) -> str:
     return CODES if preset == "emoji" else f"{CODES}-{preset}"
 
 
-def after_codes(out: Path, image_tokenizer: Path, text_tokenizer: Path) -> str:
-    """After `training.codes`: stage 2; or the same for the other split while that lacks."""
+def after_codes(
+    out: Path,
+    image_tokenizer: Path,
+    text_tokenizer: Path,
+    model: str | None = None,
+    text_encoder: Path | None = None,
+) -> str:
+    """After `training.codes`: stage 2, which fine-tunes the model if there is one; or the same for the other split
+    while that lacks."""
     other = out.with_name({"train": "val", "val": "train"}.get(out.name, out.name))
     if not any(other.glob("*.safetensors")):
         return f"next: the same for the pairs of {other.name}, with --out {shlex.quote(str(other))}"
     train, val = (out, other) if out.name != "val" else (other, out)
     preset = _preset(str(image_tokenizer.parent), decoder_presets.PRESETS)
-    return _said(
-        _program(
-            *("decoder", preset, "--image-tokenizer", image_tokenizer, "--text-tokenizer", text_tokenizer),
-            *("--train-shards", train / "*.safetensors", "--val-shards", val / "*.safetensors"),
-        )
-    )
+    start: list[object] = [preset, "--image-tokenizer", image_tokenizer, "--text-tokenizer", text_tokenizer]
+    if model is not None:
+        encoder = [] if text_encoder is None else ["--text-encoder", text_encoder]
+        start = ["finetune", "--start-from", model, *encoder]
+    shards = ["--train-shards", train / "*.safetensors", "--val-shards", val / "*.safetensors"]
+    return _said(_program("decoder", *start, *shards))
 
 
 def after_decoder(config: DecoderTrainingConfig) -> str:

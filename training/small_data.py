@@ -43,6 +43,13 @@ def misfits_of_vq(config: VQTrainingConfig, num_pairs: int) -> list[str]:
     return found
 
 
-def misfits_of_decoder(config: DecoderTrainingConfig, num_rows: int) -> list[str]:
-    """A sentence for each setting of stage 2 that does not fit so many rows."""
-    return [*_misfits(config.loop, num_rows)]
+def misfits_of_decoder(config: DecoderTrainingConfig, num_rows: int, *, guidance: bool = True) -> list[str]:
+    """A sentence for each setting of stage 2 that does not fit so many rows, or the decoder. guidance: whether the
+    decoder is trained for guidance."""
+    found = [*_misfits(config.loop, num_rows)]
+    if config.caption_dropout and not guidance:
+        found.append(
+            f"caption_dropout is {config.caption_dropout}, but {config.start_from} was trained without it and draws "
+            "without guidance, so that no caption is dropped"
+        )
+    return found

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dalle.errors import DataError
-from dalle.text.bpe import TextTokenizer
+from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.pairs.open_files import OpenFiles
 
@@ -106,7 +106,7 @@ class TokenShards:
 
     @classmethod
     def load(
-        cls, paths: Sequence[Path], image_tokenizer: AnyImageTokenizer, text_tokenizer: TextTokenizer
+        cls, paths: Sequence[Path], image_tokenizer: AnyImageTokenizer, text_tokenizer: PromptTokenizer
     ) -> "TokenShards":
         """Reads the headers and the weights. Raises `DataError` for a damaged file, and for one that other tokenizers
         have encoded."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from dalle.errors import CheckpointError, ParameterError
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
-__all__ = ["T5TextEncoder"]
+__all__ = ["T5TextEncoder", "t5_tokenizer"]
 
 PAD, END = "<pad>", "</s>"
 
@@ -31,7 +31,7 @@ class T5TextEncoder:
             import transformers
         except ImportError as error:
             raise ParameterError("a text encoder needs transformers: pip install 'dalle-serve[text]'") from error
-        self.tokenizer = _tokenizer(Path(folder) / "tokenizer.json", text_length)
+        self.tokenizer = t5_tokenizer(folder, text_length=text_length)
         try:
             # safetensors only: nothing is unpickled
             network = transformers.T5EncoderModel.from_pretrained(
@@ -60,7 +60,10 @@ def _placed(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return network.to(device).eval()
 
 
-def _tokenizer(path: Path, text_length: int) -> PaddedTokenizer:
+def t5_tokenizer(folder: str | Path, *, text_length: int) -> PaddedTokenizer:
+    """The text tokenizer of a T5 in a folder, without its network. Raises `CheckpointError` if it is missing or
+    damaged."""
+    path = Path(folder) / "tokenizer.json"
     try:
         document = json.loads(path.read_bytes())
         document["post_processor"] = None  # PaddedTokenizer adds the end

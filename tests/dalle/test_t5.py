@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import tokenizers
 import torch
 import transformers
 
@@ -14,6 +13,7 @@ from dalle.errors import CheckpointError, ParameterError, PromptError
 from dalle.interop.convert import import_checkpoint
 from dalle.text.cleaning import clean_caption
 from dalle.text.t5 import T5TextEncoder
+from tests.support.text_encoders import write_t5
 
 DATA = Path(__file__).parents[1] / "data" / "golden" / "LlamaGen"
 
@@ -44,17 +44,7 @@ def test_a_caption_that_is_broken_html_is_refused() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 of 40 channels, random, as transformers saves one, with a unigram tokenizer of letters."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("t5")
-    config = transformers.T5Config(vocab_size=40, d_model=40, d_kv=8, d_ff=32, num_layers=2, num_heads=4)
-    transformers.T5EncoderModel(config).save_pretrained(folder)
-    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
-    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
-    unigram.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    unigram.decoder = tokenizers.decoders.Metaspace()
-    unigram.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    unigram.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_t5(tmp_path_factory.mktemp("t5"), width=40)
 
 
 @pytest.fixture(scope="module")

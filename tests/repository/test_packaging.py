@@ -99,7 +99,7 @@ def test_it_stands_on_its_own(wheel: Path, tmp_path: Path) -> None:
 def test_dependencies_are_those_that_are_imported(package: str) -> None:
     """Whatever is imported is declared; whatever is declared is imported."""
     declared = modules_of(PROJECT["dependencies"])
-    extras = {"dalle": ("text", "hub"), "training": ("training", "cluster")}.get(package, (package,))
+    extras = {"dalle": ("text", "hub"), "training": ("training", "cluster", "lora")}.get(package, (package,))
     extra = modules_of([name for key in extras for name in PROJECT["optional-dependencies"][key]])
     names = {name for file in files_of(package) for name in imports_of_file(file)}
     # torch's own binding is all that is used of TensorBoard

@@ -241,6 +241,7 @@ def test_the_layer_of_the_embedding_loss_is_saved_and_not_exported(data: Path, t
     exported = load_checkpoint(tmp_path / "model")
     assert exported.decoder is not None and exported.about["decoder_steps"] == "6"
     assert set(exported.decoder.state_dict()) == set(whole.model.state_dict())
+    assert whole.matrix_optimizer is not None
     groups = [group for o in (whole.matrix_optimizer, whole.optimizer) for group in o.param_groups]
     trained = [id(p) for group in groups for p in group["params"]]
     assert sorted(trained) == sorted(id(p) for m in (whole.model, whole.embedding_head) for p in m.parameters())
@@ -298,6 +299,7 @@ def test_learning_pays(data: Path) -> None:
 
 def test_optimizers_share_out_all_parameters(data: Path) -> None:
     task = DecoderTask(decoder_training(data))
+    assert task.matrix_optimizer is not None
     groups = [group for o in (task.matrix_optimizer, task.optimizer) for group in o.param_groups]
     parameters = [id(p) for group in groups for p in group["params"]]
     assert sorted(parameters) == sorted(id(p) for p in task.model.parameters())

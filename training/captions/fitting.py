@@ -1,19 +1,23 @@
 """Captions that fit into the text length of a tokenizer, and what is done with those that do not.
 
 A caption that is too long is left out if another caption of its pair fits. A pair without one that fits has its first
-caption, truncated to the first tokens.
+caption, truncated to the first tokens. Captions of a tokenizer of classes are those of `training.captions.classes`.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from dalle.errors import DataError
 from dalle.receipt import printable
+from dalle.text.classes import ClassTokenizer
 from dalle.text.tokenizer import PromptTokenizer
+from training.captions.classes import class_captions, read_class_names
 from training.captions.draw import draw_caption
 from training.pairs.shards import PairShards
 
-__all__ = ["fitting_captions", "id_of", "long_captions_report", "some_ids"]
+__all__ = ["caption_source", "fitting_captions", "id_of", "long_captions_report", "some_ids"]
 
 NUM_LISTED = 10
 """Number of pairs that a report names."""
@@ -33,6 +37,27 @@ def fitting_captions(
             return captions
     captions = captions or [caption for caption in metadata["captions"] if _fits(caption, tokenizer)]
     return [captions[i % len(captions)] for i in range(num)] if captions else []
+
+
+def caption_source(
+    text_tokenizer: PromptTokenizer, class_names: Path | None, num_captions: int, seed: int
+) -> Callable[[dict[str, Any], int], list[str]]:
+    """A function that gives `num_captions` captions of a pair, from its metadata and its number; none if none fits."""
+    if isinstance(text_tokenizer, ClassTokenizer):
+        names = read_class_names(class_names, text_tokenizer.num_classes)
+
+        def of_classes(metadata: dict[str, Any], number: int) -> list[str]:
+            found = class_captions(metadata, text_tokenizer, names, id_of(metadata, number))
+            return [found[i % len(found)] for i in range(num_captions)]
+
+        return of_classes
+    if class_names is not None:
+        raise DataError(f"the model draws from text: there are no classes that {class_names} could name")
+
+    def of_text(metadata: dict[str, Any], number: int) -> list[str]:
+        return fitting_captions(metadata, text_tokenizer, num_captions, random.Random(f"{seed}/{number}"))
+
+    return of_text
 
 
 def long_captions_report(pairs: PairShards, tokenizer: PromptTokenizer) -> str:

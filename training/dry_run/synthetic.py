@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dalle.checkpoint import save_checkpoint
 from dalle.text.bpe import TextTokenizer
+from dalle.text.tokenizer import PromptTokenizer
+from dalle.vq.kinds import AnyImageTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from training.decoder_config import DecoderTrainingConfig
 from training.pairs.shard_writer import ShardWriter, encode_webp
+from training.starting_model import start_tokenizers
 from training.token_shards import codes_digest
 from training.vq_config import VQTrainingConfig
 
@@ -56,24 +60,17 @@ def _pictures(config: VQTrainingConfig, folder: Path) -> VQTrainingConfig:
 
 
 def _rows(config: DecoderTrainingConfig, folder: Path, codes: ImageTokenizerConfig) -> DecoderTrainingConfig:
+    if config.start_from is not None and config.image_tokenizer is None:
+        return _rows_of_start(config, folder)
     image_tokenizer = ImageTokenizer(codes)
     save_checkpoint(folder / "image_tokenizer", name="random", image_tokenizer=image_tokenizer)
     letters = random.Random(0)
     words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(12000)]
     text_tokenizer = TextTokenizer.train(words, vocab_size=VOCAB_SIZE, text_length=TEXT_LENGTH, lowercase=True)
     text_tokenizer.save(folder / "tokenizer.json")
-    generator = torch.Generator().manual_seed(0)
-    shape = (NUM_PAIRS, 1, codes.grid_size, codes.grid_size)
-    save_file(
-        {
-            "codes": torch.randint(codes.codebook_size, shape, generator=generator).to(torch.uint16),
-            "text_ids": torch.randint(1, 250, (NUM_PAIRS, 1, TEXT_LENGTH), generator=generator).to(torch.uint16),
-            "weights": torch.ones(NUM_PAIRS),
-        },
-        folder / "rows.safetensors",
-        {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest},
-    )
-    shards = (str(folder / "rows.safetensors"),)
+    ids = torch.randint(1, 250, (NUM_PAIRS, TEXT_LENGTH), generator=torch.Generator().manual_seed(1))
+    grid = (codes.grid_size, codes.grid_size)
+    shards = _shard(folder, image_tokenizer, text_tokenizer, grid=grid, text_ids=ids)
     return dataclasses.replace(
         config,
         image_tokenizer=str(folder / "image_tokenizer"),
@@ -81,3 +78,36 @@ def _rows(config: DecoderTrainingConfig, folder: Path, codes: ImageTokenizerConf
         train_shards=shards,
         val_shards=shards,
     )
+
+
+def _rows_of_start(config: DecoderTrainingConfig, folder: Path) -> DecoderTrainingConfig:
+    """The configuration of fine-tuning on random codes and text ids of the model's tokenizers."""
+    assert config.start_from is not None
+    image_tokenizer, text_tokenizer, size = start_tokenizers(config.start_from, config.text_encoder)
+    grid = size[0] // image_tokenizer.config.factor, size[1] // image_tokenizer.config.factor
+    text_ids = torch.randint(1, text_tokenizer.vocab_size, (NUM_PAIRS, text_tokenizer.text_length))
+    shards = _shard(folder, image_tokenizer, text_tokenizer, grid=grid, text_ids=text_ids)
+    return dataclasses.replace(config, train_shards=shards, val_shards=shards)
+
+
+def _shard(
+    folder: Path,
+    image_tokenizer: AnyImageTokenizer,
+    text_tokenizer: PromptTokenizer,
+    *,
+    grid: tuple[int, int],
+    text_ids: Tensor,
+) -> tuple[str]:
+    """Write random codes with these text ids (M, T) as a token shard. Returns its path."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(image_tokenizer.config.codebook_size, (len(text_ids), 1, *grid), generator=generator)
+    save_file(
+        {
+            "codes": codes.to(torch.int32),
+            "text_ids": text_ids[:, None].to(torch.int32).contiguous(),
+            "weights": torch.ones(len(text_ids)),
+        },
+        folder / "rows.safetensors",
+        {"codes_digest": codes_digest(image_tokenizer), "text_digest": text_tokenizer.digest},
+    )
+    return (str(folder / "rows.safetensors"),)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from braceexpand import braceexpand
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -171,13 +172,19 @@ class PairShards:
         entry = self._entries[number]
         return json.loads(self._files.read(entry.shard, *entry.metadata))
 
-    def picture(self, number: int, *, channels: int = 3) -> Tensor:
-        """The picture of a pair as (channels, H, W) uint8: RGB over a white background, or straight RGBA. Raises
-        `DataError` if it cannot be read."""
+    def picture(self, number: int, *, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
+        """The picture of a pair as (channels, H, W) uint8: RGB over a white background, or straight RGBA.
+
+        size: (H, W), to which the largest centred rectangle of these proportions is resized; None: as it is.
+        Raises `DataError` if it cannot be read.
+        """
         entry = self._entries[number]
         try:
             with open_image(self._files.read(entry.shard, *entry.picture)) as image:
-                pixels = np.array(to_mode(image, "RGB" if channels == 3 else "RGBA"))
+                picture = to_mode(image, "RGB" if channels == 3 else "RGBA")
+                if size is not None:
+                    picture = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
+                pixels = np.array(picture)
         except ImageError as error:
             raise DataError(f"{self.paths[entry.shard]}: picture {number}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -215,13 +222,15 @@ class PairShards:
             pictures = [read(int(number)) for number in numbers]
         return _stacked(pictures)
 
-    def readable(self, numbers: Sequence[int], *, channels: int = 3, broken: Broken) -> tuple[list[int], Tensor | None]:
+    def readable(
+        self, numbers: Sequence[int], *, channels: int = 3, size: tuple[int, int] | None = None, broken: Broken
+    ) -> tuple[list[int], Tensor | None]:
         """The pairs whose pictures can be read, and their pictures as `images` gives them, None if there are
-        none. The others are added to `broken`. Raises `DataError` as `pictures` does."""
+        none, resized as by `picture`. The others are added to `broken`. Raises `DataError` as `pictures` does."""
         kept, pictures = [], []
         for number in numbers:
             try:
-                pictures.append(self.picture(number, channels=channels))
+                pictures.append(self.picture(number, channels=channels, size=size))
                 kept.append(number)
             except DataError as error:
                 broken.add(self._problem(number, error))
