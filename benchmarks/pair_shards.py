@@ -50,14 +50,15 @@ def write_linked_shards(folder: Path, num_pairs: int) -> list[Path]:
 
 
 def private_memory() -> int:
-    """Memory of this process that it shares with no other one, in bytes."""
+    """Memory that this process alone has written, in bytes. Pages of mapped files, which the system may take back, do
+    not count."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Private_Clean", "Private_Dirty")))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
 def read_in_worker(pairs: PairShards, epochs: WeightedEpochs, steps: int) -> tuple[float, int]:
-    """Read batches in a process of its own. Returns the CPU seconds of each, and the memory that the worker shares
-    with no other process, in bytes."""
+    """Read batches in a process of its own. Returns the CPU seconds of each, and the memory that the worker has
+    written, in bytes."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
