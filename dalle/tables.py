@@ -131,9 +131,12 @@ def csv_rows(
         yield Row(number=number, fault=fault) if fault else Row(number=number, values=values)
 
 
-def parquet_rows(file: Any, required: Sequence[str], known: Sequence[str] | None = None) -> Iterator[Row]:
+def parquet_rows(
+    file: Any, required: Sequence[str], known: Sequence[str] | None = None, *, at_once: int = 1024
+) -> Iterator[Row]:
     """Yield the rows of a `pyarrow.parquet.ParquetFile`, which is an argument so that this library works without
-    pyarrow. Arguments and errors are those of `csv_rows`, and the errors of pyarrow.
+    pyarrow. Arguments and errors are those of `csv_rows`, and the errors of pyarrow. at_once: rows that are in memory
+    at the same time.
 
     A named index of pandas is a column like others where it is known, and left out otherwise.
     """
@@ -142,7 +145,7 @@ def parquet_rows(file: Any, required: Sequence[str], known: Sequence[str] | None
     names = [name for name in names if name not in index or (name in known if known is not None else name in required)]
     _check_columns(names, required, known)
     number = 0
-    for batch in file.iter_batches(batch_size=1024, columns=names if known is not None else list(required)):
+    for batch in file.iter_batches(batch_size=at_once, columns=names if known is not None else list(required)):
         for values in _batch_values(batch):
             number += 1
             if isinstance(values, str):

@@ -5,29 +5,40 @@ processes. If a worker is lost, Ray starts all of them again, and the run resume
 options are those of the stage: `python -m training.vq --help`.
 
 The folder in which the command is given must be at the same path on every node: it holds the code, the data and the
-run. Without `--address`, Ray is started on this machine, and stopped at the end.
+run. Without `--address`, Ray is started on this machine, where it listens on the loopback interface alone, and stopped
+at the end.
 
-Exit codes: 0 done, 2 a mistake of the caller, 130 stopped by Ctrl-C. The same command resumes the run from its last
-save.
+Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The workers then save the state, and
+the same command resumes the run; a second signal ends the program at once.
 """
 
+import asyncio
+import contextlib
 import dataclasses
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import tyro
 
+from dalle.command_line import DONE, STOPPED
 from dalle.config import Config, require, require_at_least
 from dalle.errors import DalleError, DataError
 from dalle.help_pages import UsageError, parsing
 from training import decoder, vq
 from training.command import exit_on_mistake, parse_preset
 from training.distributed import BACKENDS, TIMEOUT, Share, require_equal_shares
+from training.loop import PASSED_ON
 
 __all__ = ["STAGES", "ClusterOptions", "main", "train_on_cluster"]
+
+LOOPBACK = "lo"
+POLL_SECONDS = 0.1
 
 STAGES: dict[str, ModuleType] = {"vq": vq, "decoder": decoder}
 
@@ -59,40 +70,126 @@ def _work(order: dict[str, Any]) -> None:
     import ray
 
     os.chdir(order["folder"])
-    if ray.get(order["ledger"].mistake.remote()) is not None:
+    ledger = order["ledger"]
+    if ray.get(ledger.mistake.remote()) is not None:
         return
+
+    def pass_on() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # the program is gone
+            PASSED_ON.append(ray.get(ledger.stop_signal.remote()))
+
+    threading.Thread(target=pass_on, daemon=True).start()
     stage = STAGES[order["stage"]]
     try:
-        stage.run(order["config"])
+        finished = stage.run(order["config"])
+    except KeyboardInterrupt:
+        finished = False
     except DalleError as error:
-        ray.get(order["ledger"].write.remote(str(error)))
+        ray.get(ledger.write.remote(str(error)))
         raise
+    if not finished:
+        ray.get(ledger.leave.remote())
 
 
 class _Ledger:
-    """What workers leave for the program that started them."""
+    """What workers and the program that started them leave for each other. An actor of Ray."""
 
     def __init__(self) -> None:
         self.text: str | None = None
+        self.number: int | None = None
+        self.stopped = asyncio.Event()
+        self.is_unfinished = False
 
-    def write(self, mistake: str) -> None:
+    async def write(self, mistake: str) -> None:
         self.text = self.text or mistake
 
-    def mistake(self) -> str | None:
+    async def mistake(self) -> str | None:
         return self.text
 
+    async def stop(self, number: int) -> None:
+        """Ask the workers to stop, as the signal of this number does."""
+        self.number = number
+        self.stopped.set()
 
-def train_on_cluster(stage: str, config: Any, options: ClusterOptions) -> None:
+    async def stop_signal(self) -> int | None:
+        """Wait until the workers are asked to stop. Returns the number of the signal."""
+        await self.stopped.wait()
+        return self.number
+
+    async def leave(self) -> None:
+        """A worker has stopped before the end of the run."""
+        self.is_unfinished = True
+
+    async def unfinished(self) -> bool:
+        return self.is_unfinished
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that receives the number of the first SIGINT (Ctrl-C) or SIGTERM. The next one raises KeyboardInterrupt,
+    or ends the program."""
+    caught: list[int] = []
+
+    def receive(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(STOPPED)
+        caught.append(number)
+
+    handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _fit(trainer: Any, ledger: Any) -> int | None:
+    """Run Ray's trainer to its end, and pass a signal on to the workers. Returns the number of the signal, if there was
+    one. Errors are those of `trainer.fit`."""
+    errors: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            errors.append(error)
+
+    # not in the main thread, in which Ray's own handler of Ctrl-C would stop the workers without a save
+    thread = threading.Thread(target=fit, daemon=True)
+    with _signals() as caught:
+        thread.start()
+        told = False
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if caught and not told:
+                print("stopping: the workers save the state after this step", file=sys.stderr)
+                ledger.stop.remote(caught[0])
+                told = True
+    if errors:
+        raise errors[0]
+    return caught[0] if caught else None
+
+
+def train_on_cluster(stage: str, config: Any, options: ClusterOptions) -> bool:
     """Run a stage, `vq` or `decoder`, with its configuration on a Ray cluster, to its end.
 
-    Raises `ConfigError` for a batch that the workers cannot share evenly, and `DataError` for a caller's mistake that a
-    worker finds, for a cluster that cannot be reached, and if workers are lost more often than `options.retries`.
+    Returns False if SIGTERM stopped the run before the end, and raises KeyboardInterrupt if Ctrl-C (SIGINT) did; its
+    state is saved then, and the same call resumes it. Raises `ConfigError` for a batch that the workers cannot share
+    evenly, and `DataError` for a caller's mistake that a worker finds, for a cluster that cannot be reached, and if
+    workers are lost more often than `options.retries`.
     """
     require_equal_shares(config.loop.batch_size, Share(0, options.workers))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if options.address is None:
+        # as on macOS and Windows: every port of Ray listens on the loopback interface alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        for library in ("GLOO", "NCCL"):  # by which the workers communicate
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from training.cluster_join import StoreConfig
 
     resources = {"CPU": float(options.cpus_per_worker)} | ({"GPU": 1.0} if options.gpu else {})
     try:
@@ -113,7 +210,7 @@ def train_on_cluster(stage: str, config: Any, options: ClusterOptions) -> None:
         trainer = TorchTrainer(
             _work,
             train_loop_config=order,
-            torch_config=TorchConfig(
+            torch_config=StoreConfig(
                 backend=BACKENDS if options.gpu else "gloo", timeout_s=int(TIMEOUT.total_seconds())
             ),
             scaling_config=ScalingConfig(
@@ -126,14 +223,18 @@ def train_on_cluster(stage: str, config: Any, options: ClusterOptions) -> None:
             ),
         )
         try:
-            trainer.fit()
+            number = _fit(trainer, ledger)
         except TrainingFailedError as error:
             reason = ray.get(ledger.mistake.remote()) or f"workers were lost more than {options.retries} times: {error}"
             raise DataError(reason) from error
         if (mistake := ray.get(ledger.mistake.remote())) is not None:
             raise DataError(mistake)
+        finished = number is None or not ray.get(ledger.unfinished.remote())
     finally:
         ray.shutdown()
+    if not finished and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    return finished
 
 
 def main() -> None:
@@ -155,7 +256,8 @@ def main() -> None:
             )
         module = STAGES[stage[0]]
         config = parse_preset(f"training.{stage[0]}", module.__doc__, module.PRESETS, others)
-        train_on_cluster(stage[0], config, options)
+        finished = train_on_cluster(stage[0], config, options)
+    sys.exit(DONE if finished else STOPPED)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,19 @@ SOURCE is one of
 - a folder: every picture in it, at any depth, with its captions in a text file of the same name (`cat.jpg`, `cat.txt`)
 - a folder in the layout of Hugging Face's `imagefolder`: `metadata.jsonl`, `.csv` or `.parquet` with a column
   `file_name` and one for the caption; pictures in folders `train`, `validation` and `test` stay apart
+- a data set of Hugging Face's `datasets`: a folder of Parquet files that hold the pictures, as the hub has them, or a
+  folder that `save_to_disk` has written; its splits stay apart
 - a .csv file with a header, a .jsonl file of objects, or a .parquet file: a column for the picture's path, absolute or
-  relative to the file, and a column for its caption. The captions of rows with the same picture are joined.
+  relative to the file (in Parquet also for the picture itself), and a column for its caption
+
+The captions of rows with the same picture are joined.
 
 Every non-empty line of a text is a caption of its own; .jsonl and .parquet files may also give a list of captions.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,9 +28,11 @@ from dalle.files import check_output
 from dalle.images import load_image
 from training.command import exit_on_mistake, parse
 from training.next_step import after_folder
+from training.pairs.found import FoundPicture
 from training.pairs.problems import PROBLEMS_FILE, Problem, why_foreign, write_problems
 from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.pairs.sources import find_pictures
+from training.pairs.spool import Spool
 from training.run_folder import locked
 
 __all__ = ["FolderOptions", "Report", "build", "main", "position", "summary"]
@@ -44,8 +50,9 @@ class FolderOptions:
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder of pictures with .txt files beside them or with metadata (Hugging Face's imagefolder), or a .csv, .jsonl
-    or .parquet file of picture paths and captions."""
+    """A folder of pictures with .txt files beside them or with metadata (Hugging Face's imagefolder); a data set of
+    `datasets` (a folder of Parquet files with pictures, or of `save_to_disk`); or a .csv, .jsonl or .parquet file of
+    picture paths and captions."""
     out: Path
     """Output folder for train-000.tar, train-001.tar, ... and val.tar. It must not hold shards yet."""
     size: int = 128
@@ -55,10 +62,10 @@ class FolderOptions:
     decides for each pair, so the choice does not depend on the rest of the source. Where the hashes leave training or
     validation without a pair, it gets the one that is nearest. A source with splits of its own keeps them."""
     image_column: str | None = None
-    """Column of a .csv or .parquet file, or key of a .jsonl file, with the path of the picture. None: `image` or
-    `file_name`."""
+    """Column of a table, or key of a .jsonl file, with the picture or its path. None: `image` or `file_name`, or the
+    only column of a data set that holds pictures."""
     caption_column: str | None = None
-    """Column of a .csv or .parquet file, or key of a .jsonl file, with the caption. None: `caption`, or the only one of
+    """Column of a table, or key of a .jsonl file, with the caption. None: `caption`, or the only one of
     `text`, `captions`, `prompt` and `description`."""
 
     def __post_init__(self) -> None:
@@ -82,6 +89,14 @@ class Report:
     """One for each skipped picture or line, in the order of the source."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Item:
+    """A picture of the source, and its place in the spool if it is there."""
+
+    picture: FoundPicture
+    place: tuple[int, int] | None = None
+
+
 def position(id: str) -> float:
     """Position of an id in [0, 1), from its hash. Pairs are written in this order; the first ones are for
     validation."""
@@ -97,11 +112,33 @@ def build(options: FolderOptions) -> Report:
     if held := sorted(options.out.glob("*.tar")):
         raise DataError(f"{options.out} already holds {held[0].name}; choose a new folder, or delete its shards")
     check_output(options.out / PROBLEMS_FILE, "a list of problems", why_foreign, overwrite=True)
-    found = list(
-        find_pictures(options.source, image_column=options.image_column, caption_column=options.caption_column)
-    )
-    shuffled = sorted(range(len(found)), key=lambda number: (position(found[number].id), found[number].id))
-    has_splits = any(one.split is not None for one in found)
+    with Spool(options.out) as spool:
+        found = list(_spooled(options, spool))
+        return _write(found, spool, options)
+
+
+def _spooled(options: FolderOptions, spool: Spool) -> Iterator[_Item]:
+    """The pictures of the source; those inside of tables are encoded and put into the spool."""
+    columns = {"image_column": options.image_column, "caption_column": options.caption_column}
+    for one in tqdm(find_pictures(options.source, **columns), desc="find pictures", unit="picture", leave=False):
+        if one.content is None:
+            yield _Item(one)
+            continue
+        kept = dataclasses.replace(one, content=None)
+        try:
+            yield _Item(kept, spool.add(_encoded(one.content, options.size)))
+        except ImageError as error:
+            yield _Item(dataclasses.replace(kept, problem=str(error)))
+
+
+def _encoded(source: Path | bytes, size: int) -> bytes:
+    return encode_webp(load_image(source, size=(size, size), mode="RGBA"))
+
+
+def _write(found: Sequence[_Item], spool: Spool, options: FolderOptions) -> Report:
+    positions = [position(one.picture.key or one.picture.id) for one in found]
+    shuffled = sorted(range(len(found)), key=lambda number: (positions[number], found[number].picture.id))
+    has_splits = any(one.picture.split is not None for one in found)
     problems_by_number: dict[int, str] = {}
     moved_to: Literal["training", "validation"] | None = None
     with (
@@ -112,31 +149,36 @@ def build(options: FolderOptions) -> Report:
     ):
         writers = {"training": train, "validation": val, "test": test}
         # a pair is written when the next one is found: the first is for validation, and the last for training
-        waiting: tuple[str, bytes, dict[str, Any]] | None = None
+        waiting: tuple[float, tuple[str, bytes, dict[str, Any]]] | None = None
         for key, number in enumerate(tqdm(shuffled, desc="pictures", unit="picture")):
-            one = found[number]
+            one, place = found[number].picture, found[number].place
             try:
                 if one.problem is not None:
                     raise ImageError(one.problem)
-                picture = encode_webp(load_image(one.path, size=(options.size, options.size), mode="RGBA"))
+                if not one.captions:
+                    raise ImageError("it has no caption")
+                webp = _encoded(one.path, options.size) if place is None else spool.read(place)
             except ImageError as error:
                 problems_by_number[number] = str(error)
                 continue
             metadata = {"id": one.id, "style": "", "captions": one.captions, "weight": 1.0, "keywords_en": []}
+            pair = (f"{key:09d}", webp, metadata)
             if has_splits:
-                writers[one.split or "training"].write(f"{key:09d}", picture, metadata)
+                writers[one.split or "training"].write(*pair)
                 continue
             if waiting is not None:
-                for_val = position(waiting[2]["id"]) < options.val_fraction
+                for_val = waiting[0] < options.val_fraction
                 needed = options.val_fraction > 0 and not val.num_pairs
-                (val if for_val or needed else train).write(*waiting)
+                (val if for_val or needed else train).write(*waiting[1])
                 moved_to = "validation" if needed and not for_val else moved_to
-            waiting = (f"{key:09d}", picture, metadata)
+            waiting = (positions[number], pair)
         if waiting is not None:
-            for_val = position(waiting[2]["id"]) < options.val_fraction
+            for_val = waiting[0] < options.val_fraction
             moved_to = "training" if for_val and val.num_pairs and not train.num_pairs else moved_to
-            (val if for_val and train.num_pairs else train).write(*waiting)
-        problems = [Problem(found[number].id, problems_by_number[number]) for number in sorted(problems_by_number)]
+            (val if for_val and train.num_pairs else train).write(*waiting[1])
+        problems = [
+            Problem(found[number].picture.id, problems_by_number[number]) for number in sorted(problems_by_number)
+        ]
         write_problems(options.out / PROBLEMS_FILE, problems)
         if not train.num_pairs + val.num_pairs + test.num_pairs:
             first = (

@@ -29,7 +29,10 @@ from training.logs import Logs, TrackerName
 from training.provenance import stamp_of
 from training.run_folder import Parts, claim_folder, locked, restore_state, save_state
 
-__all__ = ["LoopConfig", "Task", "train"]
+__all__ = ["PASSED_ON", "LoopConfig", "Task", "train"]
+
+PASSED_ON: list[int] = []
+"""Signals that another process has got for this one, whose run is not in the main thread."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,8 @@ class LoopConfig(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the forward and backward pass; `auto` takes bfloat16 where the hardware computes in it natively."""
     workers: int = 1
-    """Processes that prepare batches ahead. 0 prepares them in the training process, which CUDA runs always do, because
-    they keep the pictures on the device."""
+    """Processes that prepare batches ahead. 0 prepares them in the training process. CUDA runs always do that, except
+    in stage 1 with more pictures than a quarter of the device's memory holds."""
     log: TrackerName = "tensorboard"
     """Where scalars and pictures are logged beside TensorBoard, which always has them: Trackio, Weights & Biases or
     MLflow, each in its own package. `--log` is short for it."""
@@ -148,10 +151,10 @@ def _start_worker(_: int) -> None:
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[list[int]]:
     """A list that receives the number of each SIGINT (Ctrl-C) or SIGTERM, both of which ask the run to stop. Outside
-    the main thread, which alone gets signals, it stays empty."""
+    the main thread, which alone gets signals, it is `PASSED_ON`."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield caught
+        yield PASSED_ON
         return
     handlers = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -190,7 +193,7 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
         _Batches(task),
         batch_size=None,
         sampler=range(start, last),
-        num_workers=0 if device.type == "cuda" else config.workers,
+        num_workers=config.workers if device.type != "cuda" or getattr(task, "streams", False) else 0,
         worker_init_fn=_start_worker,
     )
     saved = exported = time.monotonic()

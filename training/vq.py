@@ -14,7 +14,6 @@ command resumes the run.
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +41,11 @@ from training.dry_run import dry_run
 from training.gates import CodebookHealth, Gate
 from training.hardware import autocast
 from training.loop import train
-from training.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss
+from training.losses.adversarial import LeCam, PatchDiscriminator, discriminator_loss, r1_penalty
 from training.losses.reconstruction import Reconstruction, ReconstructionLoss
 from training.next_step import after_vq
 from training.optimization import WeightAverage, adamw, clip_and_step
+from training.pairs.device_pictures import fit_on, pixels_on
 from training.pairs.epochs import WeightedEpochs
 from training.pairs.problems import PROBLEMS_FILE, Broken
 from training.pairs.shards import PairShards, find_shards, from_pixels
@@ -71,14 +71,6 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
     if model.config.quantizer == "gumbel" and not config.only_decoder:
         raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
     return model
-
-
-@lru_cache(maxsize=1)
-def _pixels_on(device: torch.device, shards: tuple[Path, ...], channels: int, broken: Broken) -> Tensor:
-    """Every picture of the shards, on the device, as (M, C, H, W) uint8; cached for the next run in this process on the
-    same shards. 20,000 pictures of 128 x 128 pixels with alpha are 1.3 GB."""
-    pairs = PairShards(shards, max_broken=broken.max_share)
-    return pairs.pictures(channels=channels, broken=broken).to(device)
 
 
 class VQTask:
@@ -142,6 +134,8 @@ class VQTask:
                 f"no picture of {', '.join(config.train_shards)} has transparent pixels, but the model has an alpha "
                 "channel: build the shards again, or train with --model.channels 3"
             )
+        self.streams = not fit_on(self.device, len(self.pairs), self.channels, self.model.config.image_size)
+        """Whether pictures are read from the disk for each batch. On CUDA they are kept on the device if they fit."""
         self.epochs = WeightedEpochs(self.pairs.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
 
     def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -170,9 +164,9 @@ class VQTask:
         return {"train_pairs": len(self.pairs), "data_digest": self.digest}
 
     def _images(self, numbers: np.ndarray) -> Tensor:
-        if self.device.type == "cuda":
+        if not self.streams:
             with quiet_followers():
-                pixels = _pixels_on(self.device, tuple(self.pairs.paths), self.channels, self.broken)
+                pixels = pixels_on(self.device, tuple(self.pairs.paths), self.channels, self.broken)
             return from_pixels(pixels[torch.from_numpy(numbers).to(self.device)])
         return self.pairs.images(numbers, channels=self.channels, broken=self.broken)
 
@@ -213,22 +207,29 @@ class VQTask:
         scalars["batch_usage"], scalars["batch_perplexity"] = codebook_statistics(counts)
         if self.discriminator is not None:
             self.discriminator_optimizer.zero_grad(set_to_none=True)  # the adversarial loss left gradients here
-            judged = self.judge(made.wanted, made.shown)
-            judged.backward()
-            scalars["discriminator_loss"] = judged = mean(judged)
-            clip_and_step([self.discriminator_optimizer], config.loop, step, judged)
+            loss, terms = self.judge(made.wanted, made.shown, config.r1_weight > 0 and step % config.r1_interval == 0)
+            loss.backward()
+            scalars |= means(terms)
+            clip_and_step([self.discriminator_optimizer], config.loop, step, mean(loss))
         self.average.update(self.model)
         return scalars
 
-    def _judge(self, real: Tensor, fake: Tensor) -> Tensor:
+    def _judge(self, real: Tensor, fake: Tensor, with_r1: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, and its terms to log."""
         assert self.discriminator is not None
-        with autocast(self.device, self.config.loop.precision):
+        config = self.config
+        with autocast(self.device, config.loop.precision):
             verdicts = self.discriminator(real).float(), self.discriminator(fake).float()
         loss = discriminator_loss(*verdicts)
         if self.lecam is not None:
-            loss = loss + self.config.lecam_weight * self.lecam(*verdicts)
+            loss = loss + config.lecam_weight * self.lecam(*verdicts)
             self.lecam.update(*verdicts)
-        return loss
+        terms = {"discriminator_loss": loss.detach()}
+        if with_r1:
+            penalty = r1_penalty(self.discriminator, real)
+            loss = loss + config.r1_weight / 2 * config.r1_interval * penalty
+            terms["r1_loss"] = penalty.detach()
+        return loss, terms
 
     @torch.no_grad()
     def _start_codebook(self, step: int, generator: torch.Generator) -> None:

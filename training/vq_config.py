@@ -55,6 +55,12 @@ class VQTrainingConfig(Config):
     lecam_weight: float = 0.0
     """Weight of LeCam regularization in the discriminator's loss, which keeps it from winning on few pictures; 0.001 to
     0.05 is usual. 0: no such loss."""
+    r1_weight: float = 0.0
+    """Weight of R1 regularization in the discriminator's loss, the gamma of its paper: half of it times the mean
+    squared norm of the gradient of a real picture's mean logit. 0.1 to 10 is usual. 0: no such loss."""
+    r1_interval: int = 16
+    """Steps between two computations of R1 regularization, which then counts for all of them (StyleGAN2, arXiv
+    1912.04958)."""
     commitment_weight: float = 0.25
     """Weight of the commitment loss, which keeps the encoder's latents near their codebook vectors."""
     entropy_weight: float = 0.0
@@ -89,7 +95,7 @@ class VQTrainingConfig(Config):
 
     def __post_init__(self) -> None:
         for name in (
-            *"alpha_weight perceptual_weight adversarial_weight lecam_weight commitment_weight".split(),
+            *"alpha_weight perceptual_weight adversarial_weight lecam_weight r1_weight commitment_weight".split(),
             *("entropy_weight", "weight_decay"),
         ):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
@@ -105,7 +111,9 @@ class VQTrainingConfig(Config):
         )
         require_multiple(self, 4, "discriminator_width")
         require_at_least(self, 1, "discriminator_layers")
-        require(not self.lecam_weight or self.adversarial_weight > 0, "lecam_weight needs adversarial_weight above 0")
+        for name in ("lecam_weight", "r1_weight"):
+            require(not getattr(self, name) or self.adversarial_weight > 0, f"{name} needs adversarial_weight above 0")
+        require_at_least(self, 1, "r1_interval")
         require(not self.only_decoder or not self.entropy_weight, "entropy_weight trains the encoder: not only_decoder")
         require(
             not self.entropy_weight or self.start_from is not None or self.model.quantizer == "nearest",

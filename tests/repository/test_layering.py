@@ -66,6 +66,7 @@ THREADS_AND_CLOCKS = {
 KNOWING_RAY = (
     *("serving/cluster/", "serving/app.py", "serving/__main__.py", "serving/batch/ray_data.py"),
     "training/cluster.py",
+    "training/cluster_join.py",
 )
 HTTP_FRAMEWORKS = {"aiohttp", "fastapi", "httpx", "starlette", "uvicorn"}
 UNPICKLERS = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

@@ -1,5 +1,6 @@
-"""A stage on a real Ray of this machine: a worker is killed, and the run ends like an unbroken one."""
+"""A stage on a real Ray of this machine: workers are killed and stopped, and the run ends like an unbroken one."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 
 from dalle.checkpoint import load_checkpoint
 from tests.support.stages import write_stage_2
-from tests.support.workers import ROOT, SECONDS, STEPS, arguments, assert_same_curves, finish, steps_saved
+from tests.support.workers import ROOT, SECONDS, arguments, assert_same_curves, finish, steps_saved
+
+MANY_STEPS = 40
+"""Steps of a run that is to be stopped before its end."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def ray_folder() -> Iterator[str]:
 
 
 def start(options: list[str], ray_folder: str) -> subprocess.Popen[str]:
-    environment = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_folder, "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": ray_folder}
     return subprocess.Popen(
         [sys.executable, "-m", "training.cluster", *options],
         cwd=ROOT,
@@ -39,6 +43,7 @@ def start(options: list[str], ray_folder: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -54,23 +59,50 @@ def train_workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def test_a_run_whose_worker_is_killed_ends_like_an_unbroken_one(data: Path, tmp_path: Path, ray_folder: str) -> None:
+def listening(process: subprocess.Popen[str]) -> dict[str, set[str]]:
+    """The addresses at which the processes of a program listen, and the command lines of these processes."""
+    found: dict[str, set[str]] = {}
+    for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            for connection in child.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.setdefault(connection.laddr.ip.removeprefix("::ffff:"), set()).add(
+                        " ".join(child.cmdline())[:80]
+                    )
+    return found
+
+
+def test_a_run_that_is_killed_and_stopped_ends_like_an_unbroken_one(
+    data: Path, tmp_path: Path, ray_folder: str
+) -> None:
+    """A worker is killed, and all are started again; Ctrl-C then stops them, and one process resumes the run."""
     folder = tmp_path / "cluster"
-    options = arguments("decoder", data, folder, save_minutes=0)
+    options = arguments("decoder", data, folder, save_minutes=0, steps=MANY_STEPS)
     process = start(["decoder", "--workers", "2", *options], ray_folder)
-    deadline = time.monotonic() + SECONDS
-    while steps_saved(folder) < 3:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.01)
+
+    def wait_for(steps: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        while steps_saved(folder) < steps:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.01)
+
+    wait_for(3)  # the workers have joined
+    assert {*listening(process)} == {"127.0.0.1"}, listening(process)
     workers = train_workers(process)
     assert len(workers) >= 2, "two workers train"
     os.kill(workers[-1].pid, signal.SIGKILL)
-    assert steps_saved(folder) < STEPS
+    done = steps_saved(folder)
+    wait_for(done + 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     said, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, said
+    assert process.returncode == 130 and "Traceback" not in said.partition("stopping: the workers save")[2], said
+    stopped = steps_saved(folder)
+    assert done + 2 <= stopped < MANY_STEPS, said
+    assert said.count(f"stopped after step {stopped}; the same command resumes the run") == 1, said
     assert len(list((folder / "tensorboard").iterdir())) == 2, "the workers were started again"
-    finish("decoder", arguments("decoder", data, tmp_path / "one"), 1)
-    assert_same_curves(tmp_path / "one", folder)
+    finish("decoder", options, 1)
+    finish("decoder", arguments("decoder", data, tmp_path / "one", steps=MANY_STEPS), 1)
+    assert_same_curves(tmp_path / "one", folder, MANY_STEPS)
     load_checkpoint(folder / "model")
 
 

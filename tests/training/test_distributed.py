@@ -69,8 +69,9 @@ def test_workers_train_what_one_process_does(data: Path, tmp_path: Path, stage: 
 def test_workers_train_a_codebook_by_gradient(data: Path, tmp_path: Path) -> None:
     """In the first steps, the loss does not depend on the codebook, whose gradient they wait for later."""
     for workers in (1, 2):
-        options = arguments("vq", data, tmp_path / str(workers))
-        finish("vq", [*options, "--codebook", "gradient", "--adversarial-weight", "0", "--lecam-weight", "0"], workers)
+        options = [*arguments("vq", data, tmp_path / str(workers)), "--codebook", "gradient"]
+        options += [option for name in ("adversarial", "lecam", "r1") for option in (f"--{name}-weight", "0")]
+        finish("vq", options, workers)
     assert_same_curves(tmp_path / "1", tmp_path / "2")
 
 

@@ -122,10 +122,6 @@ def test_what_is_ambiguous_is_refused(tmp_path: Path) -> None:
     (source / "metadata.jsonl").unlink()
     with pytest.raises(DataError, match=r"no column 'file_name'; the columns are 'file', 'text'"):
         _build(source, tmp_path / "out")
-    table = pa.table({"image": [{"bytes": b"x", "path": "a.png"}], "text": ["a"]})
-    parquet.write_table(table, tmp_path / "embedded.parquet")
-    with pytest.raises(DataError, match=r"embedded\.parquet holds the pictures themselves in 'image': save them"):
-        _build(tmp_path / "embedded.parquet", tmp_path / "out")
     assert not list(tmp_path.glob("out/*.tar"))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.losses.adversarial import LeCam, PatchDiscriminator, adaptive_weight, discriminator_loss
+from training.losses.adversarial import LeCam, PatchDiscriminator, adaptive_weight, discriminator_loss, r1_penalty
 from training.losses.augmentation import over_backgrounds, random_crops
 from training.losses.entropy import entropy_loss
 from training.losses.perceptual import LPIPS, find_lpips_heads
@@ -106,6 +106,38 @@ def test_lecam_by_numbers() -> None:
     lecam(real, fake).backward()
     assert real.grad is not None and real.grad.tolist() == pytest.approx([2.0, 4.0]), "real logits are drawn back"
     assert lecam(torch.tensor([-9.0]), torch.tensor([9.0])).item() == 0, "a discriminator that errs is left alone"
+
+
+def test_r1_by_numbers() -> None:
+    """The penalty is the squared slope of each picture's mean logit, and its own gradient is that of a difference
+    quotient."""
+    discriminator = PatchDiscriminator(8, 1).double()
+    pictures = torch.rand(3, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    slopes = [
+        torch.autograd.functional.jacobian(lambda one: discriminator(one[None]).mean(), picture) for picture in pictures
+    ]
+    penalty = r1_penalty(discriminator, pictures)
+    torch.testing.assert_close(penalty, torch.stack([slope.square().sum() for slope in slopes]).mean())
+    place, small = (1, 2, 3, 4), 1e-6
+    nudge = torch.zeros_like(pictures)
+    nudge[place] = small
+    quotient = (discriminator(pictures + nudge) - discriminator(pictures - nudge))[1].mean() / (2 * small)
+    assert slopes[1][2, 3, 4].item() == pytest.approx(quotient.item(), rel=1e-5)
+    weight = next(discriminator.parameters())
+    (pull,) = torch.autograd.grad(penalty, weight)
+    higher_and_lower = []
+    for change in (small, -small):
+        with torch.no_grad():
+            weight[0, 0, 0, 0] += change
+        higher_and_lower.append(r1_penalty(discriminator, pictures).item())
+        with torch.no_grad():
+            weight[0, 0, 0, 0] -= change
+    assert pull[0, 0, 0, 0].item() == pytest.approx((higher_and_lower[0] - higher_and_lower[1]) / (2 * small), rel=1e-4)
+    assert not pictures.requires_grad
+    flat = torch.nn.Conv2d(3, 1, 1).double()
+    torch.testing.assert_close(
+        r1_penalty(flat, pictures), flat.weight.square().sum() / 64, msg="a plane has the slope of its weights"
+    )
 
 
 def test_entropy_loss_by_numbers() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.pair_shards import write_linked_shards
 from dalle.errors import DataError
 from dalle.images import to_tensor
 from tests.support.pairs import pair, write_pairs
+from training.pairs import shard_index
 from training.pairs.shard_writer import encode_webp
 from training.pairs.shards import PairShards, find_shards, from_pixels
 
@@ -118,11 +121,11 @@ def test_transparency_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
 def test_all_pictures_come_in_their_order(tmp_path: Path) -> None:
     pairs = PairShards(write_pairs(tmp_path, "train", 40, per_shard=15))
     for channels in (3, 4):
-        pixels = pairs.pictures(channels=channels)
+        pixels = pairs.all_pictures(channels=channels)
         assert pixels.shape == (40, channels, 16, 16) and pixels.dtype == torch.uint8
         assert torch.equal(pixels, torch.stack([pairs.picture(number, channels=channels) for number in range(40)]))
         assert torch.equal(from_pixels(pixels), pairs.images(range(40), channels=channels))
-    assert torch.equal(pairs.pictures([7, 3]), pairs.pictures()[[7, 3]])
+    assert torch.equal(pairs.pictures([7, 3]), pairs.all_pictures()[[7, 3]])
 
 
 def test_transparency_is_found_in_a_sample(tmp_path: Path) -> None:
@@ -162,9 +165,7 @@ def test_patterns_name_shards(tmp_path: Path) -> None:
         found(f"{tmp_path}/codes/*.safetensors")
 
 
-@pytest.mark.parametrize(
-    "where", ["in the first header", "in a later header", "between members", "in a member", "empty"]
-)
+@pytest.mark.parametrize("where", ["first header", "later header", "between members", "in a member", "empty"])
 def test_a_damaged_tar_is_found_when_it_is_indexed(tmp_path: Path, where: str) -> None:
     (path,) = write_pairs(tmp_path, "train", 5)
     content = bytearray(path.read_bytes())
@@ -246,6 +247,76 @@ def test_pictures_of_different_sizes_make_no_batch(tmp_path: Path) -> None:
     assert pairs.images([1, 1]).shape == (2, 3, 8, 16)
     with pytest.raises(DataError, match=r"different sizes in one batch: \[\(3, 8, 16\), \(3, 16, 16\)\]"):
         pairs.images([0, 1])
+
+
+def test_the_index_is_kept_and_built_again_when_a_shard_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
+    paths = write_pairs(tmp_path, "train", 23, weights=(1.0, 0.3), per_shard=10)
+    built: list[str] = []
+    read = shard_index._pairs_in
+
+    def reading(shard: int, path: Path) -> Any:
+        built.append(path.name)
+        return read(shard, path)
+
+    monkeypatch.setattr(shard_index, "_pairs_in", reading)
+    first = PairShards(paths)
+    assert built == [path.name for path in paths]
+    monkeypatch.chdir(tmp_path)
+    again = PairShards([Path(path.name) for path in paths])
+    assert len(built) == 3, "the same files by another path"
+    assert again.weights.tolist() == first.weights.tolist() and len(again) == 23
+    assert torch.equal(again.all_pictures(), first.all_pictures())
+    PairShards(paths[:2])
+    assert len(built) == 5, "other shards have an index of their own"
+
+    write_tar(paths[2], {"a.json": metadata_bytes(weight=7), "a.png": picture_bytes("lime"), "b.png": b""})
+    changed = PairShards(paths, max_broken=0.1)
+    assert built[5:] == built[:3]
+    assert changed.weights.tolist() == [1.0, 0.3] * 10 + [7.0]
+    (problem,) = changed.problems
+    assert (problem.id, problem.problem) == ("train-002.tar: b", f"{paths[2]}: b lacks its .json")
+    assert PairShards(paths, max_broken=0.1).problems == changed.problems and len(built) == 8, "problems are kept too"
+    assert torch.equal(first.images(range(20)), changed.images(range(20))), "an index that was opened stays"
+
+    (index,) = [
+        path for path in tmp_path.glob("cache/indexes/*/index.json") if '"firsts": [0, 10, 20, 21]' in path.read_text()
+    ]
+    for name, content in (("index.json", b"{"), ("weights.bin", b"cut"), ("places.bin", b"")):
+        (index.parent / name).write_bytes(content)
+        assert len(PairShards(paths, max_broken=0.1)) == 21 and built[-3:] == built[:3], "a damaged one is replaced"
+    assert len(built) == 17
+    assert sorted(path.name for path in index.parent.parent.iterdir() if path.suffix != ".lock") == sorted(
+        path.parent.name for path in tmp_path.glob("cache/indexes/*/index.json")
+    ), "nothing else is left"
+
+
+def test_an_index_that_cannot_be_kept_is_made_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
+    paths = write_pairs(tmp_path, "train", 5)
+    with pytest.warns(UserWarning, match="the index of the shards cannot be kept in .*cache/indexes: "):
+        pairs = PairShards(paths)
+    assert torch.equal(pairs.images([4])[0], to_tensor(pair(4)[0]))
+    assert torch.equal(pickle.loads(pickle.dumps(pairs)).images([4]), pairs.images([4]))
+
+
+def test_the_index_takes_a_few_bytes_for_each_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3,000 pairs in 20 shards, Python's memory never holds more than one shard's part, and nothing afterwards."""
+    monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
+    paths = write_linked_shards(tmp_path, 150)
+    for number in range(19):
+        paths.append(tmp_path / f"more-{number}.tar")
+        paths[-1].hardlink_to(paths[0])
+    PairShards(paths[:1])
+    tracemalloc.start()
+    pairs = PairShards(paths)
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) == 3000 and kept < 30 * 3000 and most < 150 * 3000
+    assert sum(path.stat().st_size for path in tmp_path.glob("cache/indexes/*/*.bin")) == 40 * (3000 + 150)
 
 
 class _Pictures(Dataset[torch.Tensor]):

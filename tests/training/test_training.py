@@ -38,6 +38,7 @@ def vq_arguments(data: Path) -> list[str]:
     """All of stage 1 in one run: unquantized steps, codebook, perceptual loss, and a discriminator that starts late."""
     losses = ["--perceptual-weight", 0.1, "--perceptual-crop", 16, "--adversarial-weight", 0.1]
     others = ["--adversarial-start", 9, "--discriminator-width", 8, "--unquantized-steps", 6]
+    others += ["--r1-weight", 1, "--r1-interval", 4]
     shape = ["--model.image-size", 16, "--model.patch-size", 2, "--model.widths", 8, 16, "--model.norm-groups", 4]
     shards = ["--train-shards", data / "train-*.tar", "--val-shards", data / "val.tar"]
     return list(map(str, ["tiny", "--run", "run", *MANY, *OFTEN, *losses, *others, *shape, *shards]))
@@ -147,6 +148,7 @@ def test_a_run_killed_and_stopped_ends_like_an_unbroken_one(
     if stage == "vq":
         assert steps_of["train/commitment_loss"] == every_step[6:]
         assert steps_of["train/generator_loss"] == every_step[9:]
+        assert steps_of["train/r1_loss"] == every_step[::4]
         assert steps_of["train/perceptual_loss"] == steps_of["train/discriminator_loss"] == every_step
     assert steps_of["val/psnr" if stage == "vq" else "val/image_loss"] == [12, 24, STEPS]
 

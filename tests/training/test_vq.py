@@ -13,6 +13,7 @@ from dalle.images import composite
 from tests.support.pairs import write_pairs
 from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, changed, step, vq_training, weights, write_stage_1
 from training.losses.augmentation import over_backgrounds
+from training.pairs import device_pictures
 from training.pairs.shards import PairShards, find_shards
 from training.vq import VQTask
 
@@ -45,6 +46,9 @@ def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"discriminator_layers": 0}, "discriminator_layers is 0; it must be at least 1"),
         ({"only_decoder": True}, "only_decoder needs start_from"),
         ({"lecam_weight": 0.1}, "lecam_weight needs adversarial_weight above 0"),
+        ({"r1_weight": 0.1}, "r1_weight needs adversarial_weight above 0"),
+        ({"r1_weight": -1.0}, "r1_weight is -1.0; it must not be negative"),
+        ({"r1_interval": 0}, "r1_interval is 0; it must be at least 1"),
         ({"entropy_weight": -0.1}, "entropy_weight is -0.1; it must not be negative"),
         ({"entropy_temperature": 0.0}, "entropy_temperature is 0.0; it must be above 0"),
         ({"alpha_weight": -1.0}, "alpha_weight is -1.0; it must not be negative"),
@@ -214,6 +218,17 @@ def test_lecam_holds_the_discriminator_back_and_is_saved(data: Path) -> None:
     assert step(held, 1)["discriminator_loss"] > step(plain, 1)["discriminator_loss"]
 
 
+def test_r1_holds_the_discriminator_back_in_some_steps(data: Path) -> None:
+    weak, strong = (
+        VQTask(vq_training(data, adversarial_weight=0.1, r1_weight=weight, r1_interval=3)) for weight in (1e-9, 1e3)
+    )
+    scalars = [[step(task, number) for number in range(7)] for task in (weak, strong)]
+    assert [[number for number in range(7) if "r1_loss" in run[number]] for run in scalars] == [[0, 3, 6]] * 2
+    assert scalars[0][0] == scalars[1][0], "the losses of the first step"
+    assert scalars[1][6]["r1_loss"] < scalars[0][6]["r1_loss"]
+    assert {*weak.state()} == {*VQTask(vq_training(data, adversarial_weight=0.1)).state()}
+
+
 def test_the_generator_s_pass_teaches_the_discriminator_nothing(data: Path) -> None:
     """With any adversarial weight, the discriminator learns the same from the same reconstructions of the first
     step."""
@@ -240,6 +255,19 @@ def test_psnr_is_that_of_the_averaged_weights(data: Path) -> None:
     shown = pictures["reconstructions"]
     assert shown.shape == (3, 2 * 16, NUM_VAL * 16)
     assert torch.equal(shown[:, :16, 16:32], images[1]) and torch.equal(shown[:, 16:, 16:32], drawn[1])
+
+
+def test_pictures_that_do_not_fit_on_the_device_are_streamed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streaming = VQTask(vq_training(data))
+    assert streaming.streams, "on a CPU always"
+    size = NUM_TRAIN * 3 * 16 * 16
+    for memory, fit in ((4 * size - 4, False), (4 * size, True)):
+        monkeypatch.setattr(device_pictures, "device_bytes", lambda _, memory=memory: memory)
+        task = VQTask(vq_training(data))
+        assert task.streams is not fit
+        assert all(torch.equal(task.batch(n)["images"], streaming.batch(n)["images"]) for n in range(3))
+    assert device_pictures.pixels_on.cache_info().hits == 2, "the pictures are read once"
+    device_pictures.pixels_on.cache_clear()
 
 
 def test_what_is_not_there(data: Path) -> None:

@@ -1,5 +1,5 @@
-"""The adversarial loss of stage 1: a patch discriminator, its hinge loss and regularization, and the weight of the
-generator's loss.
+"""The adversarial loss of stage 1: a patch discriminator, its hinge loss, two regularizations (LeCam and R1), and the
+weight of the generator's loss.
 
 The discriminator and the adaptive weight follow VQGAN (Esser et al. 2021, arXiv 2012.09841).
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.distributed import mean
 
-__all__ = ["LeCam", "PatchDiscriminator", "adaptive_weight", "discriminator_loss"]
+__all__ = ["LeCam", "PatchDiscriminator", "adaptive_weight", "discriminator_loss", "r1_penalty"]
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -69,6 +69,18 @@ class LeCam(nn.Module):
         together = mean(torch.stack([real.mean(), fake.mean()]))
         self.averages.lerp_(together, 1 - self.decay if self.updates else 1.0)
         self.updates += 1
+
+
+def r1_penalty(discriminator: nn.Module, real: Tensor) -> Tensor:
+    """R1 regularization of a discriminator (Mescheder et al. 2018, arXiv 1801.04406): the squared norm of the gradient
+    of a picture's mean logit with respect to its pixels, a scalar, the mean over real pictures (B, 3, H, W). It keeps
+    the discriminator flat around real pictures, where the generator is to settle. Nothing
+    of it is computed in bfloat16."""
+    real = real.detach().requires_grad_()
+    with torch.autocast(real.device.type, enabled=False):
+        verdicts = discriminator(real).flatten(1).mean(1)
+    (gradients,) = torch.autograd.grad(verdicts.sum(), real, create_graph=True)
+    return gradients.square().flatten(1).sum(1).mean()
 
 
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: nn.Parameter) -> Tensor:

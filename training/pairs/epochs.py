@@ -23,13 +23,15 @@ class WeightedEpochs:
     def __init__(self, weights: np.ndarray, *, batch_size: int, seed: int) -> None:
         """weights: (M,) float32 or float64. Raises `DataError` if some are negative, or none is positive, or the sum is
         not finite."""
+        parts = [weights[start : start + AT_ONCE] for start in range(0, len(weights), AT_ONCE)]
         total = weights.sum(dtype=np.float64)
-        if not (weights >= 0).all() or not 0 < total < math.inf:
+        if not all((part >= 0).all() for part in parts) or not 0 < total < math.inf:
             raise DataError("sampling weights must be non-negative, with a positive and finite sum")
         self.weights = weights
         self.batch_size = batch_size
         self.seed = seed
-        self._fixed_length = int(total) if (weights == np.floor(weights)).all() else None
+        whole = all((part == np.floor(part)).all() for part in parts)
+        self._fixed_length = int(total) if whole else None
         """Length of every epoch, if no weight has a fraction."""
         self._ends: list[int] = []
         self._cached: tuple[int, np.ndarray] | None = None

@@ -17,7 +17,16 @@ from pyarrow import parquet
 from dalle.errors import DataError
 from dalle.tables import decoding, json_rows
 
-__all__ = ["chosen_columns", "find_metadata", "splits_of"]
+__all__ = [
+    "CAPTION_COLUMN",
+    "CAPTION_COLUMNS",
+    "IMAGE_COLUMN",
+    "chosen_columns",
+    "find_metadata",
+    "only_column",
+    "settled",
+    "split_of",
+]
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = {
@@ -25,7 +34,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""Names of folders, and the splits that they are."""
+"""Names of folders and files, and the splits that they are."""
 FILE_NAME = "file_name"
 IMAGE_COLUMN, CAPTION_COLUMN = "image", "caption"
 CAPTION_COLUMNS = ("text", "captions", "prompt", "description")
@@ -42,11 +51,15 @@ def find_metadata(files: Sequence[Path]) -> list[Path]:
     return found
 
 
-def splits_of(pictures: Sequence[Path]) -> list[str | None]:
-    """The split of each picture, by the folders in its path: `training`, `validation` or `test`. Pictures in no such
-    folder are for training, and tests are for validation if nothing else is. All are None if there are no splits but
-    one for training."""
-    splits = [next((SPLITS[part] for part in path.parts[:-1] if part in SPLITS), "training") for path in pictures]
+def split_of(words: Sequence[str]) -> str:
+    """The split that the first of these words names, if any of them does: `training`, `validation` or `test`. What is
+    in none is for training."""
+    return next((SPLITS[word] for word in words if word in SPLITS), "training")
+
+
+def settled(splits: Sequence[str]) -> list[str | None]:
+    """The splits, with tests for validation if nothing else is. All are None if there are no splits but one for
+    training."""
     if {*splits} <= {"training"}:
         return [None] * len(splits)
     return ["validation" if split == "test" and "validation" not in splits else split for split in splits]
@@ -70,13 +83,16 @@ def chosen_columns(table: Path, image_column: str | None, caption_column: str | 
     texts = [name for name in names if name in CAPTION_COLUMNS]
     return (
         image_column
-        or _only(table, [name for name in first if name in names][:1] or files, "--image-column", first[0]),
+        or only_column(table, [name for name in first if name in names][:1] or files, "--image-column", first[0]),
         caption_column
-        or _only(table, [CAPTION_COLUMN] if CAPTION_COLUMN in names else texts, "--caption-column", CAPTION_COLUMN),
+        or only_column(
+            table, [CAPTION_COLUMN] if CAPTION_COLUMN in names else texts, "--caption-column", CAPTION_COLUMN
+        ),
     )
 
 
-def _only(table: Path, names: Sequence[str], option: str, default: str) -> str:
+def only_column(table: Path, names: Sequence[str], option: str, default: str) -> str:
+    """The only one of these columns, or the default if there are none. Raises `DataError` if there are several."""
     if len(names) > 1:
         listed = " and ".join(map(repr, names))
         raise DataError(f"{table} has the columns {listed}; choose one with {option}")

@@ -4,12 +4,10 @@ A URL is any that fsspec knows (`https://`, `s3://`, `gs://`, `hf://`, ...). Its
 that the environment variable DALLE_CACHE names (default: ~/.cache/dalle), and is not asked for again.
 """
 
-import fcntl
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from dalle.errors import DataError
 from dalle.files import atomic_file, cache_folder
+from training.pairs.waiting import waiting
 
 __all__ = ["fetch", "is_url", "matching_urls"]
 
@@ -71,7 +70,7 @@ def _cached(url: str) -> Path:
 def _fetch(url: str, path: Path) -> None:
     system, remote = _opened(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _waiting(path.with_name(".lock")):
+    with waiting(path.with_name(".lock")):
         if path.exists():  # another process has fetched it
             return
         for tries_left in reversed(range(TRIES)):
@@ -100,11 +99,3 @@ def _opened(url: str) -> tuple[Any, str]:
 
 def _reason(error: Exception) -> str:
     return f"it does not exist ({error})" if isinstance(error, FileNotFoundError) else str(error) or repr(error)
-
-
-@contextmanager
-def _waiting(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock, then hold it."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,15 +1,13 @@
 """Readers of WebDataset shards with picture-caption pairs.
 
-A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once and then read with random access, so the
-reader has no state to save, and pairs are read in any order.
+A shard is an uncompressed tar of `KEY.webp` and `KEY.json`. It is indexed once (see `training.pairs.shard_index`) and
+then read with random access, so the reader has no state to save, and pairs are read in any order. Memory holds neither
+pairs nor, except for the pages in use, their index.
 """
 
 import contextlib
-import dataclasses
 import json
-import os
 import sys
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,10 +27,12 @@ from dalle.images import open_image, premultiplied, to_mode
 from training.pairs.open_files import OpenFiles
 from training.pairs.problems import MAX_BROKEN, Broken, Problem, require_few
 from training.pairs.remote import fetch, is_url, matching_urls
+from training.pairs.shard_index import open_index
 
 __all__ = ["PairShards", "find_shards", "from_pixels"]
 
-PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
+READ_AT_ONCE = 1024
+"""Pictures that threads read before they are put together, where all are read."""
 
 
 def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
@@ -76,19 +76,6 @@ def _expanded(patterns: Sequence[str | Path]) -> Iterator[Path | str]:
         yield from (name if is_url(name) else Path(name) for name in names)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    shard: int
-    picture: tuple[int, int]
-    """Offset and length of the picture's bytes in the shard."""
-    metadata: tuple[int, int]
-    weight: float
-
-
-class _BrokenPairError(Exception):
-    """Why a pair of a shard has no number."""
-
-
 class PairShards:
     """Picture-caption pairs by number, in the order of the shards.
 
@@ -104,73 +91,32 @@ class PairShards:
         """
         self.paths = list(paths)
         self._files = OpenFiles(self.paths)
-        self._entries: list[_Entry] = []
-        self.problems: list[Problem] = []
+        self._index = open_index(self.paths, progress=progress)
+        self.problems = [
+            Problem(f"{self.paths[one.shard].name}: {one.stem}", f"{self.paths[one.shard]}: {one.problem}")
+            for one in self._index.broken
+        ]
         """Pairs that are left out, in the order of the shards."""
-        for shard, path in enumerate(tqdm(self.paths, desc="index shards", disable=not progress, leave=False)):
-            self._index(shard, path)
         if self.problems:
             example, total = self.problems[0].problem, len(self) + len(self.problems)
             require_few(len(self.problems), total, max_broken, example)
             if progress:
                 tqdm.write(f"{len(self.problems)} of {total} pairs are left out: {example}", file=sys.stderr)
-        if not self._entries:
+        if not len(self):
             raise DataError(f"no picture-caption pairs in {', '.join(map(str, self.paths))}")
 
-    def _index(self, shard: int, path: Path) -> None:
-        parts: dict[str, dict[str, tuple[int, int]]] = {}
-        twice: set[str] = set()
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in filter(tarfile.TarInfo.isfile, archive):
-                    stem, suffix = os.path.splitext(member.name)
-                    kind = "picture" if suffix.lower() in PICTURE_SUFFIXES else suffix
-                    found = parts.setdefault(stem, {})
-                    if kind in found and kind in ("picture", ".json"):
-                        twice.add(stem)
-                    found[kind] = (member.offset_data, member.size)
-                end = archive.offset
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(f"{path} is not a readable tar shard: {error}") from error
-        # tarfile mistakes a damaged header, or a truncation between two members, for the end of the archive
-        with open(path, "rb") as file:
-            if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-                raise DataError(f"{path} is damaged or truncated at byte {end}")
-        for stem, found in parts.items():
-            try:
-                if stem in twice:
-                    raise _BrokenPairError(f"{stem} has two pictures or two .json of the same name")
-                self._entries.append(self._entry(shard, stem, found))
-            except _BrokenPairError as error:
-                self.problems.append(Problem(f"{path.name}: {stem}", f"{path}: {error}"))
-
-    def _entry(self, shard: int, stem: str, found: dict[str, tuple[int, int]]) -> _Entry:
-        if "picture" not in found or ".json" not in found:
-            raise _BrokenPairError(f"{stem} lacks its {'picture' if '.json' in found else '.json'}")
-        try:
-            metadata = json.loads(self._files.read(shard, *found[".json"]))
-            captions = metadata["captions"]
-            if not isinstance(captions, list) or not captions or {*map(type, captions)} != {str}:
-                raise ValueError("no list of captions")
-            if not all(caption.strip() for caption in captions):
-                raise ValueError("a caption is empty")
-            weight = float(metadata.get("weight", 1.0))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _BrokenPairError(f"{stem}.json is not an object with captions: {error!r}") from error
-        return _Entry(shard, found["picture"], found[".json"], weight)
-
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._index)
 
     @property
     def weights(self) -> np.ndarray:
         """How often each pair occurs in an epoch, on average: (M,) float64."""
-        return np.array([entry.weight for entry in self._entries])
+        return self._index.weights
 
     def metadata(self, number: int) -> dict[str, Any]:
         """The JSON metadata of a pair."""
-        entry = self._entries[number]
-        return json.loads(self._files.read(entry.shard, *entry.metadata))
+        _, _, offset, length = self._index.places[number].tolist()
+        return json.loads(self._files.read(self._index.shard_of(number), offset, length))
 
     def picture(self, number: int, *, channels: int = 3, size: tuple[int, int] | None = None) -> Tensor:
         """The picture of a pair as (channels, H, W) uint8: RGB over a white background, or straight RGBA.
@@ -178,15 +124,16 @@ class PairShards:
         size: (H, W), to which the largest centred rectangle of these proportions is resized; None: as it is.
         Raises `DataError` if it cannot be read.
         """
-        entry = self._entries[number]
+        shard = self._index.shard_of(number)
+        offset, length, _, _ = self._index.places[number].tolist()
         try:
-            with open_image(self._files.read(entry.shard, *entry.picture)) as image:
+            with open_image(self._files.read(shard, offset, length)) as image:
                 picture = to_mode(image, "RGB" if channels == 3 else "RGBA")
                 if size is not None:
                     picture = ImageOps.fit(picture, size[::-1], Image.Resampling.LANCZOS)
                 pixels = np.array(picture)
         except ImageError as error:
-            raise DataError(f"{self.paths[entry.shard]}: picture {number}: {error}") from error
+            raise DataError(f"{self.paths[shard]}: picture {number}: {error}") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def has_transparency(self, num_samples: int = 64) -> bool:
@@ -199,28 +146,33 @@ class PairShards:
         return False
 
     def pictures(
-        self,
-        numbers: Sequence[int] | np.ndarray | None = None,
-        *,
-        channels: int = 3,
-        broken: Broken | None = None,
+        self, numbers: Sequence[int] | np.ndarray, *, channels: int = 3, broken: Broken | None = None
     ) -> Tensor:
-        """The pictures of these pairs, by default of all, as (B, channels, H, W) uint8.
+        """The pictures of these pairs as (B, channels, H, W) uint8.
 
         broken: takes the pictures that cannot be read, in whose place are those of the next pairs. None: the first one
             raises `DataError`.
         Raises `DataError` if the pictures differ in size, and if too many are broken.
         """
+        return _stacked([self._picture_or_next(int(n), channels=channels, broken=broken) for n in numbers])
+
+    def all_pictures(
+        self, *, channels: int = 3, broken: Broken | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """All pictures as (M, channels, H, W) uint8 on a device. Other arguments and errors as for `pictures`."""
         read = partial(self._picture_or_next, channels=channels, broken=broken)
-        if numbers is None:
-            with ThreadPoolExecutor() as pool, tqdm(total=len(self), desc="read pictures", leave=False) as bar:
-                pictures = []
-                for picture in pool.map(read, range(len(self))):
-                    pictures.append(picture)
-                    bar.update()
-        else:
-            pictures = [read(int(number)) for number in numbers]
-        return _stacked(pictures)
+        pixels: Tensor | None = None
+        with ThreadPoolExecutor() as pool, tqdm(total=len(self), desc="read pictures", leave=False) as bar:
+            for start in range(0, len(self), READ_AT_ONCE):
+                some = _stacked([*pool.map(read, range(start, min(start + READ_AT_ONCE, len(self))))])
+                if pixels is None:
+                    pixels = torch.empty(len(self), *some.shape[1:], dtype=torch.uint8, device=device)
+                if some.shape[1:] != pixels.shape[1:]:
+                    raise _of_different_sizes([some[0], pixels[0]])
+                pixels[start : start + len(some)] = some.to(device)
+                bar.update(len(some))
+        assert pixels is not None
+        return pixels
 
     def readable(
         self, numbers: Sequence[int], *, channels: int = 3, size: tuple[int, int] | None = None, broken: Broken
@@ -247,7 +199,7 @@ class PairShards:
                 number = (number + 1) % len(self)
 
     def _problem(self, number: int, error: DataError) -> Problem:
-        return Problem(f"{self.paths[self._entries[number].shard].name}: picture {number}", str(error))
+        return Problem(f"{self.paths[self._index.shard_of(number)].name}: picture {number}", str(error))
 
     def images(self, numbers: Sequence[int] | np.ndarray, *, channels: int = 3, broken: Broken | None = None) -> Tensor:
         """The pictures of these pairs as (B, channels, H, W) float32 in [-1, 1], in the format of `dalle.images`.
@@ -256,10 +208,14 @@ class PairShards:
 
 
 def _stacked(pictures: Sequence[Tensor]) -> Tensor:
-    sizes = {tuple(picture.shape) for picture in pictures}
-    if len(sizes) > 1:
-        raise DataError(f"pictures of different sizes in one batch: {sorted(sizes)}")
+    if len({picture.shape for picture in pictures}) > 1:
+        raise _of_different_sizes(pictures)
     return torch.stack([*pictures])
+
+
+def _of_different_sizes(pictures: Sequence[Tensor]) -> DataError:
+    sizes = sorted({tuple(picture.shape) for picture in pictures})
+    return DataError(f"pictures of different sizes in one batch: {sizes}")
 
 
 def from_pixels(pixels: Tensor) -> Tensor:

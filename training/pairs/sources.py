@@ -1,5 +1,5 @@
-"""Pictures with captions in a folder with text files or metadata, or in a CSV, JSONL or Parquet file: the input of
-`training.folder`."""
+"""Pictures with captions in a folder with text files, metadata or tables, or in a CSV, JSONL or Parquet file: the input
+of `training.folder`."""
 
 import dataclasses
 import io
@@ -13,34 +13,23 @@ from pyarrow import parquet
 
 from dalle.errors import DataError
 from dalle.tables import Row, csv_rows, decoding, json_rows, parquet_rows
-from training.pairs.imagefolder import chosen_columns, find_metadata, splits_of
+from training.pairs.embedded import embedded_columns, embedded_pictures, find_tables
+from training.pairs.found import FoundPicture, is_unicode, lines_of
+from training.pairs.imagefolder import chosen_columns, find_metadata, settled, split_of
 
-__all__ = ["FoundPicture", "find_pictures"]
+__all__ = ["find_pictures"]
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet"}
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundPicture:
-    """One picture of a source with its captions, or the reason why it gives no pair."""
-
-    id: str
-    """The picture's path as the source gives it, or the place of an invalid line."""
-    path: Path
-    captions: list[str]
-    problem: str | None = None
-    """Why the picture cannot be used; None if nothing is wrong so far."""
-    split: str | None = None
-    """`training`, `validation` or `test`, if the source itself has splits."""
-
-
 def find_pictures(
     source: Path, *, image_column: str | None = None, caption_column: str | None = None
 ) -> Iterable[FoundPicture]:
-    """The pictures of a source in its order: a folder with a text file beside each picture or with metadata files (see
-    `training.pairs.imagefolder`), or a .csv, .jsonl or .parquet file with a column for the picture's path and one for
-    its caption. Columns that are None are chosen by their names.
+    """The pictures of a source in its order: a folder with a text file beside each picture, with metadata files (see
+    `training.pairs.imagefolder`) or with tables that hold pictures (see `training.pairs.embedded`); or a .csv, .jsonl
+    or .parquet file with a column for the picture, or its path, and one for its caption. Columns that are None are
+    chosen by their names.
 
     Raises `DataError` for a source that is missing, of another kind or unreadable as a whole; what is wrong with one
     picture or line is its `problem`.
@@ -51,13 +40,21 @@ def find_pictures(
         files = sorted(
             Path(parent, name) for parent, _, names in os.walk(source, onerror=unreadable.append) for name in names
         )
-        metadata = find_metadata(files)
-        found = _in_imagefolder(source, files, metadata, columns) if metadata else _in_folder(source, files)
+        found: Iterator[FoundPicture]
+        if metadata := find_metadata(files):
+            found = _in_imagefolder(source, files, metadata, columns)
+        elif tables := find_tables(files):
+            found = embedded_pictures(tables, source, image_column=image_column, caption_column=caption_column)
+        else:
+            found = _in_folder(source, files)
         return itertools.chain(found, _unreadable(source, unreadable))
     if not source.exists():
         raise DataError(f"{source} does not exist")
     if source.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(f"{source} is neither a folder nor a .csv, .jsonl or .parquet file")
+    embedded = embedded_columns(source) if source.suffix.lower() == ".parquet" else []
+    if embedded and image_column in (None, *embedded):
+        return embedded_pictures([source], source.parent, image_column=image_column, caption_column=caption_column)
     return _in_table(source, chosen_columns(source, *columns))
 
 
@@ -78,7 +75,7 @@ def _in_folder(folder: Path, files: Sequence[Path]) -> Iterator[FoundPicture]:
             continue
         try:
             content = text.read_bytes()
-            captions = _lines(content.decode(decoding(content[:4])[0]))
+            captions = lines_of(content.decode(decoding(content[:4])[0]))
         except (OSError, UnicodeDecodeError) as error:
             yield FoundPicture(id, path, [], f"{text.name} cannot be read: {error}; save it as UTF-8")
             continue
@@ -106,7 +103,8 @@ def _in_imagefolder(
             other = table if one.path == table else named.setdefault(path, table)
             problem = one.problem if other == table else f"{other} names the same picture"
             found.append(dataclasses.replace(one, id=os.path.normpath(prefix / one.id), problem=problem))
-    for one, split in zip(found, splits_of([Path(one.id) for one in found]), strict=True):
+    splits = settled([split_of(Path(one.id).parts[:-1]) for one in found])
+    for one, split in zip(found, splits, strict=True):
         yield dataclasses.replace(one, split=split)
     for path in files:
         if path.suffix.lower() in PICTURE_SUFFIXES and path not in named:
@@ -126,19 +124,14 @@ def _in_table(table: Path, columns: tuple[str, str]) -> Iterator[FoundPicture]:
         picture, text = row.values.get(image_column), row.values.get(caption_column)
         texts = [part for part in (text if isinstance(text, list) else [text]) if isinstance(part, str)]
         problem = row.fault
-        if problem is None and isinstance(picture, dict) and "bytes" in picture:
-            raise DataError(
-                f"{table} holds the pictures themselves in {image_column!r}: save them as files, with a column of the "
-                "paths"
-            )
         if problem is None and (not isinstance(picture, str) or not picture.strip()):
             problem = f"no picture path in {image_column!r}"
-        elif problem is None and not all(map(_is_unicode, (str(picture), *texts))):
+        elif problem is None and not all(map(is_unicode, (str(picture), *texts))):
             problem = "it has unpaired surrogates, which are not Unicode characters"
         if problem is not None:
             yield FoundPicture(where, table, [], problem)
             continue
-        captions = [caption for part in texts for caption in _lines(part)]
+        captions = [caption for part in texts for caption in lines_of(part)]
         known = pictures.setdefault(str(picture).strip(), [])
         known.extend(caption for caption in dict.fromkeys(captions) if caption not in known)
     for picture, captions in pictures.items():
@@ -177,11 +170,3 @@ def _is_picture(table: Path, name: str) -> bool:
         return bool(name.strip()) and (table.parent / name.strip()).is_file()
     except (OSError, ValueError):
         return False
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
