@@ -39,12 +39,14 @@ __all__ = ["Kind", "PositionsOptions", "Run", "compare", "main"]
 
 Kind = Literal["none", "sinusoidal", "learned", "axial", "rotary_2d"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SAME = ("shards", "val_shards", "tokenizers", "preset", "steps", "batch_size")
+SAME = ("shards", "val_shards", "tokenizers", "decoder", "steps", "batch_size")
 """Options that may not change while the output folder holds runs."""
 TEXT_TOKENIZER_FILE = "tokenizer.json"
+SMALL = {"width": 128, "depth": 4, "num_heads": 2, "num_kv_heads": 2, "mlp_width": 384}
+"""Shape of the small decoder: 2.4 million parameters."""
 NUM_CAPTIONS = 8
 """Captions of each picture."""
-NUM_VALIDATIONS = 8
+NUM_VALIDATIONS = 6
 """Validations of a run, evenly spaced."""
 NUM_PROBED = 256
 """Captions of validation with which positions are read from hidden states."""
@@ -74,8 +76,9 @@ class PositionsOptions(Config):
     """Picture-caption shards to validate on."""
     tokenizers: str = DEFAULT_MODEL
     """Model whose image tokenizer and text tokenizer encode the shards, by name or path."""
-    preset: Literal["emoji", "tiny"] = "emoji"
-    """Preset of stage 2 that is trained: `emoji` is the default decoder, `tiny` a test that everything runs."""
+    decoder: Literal["default", "small", "tiny"] = "default"
+    """Decoder that is trained: the default model's, a `small` one of 4 blocks and width 128 for less time, or that of
+    the preset `tiny`, a test that everything runs."""
     steps: int = 400
     """Number of steps of each run."""
     batch_size: int = 32
@@ -125,7 +128,8 @@ class Run:
 def configuration(options: PositionsOptions, kind: Kind, seed: int) -> DecoderTrainingConfig:
     """The preset with these positions and this seed. Only they differ between the runs of an experiment."""
     out, tokenizers = Path(options.out), find_model(options.tokenizers)
-    preset = PRESETS[options.preset]()
+    preset = PRESETS["tiny" if options.decoder == "tiny" else "emoji"]()
+    shape = SMALL if options.decoder == "small" else {}
     return dataclasses.replace(
         preset,
         run=str(out / f"{kind}-{seed}"),
@@ -135,7 +139,7 @@ def configuration(options: PositionsOptions, kind: Kind, seed: int) -> DecoderTr
         train_shards=(str(out / "codes" / "train"),),
         val_shards=(str(out / "codes" / "val"),),
         micro_batch_size=None,
-        model=dataclasses.replace(preset.model, positions=kind),
+        model=dataclasses.replace(preset.model, positions=kind, **shape),
         loop=dataclasses.replace(
             preset.loop,
             steps=options.steps,
