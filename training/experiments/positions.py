@@ -21,6 +21,7 @@ from dalle import DALLE
 from dalle.checkpoint.store import DEFAULT_MODEL, find_model
 from dalle.command_line import DONE, STOPPED
 from dalle.config import Config, require, require_at_least
+from dalle.decoder.sampling import SamplingParams
 from dalle.device import choose_device, keep_memory
 from dalle.text.bpe import TextTokenizer
 from training.codes import load_stage_1, write_token_shards
@@ -50,6 +51,9 @@ NUM_VALIDATIONS = 6
 """Validations of a run, evenly spaced."""
 NUM_PROBED = 256
 """Captions of validation with which positions are read from hidden states."""
+SAMPLING = SamplingParams(guidance_scale=3.0)
+"""Sampling parameters of the pictures, as in validations of stage 2. At a low temperature, a decoder that has seen so
+little draws white alone."""
 PROMPTS = (
     "red heart, twemoji style emoji",
     "grinning face, noto style emoji",
@@ -215,11 +219,10 @@ def finished_run(config: DecoderTrainingConfig) -> Run:
 
 
 def pictures(options: PositionsOptions) -> Iterator[tuple[str, list[Image.Image]]]:
-    """For each kind, pictures of the prompts, with the sampling parameters of the model that lends the tokenizers."""
-    sampling = DALLE.load(options.tokenizers).sampling
+    """For each kind, pictures of the prompts."""
     for kind in KINDS:
         model = DALLE.load(Path(configuration(options, kind, options.seed).run) / "model")
-        yield kind, [picture.image for picture in model.generate(options.prompts, sampling, seed=options.seed)]
+        yield kind, [picture.image for picture in model.generate(options.prompts, SAMPLING, seed=options.seed)]
 
 
 def losses_table(runs: Sequence[Run]) -> list[str]:
