@@ -12,7 +12,7 @@ from training.curves import Curve
 
 __all__ = ["draw_losses", "draw_pictures"]
 
-DPI = 110
+DPI, SHEET_DPI = 110, 85
 PANELS = {"val/image_loss": "validation loss of a code, nats", "val/text_loss": "validation loss of a text id, nats"}
 
 
@@ -44,7 +44,7 @@ def draw_losses(runs: Mapping[str, Mapping[str, Curve]], reference: str, path: P
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
-    _save(figure, path)
+    _save(figure, path, DPI)
 
 
 def draw_pictures(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str], path: Path) -> None:
@@ -60,9 +60,9 @@ def draw_pictures(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[s
                 side.set_color("#dddddd")
     for axes, prompt in zip(grid[0], prompts, strict=True):
         axes.set_title("\n".join(textwrap.wrap(prompt, 20)), fontsize=7)
-    _save(figure, path)
+    _save(figure, path, SHEET_DPI)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, dpi: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=dpi)

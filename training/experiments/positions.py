@@ -44,7 +44,7 @@ SAME = ("shards", "val_shards", "tokenizers", "decoder", "steps", "batch_size")
 """Options that may not change while the output folder holds runs."""
 TEXT_TOKENIZER_FILE = "tokenizer.json"
 SMALL = {"width": 128, "depth": 4, "num_heads": 2, "num_kv_heads": 2, "mlp_width": 384}
-"""Shape of the small decoder: 2.4 million parameters."""
+"""Shape of the small decoder: 3 million parameters."""
 NUM_CAPTIONS = 8
 """Captions of each picture."""
 NUM_VALIDATIONS = 6
