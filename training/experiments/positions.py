@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
@@ -43,7 +43,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 SAME = ("shards", "val_shards", "tokenizers", "decoder", "steps", "batch_size")
 """Options that may not change while the output folder holds runs."""
 TEXT_TOKENIZER_FILE = "tokenizer.json"
-SMALL = {"width": 128, "depth": 4, "num_heads": 2, "num_kv_heads": 2, "mlp_width": 384}
+SMALL: dict[str, Any] = {"width": 128, "depth": 4, "num_heads": 2, "num_kv_heads": 2, "mlp_width": 384}
 """Shape of the small decoder: 3 million parameters."""
 NUM_CAPTIONS = 8
 """Captions of each picture."""
