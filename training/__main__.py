@@ -20,6 +20,7 @@ PROGRAMS = {
     "release": "Join the stages' artefacts into one model directory.",
     "vocabulary": "Write what a model knows into its directory.",
     "emoji": "Build the shards of the default model's data.",
+    "experiments.positions": "Repeat an experiment: is positional encoding essential?",
 }
 
 
@@ -31,7 +32,7 @@ def main() -> None:
                 print("Usage: python -m training.PROGRAM [OPTIONS] ...\n\nTrain models on pictures with captions.\n")
                 print("Options:\n  -V, --version  Print the version and exit.")
                 print("  -h, --help     Show this message and exit.\n")
-                print("Commands:\n" + "\n".join(f"  {name:<12}{text}" for name, text in PROGRAMS.items()))
+                print("Commands:\n" + "\n".join(f"  {name:<23}{text}" for name, text in PROGRAMS.items()))
                 print("\n`python -m training.PROGRAM --help` has the options of each.")
             case ["-V" | "--version"]:
                 print_version()

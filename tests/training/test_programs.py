@@ -13,7 +13,7 @@ def runs_as_a_program(file: str) -> bool:
 
 def test_every_program_is_listed() -> None:
     files = [file.removeprefix("training/") for file in files_of("training") if runs_as_a_program(file)]
-    names = {file.removesuffix(".py").removesuffix("/__main__") for file in files} - {"__main__"}
+    names = {file.removesuffix(".py").removesuffix("/__main__").replace("/", ".") for file in files} - {"__main__"}
     assert names == {*PROGRAMS}
     assert all(tree_of(f"training/{file}") for file in files)
 
