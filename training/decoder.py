@@ -283,7 +283,6 @@ class DecoderTask:
         return numbers, {"drawn above real": pictures}
 
     def export(self, folder: Path, step: int) -> None:
-        assert self.averaged is not None
         save_checkpoint(
             folder,
             name=self.config.name,

@@ -24,7 +24,7 @@ from dalle.config import Config, require, require_at_least
 from dalle.decoder.sampling import SamplingParams
 from dalle.device import choose_device, keep_memory
 from dalle.text.bpe import TextTokenizer
-from training.codes import load_stage_1, write_token_shards
+from training.codes import write_token_shards
 from training.command import exit_on_mistake, parse
 from training.curves import Curve, read_logged
 from training.decoder import PRESETS
@@ -34,6 +34,7 @@ from training.experiments.figures import draw_losses, draw_pictures
 from training.experiments.probe import position_errors
 from training.pairs.shards import PairShards, find_shards
 from training.run_folder import claimed, locked, saved_step
+from training.starting_model import load_stage_1, tokenizers_of
 from training.token_shards import TokenShards
 
 __all__ = ["Kind", "PositionsOptions", "Run", "compare", "main"]
@@ -205,7 +206,7 @@ def is_finished(config: DecoderTrainingConfig) -> bool:
 
 def finished_run(config: DecoderTrainingConfig) -> Run:
     """What a finished run has logged, and the positions that can be read from its model's hidden states."""
-    image_tokenizer, text_tokenizer = load_stage_1(config.image_tokenizer), TextTokenizer.load(config.text_tokenizer)
+    image_tokenizer, text_tokenizer = tokenizers_of(config, None)
     rows = TokenShards.load(find_shards(config.val_shards), image_tokenizer, text_tokenizer)
     chosen = torch.arange(min(NUM_PROBED, len(rows.codes)))
     text_ids = rows.text_ids[chosen, 0].long()
