@@ -29,7 +29,7 @@ from training.pairs.open_files import OpenFiles
 from training.pairs.problems import MAX_BROKEN, Broken, Problem, require_few
 from training.pairs.remote import fetch, is_url, matching_urls
 
-__all__ = ["PairShards", "find_shards", "from_pixels"]
+__all__ = ["PICTURE_SUFFIXES", "PairShards", "find_shards", "from_pixels"]
 
 PICTURE_SUFFIXES = {".webp", ".png", ".jpg", ".jpeg"}
 
