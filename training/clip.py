@@ -12,11 +12,12 @@ Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle.checkpoint.clip import save_clip
 from dalle.clip.clip import MAX_LOG_SCALE, Clip
@@ -94,7 +95,10 @@ class ClipTask:
             pad_id=tokenizer.pad_id,
             end_id=tokenizer.eos_id,
         )
-        return Clip(dataclasses.replace(config, text=text))
+        model = Clip(dataclasses.replace(config, text=text))
+        if config.loss == "sigmoid":  # one pair in so many belongs together, as in SigLIP for batches of 2^15 pairs
+            nn.init.constant_(model.bias, -math.log(self.config.loop.batch_size))
+        return model
 
     def state(self) -> Parts:
         return {

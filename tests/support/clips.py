@@ -36,7 +36,7 @@ def vision_config(**changes: Any) -> VisionConfig:
 
 
 def text_tokenizer() -> TextTokenizer:
-    return TextTokenizer.train(CAPTIONS, vocab_size=280, text_length=12, lowercase=True)
+    return TextTokenizer.train(CAPTIONS, vocab_size=280, text_length=24, lowercase=True)
 
 
 def clip_config(tokenizer: TextTokenizer, **changes: Any) -> ClipConfig:

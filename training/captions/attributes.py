@@ -15,7 +15,7 @@ from training.captions.wording import Style, style_of
 
 __all__ = ["GROUP_FRAMES", "STYLE_FRAMES", "Caption", "describing", "drawn_caption", "group_prompts", "style_prompts"]
 
-ATTRIBUTE_CAPTION = 0.1
+ATTRIBUTE_CAPTION = 0.05
 """Share of captions that name only the style or only the group."""
 STYLE_FRAMES = ("{picture}", "{a_picture}", "{style} style", "in {style} style", "something in {style} style")
 GROUP_FRAMES = ("{group}", "something of {group}", "a picture of {group}", "the group {group}")
