@@ -12,7 +12,7 @@ from dalle.errors import CheckpointError
 from dalle.interop.open_clip import load_open_clip
 from tests.support.golden import distance, found, vectors
 
-PROMPTS = ["a red cat", "hello world!", "the    quick BROWN fox; <|endoftext|> after", "cat " * 40]
+PROMPTS = ["a red cat", "hello world!", "the    quick BROWN fox; jumps over", "cat " * 40]
 
 
 @pytest.fixture(params=["quickgelu", "gelu"])

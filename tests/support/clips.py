@@ -1,8 +1,8 @@
 """Small CLIP models and classifiers, and weights of other projects' Vision Transformers under our names."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from dalle.clip.config import ClipConfig, TextConfig, VisionConfig
 from dalle.text.bpe import TextTokenizer
 from tests.support.models import CAPTIONS
 
-__all__ = ["clip_config", "renamed", "small_clip", "text_tokenizer", "vision_config"]
+__all__ = ["clip_config", "renamed", "renamed_transformers", "small_clip", "text_tokenizer", "vision_config"]
 
 TIMM = {
     "patch_embed.proj.": "patches.",
@@ -28,6 +28,19 @@ TIMM = {
     "mlp.fc2.": "mlp.output.",
 }
 """Parts of names in timm, and here."""
+TRANSFORMERS = {
+    "embeddings.cls_token": "class_token",
+    "embeddings.position_embeddings": "position_embedding.table",
+    "embeddings.patch_embeddings.projection.": "patches.",
+    "layers.": "encoder.blocks.",
+    "layernorm_before.": "attention_norm.",
+    "layernorm_after.": "mlp_norm.",
+    "layernorm.": "final_norm.",
+    "attention.o_proj.": "attention.output.",
+    "mlp.fc1.": "mlp.input.",
+    "mlp.fc2.": "mlp.output.",
+}
+"""Parts of names in transformers, and here; query, key and value are apart there."""
 
 
 def vision_config(**changes: Any) -> VisionConfig:
@@ -79,5 +92,17 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def data_folder(name: str) -> Path:
-    return Path(__file__).parents[1] / "data" / name
+def renamed_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a Vision Transformer of transformers under our names."""
+    found: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        ours = name
+        for theirs, part in TRANSFORMERS.items():
+            ours = ours.replace(theirs, part)
+        value = value.flatten(1) if name.endswith("projection.weight") else value
+        if match := re.search(r"attention\.([qkv])_proj\.", ours):
+            ours = ours.replace(match[0], "attention.qkv.")
+            found[ours] = torch.cat([found[ours], value]) if ours in found else value
+        else:
+            found[ours] = value.squeeze() if ours.startswith(("class_token", "position")) else value
+    return found

