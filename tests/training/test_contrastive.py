@@ -45,6 +45,7 @@ def test_several_positives_are_averaged_by_softmax_and_summed_by_sigmoid() -> No
 
 WORKER = """
 import json, sys
+from pathlib import Path
 import torch
 from tests.support.clips import small_clip, text_tokenizer
 from training.distributed import current_share, data_parallel, joined, mean
@@ -71,7 +72,7 @@ with joined():
         out[kind] = {"loss": float(mean(value))}
         out[kind] |= {name: p.grad.flatten().tolist() for name, p in network.named_parameters()}
     if share.leads:
-        open(sys.argv[1], "w").write(json.dumps(out))
+        Path(sys.argv[1]).write_text(json.dumps(out))
 """
 
 
