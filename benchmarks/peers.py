@@ -3,7 +3,7 @@
 transformers and x-transformers have no guidance in one batch, so their hook on the logits merges the two rows of a
 picture, samples, and leaves one code to choose; DALLE-pytorch guides by itself.
 
-Requirements: `pip install --group bench` and `pip install --no-deps dalle-pytorch==1.6.6`.
+Requirements: `pip install --group bench` (pip 25.1 or later) and `pip install --no-deps dalle-pytorch==1.6.6`.
 """
 
 from collections.abc import Callable
