@@ -142,7 +142,9 @@ class ClassifyTask:
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: top-1 and top-5 accuracy and confusion of each set of labels."""
-        logits, numbers, pictures = self._val_logits(), {}, {}
+        logits = self._val_logits()
+        numbers: dict[str, float] = {}
+        pictures: dict[str, Tensor] = {}
         for place, one in enumerate(self.model.config.label_sets):
             targets = self.val_pictures.targets[:, place]
             has = targets != NO_LABEL

@@ -16,6 +16,7 @@ from dalle.checkpoint.clip import load_clip
 from dalle.device import choose_device, keep_memory
 from dalle.errors import ParameterError
 from dalle.files import atomic_write, check_claimed, check_output, names_in
+from training.captions.phrasing import Phrasing
 from training.clip_data import PairLabels
 from training.command import run_function
 from training.evaluate import find_splits
@@ -27,7 +28,7 @@ from training.pairs.small_pictures import SmallPictures
 __all__ = ["measure"]
 
 NUMBERS_FILE, TABLE_FILE = "numbers.json", "table.md"
-PHRASINGS = ("training", "natural")
+PHRASINGS: tuple[Phrasing, ...] = ("training", "natural")
 
 
 def measure(

@@ -173,7 +173,7 @@ def _read(folder: Path, format: str, further: Mapping[str, type]) -> dict[str, A
     version = values.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}; this release reads 1 to {FORMAT_VERSION}")
-    expected = COMMON | further
+    expected = {**COMMON, **further}
     for key, kind in expected.items():
         if not isinstance(values.get(key), kind):
             raise CheckpointError(f"{path}: {key!r} is missing, or is not {'text' if kind is str else 'an object'}")

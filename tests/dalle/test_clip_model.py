@@ -139,7 +139,7 @@ def test_a_classifier_names_labels_with_probabilities(tmp_path: Path) -> None:
     sets = (LabelSet(name="style", labels=("flat", "round")), LabelSet(name="group", labels=("a", "b", "c")))
     network = Classifier(ClassifierConfig(vision=vision_config(), label_sets=sets)).eval()
     with torch.no_grad():
-        network.heads[1].bias.copy_(torch.tensor([0.0, 2.0, 1.0]))
+        network.get_parameter("heads.1.bias").copy_(torch.tensor([0.0, 2.0, 1.0]))
     save_classifier(tmp_path / "c", name="c", network=network)
     found = load_classifier(tmp_path / "c").classify(PICTURES[:2])
     assert [{*one} for one in found] == [{"style", "group"}] * 2

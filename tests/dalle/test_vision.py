@@ -1,5 +1,7 @@
 """The Vision Transformer against timm's and Hugging Face's, with random weights of the same shape."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -21,10 +23,16 @@ def test_vectors_are_those_of_timm(name: str, pooling: str) -> None:
 
 
 def test_vectors_are_those_of_transformers() -> None:
-    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+    sizes: dict[str, Any] = {
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+    }
     settings = transformers.ViTConfig(image_size=32, patch_size=8, layer_norm_eps=1e-6, hidden_act="gelu", **sizes)
     torch.manual_seed(0)
-    peer = transformers.ViTModel(settings, add_pooling_layer=False).eval()
+    peer = transformers.ViTModel(settings, add_pooling_layer=False)
+    peer.requires_grad_(False)
     with torch.no_grad():
         for parameter in peer.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -48,6 +48,6 @@ def confusion_picture(counts: Tensor, labels: LabelSet) -> Tensor:
             if share := round(float(shares[row, column])):
                 colour = "white" if share > 50 else "black"
                 axes.text(column, row, str(share), ha="center", va="center", fontsize=7, color=colour)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
