@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from dalle.checkpoint.clip import load_clip
+from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.device import choose_device, keep_memory
 from dalle.errors import ParameterError
 from dalle.files import atomic_write, check_claimed, check_output, names_in
@@ -44,7 +44,7 @@ def measure(
     """Measure a CLIP directory on picture-caption shards.
 
     Args:
-        model: CLIP directory, as `python -m training.clip` writes it.
+        model: CLIP directory, as `python -m training.clip` writes it, or the name of one in the package.
         shards: Picture-caption shards: tar files, folders, glob patterns or URLs. Files named val*.tar are validation
             splits.
         num: Largest number of pictures of each split, evenly spaced. Recall is higher among fewer pictures.
@@ -58,7 +58,7 @@ def measure(
     check_output(out / NUMBERS_FILE, "a report", _why_foreign, overwrite=overwrite)
     keep_memory()
     place = choose_device(device)
-    clip = load_clip(model)
+    clip = load_clip(find_clip(model))
     network = clip.network.to(place)
     found = find_splits(shards)
     labels = {name: PairLabels(pairs) for name, pairs in found.items()}

@@ -9,6 +9,7 @@ A classifier, `dalle.clip.classifier`, is the same with `classifier.safetensors`
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,10 +36,11 @@ from dalle.clip.model import ClipModel
 from dalle.config import Config
 from dalle.errors import CheckpointError, ConfigError
 from dalle.files import atomic_folder
+from dalle.installed import PACKAGED
 from dalle.text.kinds import load_text_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
 
-__all__ = ["load_classifier", "load_clip", "save_classifier", "save_clip"]
+__all__ = ["find_clip", "load_classifier", "load_clip", "save_classifier", "save_clip"]
 
 CLIP_FORMAT, CLASSIFIER_FORMAT = "dalle-clip", "dalle-classifier"
 FORMAT_VERSION = 1
@@ -47,6 +49,21 @@ Settings = TypeVar("Settings", bound=Config)
 
 COMMON = {"format": str, "format_version": int, "name": str, "about": dict, "network": dict, "digests": dict}
 """Keys of every `config.json`, and the type of their values."""
+
+
+def find_clip(name: str | Path) -> Path:
+    """The CLIP directory of this path, or of this name: those in `models/clip` of this package, and in `clip` of the
+    folder that DALLE_MODELS names. Raises `CheckpointError`, listing the known names."""
+    folders = [PACKAGED / "clip"]
+    if os.environ.get("DALLE_MODELS"):
+        folders.append(Path(os.environ["DALLE_MODELS"]) / "clip")
+    known = {path.parent.name: path.parent for folder in folders for path in sorted(folder.glob("*/config.json"))}
+    if str(name) in known:
+        return known[str(name)]
+    if Path(name).is_dir():
+        return Path(name)
+    names = ", ".join(known) or "none"
+    raise CheckpointError(f"there is no CLIP model {str(name)!r}: neither a CLIP directory nor one of: {names}")
 
 
 def save_clip(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle.checkpoint.clip import load_classifier, load_clip, save_classifier, save_clip
+from dalle.checkpoint.clip import find_clip, load_classifier, load_clip, save_classifier, save_clip
+from dalle.checkpoint.store import list_models
 from dalle.clip.classifier import Classifier, ClassifierConfig, LabelSet
 from dalle.clip.model import ClipModel
 from dalle.clip.pictures import as_images
@@ -108,6 +109,18 @@ def test_a_wrong_configuration_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(values | change))
     with pytest.raises(CheckpointError, match=message):
         load_clip(tmp_path)
+
+
+def test_a_directory_is_found_by_path_and_by_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "mine").symlink_to(folder)
+    monkeypatch.setenv("DALLE_MODELS", str(tmp_path))
+    assert find_clip(folder) == folder and find_clip("mine") == tmp_path / "clip" / "mine"
+    assert "mine" not in list_models(), "it draws nothing"
+    with pytest.raises(CheckpointError, match=r"there is no CLIP model 'yours'.*mine"):
+        find_clip("yours")
 
 
 def test_damaged_and_foreign_files_are_refused(folder: Path, tmp_path: Path) -> None:
