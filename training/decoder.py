@@ -35,6 +35,7 @@ from training.dry_run import dry_run
 from training.gates import BestModel
 from training.loop import train
 from training.losses.prediction import prediction_losses
+from training.muon import Muon
 from training.next_step import after_decoder
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.epochs import WeightedEpochs
@@ -137,7 +138,7 @@ class DecoderTask:
         matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
         others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
         others += self.embedding_head.parameters() if self.embedding_head is not None else []
-        muon = torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
+        muon = Muon(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
         muon.param_groups[0]["peak_rate"] = config.matrix_rate
         return muon, adamw(
             others, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)

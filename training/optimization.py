@@ -12,6 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from dalle.errors import DataError
 from training.loop import LoopConfig
+from training.muon import Muon
 
 __all__ = [
     "WeightAverage",
@@ -53,7 +54,7 @@ def muon_and_adamw(
     """Muon (Jordan et al. 2024) for the matrices of these parts of a network, and AdamW for all its other weights."""
     matrices = [p for encoder in encoders for p in encoder.parameters() if p.ndim == 2]
     others = [p for p in network.parameters() if all(p is not matrix for matrix in matrices)]
-    muon = torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=weight_decay)
+    muon = Muon(matrices, lr=matrix_rate, weight_decay=weight_decay)
     muon.param_groups[0]["peak_rate"] = matrix_rate
     return muon, adamw(others, learning_rate=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
 
