@@ -11,6 +11,7 @@ other weights by AdamW.
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -139,6 +140,9 @@ class ClassifyTask:
         scalars = clip_and_step([self.matrix_optimizer, self.optimizer], self.config.loop, step, together["loss"])
         self.average.update(self.model)
         return {**together, **scalars}
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: top-1 and top-5 accuracy and confusion of each set of labels."""

@@ -11,6 +11,7 @@ all of them.
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -136,6 +137,9 @@ class ClipTask:
         self.average.update(self.model)
         scale, bias = self.model.log_scale.detach().exp(), self.model.bias.detach()
         return {**losses, **scalars, "scale": scale, "bias": bias}
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: recall of the validation pairs' first captions, and zero-shot accuracy."""

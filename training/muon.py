@@ -1,21 +1,31 @@
 """Muon (Jordan et al. 2024) on every device: orthogonalisation in the type that the device multiplies faster."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
 
 from training.hardware import has_bfloat16
 
-__all__ = ["Muon", "orthogonalized"]
+__all__ = ["Muon", "dtype_of_muon", "orthogonalized"]
 
 
-def orthogonalized(update: Tensor, coefficients: tuple[float, float, float], steps: int, epsilon: float) -> Tensor:
-    """The nearest orthogonal matrix (m, n) of an update (m, n), about, in its own dtype: `steps` of the Newton-Schulz
-    iteration with these coefficients, as torch's Muon takes them in bfloat16."""
-    a, b, c = coefficients
+def dtype_of_muon(device: torch.device) -> torch.dtype:
+    """The type in which updates are orthogonalized on a device: bfloat16 where it computes in it natively, else
+    float32."""
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def orthogonalized(update: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """The nearest orthogonal matrix (m, n) of an update (m, n), about, in its own dtype: the steps of the Newton-Schulz
+    iteration that a parameter group of torch's Muon names. In bfloat16 they are torch's own."""
+    a, b, c = group["ns_coefficients"]
+    steps, epsilon = group["ns_steps"], group["eps"]
+    if update.dtype == torch.bfloat16:
+        return _zeropower_via_newtonschulz(update, (a, b, c), steps, epsilon)
     is_tall = update.shape[0] > update.shape[1]
     x = update.T if is_tall else update
     x = x / x.norm().clamp(min=epsilon)
@@ -31,7 +41,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        if has_bfloat16(self.param_groups[0]["params"][0].device):
+        if dtype_of_muon(self.param_groups[0]["params"][0].device) == torch.bfloat16:
             return super().step(closure)  # type: ignore[no-untyped-call]
         assert closure is None
         for group in self.param_groups:
@@ -48,6 +58,6 @@ class Muon(torch.optim.Muon):
         average: Tensor = state["momentum_buffer"]
         average.lerp_(p.grad, 1 - momentum)
         update = p.grad.lerp(average, momentum) if group["nesterov"] else average
-        update = orthogonalized(update.float(), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        update = orthogonalized(update.float(), group)
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.add_(update, alpha=-group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1])))

@@ -7,13 +7,13 @@ from torch import nn
 from training import muon
 from training.muon import Muon, orthogonalized
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+GROUP = {"ns_coefficients": (3.4445, -4.7750, 2.0315), "ns_steps": 5, "eps": 1e-7}
 
 
 @pytest.mark.parametrize("shape", [(24, 60), (60, 24), (32, 32)])
 def test_an_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int, int]) -> None:
     update = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalized(update, COEFFICIENTS, 5, 1e-7))
+    values = torch.linalg.svdvals(orthogonalized(update, GROUP))
     assert float(values.min()) > 0.3 and float(values.max()) < 1.3
 
 
