@@ -6,9 +6,10 @@ A model's name is the name of its folder. This module imports nothing large: she
 import os
 from pathlib import Path
 
-__all__ = ["list_installed"]
+__all__ = ["PACKAGED", "list_installed"]
 
 PACKAGED = Path(__file__).parent / "models"
+"""The folder of the models in this package."""
 
 
 def list_installed() -> dict[str, Path]:

@@ -84,7 +84,7 @@ def run_preset(
     presets: Mapping[str, Callable[[], C]],
     run: Callable[[C], bool],
     *,
-    dry_run: Callable[[C], str],
+    dry_run: Callable[[C], str] | None = None,
     after: Callable[[C], str],
 ) -> None:
     """The command line of a stage, whose arguments `parse_preset` reads. Ends the process with
@@ -92,13 +92,14 @@ def run_preset(
     for one that Ctrl-C stopped.
 
     run: runs a configuration and returns whether it finished; in processes that `torchrun` has started, it runs in each
-    of them. dry_run: the report of what a configuration would need, which the option `--dry-run` prints instead.
+    of them. dry_run: the report of what a configuration would need, which the option `--dry-run` prints instead;
+    None: there is no such option.
     after: what to run after a finished run, as a text.
     """
-    arguments = [argument for argument in sys.argv[1:] if argument != DRY_RUN]
+    arguments = [argument for argument in sys.argv[1:] if dry_run is None or argument != DRY_RUN]
     with exit_on_mistake(), joined():
         config = parse_preset(name, description, presets, arguments)
-        if len(arguments) < len(sys.argv[1:]):
+        if dry_run is not None and len(arguments) < len(sys.argv[1:]):
             print(dry_run(config))
             finished = True
         else:

@@ -40,6 +40,7 @@ __all__ = [
     "data_parallel",
     "from_leader",
     "gathered",
+    "gathered_with_gradient",
     "joined",
     "mean",
     "mean_with_gradient",
@@ -226,6 +227,17 @@ def gathered(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(share.count)]
     dist.all_gather(parts, rows.detach().contiguous())
     return torch.stack(parts, 1).flatten(0, 1)
+
+
+def gathered_with_gradient(rows: Tensor) -> Tensor:
+    """Rows (b, ...) of all ranks as those of the whole batch (b * count, ...), in its order. A loss that depends on
+    them, averaged over ranks, has the gradient of the loss of the whole batch."""
+    share = current_share()
+    if share.count == 1:
+        return rows
+    whole = rows.new_zeros(share.whole(len(rows)), *rows.shape[1:])
+    whole[share.rank :: share.count] = rows
+    return all_reduce(whole)
 
 
 def from_leader(*tensors: Tensor) -> None:

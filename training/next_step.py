@@ -1,6 +1,8 @@
 """What to run next: each program of training ends with the command of the step after it, its paths filled in.
 
 folder -> bpe -> vq -> codes -> decoder -> release -> dalle generate
+clip -> retrieval
+classify -> report
 """
 
 import shlex
@@ -8,11 +10,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from training import decoder_presets, vq_presets
+from training.classify_config import ClassifyConfig
+from training.clip_config import ClipTrainingConfig
 from training.decoder_config import DecoderTrainingConfig
 from training.pairs.shards import PairShards, find_shards
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["after_bpe", "after_codes", "after_decoder", "after_folder", "after_release", "after_vq"]
+__all__ = [
+    "after_bpe",
+    "after_classify",
+    "after_clip",
+    "after_codes",
+    "after_decoder",
+    "after_folder",
+    "after_release",
+    "after_vq",
+]
 
 TOKENIZER = "runs/bpe/tokenizer.json"
 EMOJI_TOKENIZER, CODES = "runs/vq-emoji/model", "runs/codes"
@@ -95,6 +108,16 @@ def after_decoder(config: DecoderTrainingConfig) -> str:
         ["dalle", "generate", "A PROMPT", "--model", model],
         _program("release", model, "--out", "my-model"),
     )
+
+
+def after_clip(config: ClipTrainingConfig) -> str:
+    """After `training.clip`: its measurement."""
+    return _said(_program("retrieval", Path(config.run) / "model"))
+
+
+def after_classify(config: ClassifyConfig) -> str:
+    """After `training.classify`: the page of the run, with its curves and confusion."""
+    return _said(_program("report", config.run))
 
 
 def after_release(out: Path) -> str:

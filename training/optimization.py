@@ -12,9 +12,17 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from dalle.errors import DataError
 from training.loop import LoopConfig
+from training.muon import Muon
 from training.sharded import whole
 
-__all__ = ["WeightAverage", "adamw", "clip_and_step", "learning_rate_scale", "recompute_activations"]
+__all__ = [
+    "WeightAverage",
+    "adamw",
+    "clip_and_step",
+    "learning_rate_scale",
+    "muon_and_adamw",
+    "recompute_activations",
+]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,6 +47,17 @@ def adamw(
         group["peak_rate"] = learning_rate
     fused = True if all(p.device.type == "cuda" for p in parameters) else None
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+
+
+def muon_and_adamw(
+    network: nn.Module, *encoders: nn.Module, matrix_rate: float, learning_rate: float, weight_decay: float
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices of these parts of a network, and AdamW for all its other weights."""
+    matrices = [p for encoder in encoders for p in encoder.parameters() if p.ndim == 2]
+    others = [p for p in network.parameters() if all(p is not matrix for matrix in matrices)]
+    muon = Muon(matrices, lr=matrix_rate, weight_decay=weight_decay)
+    muon.param_groups[0]["peak_rate"] = matrix_rate
+    return muon, adamw(others, learning_rate=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98))
 
 
 class WeightAverage(nn.Module, Generic[M]):

@@ -6,7 +6,7 @@ from training.decoder_config import DecoderTrainingConfig
 from training.loop import LoopConfig
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["misfits_of_decoder", "misfits_of_vq"]
+__all__ = ["misfits_of_decoder", "misfits_of_loop", "misfits_of_vq"]
 
 
 def _misfits(loop: LoopConfig, num_pairs: int) -> Iterator[str]:
@@ -21,6 +21,11 @@ def _misfits(loop: LoopConfig, num_pairs: int) -> Iterator[str]:
             f"warmup_steps is {loop.warmup_steps}, but there are only {steps} steps, so that the learning rate never "
             f"comes to its peak: set --loop.warmup-steps {steps // 10}"
         )
+
+
+def misfits_of_loop(loop: LoopConfig, num_pairs: int) -> list[str]:
+    """A sentence for each setting of a loop that does not fit so many pairs."""
+    return [*_misfits(loop, num_pairs)]
 
 
 def misfits_of_vq(config: VQTrainingConfig, num_pairs: int) -> list[str]:

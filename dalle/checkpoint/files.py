@@ -9,6 +9,7 @@
 The content of the files is read in `dalle.checkpoint.parts`.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -84,23 +85,29 @@ def finish_files(files: Path) -> None:
 
 
 def check_replaceable(
-    folder: Path, *, overwrite: bool, sources: Iterable[Path] = (), moved: Path | None = None
+    folder: Path,
+    *,
+    overwrite: bool,
+    sources: Iterable[Path] = (),
+    moved: Path | None = None,
+    format: str = FORMAT,
 ) -> None:
-    """Check that a model directory may be written, as `check_output` does. Raises `CannotWriteError`, also for a device
-    or a pipe, to which a file can be written and no directory."""
+    """Check that a model directory, or a directory of another format of this library, may be written, as `check_output`
+    does. Raises `CannotWriteError`, also for a device or a pipe, to which a file can be written and no directory."""
     if is_special(folder):
         raise CannotWriteError(f"{folder} is a device or a pipe: give another place for a model directory")
-    check_output(folder, "a model directory", why_foreign, overwrite=overwrite, sources=sources, moved=moved)
+    foreign = functools.partial(why_foreign, format=format)
+    check_output(folder, "a model directory", foreign, overwrite=overwrite, sources=sources, moved=moved)
 
 
-def why_foreign(folder: Path) -> str | None:
-    """Why a file or folder is not a model directory that this library wrote; None if it is one. Its `config.json` says
-    so, and lists every other file but the vocabulary."""
+def why_foreign(folder: Path, format: str = FORMAT) -> str | None:
+    """Why a file or folder is not a directory of this format that this library wrote; None if it is one. Its
+    `config.json` says so, and lists every other file but the vocabulary."""
     if not folder.is_dir():
         return "it is a file"
     try:
         content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("digests")) is not dict:
+        if not isinstance(content, dict) or content.get("format") != format or type(content.get("digests")) is not dict:
             return f"its {CONFIG_FILE} is of another program"
         strange = {path.name for path in folder.iterdir()} - {CONFIG_FILE, VOCABULARY_FILE, *content["digests"]}
     except FileNotFoundError:

@@ -31,6 +31,7 @@ __all__ = [
     "check_fit",
     "empty_decoder",
     "empty_image_tokenizer",
+    "empty_network",
     "misfits",
     "read_text_tokenizer",
     "stored_names",
@@ -63,17 +64,19 @@ def empty_image_tokenizer(folder: Path, config: ModelConfig) -> AnyImageTokenize
     """The image tokenizer without weights (on torch's meta device), its shapes compared with those in its file."""
     network_class: Callable[..., AnyImageTokenizer] = KINDS[kind_of(config.image_tokenizer)][1]
     path = listed(folder, config.digests, IMAGE_TOKENIZER_FILE)
-    return _empty(path, lambda: network_class(config.image_tokenizer))
+    return empty_network(path, lambda: network_class(config.image_tokenizer))
 
 
 def empty_decoder(folder: Path, config: ModelConfig) -> Decoder | None:
     """The decoder, as `empty_image_tokenizer` gives the image tokenizer; None for a directory of stage 1."""
     if (decoder := config.decoder) is None:
         return None
-    return _empty(listed(folder, config.digests, DECODER_FILE), lambda: Decoder(decoder))
+    return empty_network(listed(folder, config.digests, DECODER_FILE), lambda: Decoder(decoder))
 
 
-def _empty(path: Path, build: Callable[[], Network]) -> Network:
+def empty_network(path: Path, build: Callable[[], Network]) -> Network:
+    """The network that `build` makes, without weights (on torch's meta device), its shapes compared with those in its
+    file. The configuration, which a message may name, is `config.json` beside the file."""
     config_path, part = path.parent / CONFIG_FILE, path.stem
     try:
         with torch.device("meta"), _WithoutInitialValues():

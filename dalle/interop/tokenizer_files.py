@@ -13,7 +13,7 @@ from dalle.interop.family import PointerError, Source
 from dalle.text.clip import CLIP_SPECIAL, CLIP_WORDS
 from dalle.text.padded import PaddedTokenizer, PaddedTokenizerConfig
 
-__all__ = ["read_tokenizer"]
+__all__ = ["clip_tokenizer", "read_tokenizer"]
 
 PAD_ID = 0
 CLIP_VOCAB_SIZE = 49408
@@ -36,6 +36,25 @@ def read_tokenizer(source: Source, path: Path, text_length: int) -> PaddedTokeni
     if len(first.split()) == 2 and first.replace(" ", "").isdecimal():
         return PaddedTokenizer(PaddedTokenizerConfig(model=text, format="yttm", text_length=text_length, pad_id=PAD_ID))
     return None
+
+
+def clip_tokenizer(merges: str, text_length: int) -> PaddedTokenizer:
+    """CLIP's text tokenizer as open_clip uses it: `text_length` ids, with the special tokens around a prompt, the last
+    of them even if the prompt is truncated. merges: the text of the file of merges."""
+    bpe = _clip(merges)
+    begin_id, end_id = map(bpe.token_to_id, CLIP_SPECIAL)
+    return PaddedTokenizer(
+        PaddedTokenizerConfig(
+            model=bpe.to_str(),
+            format="tokenizers",
+            clean="clip",
+            text_length=text_length,
+            pad_id=PAD_ID,
+            begin_id=begin_id,
+            end_id=end_id,
+            end_when_cut=True,
+        )
+    )
 
 
 def _padded(document: str, text_length: int, clean: str = "none") -> PaddedTokenizer:

@@ -165,9 +165,10 @@ class Block(nn.Module):
         self.after_mlp = _after_branch(shape)
 
     def forward(
-        self, x: Tensor, mask: Tensor, rotary: Tensor | None, sources: Tensor | None, cache: LayerState | None
+        self, x: Tensor, mask: Tensor | None, rotary: Tensor | None, sources: Tensor | None, cache: LayerState | None
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D). `sources` (B or 1, L, 2) is where token shift takes from, if there is any."""
+        """(B, L, D) -> (B, L, D). `sources` (B or 1, L, 2) is where token shift takes from, if there is any. Without a
+        mask, every token attends to all others."""
         inputs = self._shifted(self.attention_norm(x), 0, sources, cache)
         x = x + self.after_attention(self.attention(inputs, mask, rotary, cache))
         inputs = self._shifted(self.mlp_norm(x), 1, sources, cache)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["can_be_mirrored", "draw_views"]
+__all__ = ["can_be_mirrored", "draw_places", "draw_views", "moved"]
 
 MAX_SHIFT = 4
 """Largest shift in each direction, in pixels of a picture of 128 x 128."""
@@ -45,13 +45,23 @@ def draw_views(images: Tensor, mirror: Sequence[bool], chance: np.random.Generat
     """A random view of each image, (B, C, H, W) in [-1, 1] -> the same shape: moved by up to 4 pixels of 128, scaled by
     0.92 to 1.06, and mirrored half of the time if its entry of `mirror` is true. Pixels from outside the image are
     blank: white, or transparent with 4 channels."""
-    num, channels, height, width = images.shape
+    return moved(images, draw_places(mirror, chance))
+
+
+def draw_places(mirror: Sequence[bool], chance: np.random.Generator) -> Tensor:
+    """The affine map of a random view, for each entry of `mirror`: (B, 2, 3) float64, as `moved` reads them."""
+    num = len(mirror)
     scale = chance.uniform(*SCALES, size=num)
     shift = chance.uniform(-MAX_SHIFT, MAX_SHIFT, size=(num, 2)) / 64
     sign = np.where(np.array(mirror) & (chance.random(num) < 0.5), -1.0, 1.0)
     theta = np.zeros((num, 2, 3))
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = sign / scale, 1 / scale, shift / scale[:, None]
-    places = F.affine_grid(torch.from_numpy(theta).to(images), [num, channels, height, width], align_corners=False)
-    blank = -1.0 if channels == 4 else 1.0
-    moved = F.grid_sample(images - blank, places, mode="bicubic", padding_mode="zeros", align_corners=False) + blank
-    return moved.clamp(-1, 1)
+    return torch.from_numpy(theta)
+
+
+def moved(images: Tensor, places: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] -> the same shape, moved by affine maps (B, 2, 3)."""
+    grid = F.affine_grid(places.to(images), list(images.shape), align_corners=False)
+    blank = -1.0 if images.shape[1] == 4 else 1.0
+    found = F.grid_sample(images - blank, grid, mode="bicubic", padding_mode="zeros", align_corners=False) + blank
+    return found.clamp(-1, 1)

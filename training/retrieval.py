@@ -1,0 +1,122 @@
+"""Measure a CLIP model. `python -m training.retrieval MODEL` writes `table.md` and `numbers.json`.
+
+For each split: recall at 1 and 5 of pictures for prompts and of prompts for pictures, with the prompts of training and
+with natural ones (`training.captions.phrasing`), and the accuracy with which the model names a picture's style and
+group among all of them, without a head of its own. Pictures are compared within their split; a prompt names the style.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dalle.checkpoint.clip import find_clip, load_clip
+from dalle.device import choose_device, keep_memory
+from dalle.errors import ParameterError
+from dalle.files import atomic_write, check_claimed, check_output, names_in
+from training.captions.phrasing import Phrasing
+from training.clip_data import PairLabels
+from training.command import run_function
+from training.evaluate import find_splits
+from training.evaluation.features import evenly
+from training.evaluation.generation import Numbers
+from training.evaluation.matching import RECALL_AT, Split, measure_split
+from training.pairs.small_pictures import SmallPictures
+
+__all__ = ["measure"]
+
+NUMBERS_FILE, TABLE_FILE = "numbers.json", "table.md"
+PHRASINGS: tuple[Phrasing, ...] = ("training", "natural")
+
+
+def measure(
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    shards: tuple[str, ...] = ("data/emoji",),
+    num: int = 512,
+    out: Path = Path("runs/retrieval"),
+    overwrite: bool = False,
+    device: str = "auto",
+) -> None:
+    """Measure a CLIP directory on picture-caption shards.
+
+    Args:
+        model: CLIP directory, as `python -m training.clip` writes it, or the name of one in the package.
+        shards: Picture-caption shards: tar files, folders, glob patterns or URLs. Files named val*.tar are validation
+            splits.
+        num: Largest number of pictures of each split, evenly spaced. Recall is higher among fewer pictures.
+        out: Folder for the report.
+        overwrite: Replace the report that is in OUT. Nothing else is replaced.
+        device: Device of the evaluation: `auto` (CUDA if it is available), `cpu` or `cuda`.
+    """
+    if num < 1:
+        raise ParameterError(f"num is {num}; it must be at least 1")
+    check_claimed(out, names_in(out), NUMBERS_FILE, (TABLE_FILE,))
+    check_output(out / NUMBERS_FILE, "a report", _why_foreign, overwrite=overwrite)
+    keep_memory()
+    place = choose_device(device)
+    clip = load_clip(find_clip(model))
+    network = clip.network.to(place)
+    found = find_splits(shards)
+    labels = {name: PairLabels(pairs) for name, pairs in found.items()}
+    styles, groups = (
+        sorted({one for each in labels.values() for one in getattr(each, key)} - {""}) for key in ("styles", "groups")
+    )
+    rows: dict[str, Numbers] = {}
+    for name in sorted(found, key=lambda name: not name.startswith("val")):
+        pairs, numbers = found[name], evenly(len(found[name]), num)
+        pictures = SmallPictures.of_pairs(pairs, network.config.vision.image_size, keep=False)
+        split = Split(pairs, numbers, pictures, labels[name])
+        rows[name] = measure_split(network, clip.text_tokenizer, split, PHRASINGS, styles, groups, "float32")
+    chances = {"style": 1 / max(1, len(styles)), "group": 1 / max(1, len(groups))}
+    report = {
+        "model": {"path": str(model), "name": clip.name, "digest": clip.digest},
+        "settings": {"shards": list(shards), "num": num},
+        "retrieval": rows,
+        "zero_shot_chance": chances,
+    }
+    table = _table(f"# {clip.name}, {clip.digest[:12]}", rows, chances)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / NUMBERS_FILE, json.dumps(report, indent=2) + "\n")
+    atomic_write(out / TABLE_FILE, table)
+    print(table)
+
+
+def _why_foreign(path: Path) -> str | None:
+    try:
+        found = {*json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, RecursionError):
+        found = set()
+    return None if {"model", "settings", "retrieval"} <= found else "it is no report of this program"
+
+
+def _table(title: str, rows: Mapping[str, Numbers], chances: Mapping[str, float]) -> str:
+    """The report as Markdown."""
+
+    def share(value: float | int | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    names = [f"{direction} R@{k}" for direction in ("text to image", "image to text") for k in RECALL_AT]
+    keys = [f"{direction}_{k}" for direction in ("text_to_image", "image_to_text") for k in RECALL_AT]
+    lines = [["split", "pictures", *names, "style", "group"], ["---", *["---:"] * (len(names) + 3)]]
+    for split, row in rows.items():
+        cells = [
+            f"{share(row[key])} / {share(row[f'natural_{key}'])} / {share(row[f'chance_{key[-1]}'])}" for key in keys
+        ]
+        lines.append([split, str(row["pictures"]), *cells, share(row["style"]), share(row["group"])])
+    text = (
+        "Shares in %. Recall: prompts in training / natural phrasing / random guess. Zero-shot style and group: "
+        f"a random guess has {share(chances['style'])} and {share(chances['group'])}."
+    )
+    return "\n\n".join([title, text, "\n".join("| " + " | ".join(line) + " |" for line in lines)]) + "\n"
+
+
+def main() -> None:
+    run_function(measure, "training.retrieval")
+
+
+if __name__ == "__main__":
+    main()
