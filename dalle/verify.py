@@ -26,7 +26,7 @@ from dalle.receipt import Receipt, read_kept_mask
 from dalle.steps import StepKind, new_engine
 from dalle.transformer.linear import Weights
 
-__all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt", "request_of_receipt"]
+__all__ = ["Verdict", "Verifier", "fault_of_codes", "folder_of_model", "picture_of_receipt", "request_of_receipt"]
 
 ROUNDING = 1.5
 """Largest accepted difference between a pixel of the file and a decoded one, for values in 0..255. Another processor or
@@ -39,6 +39,12 @@ class Verdict:
 
     kind: Literal["good", "altered", "damaged", "other model", "no receipt"]
     reason: str
+
+
+def folder_of_model(digest: str) -> Path | None:
+    """The directory of the installed model with this digest; None if there is none."""
+    folders = list_models().values()
+    return next((folder for folder in folders if file_digest(folder / "config.json") == digest), None)
 
 
 def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
@@ -159,10 +165,10 @@ class Verifier:
         if self._only is not None:
             return self._models.get(digest)
         if digest not in self._models:
-            found = [folder for folder in list_models().values() if file_digest(folder / "config.json") == digest]
-            if not found:
+            folder = folder_of_model(digest)
+            if folder is None:
                 return None
-            self._models[digest] = DALLE.load(found[0], device=self.device)
+            self._models[digest] = DALLE.load(folder, device=self.device)
         return self._models[digest]
 
     @staticmethod

@@ -71,20 +71,24 @@
 
   const view = () => byId("view").value;
   const shown = (u) => view() === "raw" || units[u].word !== null;
-  const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
+  const percent = (value) => (value > 0 && value < 0.0005 ? "< 0.1 %" : `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`);
   const times = (value) => `× ${value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en")}`;
   const worded = (value) => ({ raw: percent, among: percent, above: times, influence: (one) => times(Math.exp(one)) })[view()](value);
 
-  /** 0..1: how strongly a value is shown, where `most` is the largest. */
-  function strength(value, most) {
-    const start = view() === "above" ? 1 : 0;
-    return most > start ? Math.min(1, Math.max(0, (value - start) / (most - start))) : 0;
+  /** What a value counts as nothing in a view: the average, or no difference, or none. */
+  const nothing = () => (view() === "above" ? 1 : 0);
+
+  /** 0..1: how strongly a value is shown between the least and the most. */
+  function strength(value, most, least = nothing()) {
+    return most > least ? Math.min(1, Math.max(0, (value - least) / (most - least))) : 0;
   }
 
-  /** The largest value of a unit over patches; influence has one scale for all words. */
-  function most(u) {
+  /** The range of a unit's values over patches that its map shows; influence has one scale for all words. */
+  function range(u) {
     const rows = tables[view()];
-    return view() === "influence" ? Math.max(...rows.map((row) => Math.max(...row))) : Math.max(...rows.map((row) => row[u]));
+    const values = view() === "influence" ? rows.flat() : rows.map((row) => row[u]);
+    const least = view() === "among" || view() === "raw" ? Math.min(...values) : nothing();
+    return [least, Math.max(...values)];
   }
 
   // -- the picture
@@ -105,10 +109,10 @@
     const [dx, dy] = [stage.width / width, stage.height / height];
     let strengths = null;
     if (word !== null) {
-      const top = most(word);
-      strengths = tables[view()].map((row) => strength(row[word], top));
-      const start = { above: "average", influence: "no difference" }[view()] ?? "0 %";
-      byId("legend").textContent = `“${units[word].name}”: dark is ${start} or less, clear is ${worded(top)}`;
+      const [least, top] = range(word);
+      strengths = tables[view()].map((row) => strength(row[word], top, least));
+      const start = { above: "the average or less", influence: "no more likely" }[view()] ?? worded(least);
+      byId("legend").textContent = `“${units[word].name}”: dark is ${start}, clear is ${worded(top)}`;
     } else if (patch !== null) {
       const row = earlier(patch);
       const top = Math.max(...row, 0);
@@ -193,7 +197,7 @@
       button.addEventListener("focus", attempt(rank));
       button.addEventListener("blur", attempt(null));
       button.addEventListener("click", attempt(rank));
-      return data.alternatives.probabilities[i][rank] > 0 ? element("li", "", {}, button) : null;
+      return probability > 0 ? element("li", "", {}, button) : null;
     });
     const list = element("ul", "", { className: "alternatives" }, ...items.filter(Boolean));
     list.setAttribute("aria-label", "Alternatives");

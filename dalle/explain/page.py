@@ -71,7 +71,7 @@ def json_object(explanation: Explanation) -> dict[str, Any]:
         patches.append(
             {
                 "code": code,
-                "probability": round(float(found.drawn[place]), 5),
+                "probability": _rounded(found.drawn[place : place + 1])[0],
                 "kept": explanation.kept[place],
                 "drawn_again": bool(found.agrees[place]),
                 "alternatives": likely,
@@ -149,4 +149,5 @@ def _uri(kind: str, content: bytes) -> str:
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 5) for value in values.tolist()]
+    """Numbers with four digits that count."""
+    return [float(f"{value:.4g}") for value in values.tolist()]
