@@ -1,7 +1,6 @@
 """`dalle explain`: a page that shows which words and which earlier patches a picture was drawn from."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import DalleError, ParameterError, PromptError
+from dalle.explain.chosen import read_numbers
 from dalle.files import write_file
 from dalle.interrupt import heavy_imports
 from dalle.printable import printable
@@ -19,7 +19,7 @@ from dalle.printable import printable
 if TYPE_CHECKING:
     from dalle.decoder.engine import StepResult
 
-__all__ = ["explain", "numbers_of"]
+__all__ = ["explain"]
 
 
 @exit_on_mistake()
@@ -88,7 +88,9 @@ def explain(
     file = Path(words[0]) if len(words) == 1 and _is_file(words[0]) else None
     if file is not None and seed is not None:
         raise DalleError(f"--seed {seed} is for a prompt: {file} has the seed that it was drawn with")
-    chosen = [None if text is None else numbers_of(name, text) for name, text in (("layers", layers), ("heads", heads))]
+    chosen = [
+        None if text is None else read_numbers(name, text) for name, text in (("layers", layers), ("heads", heads))
+    ]
     with heavy_imports():
         from dalle.device import keep_memory
         from dalle.explain.explanation import explain as explanation_of
@@ -132,15 +134,3 @@ def _prompt(words: list[str]) -> str:
     if len(words) > 1 and any(len(word.split()) > 1 for word in words):
         raise PromptError(f"these are {len(words)} arguments, and one picture is explained: put the prompt into quotes")
     return " ".join(words)
-
-
-def numbers_of(name: str, text: str) -> list[int]:
-    """Numbers as `3` or `1-4,8`, in the order given. Raises `DalleError` for other text."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise DalleError(f"{name} is {text[:80]!r}; it must be numbers and ranges, as 3 or 1-4,8")
-        numbers += range(first, last + 1)
-    return numbers

@@ -47,10 +47,11 @@ def alternatives_of(guided: Tensor, request: Request, codes: Tensor) -> Alternat
 
 
 def pixels_of_alternatives(model: Model, codes: Tensor, alternatives: Alternatives) -> Tensor:
-    """Pictures (5, C, H, W) in [-1, 1]: in the first, every patch is that of the likeliest code of its place, and so on.
+    """Pictures (5, C, H, W) in [-1, 1]: in the first, every patch is that of the likeliest code of its place, etc.
 
     A patch is cut from a decoding of the picture with that code in place of the drawn one. Codes that are at least four
     apart on the grid are replaced in one decoding, which takes a sixteenth of the time and changes the patches little.
+    Where the filters exclude a code, the picture has the drawn one.
     """
     layout, factor, network = model.decoder.layout, model.image_tokenizer.config.picture_factor, model.image_tokenizer
     device = model.decoder.embedding.weight.device
@@ -60,10 +61,11 @@ def pixels_of_alternatives(model: Model, codes: Tensor, alternatives: Alternativ
     others = alternatives.codes.T.reshape(-1, height, width).to(device)
     drawn = network.decode(grid[None])[0]
     pictures = []
-    for other in others:
+    possible = (alternatives.probabilities.T > 0).reshape(-1, height, width).to(device)
+    for other, is_possible in zip(others, possible, strict=True):
         picture = drawn.clone()
         for number in phase.unique().tolist():
-            replaced = (phase.to(device) == number) & (other != grid)
+            replaced = (phase.to(device) == number) & (other != grid) & is_possible
             if replaced.any():
                 pixels = network.decode(torch.where(replaced, other, grid)[None])[0]
                 picture = torch.where(_of_pixels(replaced, factor), pixels, picture)

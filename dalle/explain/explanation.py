@@ -149,7 +149,9 @@ def _columns(model: DALLE, request: PromptRequest, pieces: list[Piece]) -> tuple
         else:
             roles.append("begin" if places and place < min(places) else "end")
     columns, members = [], []
-    shown: tuple[Role, ...] = ("begin", "token", "end", "padding") if config.attend_padding else ("begin", "token", "end")
+    shown: tuple[Role, ...] = (
+        ("begin", "token", "end", "padding") if config.attend_padding else ("begin", "token", "end")
+    )
     for role in shown:
         if role == "token":
             columns += [Column(text=piece.text, role=role, word=piece.word) for piece in pieces]

@@ -1,36 +1,21 @@
 """An explanation as one HTML page that loads nothing, and as plain numbers for JSON.
 
-The page has its pictures as data URIs, its maps as bytes, and its own script and style, which are the same in every
-page, so that a content security policy can allow them by their hashes.
+The page has its pictures as data URIs, its maps as bytes, and its own script and style.
 """
 
 import base64
-import hashlib
 import html
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dalle.explain.explanation import Explanation
+from dalle.explain.template import HTML, SCRIPT, STYLE
 from dalle.images import encode_image
 
-__all__ = ["POLICY_HASHES", "html_page", "json_object", "quantized"]
-
-HERE = Path(__file__).parent
-TEMPLATE, STYLE, SCRIPT = (
-    (HERE / f"page.{ending}").read_text(encoding="utf-8").rstrip("\n") for ending in ("html", "css", "js")
-)
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-POLICY_HASHES = {"script-src": _hash(SCRIPT), "style-src": _hash(STYLE)}
-"""What a content security policy has to allow for the page, by directive."""
+__all__ = ["html_page", "json_object", "quantized"]
 
 
 def quantized(weights: Tensor) -> bytes:
@@ -45,7 +30,7 @@ def html_page(explanation: Explanation) -> str:
     title = html.escape(f"Why this picture? {receipt.prompt}".strip()[:200])
     # what could end the script's element is escaped, as JSON allows
     data = json.dumps(_data(explanation), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = TEMPLATE
+    page = HTML
     for name, text in {"title": title, "style": STYLE, "script": SCRIPT, "data": data}.items():
         before, _, after = page.partition(f"[[{name}]]")
         page = before + text + after
@@ -64,7 +49,9 @@ def json_object(explanation: Explanation) -> dict[str, Any]:
     for place, code in enumerate(_codes(explanation)):
         likely = [
             {"code": other, "probability": probability}
-            for other, probability in zip(found.codes[place].tolist(), _rounded(found.probabilities[place]), strict=True)
+            for other, probability in zip(
+                found.codes[place].tolist(), _rounded(found.probabilities[place]), strict=True
+            )
             if probability > 0
         ]
         start = place * (place - 1) // 2
@@ -104,9 +91,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "size": [*explanation.image.size],
         "image": _uri("png", encode_image(explanation.image, format="png")),
         "sheet": _uri("webp", encode_image(explanation.sheet, format="webp")),
-        "columns": [
-            {"text": column.text, "role": column.role, "word": column.word} for column in explanation.columns
-        ],
+        "columns": [{"text": column.text, "role": column.role, "word": column.word} for column in explanation.columns],
         "words": explanation.words,
         "layers": explanation.layers,
         "heads": explanation.heads,
