@@ -33,7 +33,7 @@ def explained(path: Path, out: Path, prompt: str, params: SamplingParams) -> Exp
     [
         ("minDALL-E/checkpoint", "a cat", PARAMS, ["a", "cat"], {"token", "padding"}),
         ("ru-dalle/Malevich_v2", "кот на окне", PARAMS, ["кот", "на", "окне"], {"begin", "token", "end", "padding"}),
-        ("ru-dalle/Malevich_v3", "кот", PARAMS, ["кот"], {"begin", "token", "end", "padding"}),
+        ("ru-dalle/Malevich_v3", "кот на", PARAMS, ["кот", "на"], {"begin", "token", "end", "padding"}),
         ("LlamaGen/c2i_stage.pt", "7", GUIDED, ["7"], {"token"}),
     ],
 )
