@@ -52,6 +52,7 @@ def _watched(decoder: Decoder, on_layer: Callable[[int, Tensor], None]) -> Decod
         x, mask, rotary, _ = arguments
         on_layer(next(layers), attention_weights(attention, x, mask, rotary)[0, :, first:])
 
-    for attention in dict.fromkeys(block.attention for block in twin.blocks):  # layers may share one
-        attention.register_forward_pre_hook(report)
+    for attention in twin.blocks.modules():  # each once, also if layers share it
+        if isinstance(attention, Attention):
+            attention.register_forward_pre_hook(report)
     return twin

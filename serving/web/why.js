@@ -23,7 +23,7 @@ export class Why {
   async open(picture) {
     const asked = (this.#asked = new AbortController());
     byId("why-prompt").textContent = picture.fields.prompt || "No prompt";
-    this.#show("The picture is replayed; this takes about as long as drawing it.");
+    this.#show("The picture is being replayed.");
     this.#dialog.showModal();
     try {
       const page = await explain(picture.blob, asked.signal);

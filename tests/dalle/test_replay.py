@@ -11,7 +11,7 @@ from dalle.decoder.engine import Engine
 from dalle.decoder.replay import replay
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import FilterParams, SamplingParams, guide, gumbel_noise, noise_keys, sample
-from dalle.transformer.attention import attention_weights
+from dalle.transformer.attention import Attention, attention_weights
 from tests.dalle.test_decoder import VARIANTS
 from tests.support.models import FAMILIES, lively_decoder
 
@@ -45,8 +45,9 @@ def test_weights_times_values_are_what_attention_adds_up(changes: dict[str, obje
         assert (added - output).abs().max() < 1e-5
         compared += 1
 
-    for attention in {block.attention for block in decoder.blocks}:
-        attention.register_forward_hook(compare)  # type: ignore[operator]
+    for attention in decoder.blocks.modules():
+        if isinstance(attention, Attention):
+            attention.register_forward_hook(compare)
     replay(decoder, text_ids, codes, features)
     assert compared == decoder.config.depth
 
@@ -71,14 +72,14 @@ def test_weights_of_a_row(changes: dict[str, object]) -> None:
             assert padding.any() and weights[..., : layout.first_code][..., padding].eq(0).all()
     placed = None if features is None else features[None]
     assert (logits - decoder.teacher_forced(text_ids[None], codes[None], placed)[1][0]).abs().max() < 1e-5
-    assert not any(block.attention._forward_pre_hooks for block in decoder.blocks)  # type: ignore[union-attr]
+    assert not any(one._forward_pre_hooks for one in decoder.modules())
 
 
 @torch.inference_mode()
 def test_weights_of_a_decoder_that_can_be_computed_by_hand() -> None:
     """Queries of zeros attend evenly to all that they may see."""
     decoder = lively_decoder(depth=1, qk_norm=False, patterns=("row",))
-    decoder.blocks[0].attention.qkv.weight[:32] = 0  # type: ignore[union-attr, index]
+    decoder.get_parameter("blocks.0.attention.qkv.weight")[:32] = 0
     text_ids, codes, _ = row_of(decoder)
     seen: list[Tensor] = []
     replay(decoder, text_ids, codes, on_layer=lambda layer, weights: seen.append(weights))

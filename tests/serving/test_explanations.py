@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from dalle import DALLE
+from dalle.explain import explanation
 from dalle.explain.template import SCRIPT, SCRIPT_HASH, STYLE, STYLE_HASH
 from dalle.images import encode_image
 from serving.engine import explainer
@@ -101,7 +102,7 @@ def test_drawing_goes_on_beside_explanations_whose_number_is_limited(
 ) -> None:
     """While an explanation stands still, pictures are drawn; as many as the limit wait, and the next one is refused."""
     stands, go = threading.Event(), threading.Event()
-    explain = explainer.explain
+    explain = explanation.explain
 
     def slowly(*arguments: Any, **options: Any) -> Any:
         stands.set()
