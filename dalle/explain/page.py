@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle.explain.explanation import Explanation
-from dalle.explain.template import HTML, SCRIPT, STYLE
+from dalle.explain.template import HTML, POLICY, SCRIPT, STYLE
 from dalle.images import encode_image
 
 __all__ = ["html_page", "json_object", "quantized"]
@@ -31,7 +31,7 @@ def html_page(explanation: Explanation) -> str:
     # what could end the script's element is escaped, as JSON allows
     data = json.dumps(_data(explanation), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = HTML
-    for name, text in {"title": title, "style": STYLE, "script": SCRIPT, "data": data}.items():
+    for name, text in {"policy": POLICY, "title": title, "style": STYLE, "script": SCRIPT, "data": data}.items():
         before, _, after = page.partition(f"[[{name}]]")
         page = before + text + after
     return page

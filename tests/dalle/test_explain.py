@@ -212,6 +212,7 @@ def test_a_page_needs_nothing_else(model: DALLE, receipt: Receipt, explained: Ex
     page = html_page(dataclasses.replace(explained, receipt=dataclasses.replace(receipt, prompt="</script><b>&")))
     assert page.count("</script>") == 2 and "<title>Why this picture? &lt;/script&gt;&lt;b&gt;&amp;</title>" in page
     assert not re.findall(r"https?:|<link|@import|url\(|src=", page), "nothing is loaded"
+    assert "default-src 'none'; img-src data:; script-src 'sha256-" in page
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     assert match is not None
     data = json.loads(match[1])
