@@ -21,12 +21,12 @@ from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError, ParameterError
 from dalle.images import chosen_background, enlarge, open_image, to_rgba, with_background
 from dalle.model import NUM_SLOTS
-from dalle.pipeline import DALLE
+from dalle.pipeline import DALLE, PromptRequest
 from dalle.receipt import Receipt, read_kept_mask
 from dalle.steps import StepKind, new_engine
 from dalle.transformer.linear import Weights
 
-__all__ = ["Verdict", "Verifier", "fault_of_codes", "picture_of_receipt"]
+__all__ = ["Verdict", "Verifier", "fault_of_codes", "folder_of_model", "picture_of_receipt", "request_of_receipt"]
 
 ROUNDING = 1.5
 """Largest accepted difference between a pixel of the file and a decoded one, for values in 0..255. Another processor or
@@ -39,6 +39,12 @@ class Verdict:
 
     kind: Literal["good", "altered", "damaged", "other model", "no receipt"]
     reason: str
+
+
+def folder_of_model(digest: str) -> Path | None:
+    """The directory of the installed model with this digest; None if there is none."""
+    folders = list_models().values()
+    return next((folder for folder in folders if file_digest(folder / "config.json") == digest), None)
 
 
 def fault_of_codes(model: DALLE, receipt: Receipt) -> str | None:
@@ -63,6 +69,29 @@ def picture_of_receipt(model: DALLE, receipt: Receipt) -> Image.Image:
     if not isinstance(factor, int):
         raise ParameterError(f"enlargement is {factor!r}; it must be a whole number")
     return enlarge(with_background(model.decode(torch.tensor(receipt.codes)), background), factor)
+
+
+def request_of_receipt(model: DALLE, receipt: Receipt) -> PromptRequest:
+    """The request that a receipt was drawn from, with the codes that were given to it. Raises `DalleError` for a
+    receipt that the model cannot have."""
+    parameters = dict(receipt.parameters)
+    codes = list(chain.from_iterable(receipt.codes))
+    for name in ("background", "enlargement"):  # codes do not depend on them
+        parameters.pop(name, None)
+    kept = None
+    if mask := parameters.pop("kept", None):
+        given = read_kept_mask(str(mask), len(codes))
+        kept = torch.tensor([code if known else -1 for code, known in zip(codes, given, strict=True)])
+    truncate = bool(parameters.pop("truncate", False))
+    return model.request(
+        receipt.prompt or None,
+        SamplingParams.from_dict(parameters),
+        seed=receipt.seed,
+        index=receipt.index,
+        negative_prompt=receipt.negative_prompt,
+        kept=kept,
+        truncate=truncate,
+    )
 
 
 def _premultiplied(image: Image.Image) -> NDArray[np.float32]:
@@ -136,10 +165,10 @@ class Verifier:
         if self._only is not None:
             return self._models.get(digest)
         if digest not in self._models:
-            found = [folder for folder in list_models().values() if file_digest(folder / "config.json") == digest]
-            if not found:
+            folder = folder_of_model(digest)
+            if folder is None:
                 return None
-            self._models[digest] = DALLE.load(found[0], device=self.device)
+            self._models[digest] = DALLE.load(folder, device=self.device)
         return self._models[digest]
 
     @staticmethod
@@ -166,25 +195,10 @@ class Verifier:
         If this machine has another kind of step than the receipt names, near ties may fall the other way. A code that
         differs is then taken from the receipt and the rest is drawn after it, for up to one code in twenty.
         """
-        parameters = dict(receipt.parameters)
         codes = list(chain.from_iterable(receipt.codes))
         try:
-            for name in ("background", "enlargement"):  # checked with the pixels; codes do not depend on them
-                parameters.pop(name, None)
-            kept = None
-            if mask := parameters.pop("kept", None):
-                given = read_kept_mask(str(mask), len(codes))
-                kept = torch.tensor([code if known else -1 for code, known in zip(codes, given, strict=True)])
-            truncate = bool(parameters.pop("truncate", False))
-            request = model.request(
-                receipt.prompt or None,
-                SamplingParams.from_dict(parameters),
-                seed=receipt.seed,
-                index=receipt.index,
-                negative_prompt=receipt.negative_prompt,
-                kept=kept,
-                truncate=truncate,
-            )
+            request = request_of_receipt(model, receipt)
+            kept = request.kept
             engine = self._engine(model, receipt.step)
             num_ties, most_ties = 0, 0 if engine.step_kind == receipt.step else max(1, len(codes) // 20)
             while (drawn := engine.run([request])[0].tolist()) != codes and num_ties < most_ties:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Literal, Protocol
 
-from serving.jobs import Event, Job, ModelInfo
+from serving.jobs import Event, Explain, Explained, Job, ModelInfo, Refused
 
 __all__ = ["Backend", "State"]
 
@@ -21,6 +21,9 @@ class Backend(Protocol):
     def draw(self, model: str, job: Job) -> AsyncGenerator[Event]:
         """Draw a job. The first event is `Accepted` or `Refused`; then previews and pictures follow, until all are
         drawn or the job is `Refused`, also because an engine failed. Leaving the iterator early cancels the job."""
+
+    async def explain(self, model: str, asked: Explain) -> Explained | Refused:
+        """Explain a picture that the model drew."""
 
     async def cancel(self, job_id: str, owner: str) -> bool:
         """Stop a job of this owner, wherever it runs. False if there is no such job."""

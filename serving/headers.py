@@ -5,11 +5,14 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers
 
+from dalle.explain.template import SCRIPT_HASH, STYLE_HASH
+
 __all__ = ["SECURITY_HEADERS", "TRACE_CONTEXT", "request_id_of"]
 
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    # the hashes are those of an explanation, which the page shows in a frame that has the page's policy
+    "Content-Security-Policy": f"default-src 'none'; script-src 'self' {SCRIPT_HASH}; style-src 'self' {STYLE_HASH}; "
+    "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",

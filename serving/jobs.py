@@ -12,6 +12,8 @@ __all__ = [
     "Drawn",
     "EngineFailedError",
     "Event",
+    "Explain",
+    "Explained",
     "Given",
     "Job",
     "Kept",
@@ -131,6 +133,29 @@ class Drawn:
 
 
 Event = Accepted | Preview | Drawn | Refused
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explain:
+    """A request to explain a finished picture."""
+
+    text: dict[str, str]
+    """The receipt of its PNG, as text chunks."""
+    layers: tuple[int, ...] | None = None
+    """Layers to show, numbered from 1; None for all."""
+    heads: tuple[int, ...] | None = None
+    """Heads of these layers to show, likewise."""
+    response_format: Literal["html", "json"] = "html"
+    deadline: float
+    """Time by which it must be ready, in seconds since the epoch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explained:
+    """The explanation of a picture, as a file."""
+
+    content: bytes
+    media_type: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

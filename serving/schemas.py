@@ -24,6 +24,7 @@ __all__ = [
     "MAX_PROMPT_LENGTH",
     "UNSUPPORTED",
     "EditFields",
+    "ExplanationFields",
     "Fields",
     "GenerationRequest",
     "VariationFields",
@@ -73,6 +74,17 @@ class _Body(BaseModel):
         """Whether a request may omit this field, and so may send null for it: every field that is not required."""
         field = cls.model_fields.get(name)
         return field is None or not field.is_required()
+
+    @classmethod
+    def form_schema(cls) -> dict[str, Any]:
+        """The schema of the fields of a form, which has no null."""
+        schema = cls.model_json_schema()
+        for field in schema["properties"].values():
+            if "anyOf" in field:
+                (kept,) = (one for one in field.pop("anyOf") if one != {"type": "null"})
+                field.update(kept)
+                field.pop("default", None)
+        return schema
 
     @model_validator(mode="wrap")
     @classmethod
@@ -207,6 +219,21 @@ class VariationFields(_Common):
     """Text to draw (default: the prompt in the picture's receipt; without a receipt, no prompt)."""
     keep_rows: int | None = Field(default=None, ge=0, lt=2**31)
     """Number of grid rows (rows of codes) that are kept, from the top (default: half of them)."""
+
+
+class ExplanationFields(_Body):
+    """Form fields of `POST /v1/images/explanations`, besides the file `image`."""
+
+    model: str | None = None
+    """Id or alias of the model that drew the picture (default: the one whose digest its receipt has)."""
+    url: str | None = Field(default=None, max_length=2000)
+    """URL of a picture that this service has stored (`response_format` `url`), instead of the file `image`."""
+    layers: str | None = Field(default=None, max_length=200)
+    """Layers to show, such as `3` or `1-4,8`, numbered from 1 (default: all)."""
+    heads: str | None = Field(default=None, max_length=200)
+    """Heads of these layers to show, likewise (default: all)."""
+    response_format: Literal["html", "json"] = "html"
+    """`html` returns a page that loads nothing, `json` the numbers, averaged over the layers and heads."""
 
 
 Fields = GenerationRequest | EditFields | VariationFields

@@ -9,6 +9,7 @@ import typer
 
 from dalle.cli.compile import compile_step_of_model
 from dalle.cli.convert import export_model, import_model
+from dalle.cli.explain import explain
 from dalle.cli.generate import generate
 from dalle.cli.hub import pull_model, push_model
 from dalle.cli.look import SETTINGS, Command, Group, VersionOption, print_json, run_app
@@ -52,6 +53,7 @@ def show(
         print_json(found)
 
 
+app.command(cls=Command)(explain)
 app.command(cls=Command)(models)
 app.command("compile", cls=Command)(compile_step_of_model)
 app.command("import", cls=Command)(import_model)

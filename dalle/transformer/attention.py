@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dalle.transformer.linear import Linear
 
-__all__ = ["Attention", "LayerState", "apply_rotary"]
+__all__ = ["Attention", "LayerState", "apply_rotary", "attention_weights"]
 
 
 class LayerState(Protocol):
@@ -118,6 +118,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, rotary: Tensor | None, cache: LayerState | None) -> Tensor:
         """(B, L, D) -> (B, L, D). `rotary` is the table at the positions of x. With a cache, the keys and values of x
         are written into it first, and the mask covers what it then holds."""
+        q, k, v = self.project(x, rotary)
+        if cache is not None:
+            k, v = cache.write(k, v)
+        scale = 1 / math.sqrt(self.head_dim)
+        attended = _attend(q, k, v, mask, scale, grouped=self.grouped)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, L, head_dim), keys and values (B, kv_heads, L, head_dim) of x (B, L, D), normalised and
+        rotated."""
         joint = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         q, k, v = joint.split(self.heads, dim=2)
         q, k = self.query_norm(q), self.key_norm(k)
@@ -125,9 +135,13 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
             if self.rotary_values:
                 v = apply_rotary(v, rotary)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.write(k, v)
-        scale = 1 / math.sqrt(self.head_dim)
-        attended = _attend(q, k, v, mask, scale, grouped=self.grouped)
-        return self.output(attended.transpose(1, 2).flatten(2))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def attention_weights(attention: Attention, x: Tensor, mask: Tensor, rotary: Tensor | None) -> Tensor:
+    """Weights (B, heads, L, L) float32 by which each query adds up values when `attention` runs on the same arguments
+    without a cache; rows sum to 1. The mask is bool. Drawing never computes them: it is for looking into a model."""
+    q, k, _ = attention.project(x, rotary)
+    k = repeat(k, "b h s c -> b (h group) s c", group=q.shape[1] // k.shape[1])
+    scores = torch.matmul(q.float(), k.float().mT) / math.sqrt(attention.head_dim)
+    return scores.masked_fill_(~mask, -math.inf).softmax(-1)

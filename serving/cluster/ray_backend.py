@@ -19,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from serving.backend import State
-from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
+from serving.jobs import Accepted, Drawn, Event, Explain, Explained, Job, ModelInfo, Preview, Refused
 from serving.model_settings import LOAD_SECONDS
 
 __all__ = ["RayBackend"]
@@ -44,6 +44,7 @@ UNLOADED = ("HEALTHY", "DOWNSCALING")
 NOT_LOADED = Refused(
     status=503, code="not_ready", message="the model could not be loaded; try again in a moment", retry_after=10
 )
+BUSY = Refused(status=429, code="queue_full", message="too many requests wait; try again", retry_after=1)
 SILENT = Refused(status=408, code="deadline_exceeded", message="the deadline has passed, and no replica has answered")
 
 
@@ -98,7 +99,7 @@ class RayBackend:
                 yield SILENT
                 return
             except BackPressureError:
-                yield Refused(status=429, code="queue_full", message="too many requests wait; try again", retry_after=1)
+                yield BUSY
                 return
             except (RayError, RayServeException) as error:
                 logger.warning(
@@ -111,6 +112,26 @@ class RayBackend:
             finally:
                 stream.cancel()
         yield LOST
+
+    async def explain(self, model: str, asked: Explain) -> Explained | Refused:
+        """Explain a picture that the model drew. A model that is idle is loaded first, and the deadline is later by as
+        long. It is not tried again if the replica dies: nothing is lost but time."""
+        since = time.time()
+        if model in self._unloaded_when_idle and await self._has_no_replica(model):
+            if await self.load(model) is None:
+                return NOT_LOADED
+            asked = dataclasses.replace(asked, deadline=asked.deadline + time.time() - since)
+        try:
+            left = asked.deadline + PATIENCE - time.time()
+            answer: Explained | Refused = await asyncio.wait_for(self._models[model].explain.remote(asked), left)
+            return answer
+        except TimeoutError:
+            return SILENT
+        except BackPressureError:
+            return BUSY
+        except (RayError, RayServeException) as error:
+            logger.warning("a replica of %s was lost while it explained a picture: %s", model, error)
+            return LOST
 
     async def cancel(self, job_id: str, owner: str) -> bool:
         handles = self._models.values()

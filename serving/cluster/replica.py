@@ -16,7 +16,7 @@ from serving.cluster.autoscaling import IDLE_SECONDS, SLOTS_WANTED
 from serving.cluster.loopback import stay_on_loopback
 from serving.cluster.orphans import Orphans
 from serving.engine.async_engine import AsyncEngine
-from serving.jobs import Event, Job, ModelInfo
+from serving.jobs import Event, Explain, Explained, Job, ModelInfo, Refused
 from serving.model_settings import ModelSettings, QueueSettings
 from serving.settings import mistakes
 from serving.tracing import Tracing
@@ -70,6 +70,10 @@ class Replica:
             async with contextlib.aclosing(self.engine.draw(job)) as events:
                 async for event in events:
                     yield event
+
+    async def explain(self, asked: Explain) -> Explained | Refused:
+        """Explain a finished picture: see `AsyncEngine.explain`."""
+        return await self.engine.explain(asked)
 
     async def cancel(self, job_id: str, owner: str) -> bool:
         """Stop a job: see `AsyncEngine.cancel`."""

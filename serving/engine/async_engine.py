@@ -24,10 +24,11 @@ from dalle.pipeline import DALLE
 from dalle.steps import new_engine
 from serving.attributes import CODES, PREFILL, STEPS, WAIT
 from serving.engine.delivery import Delivery
+from serving.engine.explainer import Explainer
 from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
 from serving.engine.reproducibility import fingerprint, self_test
 from serving.engine.schedule import Schedule
-from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Job, ModelInfo, Refused
+from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Explain, Explained, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
 from serving.model_settings import ModelSettings
 from serving.refusals import refusal_from
@@ -85,6 +86,7 @@ class AsyncEngine:
         self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics)
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenizing")
         """Tokenizes prompts in the order in which jobs arrive: several threads would change their order."""
+        self._explainer = Explainer(model)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._closing = False
         self._failure: BaseException | None = None
@@ -156,6 +158,15 @@ class AsyncEngine:
             if num_open:
                 self._cancel(open_job)
 
+    async def explain(self, asked: Explain) -> Explained | Refused:
+        """Explain a finished picture, beside the engine's thread: see `Explainer`."""
+        if self._closing:
+            return CLOSING
+        try:
+            return await self._explainer.explain(asked)
+        finally:
+            self._last_use = time.monotonic()
+
     def cancel(self, job_id: str, owner: str) -> bool:
         """Stop a job of this owner. Its slots are free before the next step. False if it is finished or unknown."""
         found = [open_job for open_job in list(self._known) if (open_job.job.id, open_job.job.owner) == (job_id, owner)]
@@ -169,8 +180,8 @@ class AsyncEngine:
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since the last job has ended; 0 while there is one."""
-        return 0.0 if self._known else time.monotonic() - self._last_use
+        """Seconds since the last job or explanation has ended; 0 while there is one."""
+        return 0.0 if self._known or self._explainer.num_open else time.monotonic() - self._last_use
 
     @property
     def max_queue(self) -> int:
@@ -196,6 +207,7 @@ class AsyncEngine:
         self._arrivals.put(None)
         self._thread.join()
         self._tokenizing.shutdown(wait=False)
+        self._explainer.close()
         self._delivery.close()
 
     def info(self) -> ModelInfo:

@@ -5,7 +5,7 @@ from contextlib import aclosing, suppress
 
 from serving.backend import State
 from serving.engine.async_engine import AsyncEngine
-from serving.jobs import FAILED, EngineFailedError, Event, Job, ModelInfo
+from serving.jobs import FAILED, EngineFailedError, Event, Explain, Explained, Job, ModelInfo, Refused
 
 __all__ = ["LocalBackend"]
 
@@ -24,6 +24,9 @@ class LocalBackend:
                     yield event
             except EngineFailedError:
                 yield FAILED
+
+    async def explain(self, model: str, asked: Explain) -> Explained | Refused:
+        return await self.engines[model].explain(asked)
 
     async def cancel(self, job_id: str, owner: str) -> bool:
         return any(engine.cancel(job_id, owner) for engine in self.engines.values())

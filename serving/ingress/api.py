@@ -28,6 +28,7 @@ from serving.ingress.batches.shelf import Shelf
 from serving.ingress.callers import Callers, read_keys
 from serving.ingress.deferred import Deferred
 from serving.ingress.drawing import find_model
+from serving.ingress.explanations import router as explanation_router
 from serving.ingress.images import router
 from serving.ingress.middleware import AccessLog, Authentication, Failures, HeadRequests, RequestBounds
 from serving.ingress.records import Records
@@ -42,7 +43,7 @@ from serving.tracing import Tracing
 __all__ = ["create_app"]
 
 WEB = Path(__file__).parents[1] / "web"
-UPLOADS = ("/v1/images/edits", "/v1/images/variations")
+UPLOADS = ("/v1/images/edits", "/v1/images/variations", "/v1/images/explanations")
 FILES = "/v1/files"
 EXPOSED = (
     *(
@@ -133,6 +134,7 @@ def create_app(
     app.add_middleware(AccessLog, metrics=app.state.metrics, send_id=send_request_id)
     _add_error_handlers(app)
     app.include_router(router)
+    app.include_router(explanation_router)
     app.include_router(batch_router)
     _add_models(app)
     _add_operations(app)

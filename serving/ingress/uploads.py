@@ -26,14 +26,9 @@ MAX_FILES = 16
 def form_of(kind: type[EditFields] | type[VariationFields]) -> dict[str, Any]:
     """The request body of a form in the OpenAPI document: its files, and the fields of `kind`."""
     files = {"image": "Picture of which a part is kept."}
-    schema = kind.model_json_schema()
+    schema = kind.form_schema()
     if kind is EditFields:
         files["mask"] = "Picture of the same size; what is transparent in it is drawn. An alternative to keep_rows."
-    for field in schema["properties"].values():
-        if "anyOf" in field:  # a form has no null
-            (kept,) = (one for one in field.pop("anyOf") if one != {"type": "null"})
-            field.update(kept)
-            field.pop("default", None)
     schema["properties"] |= {
         name: {"type": "string", "format": "binary", "description": text} for name, text in files.items()
     }

@@ -132,6 +132,13 @@ export async function* draw(endpoint, { fields, image, mask, signal, onStart }) 
   }
 }
 
+/** The page that explains a picture of the service, a PNG with its receipt, as text. */
+export async function explain(image, signal) {
+  const form = new FormData();
+  form.append("image", image, "picture.png");
+  return (await call("v1/images/explanations", { method: "POST", body: form, signal })).text();
+}
+
 /** Cancels a request. Errors are ignored: the caller closes its stream too, which also cancels it. */
 export function cancel(id) {
   return call(`v1/requests/${encodeURIComponent(id)}`, { method: "DELETE", keepalive: true }).catch(() => {});

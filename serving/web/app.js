@@ -9,15 +9,17 @@ import { Painter } from "./painter.js";
 import { fileName, recipe } from "./recipes.js";
 import { openStore } from "./store.js";
 import { Viewer } from "./viewer.js";
+import { Why } from "./why.js";
 
 // Not awaited before everything is wired: who types at once is heard.
 const store = openStore(showChanges);
 const gallery = new Gallery({ store, onOpen: (picture) => viewer.open(picture) });
 const painter = new Painter();
+const why = new Why();
 const form = new Form({ onDraw: drawForm, onPaint: paint });
 const viewer = new Viewer({
   gallery,
-  on: { reuse, vary, paint: (picture) => paint({ image: picture.blob, name: fileName(picture) }), continueFrom, remove, start: () => ({ rows: form.model?.rows ?? 8, prompt: form.prompt, n: form.num }) },
+  on: { reuse, vary, why: (picture) => why.open(picture), paint: (picture) => paint({ image: picture.blob, name: fileName(picture) }), continueFrom, remove, start: () => ({ rows: form.model?.rows ?? 8, prompt: form.prompt, n: form.num }) },
 });
 
 /** Another tab has changed the pictures. */

@@ -23,7 +23,7 @@ export class Viewer {
   #keep = byId("keep");
 
   /**
-   * on: what the page does with a picture: reuse(picture), vary(picture), paint(picture), remove(picture),
+   * on: what the page does with a picture: reuse(picture), vary(picture), paint(picture), remove(picture), why(picture),
    * continueFrom(picture, keepRows, prompt), and start(), which returns {rows, prompt, n} for a continuation.
    */
   constructor({ gallery, on }) {
@@ -34,6 +34,7 @@ export class Viewer {
     byId("viewer-next").addEventListener("click", () => this.#step(1));
     byId("viewer-curl").addEventListener("click", (event) => copy(asCurl(this.#picture), event.currentTarget));
     byId("viewer-python").addEventListener("click", (event) => copy(asPython(this.#picture), event.currentTarget));
+    byId("viewer-why").addEventListener("click", () => on.why(this.#picture));
     for (const name of ["reuse", "vary", "paint"]) {
       byId(`viewer-${name}`).addEventListener("click", () => this.#leave(() => on[name](this.#picture)));
     }

@@ -10,6 +10,7 @@ import transformers
 import dalle
 from dalle import DALLE, SamplingParams
 from dalle.errors import CheckpointError, ParameterError, PromptError
+from dalle.explain.explanation import explain
 from dalle.interop.convert import import_checkpoint
 from dalle.text.cleaning import clean_caption
 from dalle.text.t5 import T5TextEncoder
@@ -75,6 +76,20 @@ def test_a_prompt_is_drawn_as_its_features_are(model: DALLE) -> None:
     assert torch.equal(torch.tensor(picture.receipt.codes), codes[0])
     other = next(model.generate("abc", params, seed=4, negative_prompt="cba")).receipt.codes
     assert other != picture.receipt.codes
+
+
+def test_an_explanation_finds_the_features_of_words(model: DALLE) -> None:
+    """Features that count are moved to the end of the text, behind those that are masked."""
+    receipt = next(model.generate("ab c", SamplingParams(top_k=2), seed=4)).receipt
+    found = explain(model, receipt)
+    assert [(column.text.strip(), column.role, column.word) for column in found.columns if column.text.strip()] == [
+        ("a", "token", 0),
+        ("b", "token", 0),
+        ("c", "token", 1),
+        ("[end]", "end", None),
+    ]
+    assert found.words == ["ab", "c"] and found.alternatives.agrees.all()
+    assert torch.allclose(found.attention.text.sum(-1)[..., 0], torch.ones(())), "the first code attends to text alone"
 
 
 def test_a_long_prompt_is_cut_before_its_end(model: DALLE) -> None:

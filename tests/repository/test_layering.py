@@ -24,7 +24,7 @@ LIGHT = {"errors", "version", "interrupt", "printable", "defaults", "installed"}
 BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text", "clip"}
 BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
 BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt"}
-BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify"}
+BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify", "explain"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -51,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "steps": {*BELOW_MODEL, "model"},
     "pipeline": BELOW_PIPELINE,
     "verify": {*BELOW_PIPELINE, "pipeline"},
+    "explain": {*BELOW_PIPELINE, "pipeline", "verify"},
     "interop": {*BELOW_CHECKPOINT, "checkpoint"},
     "cli": {*BELOW_COMMAND, "command_line", "help_pages", "interop"},
 }

@@ -62,7 +62,8 @@ def test_the_library_and_nothing_else_is_installed(sizes: dict[str, int]) -> Non
 
 def test_every_module_and_the_models_are_in_it(sizes: dict[str, int]) -> None:
     models = [path for path in (ROOT / "dalle" / "models").rglob("*") if path.is_file()]
-    expected = {*files_of("dalle"), "dalle/py.typed", *(str(path.relative_to(ROOT)) for path in models)}
+    page = {f"dalle/explain/page.{ending}" for ending in ("html", "css", "js")}
+    expected = {*files_of("dalle"), *page, "dalle/py.typed", *(str(path.relative_to(ROOT)) for path in models)}
     assert expected == {name for name in sizes if name.startswith("dalle/")}
 
 
