@@ -9,6 +9,7 @@ from benchmarks.figures.canvas import COLOURS, Drawing, new_figure, show_map
 from benchmarks.figures.observed import AttentionCall, DrawnRow, draw_row, observed, run_row
 from dalle import DALLE
 from dalle.transformer.attention import Attention
+from dalle.transformer.block import Block
 
 __all__ = ["draw_heads", "draw_map", "draw_sentence", "head_shares", "mirror_share", "sentence_weights"]
 
@@ -73,7 +74,9 @@ def draw_map(model: DALLE) -> Drawing:
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("keys: what is read", fontsize=9)
     figure.axes[0].set_ylabel("queries: who reads", fontsize=9)
-    figure.suptitle(f'"{row.prompt}" and the codes drawn for it: {length} x {length} weights; grey: masked', fontsize=11)
+    figure.suptitle(
+        f'"{row.prompt}" and the codes drawn for it: {length} x {length} weights; grey: masked', fontsize=11
+    )
     others = [draw_row(model, prompt, SEED) for prompt in OTHERS]
     mirrored = [mirror_share(run_row(model.decoder, one)[layer].weights()[0, head], one) for one in (row, *others)]
     on_text = weights[:, row.num_text :, : row.num_text].sum(-1).mean(-1)
@@ -87,6 +90,7 @@ def draw_map(model: DALLE) -> Drawing:
     )
 
 
+@torch.no_grad()
 def head_shares(attention: Attention, call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Which output channels each head writes to, without and with the output projection.
 
@@ -119,7 +123,8 @@ def draw_heads(model: DALLE) -> Drawing:
     query = row.num_text + place
     num_heads = len(weights)
     figure = new_figure(2.0 * num_heads + 2.0, 5.0)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.1, 1.0))
+    halves = figure.add_gridspec(2, 1, height_ratios=(1.1, 1.0))
+    upper, lower = (figure.add_subfigure(half) for half in (halves[0], halves[1]))
     panels = upper.subplots(1, num_heads + 1)
     panels[0].imshow(row.picture, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     panels[0].set_title("drawn", fontsize=9)
@@ -133,7 +138,9 @@ def draw_heads(model: DALLE) -> Drawing:
         axes.set(xticks=[], yticks=[])
         axes.add_patch(Rectangle((width // 2 - 0.5, height // 2 - 0.5), 1, 1, fill=False, ec=COLOURS[1], lw=2))
     upper.suptitle(f"Layer {layer + 1}: where the code in the red frame looks to find the next one", fontsize=10)
-    tables = head_shares(model.decoder.blocks[layer].attention, calls[layer])
+    block = model.decoder.blocks[layer]
+    assert isinstance(block, Block)
+    tables = head_shares(block.attention, calls[layer])
     names = ("heads concatenated: head i fills the i-th group of channels", "after the output projection")
     for axes, table, name in zip(lower.subplots(1, 2), tables, names, strict=True):
         axes.imshow(table.numpy(), cmap="GnBu", vmin=0.0, vmax=1.0)
@@ -197,5 +204,7 @@ def draw_sentence(model: DALLE, sentence: str = SENTENCE, word: str = WORD) -> D
     figure.suptitle(
         f'"{word}" in a model that has read captions of emoji alone: it has NOT learned such sentences', fontsize=11
     )
-    shares = ", ".join(f"{text or '_'} {share:.3f}" for text, share in zip(words, mean[place, : place + 1], strict=False))
+    shares = ", ".join(
+        f"{text or '_'} {share:.3f}" for text, share in zip(words, mean[place, : place + 1], strict=False)
+    )
     return Drawing(figure=figure, numbers=f"{len(words) - 1} tokens; weight of {word}: {shares}")

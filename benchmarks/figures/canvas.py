@@ -1,20 +1,20 @@
 """The look of the figures, and the parts that several of them share."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 __all__ = ["COLOURS", "Drawing", "new_figure", "save", "show_map"]
 
 DPI = 100
+MAX_BYTES = 150_000
 COLOURS = ("#2a6fbb", "#d1495b", "#3b8f5a", "#e0a030", "#7a5ea8")
 HIDDEN = "#dddddd"
 """Colour of what a query may not attend to."""
@@ -34,28 +34,21 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG with a palette, which is a third of the size."""
-    from PIL import Image
-
+    """Write a figure as a PNG; with a palette, which loses shades, only if it would be too large for the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
-    with Image.open(path) as image:
-        flat = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    flat.save(path, optimize=True)
+    if path.stat().st_size > MAX_BYTES:
+        with Image.open(path) as image:
+            flat = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        flat.save(path, optimize=True)
 
 
 def show_map(axes: Axes, values: Tensor, seen: Tensor | None = None, largest: float | None = None) -> None:
     """Draw a matrix (H, W) of values from 0 up, darker for larger; cells outside `seen` (H, W) are grey. Colours follow
     the square root, so that small weights are visible."""
     cells: NDArray[np.float64] = values.double().numpy()
-    shades = matplotlib.colormaps["GnBu"](np.linspace(0.0, 1.0, 256))
-    colours = ListedColormap(shades)
-    colours.set_bad(HIDDEN)
-    shown = np.ma.masked_array(np.sqrt(cells), None if seen is None else ~seen.numpy())
+    hidden = np.zeros(cells.shape, dtype=bool) if seen is None else ~seen.numpy()
+    colours = matplotlib.colormaps["GnBu"].with_extremes(bad=HIDDEN)
+    shown = np.ma.masked_array(np.sqrt(cells), hidden)
     axes.imshow(shown, cmap=colours, vmin=0.0, vmax=None if largest is None else largest**0.5, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-
-
-def bare(axes: Axes, labels: Sequence[str] = ()) -> None:
-    """Leave out ticks, or name them on both axes."""
-    axes.set(xticks=range(len(labels)), yticks=range(len(labels)), xticklabels=labels, yticklabels=labels)

@@ -12,7 +12,16 @@ from dalle import DALLE
 __all__ = ["Company", "Normed", "draw_norms", "hidden_states", "influence", "measure_company"]
 
 PROMPT = "a sunflower, fluent 3d style emoji"
-NEIGHBOURS = ("a red apple", "an owl", "green heart", "full moon", "blue circle", "soccer ball", "evergreen tree", "fish")
+NEIGHBOURS = (
+    "a red apple",
+    "an owl",
+    "green heart",
+    "full moon",
+    "blue circle",
+    "soccer ball",
+    "evergreen tree",
+    "fish",
+)
 STYLES = ("noto", "twemoji", "emojione", "fluent flat")
 
 

@@ -5,6 +5,7 @@ rotated by the decoder's own table, give a score that depends on the two positio
 """
 
 import dataclasses
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,17 @@ from dalle.transformer.attention import apply_rotary
 
 __all__ = ["LEARNING", "Learning", "draw_positions", "learn_positions", "similarity"]
 
-PROMPTS = ("a red apple", "an owl", "green heart", "full moon", "soccer ball", "evergreen tree", "a sunflower", "a fish")
+Kind = Literal["sinusoidal", "learned", "rotary"]
+PROMPTS = (
+    "a red apple",
+    "an owl",
+    "green heart",
+    "full moon",
+    "soccer ball",
+    "evergreen tree",
+    "a sunflower",
+    "a fish",
+)
 STYLES = ("noto", "twemoji", "emojione", "fluent 3d", "fluent flat", "flat color icon", "line icon", "clip art")
 
 
@@ -41,7 +52,7 @@ class Learning:
 LEARNING = Learning()
 
 
-def small_config(model: DALLE, kind: str, learning: Learning) -> DecoderConfig:
+def small_config(model: DALLE, kind: Kind, learning: Learning) -> DecoderConfig:
     width = learning.width
     return dataclasses.replace(
         model.decoder.config,
@@ -93,7 +104,7 @@ def learn_positions(model: DALLE, learning: Learning) -> tuple[Decoder, list[flo
         _, logits = decoder.teacher_forced(texts[batch], codes[batch])
         loss = F.cross_entropy(logits.flatten(0, 1), codes[batch].flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     return decoder, losses
@@ -124,7 +135,11 @@ def draw_positions(model: DALLE, learning: Learning = LEARNING) -> Drawing:
         upper.axvline(border, color=COLOURS[2], lw=1)
         upper.set_title(name, fontsize=10)
         lower.imshow(
-            table[place, layout.first_code :].view(height, width), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest"
+            table[place, layout.first_code :].view(height, width),
+            cmap="RdBu_r",
+            vmin=-1,
+            vmax=1,
+            interpolation="nearest",
         )
         lower.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="black", lw=1.5))
         for axes in (upper, lower):
@@ -146,4 +161,3 @@ def neighbours(table: Tensor, first_code: int, height: int, width: int) -> str:
     number = height * width
     others = (codes.sum() - number) / (number * (number - 1))
     return f"to the right {right:.2f}, below {below:.2f}, all others {others:.2f}"
-

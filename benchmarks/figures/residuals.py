@@ -47,7 +47,8 @@ class Flow:
     gradient: float
     """Norm of the loss's gradient by the weights of the first block's attention."""
     similarity: float
-    """Mean cosine between the hidden states of two positions behind the last block: 1 if all are alike, NaN if all are zero."""
+    """Mean cosine between the hidden states of two positions behind the last block: 1 if all are alike, NaN if
+    all are zero."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def measure_flow(depth: int, kind: Kind, *, width: int = 64, seeds: Sequence[int
             x = block(x, mask, rotary, None, None) if kind.residual else without_residuals(block, x, mask, rotary)
         hidden = decoder.final_norm(x)
         logits = decoder.image_logits(hidden[:, layout.first_code - 1 :])
-        F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()
         first = decoder.blocks[0]
         assert isinstance(first, Block) and first.attention.qkv.weight.grad is not None
         gradients.append(float(first.attention.qkv.weight.grad.norm()))
@@ -101,14 +102,14 @@ def measure_flow(depth: int, kind: Kind, *, width: int = 64, seeds: Sequence[int
 def draw_residuals(depths: Sequence[int] = (2, 4, 8, 16, 32), width: int = 64) -> Drawing:
     """Draw the gradient at the first block, and the similarity of positions behind the last, against the depth."""
     flows = {kind: [measure_flow(depth, kind, width=width) for depth in depths] for kind in KINDS}
-    figure = new_figure(9.0, 3.6)
+    figure = new_figure(10.0, 3.8)
     gradients, similarities = figure.subplots(1, 2)
     for kind, colour in zip(KINDS, COLOURS, strict=False):
         look = {"color": colour, "marker": "o", "markersize": 4, "label": kind.name}
         gradients.plot(depths, [one.gradient for one in flows[kind]], **look)
         similarities.plot(depths, [one.similarity for one in flows[kind]], **look)
-    gradients.set(yscale="log", ylim=(1e-12, 10), title="gradient at the first block", ylabel="norm")
-    similarities.set(ylim=(0, 1.05), title="how alike all positions are behind the last block", ylabel="mean cosine")
+    gradients.set(yscale="log", ylim=(1e-12, 1e6), title="gradient at the first block", ylabel="norm")
+    similarities.set(ylim=(0, 1.05), title="likeness of positions behind the last block", ylabel="mean cosine")
     for axes in (gradients, similarities):
         axes.set(xscale="log", xlabel="number of blocks")
         axes.set_xticks(depths, [str(depth) for depth in depths])

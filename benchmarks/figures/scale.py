@@ -82,7 +82,9 @@ def draw_scale(model: DALLE, head_dims: Sequence[int] = (4, 8, 16, 32, 64, 128, 
     for number, scale in enumerate((call.scale, 1.0)):
         weights = call.weights(scale)[0, 0, -1].sort(descending=True).values[:16]
         bars.bar(torch.arange(len(weights)) + 0.4 * number - 0.2, weights, 0.4, color=COLOURS[number])
-    bars.set(xlabel="keys, the heaviest first", ylabel="weight", title="the default model's last query, layer 1, head 1")
+    bars.set(
+        xlabel="keys, the heaviest first", ylabel="weight", title="the default model's last query, layer 1, head 1"
+    )
     bars.title.set_fontsize(10)
     lines = [
         f"head_dim {d}: scores {a.deviation:.2f} | {b.deviation:.2f}, entropy {a.entropy:.2f} | {b.entropy:.2f} bits, "

@@ -61,7 +61,7 @@ def test_observed_weights_are_those_of_the_model(num_kv_heads: int) -> None:
     decoder = lively_decoder(num_heads=2, num_kv_heads=num_kv_heads).eval()
     inputs: list[Tensor] = []
     for block in decoder.blocks:
-        block.attention.output.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))  # type: ignore[union-attr, operator]
+        block.attention.output.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))  # type: ignore[union-attr]
     calls = run_row(decoder, drawn_row(decoder))
     assert len(calls) == len(inputs) == decoder.config.depth
     for call, given in zip(calls, inputs, strict=True):
@@ -113,8 +113,7 @@ def test_the_gradient_of_the_softmax_is_that_of_autograd() -> None:
     found = scale.softness_of(call, 0.5)
     scores = 0.5 * (call.queries @ call.keys.mT).double().flatten(0, 2)
     norms_of_rows = [
-        float(torch.autograd.functional.jacobian(lambda s: s.softmax(-1), row.clone()).norm())  # type: ignore[no-untyped-call]
-        for row in scores
+        float(torch.autograd.functional.jacobian(lambda s: s.softmax(-1), row.clone()).norm()) for row in scores
     ]
     assert found.gradient == pytest.approx(float(torch.tensor(norms_of_rows).median()), rel=1e-4)
 
