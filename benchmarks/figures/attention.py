@@ -1,5 +1,7 @@
 """Attention weights of the default model: the n x n map of a row, the heads of a layer on the grid, and a sentence."""
 
+from collections.abc import Sequence
+
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -54,7 +56,7 @@ def mirror_share(weights: Tensor, row: DrawnRow) -> float:
     return float(weights[row.num_text + places[known], row.num_text + mirrored[known]].mean())
 
 
-def draw_map(model: DALLE) -> Drawing:
+def draw_map(model: DALLE, others: Sequence[str] = OTHERS) -> Drawing:
     """Draw the n x n map of one head, and the mean over the heads of its layer, for a row that the model has drawn."""
     row = draw_row(model, PROMPT, SEED)
     calls = run_row(model.decoder, row)
@@ -77,8 +79,8 @@ def draw_map(model: DALLE) -> Drawing:
     figure.suptitle(
         f'"{row.prompt}" and the codes drawn for it: {length} x {length} weights; grey: masked', fontsize=11
     )
-    others = [draw_row(model, prompt, SEED) for prompt in OTHERS]
-    mirrored = [mirror_share(run_row(model.decoder, one)[layer].weights()[0, head], one) for one in (row, *others)]
+    rows = [row, *(draw_row(model, prompt, SEED) for prompt in others)]
+    mirrored = [mirror_share(run_row(model.decoder, one)[layer].weights()[0, head], one) for one in rows]
     on_text = weights[:, row.num_text :, : row.num_text].sum(-1).mean(-1)
     return Drawing(
         figure=figure,

@@ -5,6 +5,7 @@ unit vectors as values, then returns the weights.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,8 +91,9 @@ class DrawnRow:
         return len(self.words)
 
 
+@functools.lru_cache(maxsize=8)
 def draw_row(model: DALLE, prompt: str, seed: int) -> DrawnRow:
-    """Draw the picture of a prompt, and keep its row."""
+    """Draw the picture of a prompt, and keep its row. The last rows are kept, as several figures show the same one."""
     picture = next(model.generate(prompt, seed=seed, background="opaque"))
     tokenizer = model.text_tokenizer
     assert tokenizer is not None

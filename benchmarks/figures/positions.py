@@ -129,13 +129,13 @@ def draw_positions(model: DALLE, learning: Learning = LEARNING) -> Drawing:
     whole, grids = figure.subplots(2, len(tables))
     words: list[str] = []
     for (name, table), upper, lower in zip(tables.items(), whole, grids, strict=True):
-        image = upper.imshow(table[first:, first:], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        image = upper.imshow(table[first:, first:].numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         border = layout.first_code - first - 0.5
         upper.axhline(border, color=COLOURS[2], lw=1)
         upper.axvline(border, color=COLOURS[2], lw=1)
         upper.set_title(name, fontsize=10)
         lower.imshow(
-            table[place, layout.first_code :].view(height, width),
+            table[place, layout.first_code :].view(height, width).numpy(),
             cmap="RdBu_r",
             vmin=-1,
             vmax=1,

@@ -80,8 +80,8 @@ def draw_scale(model: DALLE, head_dims: Sequence[int] = (4, 8, 16, 32, 64, 128, 
     calls = run_row(model.decoder, row)
     call = calls[0]
     for number, scale in enumerate((call.scale, 1.0)):
-        weights = call.weights(scale)[0, 0, -1].sort(descending=True).values[:16]
-        bars.bar(torch.arange(len(weights)) + 0.4 * number - 0.2, weights, 0.4, color=COLOURS[number])
+        weights = call.weights(scale)[0, 0, -1].sort(descending=True).values[:16].tolist()
+        bars.bar([i + 0.4 * number + 0.8 for i in range(len(weights))], weights, 0.4, color=COLOURS[number])
     bars.set(
         xlabel="keys, the heaviest first", ylabel="weight", title="the default model's last query, layer 1, head 1"
     )

@@ -20,7 +20,7 @@ from tests.support.models import decoder_config, lively_decoder
 
 TINY = positions.Learning(pictures=2, steps=1, batch_size=2, width=32, depth=1)
 SMALL: dict[str, Callable[[DALLE], Drawing]] = {
-    "map": attention.draw_map,
+    "map": lambda model: attention.draw_map(model, others=()),
     "scale": lambda model: scale.draw_scale(model, head_dims=(4, 8)),
     "heads": attention.draw_heads,
     "masks": lambda _: masks.draw_masks(),
@@ -29,7 +29,7 @@ SMALL: dict[str, Callable[[DALLE], Drawing]] = {
     "norms": lambda model: norms.draw_norms(model, num_tokens=2, sizes=(1, 2)),
     "residuals": lambda _: residuals.draw_residuals(depths=(1, 2), width=16),
     "sentence": attention.draw_sentence,
-    "drawing": lambda model: drawing.draw_drawing(model, prompts=("a red apple, noto style emoji",)),
+    "drawing": lambda model: drawing.draw_drawing(model, prompts=(attention.PROMPT,)),
 }
 
 
@@ -107,7 +107,7 @@ def test_the_gradient_of_the_softmax_is_that_of_autograd() -> None:
     divided, whole = scale.softness(64, num_tokens=8)
     assert divided.deviation == pytest.approx(whole.deviation / 8, rel=1e-4)
     assert 0 <= whole.entropy < divided.entropy <= 3.0
-    decoder = lively_decoder(attend_padding=True).eval()
+    decoder = lively_decoder(num_heads=2, num_kv_heads=2).eval()
     (call, *_) = run_row(decoder, drawn_row(decoder))
     call = dataclasses.replace(call, mask=None)
     found = scale.softness_of(call, 0.5)
@@ -158,4 +158,4 @@ def test_rotary_positions_know_distances_alone() -> None:
 
 def test_masks_of_a_grid_of_another_size_are_drawn() -> None:
     layout = RowLayout(text_length=2, grid_height=3, grid_width=3, text_vocab_size=8, pad_id=0)
-    assert "causal 66, row 38" in masks.draw_masks(layout).numbers
+    assert "causal 66, row 39" in masks.draw_masks(layout).numbers
