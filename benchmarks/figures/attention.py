@@ -151,7 +151,7 @@ def draw_heads(model: DALLE) -> Drawing:
                 dark = float(table[i, j]) > 0.6
                 axes.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
         axes.set_title(name, fontsize=9)
-        axes.set_xticks(range(num_heads), [f"group {j + 1}" for j in range(num_heads)], fontsize=7)
+        axes.set_xticks(range(num_heads), [f"group {j + 1}" for j in range(num_heads)], fontsize=6)
         axes.set_yticks(range(num_heads), [f"head {i + 1}" for i in range(num_heads)], fontsize=7)
     shares = tables[1]
     return Drawing(

@@ -66,6 +66,13 @@ def small_config(model: DALLE, kind: Kind, learning: Learning) -> DecoderConfig:
     )
 
 
+def small_decoder(model: DALLE, kind: Kind, learning: Learning) -> Decoder:
+    """A new small decoder, whose weights are the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Decoder(small_config(model, kind, learning))
+
+
 def similarity(decoder: Decoder) -> Tensor:
     """Likeness of every two positions of a row, (P, P) in [-1, 1]."""
     if decoder.position_embedding is not None:
@@ -94,10 +101,9 @@ def learn_positions(model: DALLE, learning: Learning) -> tuple[Decoder, list[flo
     """Train a small decoder with learned positions on rows that the model has drawn; return it and its losses."""
     texts, codes = drawn_rows(model, learning.pictures)
     texts, codes = texts.clone(), codes.clone()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        decoder = Decoder(small_config(model, "learned", learning))
-        batches = torch.randint(len(texts), (learning.steps, learning.batch_size))
+    decoder = small_decoder(model, "learned", learning)
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randint(len(texts), (learning.steps, learning.batch_size), generator=generator)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=3e-3, weight_decay=0.0)
     losses = []
     for batch in batches:
@@ -114,10 +120,10 @@ def draw_positions(model: DALLE, learning: Learning = LEARNING) -> Drawing:
     """Draw how alike positions are: of a row's end of text and its codes, and of one code with all codes."""
     learned, losses = learn_positions(model, learning)
     tables = {
-        "sinusoidal": similarity(Decoder(small_config(model, "sinusoidal", learning))),
-        "learned: before": similarity(Decoder(small_config(model, "learned", learning))),
+        "sinusoidal": similarity(small_decoder(model, "sinusoidal", learning)),
+        "learned: before": similarity(small_decoder(model, "learned", learning)),
         f"learned: {learning.steps} steps": similarity(learned),
-        "rotary": similarity(Decoder(small_config(model, "rotary", learning))),
+        "rotary": similarity(small_decoder(model, "rotary", learning)),
         "rotary 2-D (default)": similarity(model.decoder),
     }
     layout = model.decoder.layout

@@ -85,6 +85,7 @@ def draw_scale(model: DALLE, head_dims: Sequence[int] = (4, 8, 16, 32, 64, 128, 
     bars.set(
         xlabel="keys, the heaviest first", ylabel="weight", title="the default model's last query, layer 1, head 1"
     )
+    bars.set_xticks((1, 4, 8, 12, 16))
     bars.title.set_fontsize(10)
     lines = [
         f"head_dim {d}: scores {a.deviation:.2f} | {b.deviation:.2f}, entropy {a.entropy:.2f} | {b.entropy:.2f} bits, "
