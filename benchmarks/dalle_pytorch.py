@@ -1,4 +1,4 @@
-"""DALLE-pytorch as a contender of `benchmarks.decode`.
+"""DALLE-pytorch as a contender of `benchmarks.decode`, and its decoder in any sizes.
 
 Requirements: those of `benchmarks.peers`, and `pip install --no-deps dalle-pytorch==1.6.6`.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.contender import SCALE, TOP_K, Clock, device_of, given_codes
 from dalle.decoder.config import DecoderConfig
 
-__all__ = ["DallePytorch"]
+__all__ = ["DallePytorch", "import_dalle_pytorch", "sized_dalle"]
 
 
 class _EnoughError(Exception):
@@ -24,7 +24,7 @@ class _EnoughError(Exception):
         self.codes = codes
 
 
-def _import_dalle_pytorch() -> ModuleType:
+def import_dalle_pytorch() -> ModuleType:
     """Import DALLE-pytorch without taming-transformers, which no current release of PyTorch Lightning can import. It is
     needed for an image tokenizer that is not measured."""
     if "taming" not in sys.modules:
@@ -38,6 +38,28 @@ def _import_dalle_pytorch() -> ModuleType:
     return dalle_pytorch
 
 
+def sized_dalle(kind: type[nn.Module], vae: nn.Module, config: DecoderConfig, num_text_ids: int) -> Any:
+    """A decoder of DALLE-pytorch, of this class, in the sizes of a configuration. No argument changes the width of its
+    MLP, which is four times the model's, so its layers are replaced."""
+    from dalle_pytorch.transformer import FeedForward
+
+    model = kind(
+        dim=config.width,
+        vae=vae,
+        num_text_tokens=num_text_ids,
+        text_seq_len=config.text_length,
+        depth=config.depth,
+        heads=config.num_heads,
+        dim_head=config.head_dim,
+        shift_tokens=False,
+    )
+    for part in model.modules():
+        if isinstance(part, FeedForward):
+            part.net[0] = nn.Linear(config.width, 2 * config.mlp_width)
+            part.net[3] = nn.Linear(config.mlp_width, config.width)
+    return model
+
+
 class DallePytorch:
     """`DALLE.generate_images` of DALLE-pytorch with its cache."""
 
@@ -48,9 +70,7 @@ class DallePytorch:
     NUM_TEXT_IDS = 64
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
-        package = _import_dalle_pytorch()
-        from dalle_pytorch.transformer import FeedForward
-
+        package = import_dalle_pytorch()
         outer = self
         self._config = config
 
@@ -68,21 +88,8 @@ class DallePytorch:
                 return outer._step(super().forward_with_cond_scale, text, image, **options)
 
         vae = Codes(image_size=2 * config.grid_height, num_tokens=config.codebook_size, num_layers=1, hidden_dim=1)
-        self._model = Timed(
-            dim=config.width,
-            vae=vae,
-            num_text_tokens=self.NUM_TEXT_IDS,
-            text_seq_len=config.text_length,
-            depth=config.depth,
-            heads=config.num_heads,
-            dim_head=config.head_dim,
-            shift_tokens=False,
-        )
-        for part in self._model.modules():
-            if isinstance(part, FeedForward):  # its width is four times the model's, and no argument changes it
-                part.net[0] = nn.Linear(config.width, 2 * config.mlp_width)
-                part.net[3] = nn.Linear(config.mlp_width, config.width)
-        self.network = self._model = self._model.to(dtype).eval()
+        model = sized_dalle(Timed, vae, config, self.NUM_TEXT_IDS)
+        self.network = self._model = model.to(dtype).eval()
 
     def _step(self, forward: Callable[..., Tensor], text: Tensor, image: Tensor, **options: Any) -> Tensor:
         """One step of `generate_images`."""

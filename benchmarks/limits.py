@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dalle.decoder.config import DecoderConfig
 
-__all__ = ["Machine", "StepWork", "measure_machine", "median_seconds", "step_work"]
+__all__ = ["Machine", "StepWork", "measure_machine", "median_seconds", "product_rate", "step_work"]
 
 READ_BYTES = tuple(2**power for power in (20, 22, 23, 24, 25, 26, 27, 28, 30))
 """Sizes at which reading is measured: 1 MiB to 1 GiB."""
@@ -115,11 +115,16 @@ def step_work(config: DecoderConfig, num_rows: int, num_filled: float, itemsize:
 def measure_machine(dtype: torch.dtype, repeats: int = 7, device: str = "cpu") -> Machine:
     """Measure reading at several sizes, and a large matrix product in a dtype, on a device."""
     on_cuda = torch.device(device).type == "cuda"
-    sizes, side = (CUDA_BYTES, CUDA_SIDE) if on_cuda else (READ_BYTES, PRODUCT_SIDE)
+    sizes = CUDA_BYTES if on_cuda else READ_BYTES
     reading = {size: max(_bytes_per_second(size, repeats, device)) for size in sizes}
+    return Machine(reading=reading, product=product_rate(dtype, repeats, device))
+
+
+def product_rate(dtype: torch.dtype, repeats: int = 7, device: str = "cpu") -> float:
+    """Operations per second in a large matrix product: multiplications and additions, counted separately."""
+    side = CUDA_SIDE if torch.device(device).type == "cuda" else PRODUCT_SIDE
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    seconds = median_seconds(lambda: left @ right, repeats)
-    return Machine(reading=reading, product=2 * side**3 / seconds)
+    return 2 * side**3 / median_seconds(lambda: left @ right, repeats)
 
 
 def _bytes_per_second(num_bytes: int, repeats: int, device: str) -> list[float]:

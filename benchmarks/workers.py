@@ -1,10 +1,10 @@
-"""Processes of `benchmarks.decode`: each contender is built, draws and measures its memory in a process of its own."""
+"""Processes of the benchmarks: each contender is built, works and measures its memory in a process of its own."""
 
 import dataclasses
 import itertools
 import multiprocessing
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import torch
 from benchmarks.peers import build
 from dalle.decoder.config import DecoderConfig
 
-__all__ = ["Turn", "Worker"]
+__all__ = ["PeakMemory", "Remote", "Turn", "Worker"]
 
 READY_SECONDS = 120
-DRAW_SECONDS = 900
+WORK_SECONDS = 900
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Turn:
     """Largest growth of the process's memory since its imports: weights, cache and all that a step needs."""
 
 
-class _Memory:
+class PeakMemory:
     """Peak memory of this process on a device. On a CPU it is resident memory above its level at creation, 0 where the
     system does not tell it; on CUDA, what torch has reserved."""
 
@@ -62,7 +62,7 @@ def _work(
 ) -> None:
     """The process of a contender: builds it, answers with an error or None and a note, then draws on demand."""
     torch.set_num_threads(threads)
-    memory = _Memory(device)
+    memory = PeakMemory(device)
     try:
         contender = build(name, config, dtype, device)
     except Exception as error:
@@ -92,18 +92,19 @@ def _work(
                 pipe.send(f"{type(error).__name__}: {error}")
 
 
-class Worker:
-    """A contender in a process of its own."""
+class Remote:
+    """A process with a pipe: `work(pipe, *arguments)` runs in it. It first answers with an error or None and a note,
+    then to every message, and ends after None."""
 
-    def __init__(self, name: str, *arguments: Any) -> None:
+    def __init__(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, name, *arguments), daemon=True)
+        self._process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
 
-    def _answer(self, seconds: float) -> Any:
+    def answer(self, seconds: float = WORK_SECONDS) -> Any:
         """The next answer, or an error as text."""
         if not self._pipe.poll(seconds):
             self._process.kill()
@@ -113,27 +114,37 @@ class Worker:
         except EOFError:
             return "its process has ended"
 
-    def ready(self) -> tuple[str | None, str]:
+    def ready(self, seconds: float = READY_SECONDS) -> tuple[str | None, str]:
         """Wait until the contender is built. Returns the first line of what prevents it, or None, and its note."""
-        answer = self._answer(READY_SECONDS)
+        answer = self.answer(seconds)
         problem, note = (answer, "") if isinstance(answer, str) else answer
         return None if problem is None else problem.splitlines()[0], note
 
-    def draw(self, seed: int, batch: int, guided: bool, segments: Sequence[tuple[int, int]]) -> Turn | str:
-        """Measure a turn. Returns an error as text."""
+    def send(self, message: Any) -> str | None:
+        """Send a message. Returns an error as text."""
         try:
-            self._pipe.send((seed, batch, guided, segments))
+            self._pipe.send(message)
         except OSError:
             return "its process has ended"
-        answer: Turn | str = self._answer(DRAW_SECONDS)
+        return None
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self.send(None)
+        self._process.join(20)
+
+
+class Worker(Remote):
+    """A contender of `benchmarks.decode` in a process of its own."""
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        super().__init__(name, _work, name, *arguments)
+
+    def draw(self, seed: int, batch: int, guided: bool, segments: Sequence[tuple[int, int]]) -> Turn | str:
+        """Measure a turn. Returns an error as text."""
+        answer: Turn | str = self.send((seed, batch, guided, segments)) or self.answer()
         return answer
 
     def release(self) -> None:
         """Free the contender's caches."""
-        if self._process.is_alive():
-            self._pipe.send("release")
-
-    def close(self) -> None:
-        if self._process.is_alive():
-            self._pipe.send(None)
-        self._process.join(20)
+        self.send("release")

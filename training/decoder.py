@@ -12,7 +12,7 @@ Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +29,20 @@ from training.codes import load_stage_1
 from training.command import run_preset
 from training.decoder_config import DecoderTrainingConfig
 from training.decoder_presets import PRESETS
-from training.distributed import current_share, data_parallel, means, unsynchronized
+from training.distributed import Losses, current_share, data_parallel, means, unsynchronized
 from training.drawing import drawn_above_real
 from training.dry_run import dry_run
 from training.gates import BestModel
 from training.loop import train
 from training.losses.prediction import prediction_losses
+from training.muon import Muon
 from training.next_step import after_decoder
 from training.optimization import WeightAverage, adamw, clip_and_step, recompute_activations
 from training.pairs.epochs import WeightedEpochs
 from training.pairs.shards import find_shards
 from training.provenance import about_run, data_digest
 from training.run_folder import Parts
+from training.sharded import ShardedMuon, compile_blocks, mesh_of_ranks, shard, sharded_losses, whole_copy
 from training.small_data import misfits_of_decoder
 from training.token_shards import TokenShards, codes_digest
 
@@ -64,18 +66,18 @@ class DecoderTask:
         )
         self.digest = data_digest(find_shards(config.train_shards))
         torch.manual_seed(config.loop.seed)
-        self.model = self._new_model().to(self.device)
+        self.is_sharded = config.shard and self.share.count > 1
+        self.model = self._new_model()
         self.image_tokenizer.to(self.device)
         self.embedding_head = self._new_embedding_head()
+        if not self.is_sharded:  # else a device gets its rows only
+            self.model.to(self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)
+        self.averaged: Decoder | None = None if self.is_sharded else self.average.module
+        """The whole averaged decoder. If it is divided over the processes, the leader has it within `gathered`."""
+        self.weighted_losses = self._parallel_losses()
         self.matrix_optimizer, self.optimizer = self._optimizers()
         self.gate = BestModel(config.patience, run=config.run)
-        if config.recompute:
-            recompute_activations(self.model.blocks)
-        modules = [self.model] if self.embedding_head is None else [self.model, self.embedding_head]
-        self.weighted_losses = data_parallel(self._weighted_losses, *modules)
-        if config.compile:
-            self.model.compile(dynamic=True)  # dynamic, as the longest caption decides the length of a batch
         self.null_ids = self.text_tokenizer.null_ids
         self.epochs = WeightedEpochs(
             self.rows.weights.numpy(), batch_size=config.loop.batch_size, seed=config.loop.seed
@@ -105,6 +107,23 @@ class DecoderTask:
                 "embedding_weight above 0 needs an image tokenizer with a codebook of vectors, a VQGAN: set it to 0"
             )
         return nn.Linear(self.model.config.width, self.image_tokenizer.config.codebook_dim).to(self.device)
+
+    def _parallel_losses(self) -> Losses:
+        """`_weighted_losses` on all devices. Prepares the model, whose parameters may become others."""
+        config, blocks = self.config, self.model.blocks
+        if config.compile:  # dynamic, as the longest caption decides the length of a batch
+            if self.is_sharded:
+                compile_blocks(blocks)
+            else:
+                self.model.compile(dynamic=True)
+        if config.recompute:
+            recompute_activations(blocks)
+        modules = [self.model] if self.embedding_head is None else [self.model, self.embedding_head]
+        if not self.is_sharded:
+            return data_parallel(self._weighted_losses, *modules)
+        mesh = mesh_of_ranks(self.device)
+        shard(self.average.module, self.average.module.blocks, mesh)
+        return sharded_losses(self._weighted_losses, modules, blocks, mesh)
 
     def _load_model(self, folder: str) -> Decoder:
         checkpoint = load_checkpoint(folder)
@@ -137,7 +156,8 @@ class DecoderTask:
         matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
         others = [p for p in self.model.parameters() if all(p is not matrix for matrix in matrices)]
         others += self.embedding_head.parameters() if self.embedding_head is not None else []
-        muon = torch.optim.Muon(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
+        muon_class = ShardedMuon if self.is_sharded else Muon
+        muon = muon_class(matrices, lr=config.matrix_rate, weight_decay=config.weight_decay)
         muon.param_groups[0]["peak_rate"] = config.matrix_rate
         return muon, adamw(
             others, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
@@ -208,8 +228,8 @@ class DecoderTask:
         sums: dict[str, Tensor] = {}
         for start in range(0, num_rows, at_once):
             part = {name: ids[start : start + at_once] for name, ids in rows.items()}
-            is_last = start + at_once >= num_rows
-            with contextlib.nullcontext() if is_last else unsynchronized(self.weighted_losses):
+            waits = start + at_once < num_rows and (self.config.whole_gradients or not self.is_sharded)
+            with unsynchronized(self.weighted_losses) if waits else contextlib.nullcontext():
                 losses = self.weighted_losses(part, self.share.whole(num_rows), batch["text_targets"])
                 # the gradients of all ranks are averaged, and their losses are parts of a sum
                 (self.share.count * losses["loss"]).backward()
@@ -220,28 +240,40 @@ class DecoderTask:
         self.average.update(self.model)
         return {**sums, **scalars}
 
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        if not self.is_sharded:
+            yield
+            return
+        averaged = whole_copy(self.average.module, lambda: Decoder(self.model.config))
+        self.averaged = averaged.to(self.device) if averaged is not None else None
+        yield
+        self.averaged = None
+
     @torch.no_grad()
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: losses on equally many rows of validation and training, each with its first
         caption and view; and pictures drawn for validation captions with guidance and without, above reconstructions of
         the real ones."""
-        model = self.average.module
+        model = self.averaged
+        assert model is not None
         numbers: dict[str, float] = {}
         for name, rows in (("", self.val_rows), ("train_", self.rows)):
             chosen = torch.linspace(0, len(rows.codes) - 1, min(NUM_VALIDATION_ROWS, len(rows.codes))).long()
             text_ids, codes = (ids[chosen, 0].long().to(self.device) for ids in (rows.text_ids, rows.codes))
-            losses = self._losses(model, text_ids, codes, codes)
+            losses = prediction_losses(model, text_ids, codes, codes, self.config.loop.precision)
             numbers |= {f"{name}{key}": float(losses[key]) for key in ("text_loss", "image_loss")}
         pictures = drawn_above_real(model, self.image_tokenizer, self.val_rows, self.null_ids)
         return numbers, {"drawn above real": pictures}
 
     def export(self, folder: Path, step: int) -> None:
+        assert self.averaged is not None
         save_checkpoint(
             folder,
             name=self.config.name,
             image_tokenizer=self.image_tokenizer,
             text_tokenizer=self.text_tokenizer,
-            decoder=self.average.module,
+            decoder=self.averaged,
             about=about_run(self.config.loop.seed, self.inputs()) | {"decoder_steps": str(step)},
             overwrite=True,
         )

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.nn.functional import all_reduce
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +32,8 @@ from dalle.errors import ConfigError
 
 __all__ = [
     "WHOLE",
+    "Forward",
+    "Losses",
     "Share",
     "any_rank",
     "current_share",
@@ -56,6 +59,7 @@ FAILED = 1
 
 Rows = TypeVar("Rows", Tensor, np.ndarray)
 Losses = Callable[..., Any]
+"""A function that computes losses with modules."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +157,8 @@ def quiet_followers() -> Iterator[None]:
         yield
 
 
-class _Forward(nn.Module):
-    """A function of modules as the forward pass of one module, which is what `DistributedDataParallel` wraps."""
+class Forward(nn.Module):
+    """A function of modules as the forward pass of one module, which is what torch's parallel training wraps."""
 
     def __init__(self, function: Losses, modules: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -173,13 +177,20 @@ def data_parallel(function: Losses, *modules: nn.Module, some_unused: bool = Fal
     """
     if current_share().count == 1:
         return function
-    return DistributedDataParallel(_Forward(function, modules), find_unused_parameters=some_unused)
+    return DistributedDataParallel(Forward(function, modules), find_unused_parameters=some_unused)
 
 
-def unsynchronized(function: Losses) -> contextlib.AbstractContextManager[None]:
-    """A context in which backward passes from the results of this function, one of `data_parallel`, only accumulate
-    gradients; the next backward pass outside it averages the sum."""
-    return function.no_sync() if isinstance(function, DistributedDataParallel) else contextlib.nullcontext()
+@contextlib.contextmanager
+def unsynchronized(function: Losses) -> Iterator[None]:
+    """A context in which backward passes from the results of this function, one of `data_parallel` or `sharded_losses`,
+    only accumulate whole gradients; the next backward pass outside it averages the sum."""
+    if isinstance(function, FSDPModule):
+        function.set_requires_gradient_sync(False)
+        yield
+        function.set_requires_gradient_sync(True)
+        return
+    with function.no_sync() if isinstance(function, DistributedDataParallel) else contextlib.nullcontext():
+        yield
 
 
 @torch.no_grad()

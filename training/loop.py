@@ -111,11 +111,17 @@ class Task(Protocol):
     def train_step(self, step: int, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor | float]:
         """Takes one optimisation step. Returns the scalars of the whole batch to log, including `loss`."""
 
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the leader has the whole model, which may be divided over the processes. Entered by all of
+        them."""
+
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, Tensor]]:
-        """Validation scalars, and grids of pictures (3, H, W) in [-1, 1], by name."""
+        """Validation scalars, and grids of pictures (3, H, W) in [-1, 1], by name. Called within `gathered` in the
+        leader alone."""
 
     def export(self, folder: Path, step: int) -> None:
-        """Writes the model directory of the stage, as it is after this many steps."""
+        """Writes the model directory of the stage, as it is after this many steps. Called within `gathered` in the
+        leader alone."""
 
 
 class _Batches(Dataset[Mapping[str, Tensor] | DalleError]):
@@ -210,10 +216,17 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
                 bar.set_postfix({"loss": f"{numbers['loss']:.4f}"})
                 logs.numbers({f"train/{key}": number for key, number in numbers.items()}, done)
             verdict = Verdict()
-            if logs is not None and (done % config.look_steps == 0 or is_last):
-                verdict = _validate(task, logs, done, folder)
-            interrupted, terminated, collapsed, is_ended = any_rank(
-                signal.SIGINT in caught, signal.SIGTERM in caught, verdict.collapse is not None, bool(task.gate.ended)
+            if done % config.look_steps == 0 or is_last:
+                with task.gathered():
+                    if logs is not None:
+                        verdict = _validate(task, logs, done, folder)
+            interrupted, terminated, collapsed, is_ended, saves, exports = any_rank(
+                signal.SIGINT in caught,
+                signal.SIGTERM in caught,
+                verdict.collapse is not None,
+                bool(task.gate.ended),
+                leads and _is_due(saved, config.save_minutes),
+                leads and _is_due(exported, config.export_minutes),
             )
             if collapsed:
                 if verdict.collapse is None:
@@ -221,16 +234,13 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
                 raise DataError(verdict.collapse or "the leader has ended the run")
             is_last = is_last or is_ended
             stops = interrupted or terminated
-            if logs is not None and (stops or is_last or time.monotonic() - saved > 60 * config.save_minutes):
-                logs.flush()  # the steps up to here will not be logged again
+            if saves or stops or is_last:
+                if logs is not None:
+                    logs.flush()  # the steps up to here will not be logged again
                 save_state(task.state(), done, folder, stamp)
                 saved = time.monotonic()
-            if (
-                logs is not None
-                and config.export_minutes is not None
-                and time.monotonic() - exported > 60 * config.export_minutes
-            ):
-                task.export(folder / "model", done)
+            if exports:
+                _export(task, folder, done)
                 exported = time.monotonic()
             if stops and not is_last:
                 if leads:
@@ -240,9 +250,18 @@ def _train(task: Task, config: LoopConfig, folder: Path, whole_config: Config) -
                 return False
             if is_last:
                 break
-    if leads:
-        task.export(folder / "model", done)
+    _export(task, folder, done)
     return True
+
+
+def _is_due(last: float, minutes: float | None) -> bool:
+    return minutes is not None and time.monotonic() - last > 60 * minutes
+
+
+def _export(task: Task, folder: Path, step: int) -> None:
+    with task.gathered():
+        if current_share().leads:
+            task.export(folder / "model", step)
 
 
 def _validate(task: Task, logs: Logs, step: int, folder: Path) -> Verdict:

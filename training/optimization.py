@@ -12,6 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 
 from dalle.errors import DataError
 from training.loop import LoopConfig
+from training.sharded import whole
 
 __all__ = ["WeightAverage", "adamw", "clip_and_step", "learning_rate_scale", "recompute_activations"]
 
@@ -84,7 +85,8 @@ def clip_and_step(
     the gradient is not finite: nothing is updated then, and the last saved state stays as it is.
     """
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    norm = whole(nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None))
+    nn.utils.clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
     if not (torch.isfinite(norm) and torch.isfinite(loss)):
         raise DataError(
             f"step {step}: loss {float(loss):.4g}, gradient norm {float(norm):.4g}: not finite. "

@@ -1,9 +1,10 @@
-"""A run folder: the configuration of a run, and its whole state in one file that is replaced atomically.
+"""A run folder: the configuration of a run, and its whole state, which is replaced atomically.
 
     config.json         the configuration; a run with another configuration is refused
     inputs.json         digests of tokenizers and numbers of pairs; a run with others is refused
     state.safetensors   every tensor of modules and optimizers; `stamp`, JSON with seed, version of the code and
                         inputs; in its header, the number of steps done
+    state-*.safetensors the rest of it, if it is divided over processes (see `state_files`)
     tensorboard/        scalars and pictures
     model/              the trained model, written at the end of the run
     healthy/, best/     the model that stage 1 or 2 keeps beside it (see `gates`)
@@ -22,12 +23,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dalle.errors import DataError
-from dalle.files import atomic_file, atomic_write, check_claimed, names_in
+from dalle.files import atomic_write, check_claimed, names_in
 from training.provenance import check_stamp
+from training.state_files import STATE_FILES, SavedTensors, read_tensors, write_tensors
 
 __all__ = ["Parts", "claim_folder", "claimed", "locked", "restore_state", "save_state", "saved_step"]
 
@@ -43,7 +44,7 @@ LOCK_FILE = ".lock"
 FOLDERS = ("tensorboard", "model", "healthy", "best")
 NEW_PARTS = {"gate"}
 """Parts that the state of a run of an earlier version may lack."""
-FREE_FIELDS = {"export_minutes", "log"}
+FREE_FIELDS = {"export_minutes", "log", "shard", "whole_gradients"}
 """Fields of a configuration that may change when a run is resumed, as they do not affect the training."""
 
 
@@ -63,7 +64,7 @@ def claim_folder(
     Raises `CannotWriteError` if the folder has files of these names that no run has written; `DataError` if it holds a
     run with another configuration or other inputs, or if its files cannot be read.
     """
-    check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, *FOLDERS, *names))
+    check_claimed(folder, names_in(folder), CONFIG_FILE, (INPUTS_FILE, STATE_FILE, STATE_FILES, *FOLDERS, *names))
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / CONFIG_FILE, config, defaults)
     _claim(folder / INPUTS_FILE, inputs, inputs)  # an earlier version of the program may have had fewer of them
@@ -148,7 +149,10 @@ def locked(folder: Path, *, keep: bool = True) -> Iterator[None]:
 
 def save_state(parts: Parts, step: int, folder: Path, stamp: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write the tensors of the parts and the number of steps done. Replaces the state that was saved before,
-    atomically. stamp: where the run comes from (see `training.provenance`)."""
+    atomically. Called in all processes, of which each writes what it alone holds.
+
+    stamp: where the run comes from (see `training.provenance`).
+    """
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
@@ -158,9 +162,7 @@ def save_state(parts: Parts, step: int, folder: Path, stamp: Mapping[str, str] =
                 tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
     if stamp:  # a tensor, since a header of several fields has them in any order
         tensors[STAMP] = torch.frombuffer(bytearray(json.dumps(dict(stamp)).encode()), dtype=torch.uint8)
-    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_file(folder / STATE_FILE, part=folder / f"{STATE_FILE}.part", fsync=True) as unfinished:
-        save_file(contiguous, unfinished, {"step": str(step)})
+    write_tensors(folder / STATE_FILE, tensors, step)
 
 
 def saved_step(folder: Path) -> int:
@@ -185,26 +187,30 @@ def restore_state(parts: Parts, folder: Path, stamp: Mapping[str, str] = Mapping
     if not path.exists():
         return 0
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            step = int(file.metadata()["step"])
+        with read_tensors(path) as saved:
+            if STAMP in saved.names:
+                check_stamp(json.loads(bytes(saved.whole(STAMP).tolist())), stamp, path)
+            for name, part in parts.items():
+                _restore(name, part, saved)
+            return saved.step
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
-    if STAMP in tensors:
-        check_stamp(json.loads(bytes(tensors[STAMP].tolist())), stamp, path)
-    for name, part in parts.items():
-        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
-        if name in NEW_PARTS and not own:
-            continue
-        if isinstance(part, nn.Module):
-            part.load_state_dict(own)
-        else:
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in own.items():
-                index, kind = key.split("/")
-                state.setdefault(int(index), {})[kind] = value
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
-    return step
+
+
+def _restore(name: str, part: nn.Module | torch.optim.Optimizer, saved: SavedTensors) -> None:
+    keys = [key[len(name) + 1 :] for key in saved.names if key.startswith(name + "/")]
+    if name in NEW_PARTS and not keys:
+        return
+    if isinstance(part, nn.Module):
+        held = part.state_dict()
+        part.load_state_dict({key: saved.like(f"{name}/{key}", held.get(key)) for key in keys})
+        return
+    parameters = [p for group in part.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key in keys:
+        index, kind = key.split("/")
+        state.setdefault(int(index), {})[kind] = saved.like(f"{name}/{key}", parameters[int(index)])
+    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -11,6 +11,7 @@ Exit codes: 0 done, 2 a mistake of the caller or a collapsed codebook, 4 stopped
 command resumes the run.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache
@@ -241,6 +242,9 @@ class VQTask:
         self.codebook_average.start(self.model.quantizer, torch.cat(latents), generator)
         from_leader(self.model.quantizer.codebook, self.codebook_average.sums)
         self.average.module.quantizer.codebook.copy_(self.model.quantizer.codebook)
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights; see `training.validation.validate_tokenizer`."""

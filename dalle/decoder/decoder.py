@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dalle.decoder.cache import KVCache, PrefillView, StepView, cache_length
 from dalle.decoder.config import DecoderConfig
 from dalle.transformer.block import Block, make_norm
-from dalle.transformer.linear import Weights, for_inference, inference_linear
+from dalle.transformer.linear import Weights, for_inference, inference_linear, linear
 from dalle.transformer.masks import attention_mask
 from dalle.transformer.positions import ADDED_POSITIONS, PositionEmbedding, rotary_table, rotary_text_image_table
 
@@ -189,14 +189,14 @@ class Decoder(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next text id: (..., D) -> (..., text_vocab_size), or (..., 0) without a text head."""
-        return F.linear(hidden, *self._head(slice(None, self._num_text_outputs)))
+        return linear(hidden, *self._head(slice(None, self._num_text_outputs)))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next code: (..., D) -> (..., codebook_size)."""
         if self.image_head is not None:
             logits: Tensor = self.image_head(hidden)
             return logits
-        return F.linear(hidden, *self._head(slice(self._num_text_outputs, None)))
+        return linear(hidden, *self._head(slice(self._num_text_outputs, None)))
 
     @property
     def _num_text_outputs(self) -> int:

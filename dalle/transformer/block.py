@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.transformer.attention import Attention, LayerState
+from dalle.transformer.linear import Linear
 
 __all__ = ["Block", "BlockShape", "make_norm", "shift_tokens"]
 
@@ -98,8 +99,8 @@ class MLP(nn.Module):
         }
         self.activation = activations[shape.mlp]
         self.gated = shape.mlp in ("geglu", "swiglu")
-        self.input = nn.Linear(shape.width, shape.mlp_width * (1 + self.gated), bias=shape.mlp_bias)
-        self.output = nn.Linear(shape.mlp_width, shape.width, bias=shape.mlp_bias)
+        self.input = Linear(shape.width, shape.mlp_width * (1 + self.gated), bias=shape.mlp_bias)
+        self.output = Linear(shape.mlp_width, shape.width, bias=shape.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.input(x)

@@ -1,5 +1,6 @@
 """A small task for the loop, its configuration, interruptions, and comparisons of run folders."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +59,9 @@ class Line:
         scalars = clip_and_step([self.muon, self.adam], self.loop, step, loss.detach())
         self.average.update(self.model)
         return {"loss": loss} | scalars
+
+    def gathered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         weight = self.average.module.get_parameter("0.weight")

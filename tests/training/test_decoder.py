@@ -48,6 +48,10 @@ def step(task: DecoderTask, number: int) -> dict[str, float]:
         ({"embedding_weight": -0.5}, "embedding_weight is -0.5; it must not be negative"),
         ({"z_loss_weight": -0.5}, "z_loss_weight is -0.5; it must not be negative"),
         ({"patience": 0}, "patience is 0; it must be at least 1"),
+        (
+            {"whole_gradients": True},
+            "whole_gradients is True, and shard is False: without shard, gradients are always whole",
+        ),
     ],
 )
 def test_contradictions_are_refused(data: Path, changes: dict[str, Any], message: str) -> None:

@@ -79,6 +79,7 @@ def measure(make: Callable[[StageConfig], Task], config: StageConfig, num_parame
     config = dataclasses.replace(config, compile=False)
     if isinstance(config, VQTrainingConfig):
         return _measured(make(config), config, device), None
+    config = dataclasses.replace(config, shard=False, whole_gradients=False)
     recomputes, limit = config.recompute, config.micro_batch_size
     config = dataclasses.replace(config, recompute=False, micro_batch_size=None)
     is_large = num_parameters * BYTES_PER_PARAMETER > free_bytes(device) / 2

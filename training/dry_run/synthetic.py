@@ -17,7 +17,7 @@ from training.pairs.shard_writer import ShardWriter, encode_webp
 from training.token_shards import codes_digest
 from training.vq_config import VQTrainingConfig
 
-__all__ = ["CODEBOOK_SIZE", "with_random_data"]
+__all__ = ["CODEBOOK_SIZE", "SMALL", "TEXT_LENGTH", "VOCAB_SIZE", "with_random_data"]
 
 NUM_PAIRS = 16
 CODEBOOK_SIZE = 8192
@@ -35,13 +35,13 @@ SMALL = ImageTokenizerConfig(
 
 
 def with_random_data(
-    config: VQTrainingConfig | DecoderTrainingConfig, folder: Path
+    config: VQTrainingConfig | DecoderTrainingConfig, folder: Path, codes: ImageTokenizerConfig = SMALL
 ) -> VQTrainingConfig | DecoderTrainingConfig:
     """The configuration on random data, which are written into `folder`: pictures for stage 1; for stage 2, tokenizers
-    and token shards of 256 codes and 32 text ids."""
+    and token shards of 32 text ids and the codes of such an image tokenizer, 256 of 8,192 unless said otherwise."""
     if isinstance(config, VQTrainingConfig):
         return _pictures(config, folder)
-    return _rows(config, folder)
+    return _rows(config, folder, codes)
 
 
 def _pictures(config: VQTrainingConfig, folder: Path) -> VQTrainingConfig:
@@ -55,17 +55,18 @@ def _pictures(config: VQTrainingConfig, folder: Path) -> VQTrainingConfig:
     return dataclasses.replace(config, train_shards=shards, val_shards=shards)
 
 
-def _rows(config: DecoderTrainingConfig, folder: Path) -> DecoderTrainingConfig:
-    image_tokenizer = ImageTokenizer(SMALL)
+def _rows(config: DecoderTrainingConfig, folder: Path, codes: ImageTokenizerConfig) -> DecoderTrainingConfig:
+    image_tokenizer = ImageTokenizer(codes)
     save_checkpoint(folder / "image_tokenizer", name="random", image_tokenizer=image_tokenizer)
     letters = random.Random(0)
-    words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(6000)]
+    words = ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(12000)]
     text_tokenizer = TextTokenizer.train(words, vocab_size=VOCAB_SIZE, text_length=TEXT_LENGTH, lowercase=True)
     text_tokenizer.save(folder / "tokenizer.json")
     generator = torch.Generator().manual_seed(0)
+    shape = (NUM_PAIRS, 1, codes.grid_size, codes.grid_size)
     save_file(
         {
-            "codes": torch.randint(CODEBOOK_SIZE, (NUM_PAIRS, 1, 16, 16), generator=generator).to(torch.uint16),
+            "codes": torch.randint(codes.codebook_size, shape, generator=generator).to(torch.uint16),
             "text_ids": torch.randint(1, 250, (NUM_PAIRS, 1, TEXT_LENGTH), generator=generator).to(torch.uint16),
             "weights": torch.ones(NUM_PAIRS),
         },

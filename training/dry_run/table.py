@@ -42,7 +42,7 @@ def dry_run(make: Callable[[StageConfig], Task], config: StageConfig) -> str:
             probe = dataclasses.replace(config, compile=False)
             if not isinstance(config, VQTrainingConfig):
                 small = dataclasses.replace(config.model, depth=1)
-                probe = dataclasses.replace(probe, model=small)
+                probe = dataclasses.replace(probe, model=small, shard=False, whole_gradients=False)
             inputs = make(probe).inputs()
             num_pairs = int(inputs.get("train_pairs", inputs.get("train_rows", 0)))
         except (CheckpointError, DataError) as error:
@@ -56,8 +56,8 @@ def dry_run(make: Callable[[StageConfig], Task], config: StageConfig) -> str:
     if config.compile:
         notes.append("Measured without torch.compile, which the run uses: it will be faster.")
     notes.append(
-        "Sharded: weights, gradients, optimizer and average divided over the devices (FSDP), computed. Frozen networks "
-        "and what the device needs for itself come on top: leave a tenth of its memory free."
+        "Sharded: weights, gradients, optimizer and average divided over the devices (FSDP, `--shard` of stage 2), "
+        "computed. Frozen networks and what the device needs for itself come on top: leave a tenth of its memory free."
     )
     return "\n".join([_table(config, needs, num_pairs), *notes, _conclusion(config, needs, num_pairs, device)])
 
@@ -80,9 +80,10 @@ def _rows_at_once(config: VQTrainingConfig | StageConfig, devices: int) -> int:
 def memory(config: StageConfig, needs: Needs, devices: int, *, sharded: bool) -> dict[str, float]:
     """Bytes on each device by what they hold, and `together`."""
     parts = devices if sharded else 1
+    has_whole_gradients = not isinstance(config, VQTrainingConfig) and config.whole_gradients
     held = {
         "weights": needs.weights / parts,
-        "gradients": needs.gradients / parts,
+        "gradients": needs.gradients / (1 if has_whole_gradients else parts),
         "optimizer": needs.optimizer / parts,
         "average": needs.average / parts,
         "activations": needs.fixed_activations + needs.row_activations * _rows_at_once(config, devices),

@@ -32,7 +32,7 @@ def prediction_losses(
     `embedding_loss`, with an embedding head, is the mean of 1 - cosine between predicted and true vectors. `z_loss`, if
     asked for, is the mean square of the logarithm of the sum of exponentials of each code's logits.
     """
-    with autocast(text_ids.device, precision):
+    with autocast(text_ids.device, precision, keep_casts=False):
         text_hidden, hidden = model.hidden_rows(text_ids, input_codes)
         text_logits, image_logits = model.text_logits(text_hidden), model.image_logits(hidden)
     targets = text_ids[:, text_ids.shape[1] - text_logits.shape[1] :]
