@@ -13,8 +13,9 @@ from dalle.clip.classifier import LabelSet
 from dalle.errors import DataError
 from training.pairs.imagefolder import splits_of
 from training.pairs.problems import Broken
-from training.pairs.shards import PICTURE_SUFFIXES, PairShards
+from training.pairs.shards import PairShards
 from training.pairs.small_pictures import SmallPictures
+from training.pairs.sources import PICTURE_SUFFIXES
 from training.pairs.views import can_be_mirrored
 from training.provenance import data_digest
 

@@ -29,7 +29,7 @@ from training.pairs.problems import MAX_BROKEN, Broken, Problem, require_few
 from training.pairs.remote import fetch, is_url, matching_urls
 from training.pairs.shard_index import open_index
 
-__all__ = ["PICTURE_SUFFIXES", "PairShards", "find_shards", "from_pixels"]
+__all__ = ["PairShards", "find_shards", "from_pixels"]
 
 READ_AT_ONCE = 1024
 """Pictures that threads read before they are put together, where all are read."""

@@ -17,7 +17,7 @@ from training.pairs.embedded import embedded_columns, embedded_pictures, find_ta
 from training.pairs.found import FoundPicture, is_unicode, lines_of
 from training.pairs.imagefolder import chosen_columns, find_metadata, settled, split_of
 
-__all__ = ["find_pictures"]
+__all__ = ["PICTURE_SUFFIXES", "find_pictures"]
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 TABLE_SUFFIXES = {".csv", ".jsonl", ".parquet"}
