@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dalle.clip.classifier import LabelSet
 from dalle.errors import DataError
-from training.pairs.imagefolder import splits_of
+from training.pairs.imagefolder import settled, split_of
 from training.pairs.problems import Broken
 from training.pairs.shards import PairShards
 from training.pairs.small_pictures import SmallPictures
@@ -69,7 +69,7 @@ def read_folder(folder: Path, val_fraction: float, size: int) -> tuple[Labelled,
         raise DataError(f"{folder} is not a folder")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
     inner = [path.relative_to(folder) for path in paths]
-    splits = splits_of(inner)
+    splits = settled([split_of(path.parts[:-1]) for path in inner])
     chosen: Mapping[bool, list[Path]] = {False: [], True: []}
     for path, name, split in zip(paths, inner, splits, strict=True):
         is_val = _hashed(name) < val_fraction if split is None else split == "validation"
