@@ -149,7 +149,8 @@ def open_image(
             raise ImageError(
                 f"{name} has texts or a colour profile of more than {limit} bytes, which is the limit"
             ) from error
-        raise ImageError(f"{name} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error  # the name is said once
+        raise ImageError(f"{name} cannot be read: {reason}") from error
 
 
 def load_image(

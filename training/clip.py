@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from dalle.checkpoint.clip import save_clip
 from dalle.clip.clip import MAX_LOG_SCALE, Clip
 from dalle.device import choose_device
-from dalle.text.bpe import TextTokenizer
 from training.clip_config import PRESETS, ClipTrainingConfig
 from training.clip_data import ContrastiveBatches, PairLabels
 from training.command import run_preset
@@ -42,6 +41,7 @@ from training.pairs.small_pictures import SmallPictures
 from training.provenance import about_run, data_digest
 from training.run_folder import Parts
 from training.small_data import misfits_of_loop
+from training.starting_model import load_text
 
 __all__ = ["PRESETS", "ClipTask", "run"]
 
@@ -55,7 +55,7 @@ class ClipTask:
         self.config = config
         self.device = choose_device(config.loop.device)
         self.share = current_share()
-        self.text_tokenizer = TextTokenizer.load(config.text_tokenizer)
+        self.text_tokenizer = load_text(config.text_tokenizer)
         torch.manual_seed(config.loop.seed)
         self.model = self._new_model().to(self.device)
         self.average = WeightAverage(self.model, decay=config.loop.average_decay)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError
 from dalle.files import atomic_file, check_output
-from dalle.text.bpe import TextTokenizer
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.vq.kinds import AnyImageTokenizer
 from training.captions.fitting import caption_source, id_of, some_ids
@@ -31,7 +30,7 @@ from training.pairs.problems import MAX_BROKEN, PROBLEMS_FILE, Broken, why_forei
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.views import can_be_mirrored, draw_views
 from training.run_folder import locked
-from training.starting_model import load_stage_1, start_tokenizers
+from training.starting_model import load_stage_1, load_text, start_tokenizers
 from training.token_shards import codes_digest
 
 __all__ = ["encode_pairs", "write_token_shards"]
@@ -241,7 +240,7 @@ def encode_pairs(
     images, text, size = (
         start_tokenizers(model, text_encoder)
         if model is not None
-        else (load_stage_1(image_tokenizer), TextTokenizer.load(text_tokenizer), None)
+        else (load_stage_1(image_tokenizer), load_text(text_tokenizer), None)
     )
     pairs = PairShards(find_shards(shards), progress=True, max_broken=max_broken)
     if size is not None:
@@ -261,7 +260,7 @@ def encode_pairs(
         seed=seed,
         device=choose_device(device),
     )
-    print(f"{len(written)} token shards in {out}")
+    print(f"{len(written)} token shard{'s' * (len(written) != 1)} in {out}")
 
 
 def main() -> None:

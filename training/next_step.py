@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 TOKENIZER = "runs/bpe/tokenizer.json"
-EMOJI_TOKENIZER, CODES = "runs/vq-emoji/model", "runs/codes"
+EMOJI_TOKENIZER, CODES, EMOJI_SHARDS = "runs/vq-emoji/model", "runs/codes", "data/emoji/"
 """Defaults of the programs, which a command need not name."""
 
 
@@ -112,7 +112,9 @@ def after_decoder(config: DecoderTrainingConfig) -> str:
 
 def after_clip(config: ClipTrainingConfig) -> str:
     """After `training.clip`: its measurement."""
-    return _said(_program("retrieval", Path(config.run) / "model"))
+    shards = (*config.train_shards, *config.val_shards)
+    which = [] if all(one.startswith(EMOJI_SHARDS) for one in shards) else ["--shards", *shards]
+    return _said(_program("retrieval", Path(config.run) / "model", *which))
 
 
 def after_classify(config: ClassifyConfig) -> str:

@@ -71,7 +71,7 @@ def measure(
         pictures = SmallPictures.of_pairs(pairs, network.config.vision.image_size, keep=False)
         split = Split(pairs, numbers, pictures, labels[name])
         rows[name] = measure_split(network, clip.text_tokenizer, split, PHRASINGS, styles, groups, "float32")
-    chances = {"style": 1 / max(1, len(styles)), "group": 1 / max(1, len(groups))}
+    chances = {name: 1 / len(all) if all else None for name, all in (("style", styles), ("group", groups))}
     report = {
         "model": {"path": str(model), "name": clip.name, "digest": clip.digest},
         "settings": {"shards": list(shards), "num": num},
@@ -93,7 +93,7 @@ def _why_foreign(path: Path) -> str | None:
     return None if {"model", "settings", "retrieval"} <= found else "it is no report of this program"
 
 
-def _table(title: str, rows: Mapping[str, Numbers], chances: Mapping[str, float]) -> str:
+def _table(title: str, rows: Mapping[str, Numbers], chances: Mapping[str, float | None]) -> str:
     """The report as Markdown."""
 
     def share(value: float | int | None) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "check_grid",
     "load_stage_1",
     "load_start",
+    "load_text",
     "start_tokenizers",
     "tokenizers_of",
 ]
@@ -57,7 +58,7 @@ def _decoder_and_text(model: str | Path, text_encoder: str | Path | None) -> tup
     folder = model_folder(model)
     config = ModelConfig.read(folder)
     if (decoder := config.decoder) is None:
-        raise DataError(f"{model} has no decoder to start from")
+        raise DataError(f"{model} has no decoder to start from: give a model that draws")
     if decoder.feature_width is not None:
         if text_encoder is None:
             raise DataError(f"{model} follows the features of a text encoder: give its folder with --text-encoder")
@@ -79,6 +80,14 @@ def load_stage_1(folder: str | Path) -> AnyImageTokenizer:
     return load_image_tokenizer(folder)
 
 
+def load_text(path: str | Path) -> TextTokenizer:
+    """The text tokenizer in a file. Raises `DataError` for a file that does not exist, and errors as
+    `TextTokenizer.load` does."""
+    if not Path(path).exists():
+        raise DataError(f"{path} does not exist; give what `python -m training.bpe` has written as --text-tokenizer")
+    return TextTokenizer.load(path)
+
+
 def tokenizers_of(config: DecoderTrainingConfig, start: Checkpoint | None) -> tuple[AnyImageTokenizer, PromptTokenizer]:
     """The image tokenizer and the text tokenizer of a run: those that its configuration names, else those of the model
     that it starts from.
@@ -88,7 +97,7 @@ def tokenizers_of(config: DecoderTrainingConfig, start: Checkpoint | None) -> tu
     if start is None and (config.image_tokenizer is None or config.text_tokenizer is None):
         raise ConfigError("there is no model to fine-tune: name one with --start-from")
     image = None if config.image_tokenizer is None else load_stage_1(config.image_tokenizer)
-    text = None if config.text_tokenizer is None else TextTokenizer.load(config.text_tokenizer)
+    text = None if config.text_tokenizer is None else load_text(config.text_tokenizer)
     if start is None:
         assert image is not None and text is not None
         return image, text

@@ -186,7 +186,9 @@ def _read(folder: Path, format: str, further: Mapping[str, type]) -> dict[str, A
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("format") != format:
-        raise CheckpointError(f'{path} is not of this kind: it lacks "format": "{format}"')
+        raise CheckpointError(
+            f'{folder} is not a directory of format {format}: its {CONFIG_FILE} lacks "format": "{format}"'
+        )
     version = values.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {version}; this release reads 1 to {FORMAT_VERSION}")

@@ -29,7 +29,7 @@ from dalle.images import contact_sheet, encode_image, load_image
 from dalle.pipeline import DALLE, Picture, Prefix
 from dalle.receipt import read_kept_mask
 
-__all__ = ["Drawing", "draw"]
+__all__ = ["Drawing", "draw", "warn_of_unknown_words"]
 
 MAX_SHEET_PICTURES = 144
 
@@ -60,7 +60,7 @@ def draw(drawing: Drawing) -> None:
     prompts, n, out = drawing.prompts, drawing.n, drawing.out
     keep_memory()
     dalle = DALLE.load(drawing.model, device=drawing.device, text_encoder=drawing.text_encoder)
-    _warn_of_unknown_words(dalle, prompts)
+    warn_of_unknown_words(dalle, prompts)
     prefix, num_codes = None, dalle.num_codes
     if drawing.continue_from is not None:
         layout = dalle.decoder.layout
@@ -95,7 +95,7 @@ def draw(drawing: Drawing) -> None:
     print(f"{count}, seed {pictures[0].seed}: {place}{shown}")
 
 
-def _warn_of_unknown_words(dalle: DALLE, prompts: list[str]) -> None:
+def warn_of_unknown_words(dalle: DALLE, prompts: list[str]) -> None:
     """Warn of prompts of which no word is known to the model. They are drawn all the same."""
     if (vocabulary := dalle.vocabulary) is not None:
         for prompt in dict.fromkeys(prompts):

@@ -1,6 +1,7 @@
 """`dalle explain`: a page that shows which words and which earlier patches a picture was drawn from."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL
 from dalle.errors import DalleError, ParameterError, PromptError
-from dalle.explain.chosen import read_numbers
+from dalle.explain.chosen import chosen_of, read_numbers
 from dalle.files import write_file
 from dalle.interrupt import heavy_imports
 from dalle.printable import printable
@@ -85,13 +86,20 @@ def explain(
     """
     if as_json and out is not None:
         raise DalleError(f"--json prints numbers, and --out {out} is for a page: give one of them")
-    file = Path(words[0]) if len(words) == 1 and _is_file(words[0]) else None
+    file = _file(words)
+    if file is not None and out is not None and out.resolve() == file.resolve():
+        raise DalleError(f"--out {out} is the picture itself: give the page another name")
     if file is not None and seed is not None:
         raise DalleError(f"--seed {seed} is for a prompt: {file} has the seed that it was drawn with")
+    place = out or (Path("explained.html") if file is None else file.with_suffix(".html"))
+    if not as_json and (place.is_dir() or not place.parent.is_dir()):  # refused before it is drawn
+        what = f"{place} is a folder" if place.is_dir() else f"there is no folder {place.parent}"
+        raise DalleError(f"the page cannot be written: {what}; give --out a file in a folder that is there")
     chosen = [
         None if text is None else read_numbers(name, text) for name, text in (("layers", layers), ("heads", heads))
     ]
     with heavy_imports():
+        from dalle.cli.drawing import warn_of_unknown_words
         from dalle.device import keep_memory
         from dalle.explain.explanation import explain as explanation_of
         from dalle.explain.page import html_page, json_object
@@ -109,25 +117,34 @@ def explain(
             )
         dalle = DALLE.load(found, device=device, text_encoder=text_encoder)
     else:
+        prompt = _prompt(words)
         dalle = DALLE.load(model or DEFAULT_MODEL, device=device, text_encoder=text_encoder)
+        chosen_of("layer", chosen[0], dalle.decoder.config.depth)  # refused before it is drawn
+        chosen_of("head", chosen[1], dalle.decoder.config.num_heads)
+        warn_of_unknown_words(dalle, [prompt])
         with tqdm(total=dalle.num_codes, unit="code", desc="draw", disable=None, delay=0.1, leave=False) as bar:
 
             def on_step(result: "StepResult") -> None:
                 bar.update(result.num_codes)
 
-            receipt = next(dalle.generate(_prompt(words), seed=seed, on_step=on_step)).receipt
+            receipt = next(dalle.generate(prompt, seed=seed, on_step=on_step)).receipt
     explanation = explanation_of(dalle, receipt, layers=chosen[0], heads=chosen[1])
     if as_json:
         print(printable(json.dumps(json_object(explanation), ensure_ascii=False)))
         return
-    place = out or (Path("explained.html") if file is None else file.with_suffix(".html"))
     page = html_page(explanation).encode()
     write_file(place, page)
     print(f"seed {receipt.seed}: {place}, {len(page) / 1000:,.0f} kB")
 
 
-def _is_file(word: str) -> bool:
-    return word.lower().endswith(".png") or Path(word).is_file()
+def _file(words: list[str]) -> Path | None:
+    """The picture that is named, or None for a prompt. Raises `DalleError` for the path of a folder."""
+    word = words[0]  # for os.path: a prompt may be too long for the name of a file, at which pathlib fails
+    if len(words) > 1:
+        return None
+    if os.sep in word and os.path.isdir(word):
+        raise DalleError(f"{word} is a folder, and one picture is explained: give its PNG file, or a prompt")
+    return Path(word) if word.lower().endswith(".png") or os.path.isfile(word) else None
 
 
 def _prompt(words: list[str]) -> str:

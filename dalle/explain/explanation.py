@@ -16,6 +16,7 @@ from dalle.decoder.replay import replay
 from dalle.decoder.sampling import guide
 from dalle.errors import ParameterError
 from dalle.explain.alternatives import Alternatives, alternatives_of, pixels_of_alternatives
+from dalle.explain.chosen import chosen_of
 from dalle.explain.maps import AttentionMaps
 from dalle.images import DrawnBackground, to_pil, with_background
 from dalle.pipeline import DALLE, PromptRequest
@@ -82,7 +83,7 @@ def explain(
     if fault := fault_of_codes(model, receipt):
         raise ParameterError(fault)
     config, layout = model.decoder.config, model.decoder.layout
-    layers, heads = _chosen("layer", layers, config.depth), _chosen("head", heads, config.num_heads)
+    layers, heads = chosen_of("layer", layers, config.depth), chosen_of("head", heads, config.num_heads)
     request = request_of_receipt(model, receipt)
     codes = torch.tensor([*chain.from_iterable(receipt.codes)])
     pieces = _pieces(model, request)
@@ -112,15 +113,6 @@ def explain(
         kept=[False] * len(codes) if request.kept is None else (request.kept >= 0).tolist(),
         sheet=_side_by_side([with_background(one, background) for one in pictures]),
     )
-
-
-def _chosen(name: str, numbers: Sequence[int] | None, count: int) -> list[int]:
-    if numbers is None:
-        return [*range(1, count + 1)]
-    for number in numbers:
-        if not 1 <= number <= count:
-            raise ParameterError(f"{name} {number} is not there: the model has the {name}s 1..{count}")
-    return sorted(set(numbers))
 
 
 def _pieces(model: DALLE, request: PromptRequest) -> list[Piece]:

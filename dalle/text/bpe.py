@@ -125,7 +125,9 @@ class TextTokenizer(PromptTokenizer):
         """Read what `save` wrote. Raises `CheckpointError` for a file that is missing, damaged or not ours."""
         try:
             return cls(json.loads(Path(path).read_bytes()))
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a tokenizer.json written by this library: {error}") from error
 
 

@@ -91,7 +91,7 @@ def test_only_a_directory_of_the_same_kind_is_replaced(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "dalle"}, 'it lacks "format": "dalle-clip"'),
+        ({"format": "dalle"}, 'its config.json lacks "format": "dalle-clip"'),
         ({"format_version": 2}, "format version 2; this release reads 1 to 1"),
         ({"strange": 1}, "unknown keys: strange"),
         ({"about": {"a": 1}}, "about has 1 for 'a'"),

@@ -22,7 +22,7 @@ from dalle.explain.explanation import Explanation, explain
 from dalle.explain.maps import AttentionMaps
 from dalle.explain.page import html_page, json_object, quantized
 from dalle.images import encode_image
-from dalle.receipt import Receipt
+from dalle.receipt import Receipt, read_receipt
 from dalle.text.bpe import TextTokenizer
 from dalle.text.classes import ClassTokenizer
 from dalle.text.pieces import pieces_of, words_of
@@ -269,9 +269,19 @@ def test_the_command(model_folder: Path, model: DALLE, tmp_path: Path, monkeypat
         (("none.png",), "none.png"),
         (("panda.png", "--layers", "9"), "layer 9 is not there"),
         (("two words", "more"), "put the prompt into quotes"),
+        (("panda.png", "--out", "./panda.png"), "--out panda.png is the picture itself: give the page another name"),
+        (("panda.png", "--out", "none/x.html"), "the page cannot be written: there is no folder none; give --out"),
+        (("panda.png", "--out", tmp_path), f"the page cannot be written: {tmp_path} is a folder; give --out"),
+        ((tmp_path,), f"{tmp_path} is a folder, and one picture is explained: give its PNG file, or a prompt"),
+        (("red " * 100, "--model", model_folder), "the limit is"),
     ):
         code, output = command(*arguments)
         assert code == 2 and message in output, output
+    with monkeypatch.context() as patch:
+        patch.setattr(DALLE, "generate", None)  # layers that are not there are refused before anything is drawn
+        code, output = command("a", "red", "panda", "--layers", "9", "--model", model_folder)
+        assert code == 2 and "layer 9 is not there" in output, output
+    assert read_receipt("panda.png") == picture.receipt
     monkeypatch.setenv("DALLE_MODELS", str(tmp_path / "none"))
     code, output = command("panda.png")
     assert code == 2 and "which is not installed: see --model" in output, output

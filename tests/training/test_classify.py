@@ -69,8 +69,12 @@ def test_folders_without_splits_are_divided_by_the_paths(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no pictures for training"):
         read_folder(tmp_path / "empty", 0.3, 8)
-    with pytest.raises(DataError, match="1 labels of 'label'; a classifier needs at least 2"):
-        read_folder(folder / "green", 0.3, 8)
+    (folder / "red" / "broken.png").unlink()
+    for val_fraction in (0.3, 1e-9):
+        with pytest.raises(DataError, match="are in folders called 'green'; a classifier needs at least 2 labels"):
+            read_folder(folder / "green", val_fraction, 8)
+    with pytest.raises(DataError, match=r"none of the 36 pictures in .* another --val-fraction than 1e-09"):
+        read_folder(folder, 1e-9, 8)
 
 
 def test_styles_of_shards_are_learned_and_missing_labels_left_out(

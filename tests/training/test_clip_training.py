@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from dalle.checkpoint.clip import load_clip
 from dalle.clip.clip import Clip
-from dalle.errors import ConfigError
+from dalle.errors import CheckpointError, ConfigError, DataError
 from dalle.text.bpe import TextTokenizer
 from tests.support.clips import clip_config
 from tests.support.golden import distance
 from tests.support.pairs import pair, write_pairs
-from training import clip
+from training import clip, next_step
 from training.bpe import train_text_tokenizer
 from training.captions.attributes import describing, drawn_caption, group_prompts
 from training.clip_config import PRESETS, ClipTrainingConfig
@@ -153,7 +154,19 @@ def test_a_model_is_measured(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     for key in ("text_to_image", "image_to_text", "natural_text_to_image"):
         assert 0 <= row[f"{key}_1"] <= row[f"{key}_5"] <= 1
     assert row["chance_1"] < row["chance_5"] < 1
+    assert numbers["zero_shot_chance"] == {"style": 1.0, "group": None}
     assert capsys.readouterr().out.count("| val_combo | 9 |") == 1
+
+
+def test_what_comes_next_and_what_is_missing(data: Path, tmp_path: Path) -> None:
+    config = training(data, tmp_path / "run")
+    assert f"--shards {shlex.join((*config.train_shards, *config.val_shards))}" in next_step.after_clip(config)
+    assert next_step.after_clip(PRESETS["emoji"]()).endswith("training.retrieval runs/clip-emoji/model")
+    with pytest.raises(DataError, match=r"none\.json does not exist; give what .* has written as --text-tokenizer"):
+        clip.ClipTask(training(data, tmp_path, text_tokenizer=str(tmp_path / "none.json")))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"is not a directory of format dalle-clip: its config\.json lacks"):
+        load_clip(tmp_path)
 
 
 def test_recall_counts_right_ones_among_the_nearest() -> None:

@@ -339,7 +339,7 @@ def test_what_cannot_be_fine_tuned_is_refused(data: Path, tmp_path: Path) -> Non
 
     model = load_checkpoint(data / "imported")
     save_checkpoint(tmp_path / "alone", name="alone", image_tokenizer=model.image_tokenizer)
-    assert refused(tmp_path / "alone") == f"{tmp_path}/alone has no decoder to start from"
+    assert refused(tmp_path / "alone") == f"{tmp_path}/alone has no decoder to start from: give a model that draws"
     import_checkpoint(DATA / "LlamaGen/t2i_stage.pt", tmp_path / "features")
     assert refused(tmp_path / "features") == (
         f"{tmp_path}/features follows the features of a text encoder: give its folder with --text-encoder"

@@ -75,10 +75,20 @@ def read_folder(folder: Path, val_fraction: float, size: int) -> tuple[Labelled,
         is_val = _hashed(name) < val_fraction if split is None else split == "validation"
         if split != "test":
             chosen[is_val].append(path)
-    for is_val, what in ((False, "training"), (True, "validation")):
-        if not chosen[is_val]:
-            raise DataError(f"{folder} has no pictures for {what}: it needs FOLDER/LABEL/PICTURE, or more of them")
-    sets = (_label_set("label", [path.parent.name for path in chosen[False]]),)
+    if not chosen[False]:
+        raise DataError(f"{folder} has no pictures for training; it needs them as FOLDER/LABEL/PICTURE")
+    labels = sorted({path.parent.name for path in chosen[False]})
+    if len(labels) < 2:
+        raise DataError(
+            f"all pictures for training in {folder} are in folders called {labels[0]!r}; a classifier needs at least 2 "
+            "labels, as FOLDER/LABEL/PICTURE"
+        )
+    if not chosen[True]:
+        raise DataError(
+            f"none of the {len(chosen[False])} pictures in {folder} is for validation: give more of them, another "
+            f"--val-fraction than {val_fraction:g}, or folders train and val above the labels"
+        )
+    sets = (_label_set("label", labels),)
     made = [
         Labelled(
             pictures=SmallPictures.of_files(some, size),
@@ -94,7 +104,7 @@ def read_folder(folder: Path, val_fraction: float, size: int) -> tuple[Labelled,
 def _label_set(name: str, values: Sequence[str | None]) -> LabelSet:
     labels = tuple(sorted({value for value in values if value}))
     if len(labels) < 2:
-        raise DataError(f"the pictures have {len(labels)} labels of {name!r}; a classifier needs at least 2")
+        raise DataError(f"{len(labels)} values of {name!r} are in the metadata; a classifier needs at least 2")
     return LabelSet(name=name, labels=labels)
 
 
