@@ -20,6 +20,7 @@ from benchmarks.figures.norms import draw_norms
 from benchmarks.figures.positions import draw_positions
 from benchmarks.figures.residuals import draw_residuals
 from benchmarks.figures.scale import draw_scale
+from benchmarks.figures.vision import draw_vision
 from dalle import DALLE
 
 FIGURES: dict[str, Callable[[DALLE], Drawing]] = {
@@ -32,6 +33,7 @@ FIGURES: dict[str, Callable[[DALLE], Drawing]] = {
     "norms": draw_norms,
     "residuals": lambda model: draw_residuals(),
     "sentence": draw_sentence,
+    "vision": draw_vision,
     "drawing": draw_drawing,
 }
 

@@ -21,7 +21,7 @@ from dalle.decoder.sampling import SamplingParams
 from dalle.steps import new_engine
 from dalle.transformer.attention import apply_rotary
 
-__all__ = ["LEARNING", "Learning", "draw_positions", "learn_positions", "similarity"]
+__all__ = ["LEARNING", "Learning", "draw_positions", "learn_positions", "neighbours", "similarity"]
 
 Kind = Literal["sinusoidal", "learned", "rotary"]
 PROMPTS = (

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.figures import attention, cost, drawing, masks, norms, positions, residuals, scale
+from benchmarks.figures import attention, cost, drawing, masks, norms, positions, residuals, scale, vision
 from benchmarks.figures.__main__ import FIGURES
 from benchmarks.figures.canvas import Drawing, save
 from benchmarks.figures.observed import DrawnRow, observed, run_row
@@ -29,6 +29,7 @@ SMALL: dict[str, Callable[[DALLE], Drawing]] = {
     "norms": lambda model: norms.draw_norms(model, num_tokens=2, sizes=(1, 2)),
     "residuals": lambda _: residuals.draw_residuals(depths=(1, 2), width=16),
     "sentence": attention.draw_sentence,
+    "vision": vision.draw_vision,
     "drawing": lambda model: drawing.draw_drawing(model, prompts=(attention.PROMPT,)),
 }
 
