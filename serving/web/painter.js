@@ -117,9 +117,12 @@ export class Painter {
     const from = this.#last ?? { x, y };
     const ink = this.#ink;
     ink.globalCompositeOperation = byId("brush-erase").checked ? "destination-out" : "source-over";
-    ink.strokeStyle = COLOUR;
+    ink.strokeStyle = ink.fillStyle = COLOUR;
     ink.lineWidth = Math.max(MIN_WIDTH, this.#share * width);
-    ink.lineCap = "round";
+    // A disc at each place, and a line between two of them: a line without length has no round ends in all browsers.
+    ink.beginPath();
+    ink.arc(x, y, ink.lineWidth / 2, 0, 2 * Math.PI);
+    ink.fill();
     ink.beginPath();
     ink.moveTo(from.x, from.y);
     ink.lineTo(x, y);
