@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -106,13 +107,28 @@ def write_token_shards(
             device=device,
         ):
             path = out / f"{len(written):05d}.safetensors"
-            save_file(tensors, unfinished.enter_context(atomic_file(path, part=path.with_suffix(".part"))), stamp)
+            part = unfinished.enter_context(atomic_file(path, part=path.with_suffix(".part")))
+            save_file(tensors, part, stamp)
+            _order_header(part)
             written.append(path)
         for earlier in out.glob(NAMES):
             earlier.unlink()
     if num_broken := len(broken):
         print(f"{num_broken} of {broken.num_pairs} pairs are broken and left out, see {broken.file}")
     return written
+
+
+def _order_header(path: Path) -> None:
+    """Put the metadata in a safetensors file in the order of their names. The library writes them in any order, but
+    equal pairs must give equal files: the digest of the data is computed from them."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        assert len(ordered) == size
+        file.seek(8)
+        file.write(ordered)
 
 
 def _why_foreign(path: Path) -> str | None:

@@ -73,6 +73,12 @@ def test_a_shard_holds_codes_captions_and_weights(data: Path, eyes: ImageTokeniz
         assert file.metadata() == {"codes_digest": codes_digest(eyes), "text_digest": text.digest}
 
 
+def test_equal_pairs_give_equal_files(data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer) -> None:
+    """The digest of the data is that of the files; their headers have two fields, which must keep one order."""
+    files = {write(data, tmp_path / str(time), eyes, text, seed=5)[0].read_bytes() for time in range(8)}
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 def test_views_follow_the_picture_itself(
     data: Path, tmp_path: Path, eyes: ImageTokenizer, text: TextTokenizer, mirror: bool
