@@ -188,7 +188,7 @@ def test_a_state_without_one_of_its_files_is_refused(
 
 
 def test_every_row_is_one_rank_s() -> None:
-    """As torch divides a tensor: equally, with fewer rows or none for the last ranks."""
+    """Rows are divided as torch divides a tensor: equally, with fewer or none for the last ranks."""
     for num_rows in range(1, 12):
         for count in range(1, 6):
             parts = [rows_of(num_rows, rank, count) for rank in range(count)]
