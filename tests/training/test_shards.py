@@ -304,7 +304,7 @@ def test_an_index_that_cannot_be_kept_is_made_for_the_run(tmp_path: Path, monkey
 
 
 def test_the_index_takes_a_few_bytes_for_each_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While 3,000 pairs in 20 shards are indexed, memory of Python holds at most one shard's part; at the end, nothing."""
+    """While 3,000 pairs in 20 shards are indexed, Python's memory holds one shard's part at most; then, nothing."""
     monkeypatch.setenv("DALLE_CACHE", str(tmp_path / "cache"))
     paths = write_linked_shards(tmp_path, 150)
     for number in range(19):
