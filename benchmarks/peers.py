@@ -16,7 +16,45 @@ from benchmarks.contender import TOP_K, Clock, Contender, Ours, device_of, guide
 from benchmarks.dalle_pytorch import DallePytorch
 from dalle.decoder.config import DecoderConfig
 
-__all__ = ["PEERS", "build"]
+__all__ = ["PEERS", "build", "llama_of", "x_layers_of"]
+
+
+def llama_of(config: DecoderConfig, *, num_ids: int) -> Any:
+    """transformers' configuration of a Llama of a decoder's sizes, with a vocabulary of `num_ids`."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=num_ids,
+        hidden_size=config.width,
+        intermediate_size=config.mlp_width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.layout.length,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+
+
+def x_layers_of(config: DecoderConfig) -> Any:
+    """The layers of x-transformers of a decoder's sizes."""
+    from x_transformers import Decoder
+
+    return Decoder(
+        dim=config.width,
+        depth=config.depth,
+        heads=config.num_heads,
+        attn_dim_head=config.head_dim,
+        attn_flash=True,
+        rotary_pos_emb=True,
+        use_rmsnorm=True,
+        ff_glu=True,
+        ff_swish=True,
+        ff_no_bias=True,
+        ff_mult=config.mlp_width / config.width,
+    )
 
 
 class Transformers:
@@ -25,23 +63,11 @@ class Transformers:
     note = ""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, cache: str = "dynamic") -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
         from transformers.generation.configuration_utils import CompileConfig
 
         self._config, self._kind = config, cache
-        llama = LlamaConfig(
-            vocab_size=config.codebook_size,
-            hidden_size=config.width,
-            intermediate_size=config.mlp_width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.layout.length,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=False,
-        )
+        llama = llama_of(config, num_ids=config.codebook_size)
         network: Any = LlamaForCausalLM(llama)  # its annotations are those of other kinds of models and caches too
         self.network = self._model = network.to(dtype).eval()
         self._options: dict[str, Any] = {"disable_compile": True}
@@ -104,7 +130,7 @@ class XTransformers:
     note = ""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype) -> None:
-        from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+        from x_transformers import AutoregressiveWrapper, TransformerWrapper
 
         class Shared(TransformerWrapper):  # type: ignore[misc]
             share_prefix = False
@@ -119,20 +145,9 @@ class XTransformers:
                 return logits.expand(len(x), -1, -1), cache
 
         self._config = config
-        layers = Decoder(
-            dim=config.width,
-            depth=config.depth,
-            heads=config.num_heads,
-            attn_dim_head=config.head_dim,
-            attn_flash=True,
-            rotary_pos_emb=True,
-            use_rmsnorm=True,
-            ff_glu=True,
-            ff_swish=True,
-            ff_no_bias=True,
-            ff_mult=config.mlp_width / config.width,
+        self._net = Shared(
+            num_tokens=config.codebook_size, max_seq_len=config.layout.length, attn_layers=x_layers_of(config)
         )
-        self._net = Shared(num_tokens=config.codebook_size, max_seq_len=config.layout.length, attn_layers=layers)
         self.network = self._model = AutoregressiveWrapper(self._net).to(dtype).eval()
 
     def draw(self, text_ids: Tensor, *, guided: bool, first: int, num_codes: int) -> tuple[Tensor, list[float]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.dalle_pytorch import import_dalle_pytorch, sized_dalle
+from benchmarks.peers import llama_of, x_layers_of
 from benchmarks.training_steps import Case, Contender, OurDecoder, OurVQ
 from dalle.decoder.config import DecoderConfig
 
@@ -40,27 +41,14 @@ class LlamaTrainer:
     note = ""
 
     def __init__(self, case: Case, precision: str, *, compiled: bool) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+        from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
         shape, contender = case.shape, self
         text_ids, codes = random_rows(shape)
         rows = [{"input_ids": row, "labels": row} for row in shape.layout.row(text_ids, codes)]
-        network: Any = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=shape.text_vocab_size + shape.codebook_size,
-                hidden_size=shape.width,
-                intermediate_size=shape.mlp_width,
-                num_hidden_layers=shape.depth,
-                num_attention_heads=shape.num_heads,
-                num_key_value_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim,
-                max_position_embeddings=shape.layout.length,
-                bos_token_id=None,
-                eos_token_id=None,
-                tie_word_embeddings=False,
-                use_cache=False,
-            )
-        )
+        llama = llama_of(shape, num_ids=shape.text_vocab_size + shape.codebook_size)
+        llama.use_cache = False
+        network: Any = LlamaForCausalLM(llama)
         self.network = network
         self._start, self._end = threading.Semaphore(0), threading.Semaphore(0)
         self._error: Exception | None = None
@@ -139,25 +127,12 @@ class XTransformers(_Script):
     """`AutoregressiveWrapper` of x-transformers."""
 
     def __init__(self, case: Case, precision: str, *, compiled: bool) -> None:
-        from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+        from x_transformers import AutoregressiveWrapper, TransformerWrapper
 
         shape = case.shape
-        layers = Decoder(
-            dim=shape.width,
-            depth=shape.depth,
-            heads=shape.num_heads,
-            attn_dim_head=shape.head_dim,
-            attn_flash=True,
-            rotary_pos_emb=True,
-            use_rmsnorm=True,
-            ff_glu=True,
-            ff_swish=True,
-            ff_no_bias=True,
-            ff_mult=shape.mlp_width / shape.width,
-        )
         num_ids = shape.text_vocab_size + shape.codebook_size
         network = AutoregressiveWrapper(
-            TransformerWrapper(num_tokens=num_ids, max_seq_len=shape.layout.length, attn_layers=layers)
+            TransformerWrapper(num_tokens=num_ids, max_seq_len=shape.layout.length, attn_layers=x_layers_of(shape))
         )
         loss = torch.compile(network) if compiled else network
         super().__init__(case, precision, network, loss, [shape.layout.row(*random_rows(shape))])
