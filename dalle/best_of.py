@@ -30,7 +30,17 @@ from dalle.model import Model
 from dalle.ranking import Ranking
 from dalle.text.classes import ClassTokenizer
 
-__all__ = ["BestOf", "ClipJudge", "Judge", "LikelihoodJudge", "Selection", "draw_best", "judge_of", "mean_likelihoods"]
+__all__ = [
+    "BestOf",
+    "ClipJudge",
+    "Judge",
+    "LikelihoodJudge",
+    "Pruning",
+    "Selection",
+    "draw_best",
+    "judge_of",
+    "mean_likelihoods",
+]
 
 R = TypeVar("R", bound=Request)
 
@@ -67,11 +77,11 @@ class BestOf:
             given = {"rerank": rerank, "prune": prune or None, "clip": clip}
             for name, value in given.items():
                 if value is not None:
-                    raise ParameterError(f"{name} is {value}, but best_of is not given: it chooses among candidates")
+                    raise ParameterError(f"{name} is {value}; it needs best_of, the number of candidates")
             return None
         asked = cls(n=n, best_of=best_of, rerank=DEFAULT_RERANK if rerank is None else rerank, prune=prune)
         if clip is not None and asked.rerank != "clip":
-            raise ParameterError(f"clip is {clip}, but rerank is {asked.rerank!r}: only the judge clip looks at it")
+            raise ParameterError(f"clip is {clip}; it is for the judge clip, and rerank is {asked.rerank}")
         return asked
 
 
@@ -144,6 +154,29 @@ def judge_of(model: Model, rerank: Rerank, clip: str | Path | ClipModel | None =
     return ClipJudge(model, clip)
 
 
+class Pruning:
+    """The rule of this module's description, for the candidates of one prompt."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._undecided: dict[int, float] = {}
+        self._decided: list[float] = []
+        """Scores of the candidates up to an index, in ascending order."""
+
+    def add(self, scores: Mapping[int, float]) -> list[int]:
+        """Take scores of candidates that are half-way, by index. Returns the indices of those that are dropped now: a
+        candidate is decided upon when all before it are."""
+        self._undecided |= scores
+        dropped = []
+        while (index := len(self._decided)) in self._undecided:
+            score = self._undecided.pop(index)
+            bisect.insort(self._decided, score)
+            num_better = len(self._decided) - bisect.bisect_right(self._decided, score)
+            if num_better >= max(self._n, (len(self._decided) + 1) // 2):
+                dropped.append(index)
+        return dropped
+
+
 class Selection(Generic[R]):
     """The candidates of one prompt, from the first step to the choice of the best. It does not step the engine itself:
     `draw_best` does, and a service's own loop can."""
@@ -157,9 +190,7 @@ class Selection(Generic[R]):
         self._codes: dict[int, Tensor] = {}
         self._dropped: set[int] = set()
         self._reached: set[int] = set()
-        self._undecided: dict[int, float] = {}
-        self._decided: list[float] = []
-        """Scores half-way of the candidates up to an index, in ascending order."""
+        self._pruning = Pruning(asked.n)
         self.half_way = self._half_way(request) if asked.prune else None
         """Number of codes, kept ones included, at which weak candidates are dropped; None if none are."""
 
@@ -180,14 +211,7 @@ class Selection(Generic[R]):
         self._reached |= codes.keys()
         so_far = torch.stack([one[: self.half_way] for one in codes.values()])
         scores = mean_likelihoods(self._decoder, self.requests[0], so_far).tolist()
-        self._undecided |= dict(zip(codes, scores, strict=True))
-        dropped = []
-        while (index := len(self._decided)) in self._undecided:
-            score = self._undecided.pop(index)
-            bisect.insort(self._decided, score)
-            num_better = len(self._decided) - bisect.bisect_right(self._decided, score)
-            if num_better >= max(self._asked.n, (len(self._decided) + 1) // 2):
-                dropped.append(index)
+        dropped = self._pruning.add(dict(zip(codes, scores, strict=True)))
         self._dropped |= {*dropped}
         return dropped
 
