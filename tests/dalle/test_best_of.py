@@ -86,7 +86,7 @@ def test_the_best_are_plain_pictures_in_the_order_of_their_scores(model: DALLE, 
 
 def test_clip_sees_the_picture_over_white(clear: DALLE, clip: ClipModel) -> None:
     for background in ("transparent", "opaque"):
-        best = list(clear.generate(PROMPT, n=3, best_of=3, clip=clip, seed=7, background=background))  # type: ignore[arg-type]
+        best = list(clear.generate(PROMPT, n=3, best_of=3, clip=clip, seed=7, background=background))
         expected = clip.score([to_rgb(picture.image) for picture in best], [PROMPT])[:, 0].tolist()
         assert [ranking.score for ranking in rankings(best)] == pytest.approx(expected, abs=2e-6)
         assert expected == sorted(expected, reverse=True)

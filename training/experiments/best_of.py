@@ -155,7 +155,11 @@ def _codes(model: DALLE, requests: list[PromptRequest], options: BestOfOptions) 
     candidates = [dataclasses.replace(one, index=i) for one in requests for i in range(options.best_of)]
     engine = new_engine(model, num_slots=8)
     with tqdm(total=len(candidates) * model.num_codes, desc="draw", unit="code") as bar:
-        drawn = engine.run(candidates, lambda result: bar.update(result.num_codes) and None)
+
+        def advance(result: StepResult) -> None:
+            bar.update(result.num_codes)
+
+        drawn = engine.run(candidates, advance)
     codes = torch.stack(drawn).view(len(requests), options.best_of, -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
