@@ -230,8 +230,8 @@ class Selection(Generic[R]):
         return len(self._codes.keys() | self._dropped) == len(self.requests)
 
     def best(self) -> list[tuple[R, Tensor, Ranking]]:
-        """The best n candidates, best first, with their codes (N,) and places. Of equal ones the lower index is first.
-        All must be complete."""
+        """The best n candidates, best first, with their codes (N,) and places. All must be complete. Among equal ones
+        the lower index is first."""
         assert self.is_complete
         indices = sorted(self._codes.keys() - self._dropped)
         codes = torch.stack([self._codes[index] for index in indices])
