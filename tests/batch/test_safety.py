@@ -12,7 +12,7 @@ from serving.safety.settings import SafetySettings
 from tests.support.batches import contents, manifest, prompts_file, run
 
 HOOKS = "tests.support.hooks"
-ITEMS = ["a fish", "a wicked fish", "a green heart"]
+ITEMS = ["a fish", "wicked", "a green heart"]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_openais_results_say_so(model_folder: Path, tmp_path: Path, words: Path)
     out = tmp_path / "out"
     assert run(model_folder, prompts_file(tmp_path, lines), out, safety=SafetySettings(words=words)) == 3
     (failed,) = map(json.loads, (out / "openai_errors.jsonl").read_text().splitlines())
-    assert (failed["custom_id"], failed["response"]["status_code"]) == ("a wicked fish", 400)
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("wicked", 400)
     error = failed["response"]["body"]["error"]
     assert (error["code"], error["type"]) == ("moderation_blocked", "image_generation_user_error")
 
