@@ -45,8 +45,8 @@ def test_blocked_prompts_are_failed_lines(
         "the request was rejected by the safety system: the prompt was blocked; change the prompt"
     }
     before = contents(out)
-    for again in ({}, {"retry_failed": True}):
-        assert run(model_folder, prompts, out, safety=safety, **again) == 3
+    for retry_failed in (False, True):
+        assert run(model_folder, prompts, out, safety=safety, retry_failed=retry_failed) == 3
         assert "0 of them drawn in this run" in capsys.readouterr().out, "blocked ones are not tried again"
     assert contents(out) == before
     plain = tmp_path / "plain"
