@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from dalle import DALLE
 from dalle.checkpoint import load_facts
-from dalle.errors import ConfigError
+from dalle.errors import ConfigError, DalleError
 from serving.batch.driver import Batch, _worker_settings
 from serving.batch.manifest import read_manifest
 from serving.batch.plan import FIELDS, Planner, PlanSettings
@@ -137,3 +138,17 @@ def test_mistakes_are_found_before_anything_is_drawn(model_folder: Path, tmp_pat
         with pytest.raises(ConfigError):
             run(model_folder, prompts, out, safety=safety)
     assert not out.exists()
+
+
+def test_codes_that_cannot_be_judged_are_not_kept(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise DalleError("the picture cannot be decoded")
+
+    monkeypatch.setattr(DALLE, "picture", cannot)
+    prompts, out = prompts_file(tmp_path, ["a fish"], "one.txt"), tmp_path / "out"
+    safety = SafetySettings(picture_hook=f"{HOOKS}:passes_every_picture")
+    assert run(model_folder, prompts, out, plan={"layout": "codes"}, safety=safety) == 3
+    (record,) = manifest(out)
+    assert (record["error_code"], record["codes"]) == ("not_drawn", None)

@@ -203,3 +203,10 @@ def test_a_prompt_hook_that_hangs_ends_at_the_deadline(model: DALLE) -> None:
         error = error_of(post(one, prompt="a fish", deadline=0.3))
         assert error["code"] == "deadline_exceeded"
         assert post(one, prompt="a fish").status_code == 200
+
+
+def test_a_blocked_preview_is_left_out_and_the_picture_decides(model: DALLE) -> None:
+    with service(model, safety={"picture_hook": f"{HOOKS}:blocks_every_second_picture"}) as one:
+        events = events_of(post(one, prompt="a fish", stream=True, partial_images=2).text)
+        assert [kind.rpartition(".")[2] for kind, _ in events] == ["partial_image", "completed"]
+        assert metric(one, "dalle_moderation_blocked_total") == 0, "previews are not counted"
