@@ -28,6 +28,7 @@ from PIL import Image
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.decoder.sampling import SamplingParams, check_seed
+from dalle.defaults import DEFAULT_CLIP
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError, ParameterError
 from dalle.files import atomic_file, atomic_write, check_claimed, check_output, names_in
@@ -59,7 +60,7 @@ def evaluate(
     shards: tuple[str, ...] = ("data/emoji",),
     num: int = 200,
     phrasing: Phrasing = "training",
-    clip: str = "emoji",
+    clip: str = DEFAULT_CLIP,
     guidance_scale: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
     temperature: float | None = None,

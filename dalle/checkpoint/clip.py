@@ -44,6 +44,8 @@ __all__ = ["find_clip", "load_classifier", "load_clip", "save_classifier", "save
 
 CLIP_FORMAT, CLASSIFIER_FORMAT = "dalle-clip", "dalle-classifier"
 FORMAT_VERSION = 1
+OPEN_CLIP_FILE = "open_clip_config.json"
+"""A file by which another project's CLIP directory is known."""
 CLIP_FILE, CLASSIFIER_FILE = "clip.safetensors", "classifier.safetensors"
 Settings = TypeVar("Settings", bound=Config)
 
@@ -182,7 +184,11 @@ def _read(folder: Path, format: str, further: Mapping[str, type]) -> dict[str, A
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a directory of format {format}") from None
+        hint = (
+            "; `dalle import` makes one of it" if format == CLIP_FORMAT and (folder / OPEN_CLIP_FILE).exists() else ""
+        )
+        message = f"{folder} has no {CONFIG_FILE}: it is not a directory of format {format}{hint}"
+        raise CheckpointError(message) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("format") != format:

@@ -3,13 +3,14 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from tqdm import tqdm
 
 from dalle.cli.look import complete_model, print_json
 from dalle.command_line import INCOMPLETE, exit_on_mistake, one_line, print_error
+from dalle.defaults import DEFAULT_CLIP, Rerank
 from dalle.errors import ImageError
 from dalle.files import CannotWriteError, atomic_folder, check_output
 from dalle.interrupt import heavy_imports
@@ -40,7 +41,7 @@ def score(
     ] = None,
     clip: Annotated[
         str, typer.Option(help="CLIP directory, or the name of a CLIP model in the package or in DALLE_MODELS/clip.")
-    ] = "emoji",
+    ] = DEFAULT_CLIP,
     model: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +51,7 @@ def score(
         ),
     ] = None,
     sort: Annotated[
-        Literal["clip", "likelihood"],
+        Rerank,
         typer.Option(help="Score that orders the pictures; those without a likelihood come last."),
     ] = "clip",
     out: Annotated[

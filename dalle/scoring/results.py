@@ -3,19 +3,18 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
+from dalle.defaults import Rerank
 from dalle.errors import ImageError
 from dalle.images import contact_sheet, load_image
 from dalle.printable import printable
 from dalle.scoring.scorer import Score
 
-__all__ = ["COLUMNS", "MAX_SHEET_PICTURES", "Order", "csv_of", "facts_of", "ordered", "sheet_of", "table_of"]
+__all__ = ["COLUMNS", "MAX_SHEET_PICTURES", "csv_of", "facts_of", "ordered", "sheet_of", "table_of"]
 
-Order = Literal["clip", "likelihood"]
-"""The score by which pictures are ordered."""
 COLUMNS = ("file", "prompt", "prompt_from", "clip_score", "log_likelihood", "model", "seed", "index", "note")
 """Columns of the CSV file, and keys of the JSON objects."""
 MAX_SHEET_PICTURES = 144
@@ -27,7 +26,7 @@ THUMBNAIL = 256
 PROMPT_WIDTH = 48
 
 
-def ordered(scores: Iterable[Score], order: Order) -> list[Score]:
+def ordered(scores: Iterable[Score], order: Rerank) -> list[Score]:
     """Scores, the best first. Those without the score come last, ordered by the CLIP score."""
 
     def key(score: Score) -> tuple[bool, float, float]:
@@ -75,7 +74,8 @@ def table_of(scores: Sequence[Score]) -> str:
 
 
 def sheet_of(scores: Sequence[Score]) -> Image.Image:
-    """A contact sheet of scored pictures in their order, each above its rank, its scores and its prompt.
+    """A contact sheet of scored pictures in their order, each above its rank, its CLIP score and log-likelihood, and its
+    prompt.
 
     Raises `ImageError` for a picture that was changed since it was scored and cannot be read.
     """
@@ -84,8 +84,8 @@ def sheet_of(scores: Sequence[Score]) -> Image.Image:
         image = load_image(score.file, mode="RGBA")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         images.append(image)
-        likelihood = "" if score.log_likelihood is None else f", log-lik. {score.log_likelihood:.2f}"
-        labels.append(f"{rank}: CLIP {score.clip_score:.3f}{likelihood}\n{score.prompt}")
+        likelihood = "" if score.log_likelihood is None else f", {score.log_likelihood:.2f}"
+        labels.append(f"{rank}: {score.clip_score:.3f}{likelihood}\n{score.prompt}")
     if not images:
         raise ImageError("there are no scored pictures to show")
     return contact_sheet(images, labels=labels)

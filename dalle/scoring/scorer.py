@@ -1,8 +1,9 @@
 """`Scorer`: picture files against their prompts, by a CLIP model, and by the decoders that drew them.
 
 The CLIP score is the cosine between the vectors of picture and prompt. The log-likelihood is the mean logarithm of the
-probability of a code, in nats, under the decoder given the prompt: at temperature 1, without filters or guidance. Only
-a picture whose receipt has the codes, and whose model is on this machine, has one.
+probability of a code, in nats, under the decoder given the prompt: at temperature 1, without filters or guidance. Codes
+that were given, as in a picture that was continued, do not count. Only a picture whose receipt has the codes, and whose
+model is on this machine, has one. Both are what candidates are reranked by (`dalle.best_of`).
 """
 
 import dataclasses
@@ -13,16 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dalle.best_of import mean_likelihoods
 from dalle.clip.model import ClipModel
 from dalle.clip.pictures import as_images
-from dalle.decoder.likelihood import log_probabilities
-from dalle.decoder.sampling import SamplingParams
 from dalle.errors import DalleError, ImageError
 from dalle.images import load_image, open_image
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt
 from dalle.scoring.captions import Captions, PromptSource
-from dalle.verify import fault_of_codes, folder_of_model
+from dalle.verify import fault_of_codes, folder_of_model, request_of_receipt
 
 __all__ = ["Score", "Scorer", "Skipped"]
 
@@ -150,11 +150,13 @@ class Scorer:
         model = self._model_of(receipt)
         if fault := fault_of_codes(model, receipt):
             raise ImageError(fault)
+        asked = dataclasses.replace(receipt, prompt=prompt, parameters={**receipt.parameters, "truncate": True})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a prompt that was cut when the picture was drawn too
-            request = model.request(prompt, SamplingParams(), seed=receipt.seed, truncate=True)
-        codes = torch.tensor(receipt.codes).flatten()[None]
-        return float(log_probabilities(model.decoder, request.text_ids, codes, request.features).mean())
+            warnings.simplefilter("ignore")  # a prompt that the model cuts now was cut when it drew
+            request = request_of_receipt(model, asked)
+        if request.kept is not None and bool((request.kept >= 0).all()):
+            raise ImageError("all of its codes were given, and none was drawn")
+        return float(mean_likelihoods(model.decoder, request, torch.tensor(receipt.codes).flatten()[None]))
 
     def _model_of(self, receipt: Receipt) -> DALLE:
         digest = receipt.model_digest
