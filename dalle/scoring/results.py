@@ -74,8 +74,7 @@ def table_of(scores: Sequence[Score]) -> str:
 
 
 def sheet_of(scores: Sequence[Score]) -> Image.Image:
-    """A contact sheet of scored pictures in their order, each above its rank, its CLIP score and log-likelihood, and its
-    prompt.
+    """A contact sheet of scored pictures in their order, each above its rank, CLIP score, log-likelihood and prompt.
 
     Raises `ImageError` for a picture that was changed since it was scored and cannot be read.
     """

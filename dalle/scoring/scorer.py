@@ -130,33 +130,34 @@ class Scorer:
         )
         if (receipt := read.receipt) is None:
             return score
-        likelihood: float | str
+        likelihood: float | None = None
         try:
-            likelihood = self._likelihood(receipt, read.prompt)
+            likelihood, note = self._likelihood(receipt, read.prompt)
         except DalleError as error:
-            likelihood = str(error)
-        unknown = isinstance(likelihood, str)
+            note = f"no likelihood: {error}"
         return dataclasses.replace(
             score,
             model=receipt.model,
             seed=receipt.seed,
             index=receipt.index,
-            log_likelihood=None if unknown else likelihood,
-            note="; ".join(filter(None, (read.note, f"no likelihood: {likelihood}" if unknown else ""))),
+            log_likelihood=likelihood,
+            note="; ".join(filter(None, (read.note, note))),
         )
 
-    def _likelihood(self, receipt: Receipt, prompt: str) -> float:
-        """Mean log-probability of the receipt's codes. Raises `DalleError` if it cannot be known, and why."""
+    def _likelihood(self, receipt: Receipt, prompt: str) -> tuple[float, str]:
+        """Mean log-probability of the receipt's codes, and a note. Raises `DalleError` if it cannot be known, and
+        why."""
         model = self._model_of(receipt)
         if fault := fault_of_codes(model, receipt):
             raise ImageError(fault)
         asked = dataclasses.replace(receipt, prompt=prompt, parameters={**receipt.parameters, "truncate": True})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a prompt that the model cuts now was cut when it drew
+            warnings.simplefilter("ignore")  # the note says it
             request = request_of_receipt(model, asked)
         if request.kept is not None and bool((request.kept >= 0).all()):
             raise ImageError("all of its codes were given, and none was drawn")
-        return float(mean_likelihoods(model.decoder, request, torch.tensor(receipt.codes).flatten()[None]))
+        likelihood = float(mean_likelihoods(model.decoder, request, torch.tensor(receipt.codes).flatten()[None]))
+        return likelihood, f"{model.name} reads the first tokens of the prompt" if request.truncated else ""
 
     def _model_of(self, receipt: Receipt) -> DALLE:
         digest = receipt.model_digest

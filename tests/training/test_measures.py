@@ -134,7 +134,7 @@ def test_precision_and_recall_are_those_of_a_search_one_by_one() -> None:
 
     found = precision_and_recall(drawn, real)
     assert found == pytest.approx((share(drawn, real), share(real, drawn)))
-    assert 0 < min(found) and max(found) < 1 and found[0] != found[1]
+    assert min(found) > 0 and max(found) < 1 and found[0] != found[1]
 
 
 def test_precision_and_recall_tell_quality_from_variety() -> None:
