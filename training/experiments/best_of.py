@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle import DALLE
-from dalle.best_of import BestOf, Judge, Pruning, Selection, draw_best, judge_of, mean_likelihoods
+from dalle.best_of import BestOf, Judge, Pruning, Selection, draw_best, judge_of
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.config import Config, require, require_at_least
 from dalle.decoder.engine import StepResult
+from dalle.decoder.likelihood import log_probabilities
 from dalle.defaults import DEFAULT_CLIP
 from dalle.device import keep_memory
 from dalle.files import atomic_file, atomic_write
@@ -178,10 +179,12 @@ def _scored(model: DALLE, judge: Judge, requests: list[PromptRequest], codes: Te
     likely, unconditional, halves, cosines, nearest = [], [], [], [], []
     for number, request in enumerate(tqdm(requests, desc="score", unit="caption")):
         own = codes[number]
-        without = dataclasses.replace(request, text_ids=request.null_ids, features=request.null_features)
-        likely.append(mean_likelihoods(model.decoder, request, own))
-        unconditional.append(mean_likelihoods(model.decoder, without, own))
-        halves.append(mean_likelihoods(model.decoder, request, own[:, :half]))
+        found = log_probabilities(model.decoder, request.text_ids, own, request.features)
+        likely.append(found.mean(1))
+        halves.append(found[:, :half].mean(1))
+        assert request.null_ids is not None
+        found = log_probabilities(model.decoder, request.null_ids, own, request.null_features)
+        unconditional.append(found.mean(1))
         grids = model.decoder.layout.grid(own)
         found = clip.embed_pictures([model.decode(grid) for grid in grids]) @ captions.T
         cosines.append(found[:, number])
