@@ -19,7 +19,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of the files that are taken from folders, in lower or upper case."""
 SHEET = "contact-sheet.png"
 """The sheet that `dalle` writes beside pictures, which is no picture of a prompt."""
-METADATA = "metadata.jsonl"
+METADATA: Literal["metadata.jsonl"] = "metadata.jsonl"
 FILE_COLUMN = "file_name"
 CAPTION_COLUMNS = ("caption", "text", "captions", "prompt", "description")
 """Keys that hold a caption in `metadata.jsonl`, the first one that is there."""

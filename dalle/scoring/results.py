@@ -27,7 +27,7 @@ PROMPT_WIDTH = 48
 
 
 def ordered(scores: Iterable[Score], order: Rerank) -> list[Score]:
-    """Scores, the best first. Those without the score come last, ordered by the CLIP score."""
+    """Scores, the best first; last come pictures without the score, ordered by the CLIP score."""
 
     def key(score: Score) -> tuple[bool, float, float]:
         chosen = score.clip_score if order == "clip" else score.log_likelihood
