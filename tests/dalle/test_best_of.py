@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,12 @@ from dalle.decoder.likelihood import log_probabilities
 from dalle.decoder.step import Step
 from dalle.errors import CheckpointError, DalleError, ImageError, ParameterError
 from dalle.images import encode_image, to_rgb
+from dalle.interop.open_clip import load_open_clip
 from dalle.ranking import Ranking
 from dalle.receipt import Receipt, describe, read_receipt
 from dalle.text.classes import ClassTokenizer
 from dalle.verify import Verifier, request_of_receipt
+from tests.support import golden
 from tests.support.clips import small_clip, text_tokenizer
 from tests.support.models import FAMILIES, lively_decoder
 
@@ -83,7 +86,7 @@ def test_the_best_are_plain_pictures_in_the_order_of_their_scores(model: DALLE, 
 
 def test_clip_sees_the_picture_over_white(clear: DALLE, clip: ClipModel) -> None:
     for background in ("transparent", "opaque"):
-        best = list(clear.generate(PROMPT, n=3, best_of=3, clip=clip, seed=7, background=background))  # type: ignore[arg-type]
+        best = list(clear.generate(PROMPT, n=3, best_of=3, clip=clip, seed=7, background=background))
         expected = clip.score([to_rgb(picture.image) for picture in best], [PROMPT])[:, 0].tolist()
         assert [ranking.score for ranking in rankings(best)] == pytest.approx(expected, abs=2e-6)
         assert expected == sorted(expected, reverse=True)
@@ -118,18 +121,18 @@ def test_log_probabilities_are_those_of_the_steps(family: str) -> None:
     request = Request(text_ids=text_ids, features=features, params=SamplingParams(), seed=5)
     engine = Engine(decoder, num_slots=2)
     codes = torch.stack(engine.run([dataclasses.replace(request, index=i) for i in range(3)]))
-    found = log_probabilities(decoder, text_ids, codes, features)
-    assert found.shape == codes.shape and found.dtype == torch.float32
+    together = log_probabilities(decoder, text_ids, codes, features)
+    assert together.shape == codes.shape and together.dtype == torch.float32
     with torch.inference_mode():
         expected = torch.stack([stepwise(decoder, request, one) for one in codes])
-    assert (found - expected).abs().max() < 2e-4
+    assert (together - expected).abs().max() < 2e-4
     part = log_probabilities(decoder, text_ids, codes[:, :7], features)
-    assert (part - found[:, :7]).abs().max() < 1e-5, "later codes change nothing"
-    assert torch.equal(mean_likelihoods(decoder, request, codes), found.mean(1))
+    assert (part - together[:, :7]).abs().max() < 1e-5, "later codes change nothing"
+    assert torch.equal(mean_likelihoods(decoder, request, codes), together.mean(1))
     kept = torch.full((layout.num_codes,), -1)
     kept[:6] = codes[0, :6]
     after = mean_likelihoods(decoder, dataclasses.replace(request, kept=kept), codes)
-    assert torch.allclose(after, found[:, 6:].mean(1)), "kept codes do not count"
+    assert torch.allclose(after, together[:, 6:].mean(1)), "kept codes do not count"
 
 
 def test_many_rows_are_as_each_alone(model: DALLE) -> None:
@@ -165,7 +168,7 @@ def test_pruning_saves_steps_and_changes_no_survivor(model: DALLE) -> None:
     for prune in (False, True):
         engine = Engine(model.decoder, num_slots=8)
         results: list[StepResult] = []
-        selection = Selection(model, BestOf(n=2, best_of=12, rerank="likelihood", prune=prune), judge, PROMPT, request)
+        selection = Selection(model, BestOf(n=2, best_of=16, rerank="likelihood", prune=prune), judge, PROMPT, request)
         best = draw_best(engine, [selection], results.append)
         drawn[prune] = [(request.index, codes.tolist(), ranking) for request, codes, ranking in best]
         steps[prune], num_codes[prune] = engine.num_steps, sum(result.num_codes for result in results)
@@ -174,16 +177,16 @@ def test_pruning_saves_steps_and_changes_no_survivor(model: DALLE) -> None:
     everything = torch.stack(Engine(model.decoder, num_slots=8).run(selection.requests))
     half = mean_likelihoods(model.decoder, request, everything[:, :8]).tolist()
     dropped = Pruning(2).add(dict(enumerate(half)))
-    assert 0 < len(dropped) <= 10
-    assert num_codes == {False: 12 * 16, True: 12 * 16 - len(dropped) * 8}
-    needed = finish_steps([], [(8 if index in dropped else 16, 2) for index in range(12)], 8)
-    assert steps == {False: 48, True: max(needed)} and max(needed) < 48, "freed slots are taken at once"
+    assert 0 < len(dropped) <= 14
+    assert num_codes == {False: 16 * 16, True: 16 * 16 - len(dropped) * 8}
+    needed = finish_steps([], [(8 if index in dropped else 16, 2) for index in range(16)], 8)
+    assert steps == {False: 64, True: max(needed)} and max(needed) < 64, "freed slots are taken at once"
     scores = mean_likelihoods(model.decoder, request, everything).tolist()
-    survivors = sorted({*range(12)} - {*dropped}, key=lambda index: -scores[index])
+    survivors = sorted({*range(16)} - {*dropped}, key=lambda index: -scores[index])
     assert [index for index, _, _ in drawn[True]] == survivors[:2]
     for index, own, ranking in drawn[True]:
         assert own == everything[index].tolist()
-        assert ranking.pruned == len(dropped) and ranking.best_of == 12
+        assert ranking.pruned == len(dropped) and ranking.best_of == 16
     assert {ranking.pruned for _, _, ranking in drawn[False]} == {0}
 
 
@@ -328,6 +331,22 @@ def test_the_command(model_folder: Path, clip_folder: Path, tmp_path: Path) -> N
     for path in (tmp_path / "best").glob("a-red-panda-*.png"):
         with Image.open(path) as one, Image.open(tmp_path / "all" / path.name) as other:
             assert one.tobytes() == other.tobytes(), "the same name is the same picture"
+
+
+def test_an_imported_clip_model_judges(model: DALLE, tmp_path: Path) -> None:
+    """From open_clip's files by `dalle import` to a directory that `--clip` takes."""
+    shutil.copytree(golden.found("open_clip/gelu"), tmp_path / "theirs")
+    shutil.copy(golden.found("open_clip/merges.txt"), tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match="`dalle import` makes one of it"):
+        model.generate(PROMPT, best_of=3, clip=tmp_path / "theirs")
+    command = [sys.executable, "-m", "dalle.cli", "import", "theirs", "--out", "ours"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = list(model.generate(PROMPT, n=2, best_of=3, clip=str(tmp_path / "ours"), seed=7))
+    theirs = load_open_clip(tmp_path / "theirs")
+    scores = theirs.score([picture.image for picture in best], [PROMPT])[:, 0].tolist()
+    assert [ranking.score for ranking in rankings(best)] == pytest.approx(scores, abs=2e-6)
+    assert [ranking.clip for ranking in rankings(best)] == ["ours", "ours"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 a mistake of the caller, 130 by Ctrl-C.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -154,7 +155,11 @@ def _codes(model: DALLE, requests: list[PromptRequest], options: BestOfOptions) 
     candidates = [dataclasses.replace(one, index=i) for one in requests for i in range(options.best_of)]
     engine = new_engine(model, num_slots=8)
     with tqdm(total=len(candidates) * model.num_codes, desc="draw", unit="code") as bar:
-        drawn = engine.run(candidates, lambda result: bar.update(result.num_codes) and None)
+
+        def advance(result: StepResult) -> None:
+            bar.update(result.num_codes)
+
+        drawn = engine.run(candidates, advance)
     codes = torch.stack(drawn).view(len(requests), options.best_of, -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
@@ -163,12 +168,11 @@ def _codes(model: DALLE, requests: list[PromptRequest], options: BestOfOptions) 
 
 
 @torch.inference_mode()
-def _images(model: DALLE, codes: Tensor) -> list[Tensor]:
+def _images(model: DALLE, codes: Tensor) -> Iterator[Tensor]:
     """Pictures of codes (M, N) over white, in batches (B, 3, H, W) in [-1, 1]."""
     device = model.decoder.embedding.weight.device
-    grids = model.decoder.layout.grid(codes)
-    parts = batches(range(len(grids)), "decode")
-    return [composite(model.image_tokenizer.decode(grids[part.start : part.stop].to(device))) for part in parts]
+    for batch in batches(list(model.decoder.layout.grid(codes)), "compare"):
+        yield composite(model.image_tokenizer.decode(torch.stack([*batch]).to(device)))
 
 
 def _scored(model: DALLE, judge: Judge, requests: list[PromptRequest], codes: Tensor, ranks: Tensor) -> Candidates:
