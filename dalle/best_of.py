@@ -230,7 +230,7 @@ class Selection(Generic[R]):
         return len(self._codes.keys() | self._dropped) == len(self.requests)
 
     def best(self) -> list[tuple[R, Tensor, Ranking]]:
-        """The best n candidates, best first, with their codes (N,) and places. Of equal ones the lower index is first.
+        """The best n candidates, best first, with their codes (N,) and places; the lower index is first of equal ones.
         All must be complete."""
         assert self.is_complete
         indices = sorted(self._codes.keys() - self._dropped)
