@@ -109,7 +109,9 @@ def draw(
         codes = engine.layout.grid(torch.stack(engine.run(requests, advance)))
 
     shown = set(evenly(len(chosen), NUM_EXAMPLES))
-    drawn, reconstructed, clip_drawn, clip_real, examples = [], [], [], [], []
+    drawn, reconstructed, examples = [], [], []
+    clip_drawn: list[Tensor] = []
+    clip_real: list[Tensor] = []
     clip_size = clip.network.config.vision.image_size
     for batch in batches(range(len(chosen)), f"compare {name}"):
         images = composite(tokenizer.decode(codes[batch].to(embed.device)))

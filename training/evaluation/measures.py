@@ -107,7 +107,7 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
         return 0.0
     places = centred @ directions[spanning].T
     identity = torch.nn.Identity()
-    identity.num_features = places.shape[1]  # type: ignore[assignment]  # what torchmetrics asks a network of ours for
+    identity.num_features = places.shape[1]  # what torchmetrics asks a network of ours for
     distance = FrechetInceptionDistance(feature=identity).set_dtype(torch.float64)
     distance.update(places[: len(features)], real=False)
     distance.update(places[len(features) :], real=True)
