@@ -40,7 +40,12 @@ def score(
         ),
     ] = None,
     clip: Annotated[
-        str, typer.Option(help="CLIP directory, or the name of a CLIP model in the package or in DALLE_MODELS/clip.")
+        str,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="CLIP model: a name, or a directory as `dalle import` or `training.clip` writes it. The default knows "
+            "emoji and icons.",
+        ),
     ] = DEFAULT_CLIP,
     model: Annotated[
         str | None,
@@ -81,8 +86,8 @@ def score(
 
     The CLIP score is the cosine between picture and prompt, as a CLIP model sees
     them. The log-likelihood is that of a code, on average, under the model that
-    drew the picture. Higher is better for both. Scores of different prompts, CLIP
-    models or models cannot be compared strictly.
+    drew the picture. Higher is better for both. Scores of different CLIP models,
+    or of different decoders, cannot be compared.
 
     Prints a table, the best picture first, and writes a CSV file and a contact
     sheet. Pictures that cannot be read, or that nothing says the prompt of, are

@@ -100,7 +100,7 @@ class Scorer:
                 return Skipped(file=file, reason="nothing says what it shows: give --prompt, or a text file beside it")
             tokens = self._clip.text_tokenizer.tokenize(found[0])
         except DalleError as error:
-            return Skipped(file=file, reason=str(error).removeprefix(f"{file}: "))
+            return Skipped(file=file, reason=str(error).removeprefix(str(file)).lstrip(": "))
         limit = self._clip.text_tokenizer.max_tokens
         cut = f"CLIP reads the first {limit} of {len(tokens)} tokens of the prompt" if len(tokens) > limit else ""
         return _Read(
