@@ -7,7 +7,6 @@ The packages sentencepiece and protobuf read the file; a translator needs neithe
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 import tokenizers
 from tokenizers import Regex, models, normalizers
 
