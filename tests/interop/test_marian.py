@@ -24,7 +24,7 @@ from tests.support.interop_command import run
 from tests.support.translators import ENGLISH, SENTENCES, marian_tokenizer, write_marian
 
 CHARACTERS = (
-    "abc ABC éèüñçß 가나각힣 あパプガ 漢字 \u3000\u00a0\t\u2581\uff0e\uff0c\uff01ｆｕＷ①½ﬁ㍍ｶﾞ<s>/🐼👩\u200d🎨❤️"
+    "abc ABC éèüñçß 가나각힣 あパプガ 漢字 \u3000\u00a0\t\u2581\uff0e\uff0c\uff01\uff46\uff55\uff37①½ﬁ㍍ｶﾞ<s>/🐼👩\u200d🎨❤️"
     "\u0301\u0308\u0327\u200b\u200d\ufeff\u1100\u1161\u11a8\u0e49"
 )
 
@@ -120,15 +120,15 @@ def test_logits_of_other_shapes(act: str, scale: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("num_beams", "power"), [(1, 1.0), (2, 0.6), (2, 1.0), (5, 0.6), (5, 1.0)])
-def test_search_finds_what_transformers_find(
-    translator: Translator, peer: Any, sources: Tensor, num_beams: int, power: float
-) -> None:
-    network, limit, compared = translator.network, 16, set[tuple[int, ...]]()
-    for bias in (2.0, 3.0, 4.0, 5.0):  # random networks rarely end by themselves
+def test_search_finds_what_transformers_find(translator: Translator, peer: Any, num_beams: int, power: float) -> None:
+    network, limit, compared = translator.network, 8, set[tuple[int, ...]]()
+    sources = torch.randint(2, network.config.vocab_size - 1, (40, 9))
+    sources[:20, 6:] = torch.tensor([network.config.end_id, *[network.config.pad_id] * 2])
+    for bias in (2.5, 3.0, 3.5, 4.0, 4.5, 5.0):  # random networks rarely end by themselves
         ends = torch.zeros(network.config.vocab_size)
         ends[network.config.end_id] = bias
         compared |= _compared(network, peer, sources, limit, num_beams, power, ends)
-    assert len(compared) >= 4, compared
+    assert len(compared) >= 3, compared
 
 
 @torch.no_grad()
