@@ -24,8 +24,8 @@ from tests.support.interop_command import run
 from tests.support.translators import ENGLISH, SENTENCES, marian_tokenizer, write_marian
 
 CHARACTERS = (
-    "abc ABC éèüñçß 가나각힣 あパプガ 漢字 \u3000\u00a0\t\u2581\uff0e\uff0c\uff01\uff46\uff55\uff37①½ﬁ㍍ｶﾞ<s>/🐼👩\u200d🎨❤️"
-    "\u0301\u0308\u0327\u200b\u200d\ufeff\u1100\u1161\u11a8\u0e49"
+    "abc ABC éèüñçß 가나각힣 あパプガ 漢字 \u3000\u00a0\t\u2581\uff0e\uff0c\uff01\uff46\uff55\uff37①½ﬁ㍍ｶﾞ<s>/🐼👩"
+    "\u200d🎨❤️\u0301\u0308\u0327\u200b\u200d\ufeff\u1100\u1161\u11a8\u0e49"
 )
 
 
