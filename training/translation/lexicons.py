@@ -1,0 +1,120 @@
+"""The lexicons of the five languages from concepts, and the words that each word of a language may become."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from dalle.translate.languages import PARTICLES, clean, folded, without_particle, words_in
+from dalle.translate.lexicon import Lexicon
+from training.captions.grammar import plural
+from training.translation.compose import tone_ways
+from training.translation.grammar import GERMAN_ADJECTIVE
+from training.translation.sources import Concept
+from training.translation.words import styles_of, templates_of, words_of
+
+__all__ = ["build_lexicon"]
+
+ORDER = ("thing", "word", "region", "flag", "group", "language")
+"""Kinds of concepts in the order in which they get a name that several have. Names with skin tones consist of others."""
+SHARE, FEW, SHARE_OF_MANY = 0.3, 3, 0.1
+FIELD = re.compile(r"\{(\w+)\}")
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+ENDINGS = ("er", "e", "es", "en", "em")
+FUNCTION = {
+    "fr": "un une le la les l d des de du au aux à a en dans sur sous avec sans et ou pour par qui que s moi",
+    "es": "un una unos unas el la los las de del al a en con sin sobre bajo por para y e o que me",
+    "de": "ein eine einen einem einer eines der die das den dem des und oder mit von vom vor im in auf am an bei ohne"
+    " unter über mir für zu zum zur aus nach",
+    "ko": "그리고 나에게",
+    "ja": "の を と が に は で な",
+}
+"""Articles, prepositions and the like, which are no names within a sentence."""
+
+
+def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
+    """The lexicon of a language. concepts: those whose names it knows; its words are those of their names, and of
+    `words.tsv` and `templates.tsv`."""
+    names: dict[str, str] = {style: style for style in styles_of()}
+    for kind in ORDER:
+        for concept in concepts:
+            if concept.kind == kind:
+                for name in concept.names.get(language, ()):
+                    for way, english in _ways(language, name, concept.english):
+                        names.setdefault(way, english)
+    words = _words(language, concepts)
+    modifiers = (form for kind in ("colour", "adjective") for word in words_of(language, kind) for form in _forms(word.other, language))  # type: ignore[arg-type]
+    around = (FIELD.sub(" ", template.other) for template in templates_of(language))
+    plain = {_key(modifier, language) for modifier in modifiers} | {*FUNCTION[language].split()}
+    plain |= {key for text in around for key in _keys(text, language)}
+    words |= {word: words.get(word, []) for word in FUNCTION[language].split()}
+    if language == "ko":
+        plain |= {*PARTICLES}
+    return Lexicon(language, names, words, plain - {""})
+
+
+def _ways(language: str, name: str, english: str) -> Iterable[tuple[str, str]]:
+    """A name, its plural if that is formed by a rule, and German adjectives with other endings."""
+    yield name, english
+    first, _, rest = name.partition(" ")
+    if language == "de" and rest and GERMAN_ADJECTIVE.match(first):
+        stem = re.sub(r"(er|es|e)$", "", first)
+        for ending in ENDINGS:
+            yield f"{stem}{ending} {rest}", english
+    many = plural(english) if language in ("fr", "es") and name.isalpha() else None
+    if many and not name.endswith(("s", "x", "z")):
+        yield name + ("s" if language == "fr" or name[-1] in "aeiouáéó" else "es"), many
+
+
+def _words(language: str, concepts: Sequence[Concept]) -> dict[str, list[str]]:
+    """By each word, the English words that occur beside it in a large enough share of names."""
+    counts: Counter[str] = Counter()
+    both: Counter[tuple[str, str]] = Counter()
+    always: dict[str, set[str]] = defaultdict(set)
+    for source, target, weight in _pairs(language, concepts):
+        keys, english = {*_keys(source, language)}, {*WORD.findall(target.lower())}
+        if weight:
+            counts.update(keys)
+            both.update((key, word) for key in keys for word in english)
+        else:
+            for key in keys:
+                always[key] |= english
+    found: dict[str, list[str]] = {key: [] for key in (*counts, *always)}
+    for (key, word), count in both.items():
+        if count >= SHARE * counts[key] or (count >= FEW and count >= SHARE_OF_MANY * counts[key]):
+            found[key].append(word)
+    return {key: sorted({*found[key], *always[key]}) for key in sorted(found)}
+
+
+def _pairs(language: str, concepts: Sequence[Concept]) -> Iterable[tuple[str, str, bool]]:
+    """Pairs of texts, and whether their words are counted, or else always belong together."""
+    for concept in concepts:
+        for name in concept.names.get(language, ()):
+            yield name, concept.english, True
+            if concept.kind == "tone":
+                for source, target in tone_ways(language, name, concept.english):
+                    yield source, target, True
+    for kind in ("colour", "adjective", "tail", "style"):
+        for word in words_of(language, kind):  # type: ignore[arg-type]
+            for form in _forms(word.other, language):
+                yield form, word.english, False
+    for template in templates_of(language):
+        yield FIELD.sub(" ", template.other), FIELD.sub(" ", template.english), False
+
+
+def _forms(word: str, language: str) -> list[str]:
+    parts = [part.removeprefix("<").removeprefix("=") for part in word.split("|")]
+    if language == "de" and " " not in word and not word.startswith("="):
+        parts += [f"{part.removesuffix('e')}{ending}" for part in parts for ending in ENDINGS]
+    return parts
+
+
+def _key(text: str, language: str) -> str:
+    return " ".join(_keys(text, language)) if language != "ja" else folded(clean(text), language)
+
+
+def _keys(text: str, language: str) -> list[str]:
+    """Folded words of a text; Korean ones with and without their particle."""
+    keys = [word.key for word in words_in(clean(text), language)]
+    if language == "ko":
+        keys += [stem for key in keys if len(stem := without_particle(key)) > 1 and stem != key]
+    return keys
