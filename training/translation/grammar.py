@@ -87,7 +87,7 @@ def _romance(phrase: NounPhrase, gender: Gender) -> str:
 
 
 def _french(phrase: NounPhrase, has_article: bool, chance: random.Random) -> dict[str, str]:
-    words = phrase.name.split()
+    words = phrase.name.replace(":", " ").replace(",", " ").split()
     head = words[1] if words[0].lower() in LEADING_FRENCH and len(words) > 1 else words[0]
     gender = gender_of("fr", head)
     bare = _romance(phrase, gender)
@@ -158,7 +158,7 @@ def _stem(adjective: str) -> str:
 
 def _korean(phrase: NounPhrase, has_article: bool, chance: random.Random) -> dict[str, str]:
     before = [*([phrase.tail[1]] if phrase.tail else []), *(adjective.other for adjective in phrase.adjectives)]
-    joint = "" if before and chance.random() < 0.06 else " "
+    joint = "" if len(before) == 1 and chance.random() < 0.06 else " "
     bare = joint.join([*before, phrase.slot or phrase.name])
     last = ord(phrase.name[-1])
     has_final = (last - HANGUL.start) % 28 > 0 if last in HANGUL else chance.random() < 0.5

@@ -1,5 +1,6 @@
 """The lexicons of the five languages from concepts, and the words that each word of a language may become."""
 
+import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from training.translation.grammar import GERMAN_ADJECTIVE
 from training.translation.sources import Concept
 from training.translation.words import styles_of, templates_of, words_of
 
-__all__ = ["build_lexicon"]
+__all__ = ["build_lexicon", "unambiguous"]
 
 ORDER = ("thing", "word", "region", "flag", "group", "language")
 """Kinds of concepts in the order in which they get a name that several have. Names with skin tones consist of others."""
@@ -35,12 +36,10 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
     """The lexicon of a language. concepts: those whose names it knows; its words are those of their names, and of
     `words.tsv` and `templates.tsv`."""
     names: dict[str, str] = {style: style for style in styles_of()}
-    for kind in ORDER:
-        for concept in concepts:
-            if concept.kind == kind:
-                for name in concept.names.get(language, ()):
-                    for way, english in _ways(language, name, concept.english):
-                        names.setdefault(way, english)
+    for concept in _in_order(concepts):
+        for name in concept.names.get(language, ()):
+            for way, english in _ways(language, name, concept.english):
+                names.setdefault(way, english)
     words = _words(language, concepts)
     modifiers = (form for kind in ("colour", "adjective") for word in words_of(language, kind) for form in _forms(word.other, language))  # type: ignore[arg-type]
     around = (FIELD.sub(" ", template.other) for template in templates_of(language))
@@ -50,6 +49,32 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
     if language == "ko":
         plain |= {*PARTICLES}
     return Lexicon(language, names, words, plain - {""})
+
+
+def unambiguous(language: str, concepts: Sequence[Concept]) -> list[Concept]:
+    """The concepts with the names that are theirs: each name in one language belongs to one of them, the one that the
+    lexicon gives it to, or to all with the same English."""
+    owners: dict[str, str] = {}
+    for concept in (*_in_order(concepts), *concepts):
+        for name in concept.names.get(language, ()):
+            owners.setdefault(_key(name, language), concept.english)
+    return [
+        dataclasses.replace(
+            one,
+            names={
+                language: [name for name in one.names.get(language, ()) if owners[_key(name, language)] == one.english]
+            },
+        )
+        for one in concepts
+    ]
+
+
+def _in_order(concepts: Sequence[Concept]) -> Iterable[Concept]:
+    """The concepts whose names a lexicon has, those of everyday nouns first: French `lion` is an animal, and a sign of
+    the zodiac only after it."""
+    yield from (one for one in concepts if one.key.startswith("noun:"))
+    for kind in ORDER:
+        yield from (one for one in concepts if one.kind == kind)
 
 
 def _ways(language: str, name: str, english: str) -> Iterable[tuple[str, str]]:
@@ -89,7 +114,8 @@ def _pairs(language: str, concepts: Sequence[Concept]) -> Iterable[tuple[str, st
     """Pairs of texts, and whether their words are counted, or else always belong together."""
     for concept in concepts:
         for name in concept.names.get(language, ()):
-            yield name, concept.english, True
+            for way, english in _ways(language, name, concept.english):
+                yield way, english, True
             if concept.kind == "tone":
                 for source, target in tone_ways(language, name, concept.english):
                     yield source, target, True

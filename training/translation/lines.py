@@ -11,6 +11,7 @@ from dalle.translate.languages import LANGUAGES, clean, folded
 from training.emoji.packages import Packages
 from training.translation.compose import Composer, Line
 from training.translation.keywords import paired_words
+from training.translation.lexicons import unambiguous
 from training.translation.sources import Concept, annotations_of, is_held_out, load_concepts
 from training.translation.words import nouns_of
 
@@ -66,8 +67,8 @@ def split_lines(language: str, concepts: Concepts, *, num_phrases: int, num_val:
 
     num_phrases: phrases of training, beside all names. num_val: lines of each split of validation.
     """
-    composer = Composer(language, concepts.seen)
-    others = Composer(language, concepts.held_out)
+    composer = Composer(language, unambiguous(language, concepts.seen))
+    others = Composer(language, unambiguous(language, concepts.held_out))
     held_names = {_plain(line.source, language) for line in others.names()}
     train = _unique(composer.names(), held_names, language)
     sources = {_plain(line.source, language) for line in train}
