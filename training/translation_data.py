@@ -24,7 +24,7 @@ from dalle.errors import DataError
 from dalle.files import atomic_write, check_claimed, names_in
 from dalle.translate.languages import LANGUAGES
 from training.command import exit_on_mistake, parse
-from training.emoji.packages import fetch_npm
+from training.emoji.packages import Packages, fetch_npm
 from training.next_step import after_translation_data
 from training.run_folder import locked
 from training.translation.compose import Line
@@ -33,7 +33,7 @@ from training.translation.lines import SPLITS, Concepts, split_lines
 from training.translation.notice import notice
 from training.translation.sources import INTEGRITY, PACKAGES
 
-__all__ = ["LEXICONS", "TranslationDataOptions", "build", "main"]
+__all__ = ["LEXICONS", "SEEN_LEXICONS", "TranslationDataOptions", "build", "main", "write_data"]
 
 BUILD_FILE = "build.json"
 LEXICONS, SEEN_LEXICONS = "lexicon", "lexicon-seen"
@@ -65,24 +65,29 @@ def build(options: TranslationDataOptions) -> None:
     names = [*(f"{split}.jsonl" for split in SPLITS), LEXICONS, SEEN_LEXICONS, "NOTICE"]
     check_claimed(out, names_in(out), BUILD_FILE, names)
     with locked(out, keep=False):
-        packages = fetch_npm(PACKAGES, options.packages or out / ".packages", INTEGRITY)
-        text = notice(packages)
-        atomic_write(out / BUILD_FILE, json.dumps(_described(options), indent=2) + "\n")
-        concepts = Concepts.of_packages(packages)
-        lines: dict[str, dict[str, list[Line]]] = {split: {} for split in SPLITS}
-        for language in LANGUAGES:
-            found = split_lines(language, concepts, num_phrases=options.phrases, num_val=options.val)
-            for split, some in found.items():
-                lines[split][language] = some
-            for folder, known in ((LEXICONS, [*concepts.seen, *concepts.held_out]), (SEEN_LEXICONS, concepts.seen)):
-                (out / folder).mkdir(exist_ok=True)
-                build_lexicon(language, known).save(out / folder)
-            counts = ", ".join(f"{len(some)} of {split}" for split, some in found.items())
-            print(f"{LANGUAGES[language]}: {counts}")
-        for split, by_language in lines.items():
-            atomic_write(out / f"{split}.jsonl", _jsonl(by_language))
-        for place in (out, out / LEXICONS, out / SEEN_LEXICONS):
-            atomic_write(place / "NOTICE", text)
+        write_data(fetch_npm(PACKAGES, options.packages or out / ".packages", INTEGRITY), options)
+
+
+def write_data(packages: Packages, options: TranslationDataOptions) -> None:
+    """Write all files from unpacked packages. Raises `DataError` if one of them lacks a file or states another
+    licence."""
+    out, text = options.out, notice(packages)
+    atomic_write(out / BUILD_FILE, json.dumps(_described(options), indent=2) + "\n")
+    concepts = Concepts.of_packages(packages)
+    lines: dict[str, dict[str, list[Line]]] = {split: {} for split in SPLITS}
+    for language in LANGUAGES:
+        found = split_lines(language, concepts, num_phrases=options.phrases, num_val=options.val)
+        for split, some in found.items():
+            lines[split][language] = some
+        for folder, known in ((LEXICONS, [*concepts.seen, *concepts.held_out]), (SEEN_LEXICONS, concepts.seen)):
+            (out / folder).mkdir(exist_ok=True)
+            build_lexicon(language, known).save(out / folder)
+        counts = ", ".join(f"{len(some)} of {split}" for split, some in found.items())
+        print(f"{LANGUAGES[language]}: {counts}")
+    for split, by_language in lines.items():
+        atomic_write(out / f"{split}.jsonl", _jsonl(by_language))
+    for place in (out, out / LEXICONS, out / SEEN_LEXICONS):
+        atomic_write(place / "NOTICE", text)
 
 
 def _jsonl(by_language: Mapping[str, Iterable[Line]]) -> str:

@@ -237,7 +237,7 @@ class Lexicon:
         """Write the language's file into a folder; the same lexicon gives the same bytes."""
         content = {"language": self.language, "names": self.names, "words": self.words, "plain": sorted(self.plain)}
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        (folder / lexicon_file(self.language)).write_bytes(lzma.compress(text.encode(), preset=9))
+        (folder / lexicon_file(self.language)).write_bytes(lzma.compress(text.encode()))
 
     @classmethod
     def load(cls, path: Path) -> "Lexicon":
