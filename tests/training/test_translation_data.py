@@ -147,7 +147,9 @@ def test_skin_tones_are_written_in_several_ways() -> None:
     ways = tone_ways("de", "Frau: helle Hautfarbe", "woman, light skin tone")
     assert ("Frau mit heller Hautfarbe", "woman with light skin tone") in ways
     assert ("Frau: helle Hautfarbe", "woman, light skin tone") in ways
-    assert ("검은색 피부의 여자", "woman with dark skin tone") in tone_ways("ko", "여자: 검은색 피부", "woman, dark skin tone")
+    assert ("검은색 피부의 여자", "woman with dark skin tone") in tone_ways(
+        "ko", "여자: 검은색 피부", "woman, dark skin tone"
+    )
     two = "Kuss: Frau, Mann, helle Hautfarbe"
     assert [source for source, _ in tone_ways("de", two, "kiss, woman, man, light skin tone")] == [
         two,

@@ -53,7 +53,14 @@ def paired_words(english: Mapping[str, Annotation], other: Mapping[str, Annotati
     for two, candidates in best[1].items():
         dice, one = max(candidates)
         is_mutual = max(best[0][one])[1] == two and sum(other[0] == dice for other in candidates) == 1
-        if is_mutual and dice >= MIN_DICE and both[one, two] >= MIN_COUNT and (one, two) in named and len(one) > 2 and one not in WRONG:
+        if (
+            is_mutual
+            and dice >= MIN_DICE
+            and both[one, two] >= MIN_COUNT
+            and (one, two) in named
+            and len(one) > 2
+            and one not in WRONG
+        ):
             found[two] = one
     return dict(sorted(found.items()))
 

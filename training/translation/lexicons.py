@@ -16,7 +16,7 @@ from training.translation.words import styles_of, templates_of, words_of
 __all__ = ["build_lexicon", "unambiguous"]
 
 ORDER = ("thing", "word", "region", "flag", "group", "language")
-"""Kinds of concepts in the order in which they get a name that several have. Names with skin tones consist of others."""
+"""Kinds of concepts in the order in which they get a name that several have. Names with skin tones are composed."""
 SHARE, FEW, SHARE_OF_MANY = 0.3, 3, 0.1
 FIELD = re.compile(r"\{(\w+)\}")
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
@@ -41,13 +41,22 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
             for way, english in _ways(language, name, concept.english):
                 names.setdefault(way, english)
     words = _words(language, concepts)
-    modifiers = (form for kind in ("colour", "adjective") for word in words_of(language, kind) for form in _forms(word.other, language))  # type: ignore[arg-type]
+    modifiers = (
+        form
+        for kind in ("colour", "adjective")
+        for word in words_of(language, kind)
+        for form in _forms(word.other, language)
+    )  # type: ignore[arg-type]
     around = (FIELD.sub(" ", template.other) for template in templates_of(language))
     plain = {_key(modifier, language) for modifier in modifiers} | {*FUNCTION[language].split()}
+    for kind in ("tail", "style"):  # styles have words of their own in each language; names of styles are names
+        plain |= {_key(word.other, language) for word in words_of(language, kind) if word.other != word.english}
     plain |= {key for text in around for key in _keys(text, language)}
-    words |= {word: words.get(word, []) for word in FUNCTION[language].split()}
+    words |= {word: [] for word in FUNCTION[language].split()}
     if language == "ko":
         plain |= {*PARTICLES}
+        words |= {particle: [] for particle in PARTICLES}
+    plain -= {_key(style, language) for style in styles_of()}
     return Lexicon(language, names, words, plain - {""})
 
 
@@ -135,7 +144,8 @@ def _forms(word: str, language: str) -> list[str]:
 
 
 def _key(text: str, language: str) -> str:
-    return " ".join(_keys(text, language)) if language != "ja" else folded(clean(text), language)
+    text = clean(text)
+    return folded(text, language) if language == "ja" else " ".join(word.key for word in words_in(text, language))
 
 
 def _keys(text: str, language: str) -> list[str]:
