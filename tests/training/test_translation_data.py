@@ -22,7 +22,7 @@ from training.translation.lexicons import unambiguous
 from training.translation.lines import SPLITS, Concepts, read_lines
 from training.translation.notice import notice
 from training.translation.sources import Concept, is_held_out, load_concepts
-from training.translation.words import templates_of, words_of
+from training.translation.words import WordKind, templates_of, words_of
 from training.translation_data import LEXICONS, SEEN_LEXICONS, TranslationDataOptions, build, write_data
 
 NUM_PHRASES, NUM_VAL = 400, 40
@@ -99,8 +99,9 @@ def test_slots_are_the_same_in_both_languages_and_only_in_training(splits: dict[
 
 
 def test_every_language_has_the_same_kinds_of_words_and_phrases() -> None:
-    for kind in ("colour", "adjective", "tail", "style"):
-        english = [{word.english for word in words_of(language, kind)} for language in LANGUAGES]  # type: ignore[arg-type]
+    kinds: tuple[WordKind, ...] = ("colour", "adjective", "tail", "style", "noun")
+    for kind in kinds:
+        english = [{word.english for word in words_of(language, kind)} for language in LANGUAGES]
         assert english.count(english[0]) == len(LANGUAGES), kind
     for language in LANGUAGES:
         templates = templates_of(language)

@@ -74,7 +74,8 @@ def elided(word: str, text: str) -> str:
 
 def _agreeing(adjectives: Sequence[Adjective], gender: Gender) -> tuple[list[str], list[str]]:
     """French or Spanish adjectives before the noun, and those after it."""
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     for adjective in adjectives:
         masculine, feminine = adjective.other.split("|")
         form = (feminine if gender == "f" else masculine).removeprefix("<")
@@ -127,7 +128,7 @@ def _german(phrase: NounPhrase, has_article: bool, chance: random.Random) -> dic
         declined += 1
     gender: Gender = gender_of("de", words[-1])
     if declined:
-        gender = {"er": "m", "es": "n"}.get(words[0][-2:], gender if gender == "f" else "f")  # type: ignore[assignment]
+        gender = "m" if words[0].endswith("er") else "n" if words[0].endswith("es") else "f"
     stems = [re.sub(r"(er|es|e)$", "", word) for word in words[:declined]]
     if phrase.slot:
         stems, words, declined, rest = [], [phrase.slot], 0, ""
