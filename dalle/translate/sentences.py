@@ -2,7 +2,7 @@
 
 1. A sentence that as a whole is a known name becomes that name's English.
 2. Otherwise known names and unknown words are replaced by slots, and the network translates the rest. Its sentence is
-   accepted if it has every slot once, if each of its content words may come from a word of the source (see
+   accepted if it has every slot once, if each of its content words may come from a word of its own in the source (see
    `Lexicon.licences`), and if each word of the source that has few translations has become one of them. The slots are
    then filled: with the names' English, and with unknown words as they were.
 3. A sentence that is not accepted is looked up instead: known names in English, the rest kept.
@@ -10,6 +10,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -108,11 +109,13 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     if used != list(SLOTS[: len(masked.slots)]):
         return None
     licences = [found - FUNCTION_WORDS for found in lexicon.licences(masked.rest)]
-    words = {*ENGLISH_WORD.findall(english.lower())} - FUNCTION_WORDS
-    kept = {word for word in words if word in masked.rest.lower()}
-    if words - kept - set().union(*licences) or not (words or masked.slots):
+    words = Counter(word for word in ENGLISH_WORD.findall(english.lower()) if word not in FUNCTION_WORDS)
+    as_they_are = Counter(ENGLISH_WORD.findall(masked.rest.lower()))
+    if not (words or masked.slots):
         return None
-    if any(0 < len(found) <= CLEAR and not found & words for found in licences):
+    if any(count > as_they_are[word] + sum(word in found for found in licences) for word, count in words.items()):
+        return None
+    if any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
         return None
     for slot, piece in zip(SLOTS, masked.slots, strict=False):
         english = english.replace(slot, piece.english)

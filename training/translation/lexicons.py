@@ -132,6 +132,8 @@ def _pairs(language: str, concepts: Sequence[Concept]) -> Iterable[tuple[str, st
             for form in _forms(word.other, language):
                 yield form, word.english, False
     for template in templates_of(language):
+        if template.held_out:  # the network has not learned its words
+            continue
         yield FIELD.sub(" ", template.other), FIELD.sub(" ", template.english), False
 
 
