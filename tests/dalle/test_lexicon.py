@@ -151,6 +151,9 @@ def test_articles_fit_what_fills_the_slot() -> None:
         f"a {SLOTS[1]}",
         f"a cute {SLOTS[0]} with a hat",
         f"a sad {SLOTS[0]}",
+        f"a {SLOTS[0]}",
+        f"a cute cute {SLOTS[0]}",
+        "",
     ],
 )
 def test_what_the_network_invents_or_loses_is_not_accepted(answer: str) -> None:
