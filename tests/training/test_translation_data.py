@@ -25,7 +25,7 @@ from training.translation.sources import Concept, is_held_out, load_concepts
 from training.translation.words import WordKind, templates_of, words_of
 from training.translation_data import LEXICONS, SEEN_LEXICONS, TranslationDataOptions, build, write_data
 
-NUM_PHRASES, NUM_VAL = 400, 40
+NUM_PHRASES, NUM_VAL = 250, 30
 
 
 @pytest.fixture(scope="module")
