@@ -3,6 +3,7 @@
 folder -> bpe -> vq -> codes -> decoder -> release -> dalle generate
 clip -> retrieval
 classify -> report
+translation_data -> translate -> translation_report
 """
 
 import shlex
@@ -14,6 +15,7 @@ from training.classify_config import ClassifyConfig
 from training.clip_config import ClipTrainingConfig
 from training.decoder_config import DecoderTrainingConfig
 from training.pairs.shards import PairShards, find_shards
+from training.translate_config import TranslateConfig
 from training.vq_config import VQTrainingConfig
 
 __all__ = [
@@ -24,11 +26,14 @@ __all__ = [
     "after_decoder",
     "after_folder",
     "after_release",
+    "after_translate",
+    "after_translation_data",
     "after_vq",
 ]
 
 TOKENIZER = "runs/bpe/tokenizer.json"
 EMOJI_TOKENIZER, CODES, EMOJI_SHARDS = "runs/vq-emoji/model", "runs/codes", "data/emoji/"
+TRANSLATION_DATA = "data/translation"
 """Defaults of the programs, which a command need not name."""
 
 
@@ -120,6 +125,18 @@ def after_clip(config: ClipTrainingConfig) -> str:
 def after_classify(config: ClassifyConfig) -> str:
     """After `training.classify`: the page of the run, with its curves and confusion."""
     return _said(_program("report", config.run))
+
+
+def after_translation_data(out: Path) -> str:
+    """After `training.translation_data`: the translator."""
+    which = [] if str(out) == TRANSLATION_DATA else ["--data", out]
+    return _said(_program("translate", "emoji", *which))
+
+
+def after_translate(config: TranslateConfig) -> str:
+    """After `training.translate`: its measurement."""
+    which = [] if config.data == TRANSLATION_DATA else ["--data", config.data]
+    return _said(_program("translation_report", Path(config.run) / "model", *which))
 
 
 def after_release(out: Path) -> str:

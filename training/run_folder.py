@@ -156,7 +156,11 @@ def save_state(parts: Parts, step: int, folder: Path, stamp: Mapping[str, str] =
     tensors: dict[str, Tensor] = {}
     for name, part in parts.items():
         if isinstance(part, nn.Module):
-            tensors |= {f"{name}/{key}": value for key, value in part.state_dict().items()}
+            # a weight that two modules share is saved twice
+            seen: set[int] = set()
+            for key, value in part.state_dict().items():
+                tensors[f"{name}/{key}"] = value.clone() if value.data_ptr() in seen else value
+                seen.add(value.data_ptr())
         else:
             for index, values in part.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}

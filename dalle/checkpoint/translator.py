@@ -3,6 +3,8 @@
 config.json             format, name, notes, sizes, languages, search, text tokenizer, digests of the other files
 tokenizer.json          the text tokenizer, of sources and translations alike
 translator.safetensors  the weights of the encoder-decoder Transformer
+lexicon-fr.json.xz      known names, in a file for each language that the translator has a lexicon of
+NOTICE                  sources and licences, if there are any
 """
 
 from collections.abc import Iterable
@@ -19,10 +21,14 @@ from dalle.text.kinds import load_text_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.translate.config import EncoderDecoderConfig
 from dalle.translate.encoder_decoder import EncoderDecoder
+from dalle.translate.languages import LANGUAGES
+from dalle.translate.lexicon import Lexicon, lexicon_file
 from dalle.translate.search import SearchConfig
 from dalle.translate.translator import TextConfig, Translator
 
 __all__ = ["find_translator", "load_translator", "save_translator"]
+
+NOTICE_FILE = "NOTICE"
 
 FORMAT = DirectoryFormat(
     name="dalle-translator",
@@ -57,6 +63,10 @@ def save_translator(
 
     def write(files: Path) -> dict[str, Any]:
         translator.text_tokenizer.save(files / TOKENIZER_FILE)
+        for lexicon in translator.lexicons.values():
+            lexicon.save(files)
+        if translator.notice:
+            (files / NOTICE_FILE).write_text(translator.notice, encoding="utf-8")
         return {
             "text_tokenizer": translator.text_tokenizer.kind,
             "text": translator.text.to_dict(),
@@ -84,7 +94,13 @@ def load_translator(folder: str | Path) -> Translator:
     config = parsed(folder, EncoderDecoderConfig, values["network"])
     tokenizer = load_text_tokenizer(values["text_tokenizer"], listed(folder, values["digests"], TOKENIZER_FILE))
     _check_fit(folder, tokenizer, config)
+    digests = values["digests"]
+    files = {language: lexicon_file(language) for language in LANGUAGES if lexicon_file(language) in digests}
+    lexicons = {language: Lexicon.load(listed(folder, digests, file)) for language, file in files.items()}
+    notice = listed(folder, digests, NOTICE_FILE).read_text(encoding="utf-8") if NOTICE_FILE in digests else ""
     return Translator(
+        lexicons=lexicons,
+        notice=notice,
         name=values["name"],
         network=FORMAT.network(folder, values, lambda: EncoderDecoder(config)),
         text_tokenizer=tokenizer,

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from dalle.config import Config
-from dalle.errors import LongPromptError, PromptError
+from dalle.errors import LongPromptError, ParameterError, PromptError
 from dalle.text.tokenizer import PromptTokenizer, check_prompt
 from dalle.translate.alignment import Alignment, align
 from dalle.translate.encoder_decoder import EncoderDecoder
+from dalle.translate.lexicon import Lexicon
 from dalle.translate.search import SearchConfig, search
+from dalle.translate.sentences import Sentence, translate
 
 __all__ = ["TextConfig", "Translation", "Translator"]
 
@@ -77,6 +79,10 @@ class Translator:
     text: TextConfig
     search: SearchConfig
     """The search of a translation, unless `translate` is given another one."""
+    lexicons: Mapping[str, Lexicon] = dataclasses.field(default_factory=dict)
+    """Known names by language; empty for translators of other projects."""
+    notice: str = ""
+    """Sources and licences of the lexicons' names and of the training data; empty if there are none."""
     about: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Free text by key: licence, data, training."""
     digest: str = ""
@@ -123,6 +129,21 @@ class Translator:
                     unknown=tuple(self.text_tokenizer.unknown(text)),
                 )
         return [found[number] for number in range(len(rows))]
+
+    def translate_with_lexicon(self, sentences: Sequence[str], language: str) -> list[Sentence]:
+        """The translations of sentences of one language by lexicon and network together, as `dalle.translate.sentences`
+        describes: known names are never mistranslated, and unknown words are kept and reported.
+
+        Raises `ParameterError` for a language without a lexicon, else as `encode` does.
+        """
+        if language not in self.lexicons:
+            known = ", ".join(self.lexicons) or "none"
+            raise ParameterError(f"language is {language!r}; {self.name} has lexicons of: {known}")
+        for sentence in sentences:
+            self.encode(sentence)
+        return translate(
+            sentences, self.lexicons[language], lambda masked: [one.text for one in self.translate(masked)]
+        )
 
     def align(self, translation: Translation, *, words: bool = True) -> Alignment:
         """Which words of the source each word of a translation looked at, in every layer and head; or, without `words`,

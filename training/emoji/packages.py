@@ -4,19 +4,22 @@ The clients check the checksums. A package in the cache folder is not downloaded
 by hand.
 """
 
+import base64
 import dataclasses
+import hashlib
 import json
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dalle.errors import DataError
 from dalle.files import atomic_folder
 
-__all__ = ["IconSet", "Packages", "fetch_packages", "read_json"]
+__all__ = ["IconSet", "Packages", "fetch_npm", "fetch_packages", "read_json"]
 
 OPENCLIPART = "openclipart-svg"
 FETCH_SECONDS = 900
@@ -82,6 +85,15 @@ def fetch_packages(npm: Mapping[str, str], cache: Path) -> Packages:
     npm: versions of the npm packages by name; openclipart-svg is downloaded from Debian in addition.
     Raises `DataError`, with advice, if a client is missing or fails, or if a package has another name or version.
     """
+    return Packages({**fetch_npm(npm, cache).folders, OPENCLIPART: _fetch_openclipart(cache)})
+
+
+def fetch_npm(npm: Mapping[str, str], cache: Path, integrity: Mapping[str, str] = MappingProxyType({})) -> Packages:
+    """Download the npm packages that the cache lacks, and unpack all of them there.
+
+    npm: versions by name. integrity: SHA-512 of archives by name, in the notation of npm (`sha512-BASE64`).
+    Raises `DataError`, with advice, if npm is missing or fails, or if a package has another name, version or digest.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     archives = {f"{name}@{version}": cache / _npm_archive(name, version) for name, version in npm.items()}
     missing = [spec for spec, archive in archives.items() if not archive.exists()]
@@ -96,12 +108,18 @@ def fetch_packages(npm: Mapping[str, str], cache: Path) -> Packages:
     for (name, version), archive in zip(npm.items(), archives.values(), strict=True):
         if not archive.exists():
             raise DataError(f"npm pack {name}@{version} left no {archive}")
+        if name in integrity and (found_digest := _integrity(archive)) != integrity[name]:
+            raise DataError(f"{archive} has the digest {found_digest}, not {integrity[name]}: delete it and try again")
         folders[name] = _unpacked(archive, cache / archive.stem) / "package"
         found = read_json(folders[name] / "package.json")
         if (found.get("name"), found.get("version")) != (name, version):
             raise DataError(f"{archive} holds {found.get('name')} {found.get('version')}, not {name} {version}")
-    folders[OPENCLIPART] = _fetch_openclipart(cache)
     return Packages(folders)
+
+
+def _integrity(archive: Path) -> str:
+    """SHA-512 of a file in the notation of npm."""
+    return f"sha512-{base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()}"
 
 
 def _fetch_openclipart(cache: Path) -> Path:
