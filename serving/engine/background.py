@@ -7,8 +7,8 @@ from contextlib import suppress
 __all__ = ["step_back"]
 
 NICENESS = 5
-"""Steps by which such a thread's priority is lower than the process's: a third of its weight on Linux. Where it shares a
-core with the engine's, steps get three quarters of it."""
+"""Steps by which such a thread's priority is lower than the process's: a third of its weight on Linux. Where it shares
+a core with the engine's, steps get three quarters of it."""
 
 
 def step_back() -> None:

@@ -74,8 +74,8 @@ def request_of(model: DALLE, job: Job) -> PromptRequest:
 
 
 def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
-    """The pictures of a job, and then its candidates, without previews. Encodes a given picture to codes, so call this on
-    the engine's thread."""
+    """The pictures of a job, and then its candidates, which have no previews. Encodes a given picture to codes, so call
+    this on the engine's thread."""
     job, request = open_job.job, open_job.request
     kept = None if job.given is None else kept_codes(model, job.given)
     num_codes = model.num_codes

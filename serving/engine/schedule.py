@@ -5,10 +5,11 @@ finish times are computed, not guessed. A job is accepted if the queue has room,
 its deadline, and if no job that was accepted before would miss its deadline because of it. A job that could never be
 accepted is refused with status 400, any other with 429 and a time after which to retry.
 
-Spare pictures are the exception: candidates, of which a job sends the best, and pictures of batches. They get slots that
-no ordinary picture wants, candidates first, and give them up when one does, so that the others' times are what they
-would be without them. A picture of a batch is then queued again. A candidate is given up, and so are those that have no
-slots then (`unreachable`): a job waits for its candidates while slots are idle, and not while others are served.
+Spare pictures are the exception: candidates, of which a job sends the best, and pictures of batches. They get slots
+that no ordinary picture wants, candidates first, and give them up when one does, so that the others' times are what
+they would be without them. A picture of a batch is then queued again. A candidate is given up, and so are those that
+have no slots then (`unreachable`): a job waits for its candidates while slots are idle, and not while others are
+served.
 
 Callers take turns (`FairQueue`). The queue's room is shared by dynamic thresholds (Choudhury and Hahne 1998): a caller
 can have as many pictures queued as there is room left for others, so that no caller fills the queue alone.
