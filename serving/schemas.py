@@ -140,12 +140,12 @@ class _Common(_Body):
     n: int = Field(default=1, ge=1, lt=2**31)
     """Number of pictures; the service sets the limit."""
     best_of: int | None = Field(default=None, ge=1, lt=2**31)
-    """Draw up to this many candidates and return the best `n`, best first; the service sets the limit. Candidates beyond
-    the first `n` take idle slots only, and are given up when other requests need them: `candidates` in the response is
-    the number that were compared."""
+    """Draw up to this many candidates and return the best `n`, best first; the service sets the limit. Candidates
+    beyond the first `n` take idle slots only, and are given up when other requests need them: `candidates` in the
+    response is the number that were compared."""
     rerank: Rerank | None = None
-    """Judge of the candidates: `clip`, a CLIP model that compares pictures with the prompt (default), or `likelihood`, the
-    model itself. Needs `best_of`."""
+    """Judge of the candidates: `clip`, a CLIP model that compares pictures with the prompt (default), or `likelihood`,
+    the model itself. Needs `best_of`."""
     size: str = "auto"
     """`auto`, the size that the model draws, such as `128x128` (width x height), or a whole multiple of it up to 2,048
     pixels a side: the pictures are then enlarged."""
