@@ -38,9 +38,13 @@ class Picture:
         self.record.update(error_code="not_drawn", error=str(error))
 
     def refuse(self, error: ModerationError) -> None:
-        """Mark the picture's record as refused by a safety check, without its codes: they are the picture."""
-        self.record.update(dict.fromkeys(("codes", "codes_sha256", "step", "software")))
+        """Mark the picture's record as refused by a safety check, without its codes."""
+        self.withhold()
         self.record.update(error_code=error.refused.code, error=str(error))
+
+    def withhold(self) -> None:
+        """Remove the codes from the picture's record: they are the picture."""
+        self.record.update(dict.fromkeys(("codes", "codes_sha256", "step", "software")))
 
 
 @dataclasses.dataclass(eq=False)

@@ -118,7 +118,10 @@ class Writer:
 
     def _write(self, picture: Picture, noted: Record | None, image: Image.Image | None, text: dict[str, str]) -> None:
         item, record, shard = picture.item, picture.record, picture.shard.shard
-        if self.moderation is not None and image is not None:
+        if self.moderation is not None and self.moderation.has_pictures:
+            if image is None:  # it could not be decoded, so it was not judged
+                picture.withhold()
+                return
             try:
                 self.moderation.check_picture(image)
             except CheckUnavailableError:

@@ -43,7 +43,7 @@ class SafetySettings(StrictModel):
         """What is checked; nothing by default."""
         prompts = self.words is not None or self.prompt_hook is not None
         pictures = self.nsfw_threshold is not None or self.picture_hook is not None
-        return (*(("prompt",) if prompts else ()), *(("picture",) if pictures else ()))  # type: ignore[return-value]
+        return (*(("prompt",) if prompts else ()), *(("picture",) if pictures else ()))
 
     def absolute(self) -> "SafetySettings":
         """The same settings with the absolute path of the word list: replicas have working directories of their own."""

@@ -1,13 +1,23 @@
 """Safety checks in offline batches: blocked items are failed lines with the reason, and leave nothing else."""
 
+import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dalle.errors import ConfigError
-from serving.batch.storage import StorageError
+from dalle import DALLE
+from dalle.checkpoint import load_facts
+from dalle.errors import ConfigError, DalleError
+from serving.batch.driver import Batch, _worker_settings
+from serving.batch.manifest import read_manifest
+from serving.batch.plan import FIELDS, Planner, PlanSettings
+from serving.batch.prompts import read_prompts
+from serving.batch.ray_data import _WorkerActor
+from serving.batch.storage import StorageError, open_storage
+from serving.batch.worker import Worker
 from serving.safety.settings import SafetySettings
 from tests.support.batches import contents, manifest, prompts_file, run
 
@@ -36,8 +46,8 @@ def test_blocked_prompts_are_failed_lines(
         "the request was rejected by the safety system: the prompt was blocked; change the prompt"
     }
     before = contents(out)
-    for again in ({}, {"retry_failed": True}):
-        assert run(model_folder, prompts, out, safety=safety, **again) == 3
+    for retry_failed in (False, True):
+        assert run(model_folder, prompts, out, safety=safety, retry_failed=retry_failed) == 3
         assert "0 of them drawn in this run" in capsys.readouterr().out, "blocked ones are not tried again"
     assert contents(out) == before
     plain = tmp_path / "plain"
@@ -100,9 +110,45 @@ def test_a_process_that_cannot_check_stops_the_batch(
     assert not list(out.glob("pictures/*/*"))
 
 
+@pytest.mark.parametrize("hook", ["blocks_every_picture", "dies"])
+def test_actors_of_ray_check_too(model_folder: Path, tmp_path: Path, hook: str) -> None:
+    """What Ray Data calls, with what it is sent."""
+    safety, plan = SafetySettings(picture_hook=f"{HOOKS}:{hook}"), PlanSettings()
+    facts, out = load_facts(model_folder), tmp_path / "out"
+    open_storage(str(out)).prepare()
+    prompts = prompts_file(tmp_path, ["a fish"], "one.txt")
+    batch = Batch(prompts=str(prompts), out=str(out), model=str(model_folder), plan=plan, threads=1, safety=safety)
+    settings = pickle.loads(pickle.dumps(dataclasses.asdict(_worker_settings(batch, str(model_folder), facts, None))))
+    (shard,) = Planner(facts, "lively", plan).shards(read_prompts(str(prompts), FIELDS))
+    actor = _WorkerActor(settings)
+    ((answer,),) = [rows["result"] for rows in actor({"shard": [shard.to_json()]})]
+    assert isinstance(actor._worker, Worker)
+    actor._worker.close()
+    if hook == "dies":
+        assert json.loads(answer)["stopped"].startswith("pictures cannot be checked at the moment")
+    else:
+        assert json.loads(answer)["num_pictures"] == 1, answer
+        _, (record,) = read_manifest(open_storage(str(out)), shard)
+        assert (record["error_code"], record["codes"]) == ("moderation_blocked", None)
+
+
 def test_mistakes_are_found_before_anything_is_drawn(model_folder: Path, tmp_path: Path) -> None:
     prompts, out = prompts_file(tmp_path, ["a fish"], "one.txt"), tmp_path / "out"
     for safety in (SafetySettings(words=tmp_path / "none.txt"), SafetySettings(picture_hook="no_such_module:check")):
         with pytest.raises(ConfigError):
             run(model_folder, prompts, out, safety=safety)
     assert not out.exists()
+
+
+def test_codes_that_cannot_be_judged_are_not_kept(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise DalleError("the picture cannot be decoded")
+
+    monkeypatch.setattr(DALLE, "picture", cannot)
+    prompts, out = prompts_file(tmp_path, ["a fish"], "one.txt"), tmp_path / "out"
+    safety = SafetySettings(picture_hook=f"{HOOKS}:passes_every_picture")
+    assert run(model_folder, prompts, out, plan={"layout": "codes"}, safety=safety) == 3
+    (record,) = manifest(out)
+    assert (record["error_code"], record["codes"]) == ("not_drawn", None)

@@ -13,7 +13,7 @@ import pytest
 from tests.support.served import Served, serving
 from tests.support.service import GENERATIONS
 
-BODY = {"prompt": "a red panda, fluent 3d style emoji"}
+PROMPT = "a red panda, fluent 3d style emoji"
 TITLE = "serving.safety.process"
 
 
@@ -41,24 +41,24 @@ def test_checks_hold_on_ray(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
     model = ("--models", '[{"path": "emoji", "step": "eager"}]')
     with serving(*model, "--limits.deadline", "300", *arguments, **environment) as served:
-        assert code_of(served, BODY["prompt"]) is None, "an emoji passes the network"
+        assert code_of(served, PROMPT) is None, "an emoji passes the network"
         with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any") as client:
             with pytest.raises(openai.BadRequestError) as found:
                 client.images.generate(model="emoji", prompt="a WICKED fish")
             assert found.value.code == "moderation_blocked"
             (tmp_path / "closed").touch()
             with pytest.raises(openai.BadRequestError) as found:
-                client.images.generate(model="emoji", n=2, **BODY)
+                client.images.generate(model="emoji", n=2, prompt=PROMPT)
             assert found.value.code == "moderation_blocked"
         (tmp_path / "closed").unlink()
         assert served.total("moderation_blocked_total") >= 2
         (first,) = checkers(served)
         first.kill()
-        assert code_of(served, BODY["prompt"]) is None
+        assert code_of(served, PROMPT) is None
         (second,) = checkers(served)
         assert second.pid != first.pid
         served.kill("ray::ServeReplica:dalle:emoji")
-        assert code_of(served, BODY["prompt"]) is None, "another replica draws, and checks"
+        assert code_of(served, PROMPT) is None, "another replica draws, and checks"
         until = time.monotonic() + 30
         while second.is_running() and second.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < until, "it ends with its replica"

@@ -13,7 +13,6 @@ import pytest
 
 from dalle import DALLE
 from tests.serving.test_batches import FINAL, client_of, create, line, results, until
-from tests.support import hooks
 from tests.support.engines import given_picture
 from tests.support.pictures import saved
 from tests.support.service import GENERATIONS, PROMPT, Service, error_of, events_of, metric, post, service
@@ -71,7 +70,7 @@ def test_a_blocked_prompt_is_not_logged(mild: Service, caplog: pytest.LogCapture
 
 
 def test_other_prompts_and_pictures_are_as_without_checks(mild: Service, model: DALLE) -> None:
-    body = {"prompt": "a fish", "negative_prompt": "wicked", "seed": 3, "n": 2}
+    body: dict[str, Any] = {"prompt": "a fish", "negative_prompt": "wicked", "seed": 3, "n": 2}
     checked = post(mild, **body).json()
     with service(model) as plain:
         assert [one["b64_json"] for one in checked["data"]] == [
@@ -199,10 +198,15 @@ def test_a_check_that_fails_lets_nothing_pass(
     assert "check" in caplog.text
 
 
-def test_a_prompt_hook_that_hangs_ends_at_the_deadline(model: DALLE, monkeypatch: pytest.MonkeyPatch) -> None:
-
-    monkeypatch.setattr(hooks, "says_nothing", lambda prompt: time.sleep(1.5) or False)
-    with service(model, safety={"prompt_hook": f"{HOOKS}:says_nothing"}) as one:
+def test_a_prompt_hook_that_hangs_ends_at_the_deadline(model: DALLE) -> None:
+    with service(model, safety={"prompt_hook": f"{HOOKS}:takes_its_time"}) as one:
         error = error_of(post(one, prompt="a fish", deadline=0.3))
         assert error["code"] == "deadline_exceeded"
         assert post(one, prompt="a fish").status_code == 200
+
+
+def test_a_blocked_preview_is_left_out_and_the_picture_decides(model: DALLE) -> None:
+    with service(model, safety={"picture_hook": f"{HOOKS}:blocks_every_second_picture"}) as one:
+        events = events_of(post(one, prompt="a fish", stream=True, partial_images=2).text)
+        assert [kind.rpartition(".")[2] for kind, _ in events] == ["partial_image", "completed"]
+        assert metric(one, "dalle_moderation_blocked_total") == 0, "previews are not counted"

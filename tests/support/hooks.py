@@ -16,6 +16,7 @@ __all__ = [
     "no_function",
     "passes_every_picture",
     "says_nothing",
+    "takes_its_time",
 ]
 
 no_function = "a text"
@@ -58,6 +59,11 @@ def says_nothing(judged: object) -> None:
 
 def hangs(judged: object) -> bool:
     time.sleep(3600)
+    return False
+
+
+def takes_its_time(prompt: str) -> bool:
+    time.sleep(1.5)
     return False
 
 
