@@ -89,8 +89,13 @@ class BestOf:
 class Judge(Protocol):
     """Scores candidates of one prompt."""
 
-    rerank: Rerank
-    clip: ClipModel | None
+    @property
+    def rerank(self) -> Rerank:
+        """The judge's name."""
+
+    @property
+    def clip(self) -> ClipModel | None:
+        """The CLIP model that judges; None for another judge."""
 
     def scores(self, prompt: str | None, request: Request, codes: Tensor) -> Tensor:
         """Scores (M,) float32 on the CPU, of which higher is better, of M candidates with codes (M, N). They were drawn

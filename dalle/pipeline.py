@@ -124,10 +124,6 @@ def negative_prompt_errors() -> Iterator[None]:
         raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
 
 
-def _unranked(drawn: Iterator[tuple[PromptRequest, Tensor]]) -> Iterator[tuple[PromptRequest, Tensor, None]]:
-    return ((request, codes, None) for request, codes in drawn)
-
-
 class DALLE(Model):
     """A loaded model directory that draws pictures of prompts."""
 
@@ -184,7 +180,11 @@ class DALLE(Model):
         ]
         if asked is None:
             requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
-            return self._pictures(lambda engine: _unranked(engine.stream(requests, on_step)), background, weights)
+            return self._pictures(
+                lambda engine: ((request, codes, None) for request, codes in engine.stream(requests, on_step)),
+                background,
+                weights,
+            )
         judge = judge_of(self, asked.rerank, clip)
         selections = [Selection(self, asked, judge, request.prompt, request) for request in first_requests]
         return self._pictures(lambda engine: draw_best(engine, selections, on_step), background, weights)

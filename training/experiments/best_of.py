@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 a mistake of the caller, 130 by Ctrl-C.
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,10 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle import DALLE
-from dalle.best_of import BestOf, Judge, Pruning, Selection, draw_best, judge_of, mean_likelihoods
+from dalle.best_of import BestOf, Judge, Pruning, Selection, draw_best, judge_of
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.config import Config, require, require_at_least
 from dalle.decoder.engine import StepResult
+from dalle.decoder.likelihood import log_probabilities
 from dalle.defaults import DEFAULT_CLIP
 from dalle.device import keep_memory
 from dalle.files import atomic_file, atomic_write
@@ -153,7 +155,11 @@ def _codes(model: DALLE, requests: list[PromptRequest], options: BestOfOptions) 
     candidates = [dataclasses.replace(one, index=i) for one in requests for i in range(options.best_of)]
     engine = new_engine(model, num_slots=8)
     with tqdm(total=len(candidates) * model.num_codes, desc="draw", unit="code") as bar:
-        drawn = engine.run(candidates, lambda result: bar.update(result.num_codes) and None)
+
+        def advance(result: StepResult) -> None:
+            bar.update(result.num_codes)
+
+        drawn = engine.run(candidates, advance)
     codes = torch.stack(drawn).view(len(requests), options.best_of, -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished:
@@ -162,12 +168,11 @@ def _codes(model: DALLE, requests: list[PromptRequest], options: BestOfOptions) 
 
 
 @torch.inference_mode()
-def _images(model: DALLE, codes: Tensor) -> list[Tensor]:
+def _images(model: DALLE, codes: Tensor) -> Iterator[Tensor]:
     """Pictures of codes (M, N) over white, in batches (B, 3, H, W) in [-1, 1]."""
     device = model.decoder.embedding.weight.device
-    grids = model.decoder.layout.grid(codes)
-    parts = batches(range(len(grids)), "decode")
-    return [composite(model.image_tokenizer.decode(grids[part.start : part.stop].to(device))) for part in parts]
+    for batch in batches(list(model.decoder.layout.grid(codes)), "compare"):
+        yield composite(model.image_tokenizer.decode(torch.stack([*batch]).to(device)))
 
 
 def _scored(model: DALLE, judge: Judge, requests: list[PromptRequest], codes: Tensor, ranks: Tensor) -> Candidates:
@@ -178,10 +183,12 @@ def _scored(model: DALLE, judge: Judge, requests: list[PromptRequest], codes: Te
     likely, unconditional, halves, cosines, nearest = [], [], [], [], []
     for number, request in enumerate(tqdm(requests, desc="score", unit="caption")):
         own = codes[number]
-        without = dataclasses.replace(request, text_ids=request.null_ids, features=request.null_features)
-        likely.append(mean_likelihoods(model.decoder, request, own))
-        unconditional.append(mean_likelihoods(model.decoder, without, own))
-        halves.append(mean_likelihoods(model.decoder, request, own[:, :half]))
+        found = log_probabilities(model.decoder, request.text_ids, own, request.features)
+        likely.append(found.mean(1))
+        halves.append(found[:, :half].mean(1))
+        assert request.null_ids is not None
+        found = log_probabilities(model.decoder, request.null_ids, own, request.null_features)
+        unconditional.append(found.mean(1))
         grids = model.decoder.layout.grid(own)
         found = clip.embed_pictures([model.decode(grid) for grid in grids]) @ captions.T
         cosines.append(found[:, number])
