@@ -1,0 +1,52 @@
+"""The page's control for the best of several candidates: what it sends, the scores, and drawing a picture again."""
+
+import io
+import re
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.support.browsing import cards, draw, open_first, sent, set_up
+
+GENERATIONS = "/v1/images/generations"
+
+
+def test_the_best_of_several_are_shown_with_their_scores_and_drawn_again(page: Page) -> None:
+    control = page.get_by_label("Best of", exact=True)
+    expect(control).to_have_value("")
+    assert control.locator("option").all_inner_texts() == ["Off", "4", "8", "16"]
+    control.select_option("8")
+    draw(page, num=2, seed=7)
+    (fields,) = sent(page, GENERATIONS)
+    assert (fields["n"], fields["best_of"]) == (2, 8) and "rerank" not in fields
+    expect(page.get_by_role("group", name=re.compile("Drawing"))).to_contain_text("2 pictures, best of 8")
+    scores = [float(text) for text in cards(page).locator(".score").all_inner_texts()]
+    assert len(scores) == 2 and scores == sorted(scores, reverse=True), "the best is the first"
+    viewer = open_first(page)
+    expect(viewer).to_contain_text(f"{scores[0]:.3f} by emoji")
+    expect(viewer).to_contain_text("1 of 8")
+    index = int(viewer.locator("dt:text-is('Index') + dd").inner_text())
+    best = page.evaluate("document.getElementById('viewer-image').src")
+    pixels = "(src) => fetch(src).then((answer) => answer.arrayBuffer()).then((all) => [...new Uint8Array(all)])"
+    first = page.evaluate(pixels, best)
+    viewer.get_by_role("button", name="Reuse settings").click()
+    expect(control).to_have_value("")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(cards(page)).to_have_count(3, timeout=30_000)
+    again = sent(page, GENERATIONS)[-1]
+    assert (again["n"], again["seed"], again.get("first_index", 0)) == (1, 7, index) and "best_of" not in again
+    open_first(page)
+    second = page.evaluate(pixels, page.evaluate("document.getElementById('viewer-image').src"))
+    assert _pixels(first) == _pixels(second)
+
+
+def _pixels(content: list[int]) -> bytes:
+    return Image.open(io.BytesIO(bytes(content))).tobytes()
+
+
+def test_the_services_limit_is_shown_at_the_control(page: Page) -> None:
+    page.get_by_label("Best of", exact=True).select_option("4")
+    set_up(page, num=5)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("it must be at least n, which is 5")
+    expect(page.get_by_label("Best of", exact=True)).to_have_attribute("aria-invalid", "true")
