@@ -43,17 +43,17 @@ def value(engine: AsyncEngine, name: str) -> float:
 
 
 def hold_at(engine: AsyncEngine, num_steps: int) -> tuple[threading.Event, threading.Event]:
-    """As `hold`, after so many steps from now."""
+    """As `hold`, but after so many steps from now, and before jobs that have arrived meanwhile are taken."""
     stands, go = threading.Event(), threading.Event()
-    stop, at = engine._stop_cancelled_and_late, engine._engine.num_steps + num_steps
+    take, at = engine._take_arrivals, engine._engine.num_steps + num_steps
 
     def wait() -> None:
         if engine._engine.num_steps == at and not stands.is_set():
             stands.set()
             assert go.wait(60)
-        stop()
+        take()
 
-    engine._stop_cancelled_and_late = wait  # type: ignore[method-assign]
+    engine._take_arrivals = wait  # type: ignore[method-assign]
     return stands, go
 
 
