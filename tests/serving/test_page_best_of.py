@@ -6,7 +6,7 @@ import re
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.support.browsing import cards, draw, open_first, sent, set_up
+from tests.support.browsing import cards, open_first, sent, set_up
 
 GENERATIONS = "/v1/images/generations"
 
@@ -16,7 +16,9 @@ def test_the_best_of_several_are_shown_with_their_scores_and_drawn_again(page: P
     expect(control).to_have_value("")
     assert control.locator("option").all_inner_texts() == ["Off", "4", "8", "16"]
     control.select_option("8")
-    draw(page, num=2, seed=7)
+    set_up(page, num=2, seed=7)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(cards(page)).to_have_count(2, timeout=100_000)  # the judge is loaded first
     (fields,) = sent(page, GENERATIONS)
     assert (fields["n"], fields["best_of"]) == (2, 8) and "rerank" not in fields
     expect(page.get_by_role("group", name=re.compile("Drawing"))).to_contain_text("2 pictures, best of 8")
