@@ -60,7 +60,14 @@ def test_without_best_of_nothing_is_said_of_candidates(one: Service) -> None:
 
 
 def test_a_stream_has_previews_of_the_first_and_then_the_best(one: Service, model: DALLE) -> None:
-    body: dict[str, Any] = {"n": 2, "best_of": 6, "rerank": "likelihood", "seed": 7, "stream": True, "partial_images": 2}
+    body: dict[str, Any] = {
+        "n": 2,
+        "best_of": 6,
+        "rerank": "likelihood",
+        "seed": 7,
+        "stream": True,
+        "partial_images": 2,
+    }
     events = events_of(post(one, **PROMPT, **body).text)
     kinds = [kind.rpartition(".")[2] for kind, _ in events]
     assert kinds == ["partial_image"] * 4 + ["completed"] * 2
