@@ -1,14 +1,32 @@
 """The page's control for the best of several candidates: what it sends, the scores, and drawing a picture again."""
 
-import io
 import re
 
-from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.support.browsing import cards, open_first, sent, set_up
 
 GENERATIONS = "/v1/images/generations"
+
+
+def draw_first(page: Page, *, count: int) -> None:
+    """Press Draw, and wait until there are so many pictures; a judge is loaded for the first of them."""
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(cards(page)).to_have_count(count, timeout=100_000)
+
+
+def pixels_of(viewer: Locator) -> str:
+    """The picture of the viewer as a `data:` URL of a PNG without texts."""
+    data: str = viewer.locator("#viewer-image").evaluate(
+        """async (image) => {
+          await image.decode();
+          const canvas = document.createElement("canvas");
+          [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+          canvas.getContext("2d").drawImage(image, 0, 0);
+          return canvas.toDataURL();
+        }"""
+    )
+    return data
 
 
 def test_the_best_of_several_are_shown_with_their_scores_and_drawn_again(page: Page) -> None:
@@ -17,8 +35,7 @@ def test_the_best_of_several_are_shown_with_their_scores_and_drawn_again(page: P
     assert control.locator("option").all_inner_texts() == ["Off", "4", "8", "16"]
     control.select_option("8")
     set_up(page, num=2, seed=7)
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(cards(page)).to_have_count(2, timeout=100_000)  # the judge is loaded first
+    draw_first(page, count=2)
     (fields,) = sent(page, GENERATIONS)
     assert (fields["n"], fields["best_of"]) == (2, 8) and "rerank" not in fields
     expect(page.get_by_role("group", name=re.compile("Drawing"))).to_contain_text("2 pictures, best of 8")
@@ -27,23 +44,13 @@ def test_the_best_of_several_are_shown_with_their_scores_and_drawn_again(page: P
     viewer = open_first(page)
     expect(viewer).to_contain_text(f"{scores[0]:.3f} by emoji")
     expect(viewer).to_contain_text("1 of 8")
-    index = int(viewer.locator("dt:text-is('Index') + dd").inner_text())
-    best = page.evaluate("document.getElementById('viewer-image').src")
-    pixels = "(src) => fetch(src).then((answer) => answer.arrayBuffer()).then((all) => [...new Uint8Array(all)])"
-    first = page.evaluate(pixels, best)
+    index, best = int(viewer.locator("dt:text-is('Index') + dd").inner_text()), pixels_of(viewer)
     viewer.get_by_role("button", name="Reuse settings").click()
     expect(control).to_have_value("")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(cards(page)).to_have_count(3, timeout=30_000)
+    draw_first(page, count=3)
     again = sent(page, GENERATIONS)[-1]
     assert (again["n"], again["seed"], again.get("first_index", 0)) == (1, 7, index) and "best_of" not in again
-    open_first(page)
-    second = page.evaluate(pixels, page.evaluate("document.getElementById('viewer-image').src"))
-    assert _pixels(first) == _pixels(second)
-
-
-def _pixels(content: list[int]) -> bytes:
-    return Image.open(io.BytesIO(bytes(content))).tobytes()
+    assert pixels_of(open_first(page)) == best
 
 
 def test_the_services_limit_is_shown_at_the_control(page: Page) -> None:
