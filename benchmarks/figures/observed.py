@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dalle import DALLE
 from dalle.decoder.decoder import Decoder
-from dalle.transformer.attention import Attention, attention_weights, watch_attention
+from dalle.transformer.attention import Attention, Memory, attention_weights, watch_attention
 
 __all__ = ["AttentionCall", "DrawnRow", "draw_row", "observed", "run_row"]
 
@@ -51,7 +51,10 @@ def observed(network: nn.Module) -> Iterator[list[AttentionCall]]:
     gradients."""
     calls: list[AttentionCall] = []
 
-    def note(attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None) -> None:
+    def note(
+        attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, memory: Memory | None
+    ) -> None:
+        assert memory is None
         calls.append(AttentionCall(attention=attention, x=x, mask=mask, rotary=rotary))
 
     handles = watch_attention(network, note)

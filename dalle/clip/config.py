@@ -8,30 +8,9 @@ import dataclasses
 from typing import Literal
 
 from dalle.config import Config, require, require_at_least, require_multiple
+from dalle.transformer.masks import GridLayout
 
-__all__ = ["ClipConfig", "EncoderConfig", "GridLayout", "TextConfig", "VisionConfig"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GridLayout:
-    """A sequence of tokens: some in front, then a grid, row by row. It is a `GridSequence` of `dalle.transformer`."""
-
-    first_code: int
-    """Number of tokens in front of the grid."""
-    grid_height: int = 0
-    """Number of rows of the grid."""
-    grid_width: int = 0
-    """Number of columns of the grid."""
-
-    @property
-    def num_codes(self) -> int:
-        """Number of tokens on the grid."""
-        return self.grid_height * self.grid_width
-
-    @property
-    def length(self) -> int:
-        """Number of all tokens."""
-        return self.first_code + self.num_codes
+__all__ = ["ClipConfig", "EncoderConfig", "TextConfig", "VisionConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dalle.decoder.decoder import Decoder
-from dalle.transformer.attention import Attention, attention_weights, watch_attention
+from dalle.transformer.attention import Attention, Memory, attention_weights, watch_attention
 
 __all__ = ["replay"]
 
@@ -47,7 +47,10 @@ def _watched(decoder: Decoder, on_layer: Callable[[int, Tensor], None]) -> Decod
     twin = copy.deepcopy(decoder, {id(one): one for one in shared})
     layers, first = itertools.count(), decoder.layout.first_code - 1
 
-    def report(attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None) -> None:
+    def report(
+        attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, memory: Memory | None
+    ) -> None:
+        assert memory is None
         on_layer(next(layers), attention_weights(attention, x, mask, rotary)[0, :, first:])
 
     watch_attention(twin, report)

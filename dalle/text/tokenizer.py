@@ -58,6 +58,11 @@ class PromptTokenizer(abc.ABC):
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises `CheckpointError` for a file that is missing, damaged or not ours."""
 
+    def unknown(self, text: str) -> list[str]:
+        """Parts of a text that the vocabulary lacks, in their order. None unless a kind of tokenizer says otherwise: a
+        byte-level vocabulary lacks nothing."""
+        return []
+
     def encode(self, prompt: str, *, truncate: bool = False) -> torch.Tensor:
         """The text ids of a prompt: int64 of shape (T,). Raises and warns as `tokenize` and `fit` do."""
         return self.fit(self.tokenize(prompt), truncate=truncate)

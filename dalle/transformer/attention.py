@@ -1,15 +1,15 @@
-"""Multi-head attention, with grouped keys and a key-value cache where one is given.
+"""Multi-head attention: to the sequence itself, with a key-value cache where one is given, or to a memory.
 
 Shapes: hidden states (B, L, D), queries (B, heads, L, head_dim), keys and values (B, kv_heads, S, head_dim), masks
 broadcastable to (B, heads, L, S), true where a query may attend to a key; no mask lets it attend to all of them.
 
-Attention is that of Vaswani et al. 2017 (arXiv 1706.03762), grouped queries those of Ainslie et al. 2023 (2305.13245),
-query-key normalisation that of Dehghani et al. 2023 (2302.05442).
+Attention is that of Vaswani et al. 2017 (arXiv 1706.03762), also between encoder and decoder; grouped queries are
+those of Ainslie et al. 2023 (2305.13245), query-key normalisation that of Dehghani et al. 2023 (2302.05442).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dalle.transformer.linear import Linear
 
-__all__ = ["Attention", "LayerState", "apply_rotary", "attention_weights", "watch_attention"]
+__all__ = ["Attention", "LayerState", "Memory", "apply_rotary", "attention_weights", "watch_attention"]
 
 
 class LayerState(Protocol):
@@ -30,6 +30,17 @@ class LayerState(Protocol):
 
     def write_shifted(self, branch: int, inputs: Tensor) -> Tensor:
         """Store the inputs of a branch, (B, L, C); return all S that are stored, (B, S, C)."""
+
+
+class Memory(NamedTuple):
+    """Keys and values of another sequence of S tokens, computed once, and which of them may be attended to."""
+
+    keys: Tensor
+    """(B, kv_heads, S, head_dim)."""
+    values: Tensor
+    """(B, kv_heads, S, head_dim)."""
+    mask: Tensor | None
+    """Broadcastable to (B, heads, L, S) bool, true where a query may attend to a key; None for all."""
 
 
 def apply_rotary(x: Tensor, table: Tensor) -> Tensor:
@@ -90,7 +101,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of (B, L, D); with a cache, attention to everything that the cache holds as well.
+    """Multi-head attention of (B, L, D) to itself and, with a cache, to everything that the cache holds as well; or, if
+    it `reads_memory`, to a `Memory` alone: encoder-decoder attention.
 
     `num_kv_heads` below `num_heads` gives grouped-query attention; 1 gives multi-query attention.
     """
@@ -106,21 +118,36 @@ class Attention(nn.Module):
         output_bias: bool,
         qk_norm_epsilon: float | None,
         rotary_values: bool,
+        reads_memory: bool = False,
     ) -> None:
         super().__init__()
         self.heads = (num_heads, num_kv_heads, num_kv_heads)
         self.rotary_values = rotary_values
         self.grouped = num_kv_heads < num_heads
         self.head_dim = head_dim
-        self.qkv = Linear(width, sum(self.heads) * head_dim, bias=qkv_bias)
+        if reads_memory:  # two layers, since what they read differs
+            self.query = Linear(width, num_heads * head_dim, bias=qkv_bias)
+            self.key_value = Linear(width, 2 * num_kv_heads * head_dim, bias=qkv_bias)
+        else:
+            self.qkv = Linear(width, sum(self.heads) * head_dim, bias=qkv_bias)
         self.output = Linear(num_heads * head_dim, width, bias=output_bias)
         self.query_norm = _head_norm(head_dim, qk_norm_epsilon)
         self.key_norm = _head_norm(head_dim, qk_norm_epsilon)
 
-    def forward(self, x: Tensor, mask: Tensor | None, rotary: Tensor | None, cache: LayerState | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rotary: Tensor | None,
+        cache: LayerState | None,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """(B, L, D) -> (B, L, D). `rotary` is the table at the positions of x. With a cache, the keys and values of x
-        are written into it first, and the mask covers what it then holds."""
-        q, k, v = self.project(x, rotary)
+        are written into it first, and the mask covers what it then holds. A memory has no positions and no cache."""
+        if memory is not None:
+            q, k, v = self.queries(x), memory.keys, memory.values
+        else:
+            q, k, v = self.project(x, rotary)
         if cache is not None:
             k, v = cache.write(k, v)
         scale = 1 / math.sqrt(self.head_dim)
@@ -139,31 +166,49 @@ class Attention(nn.Module):
                 v = apply_rotary(v, rotary)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries (B, heads, L, head_dim) to a memory, of x (B, L, D), normalised."""
+        return self.query_norm(self.query(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+
+    def remember(self, x: Tensor, mask: Tensor | None) -> Memory:
+        """The memory of another sequence x (B, S, D), with normalised keys, for any number of forward passes."""
+        keys, values = self.key_value(x).unflatten(-1, (-1, self.head_dim)).chunk(2, dim=2)
+        return Memory(self.key_norm(keys).transpose(1, 2), values.transpose(1, 2), mask)
+
 
 def attention_weights(
-    attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, *, scale: float | None = None
+    attention: Attention,
+    x: Tensor,
+    mask: Tensor | None,
+    rotary: Tensor | None,
+    memory: Memory | None = None,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
-    """Weights (B, heads, L, L) float32 by which each query adds up values when `attention` runs on the same arguments
+    """Weights (B, heads, L, S) float32 by which each query adds up values when `attention` runs on the same arguments
     without a cache; rows sum to 1. The mask is bool. Drawing never computes them: it is for looking into a model.
 
     scale: factor of the scores instead of 1 / sqrt(head_dim).
     """
-    q, k, _ = attention.project(x, rotary)
+    if memory is not None:
+        q, k = attention.queries(x), memory.keys
+    else:
+        q, k, _ = attention.project(x, rotary)
     k = repeat(k, "b h s c -> b (h group) s c", group=q.shape[1] // k.shape[1])
     scores = torch.matmul(q.float(), k.float().mT) * (1 / math.sqrt(attention.head_dim) if scale is None else scale)
     return (scores if mask is None else scores.masked_fill_(~mask, -math.inf)).softmax(-1)
 
 
 def watch_attention(
-    network: nn.Module, report: Callable[[Attention, Tensor, Tensor | None, Tensor | None], None]
+    network: nn.Module, report: Callable[[Attention, Tensor, Tensor | None, Tensor | None, Memory | None], None]
 ) -> list[RemovableHandle]:
-    """Have every attention module of a network report its arguments before it runs: module, x, mask and rotary table,
-    as `attention_weights` takes them. A module that several layers share reports for each. Removing the handles ends
-    it."""
+    """Have every attention module of a network report its arguments before it runs: module, x, mask, rotary table and
+    memory, as `attention_weights` takes them. A module that several layers share reports for each. Removing the handles
+    ends it."""
 
     def before(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x, mask, rotary, _ = arguments
+        x, mask, rotary, _, *memory = arguments
         assert isinstance(attention, Attention)
-        report(attention, x, mask, rotary)
+        report(attention, x, mask, rotary, *(memory or [None]))
 
     return [one.register_forward_pre_hook(before) for one in network.modules() if isinstance(one, Attention)]

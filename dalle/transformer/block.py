@@ -1,6 +1,7 @@
 """The Transformer block: attention and an MLP, each behind a norm and added to the residual stream.
 
-One class for every variant of the DALL-E family: sandwich norm, layer scale, gated MLPs, token shift, shared parts.
+One class for every variant of the DALL-E family (sandwich norm, layer scale, gated MLPs, token shift, shared parts),
+for the Vision Transformer, and for the encoder-decoder: attention to a memory, and norms behind the additions.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle.transformer.attention import Attention, LayerState
+from dalle.transformer.attention import Attention, LayerState, Memory
 from dalle.transformer.linear import Linear
 
 __all__ = ["Block", "BlockShape", "make_norm", "shift_tokens"]
@@ -54,7 +55,7 @@ class BlockShape(Protocol):
 
     @property
     def mlp(self) -> str:
-        """Kind of the MLP: gelu, gelu_tanh, gelu_sigmoid, geglu or swiglu."""
+        """Kind of the MLP: relu, silu, gelu, gelu_tanh, gelu_sigmoid, geglu or swiglu."""
 
     @property
     def mlp_width(self) -> int:
@@ -91,6 +92,8 @@ class MLP(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         activations: dict[str, Callable[[Tensor], Tensor]] = {
+            "relu": F.relu,
+            "silu": F.silu,
             "gelu": F.gelu,
             "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
             "gelu_sigmoid": lambda x: x * torch.sigmoid(1.702 * x),
@@ -143,39 +146,69 @@ def shift_tokens(x: Tensor, earlier: Tensor, sources: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); with token shift, after each norm."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); with token shift, after each norm.
 
-    def __init__(self, shape: BlockShape) -> None:
+    reads_memory: between the two, x + attention(norm(x)) to a memory: the block of a decoder that follows an encoder.
+    post_norm: norm(x + attention(x)) and so on, as in Vaswani et al. 2017: each norm is behind its addition.
+    """
+
+    def __init__(self, shape: BlockShape, *, reads_memory: bool = False, post_norm: bool = False) -> None:
         super().__init__()
         self.shift_width = shape.shift_width
+        self.post_norm = post_norm
         self.attention_norm = make_norm(shape)
-        self.attention = Attention(
-            shape.width,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.head_dim,
-            qkv_bias=shape.qkv_bias,
-            output_bias=shape.output_bias,
-            qk_norm_epsilon=shape.norm_epsilon if shape.qk_norm else None,
-            rotary_values=shape.rotary_values,
-        )
+        self.attention = _attention(shape, reads_memory=False)
         self.after_attention = _after_branch(shape)
+        if reads_memory:
+            self.memory_norm = make_norm(shape)
+            self.memory_attention = _attention(shape, reads_memory=True)
+            self.after_memory = _after_branch(shape)
         self.mlp_norm = make_norm(shape)
         self.mlp = MLP(shape)
         self.after_mlp = _after_branch(shape)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, rotary: Tensor | None, sources: Tensor | None, cache: LayerState | None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rotary: Tensor | None,
+        sources: Tensor | None,
+        cache: LayerState | None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D). `sources` (B or 1, L, 2) is where token shift takes from, if there is any. Without a
-        mask, every token attends to all others."""
-        inputs = self._shifted(self.attention_norm(x), 0, sources, cache)
-        x = x + self.after_attention(self.attention(inputs, mask, rotary, cache))
-        inputs = self._shifted(self.mlp_norm(x), 1, sources, cache)
-        return x + self.after_mlp(self.mlp(inputs))
+        mask, every token attends to all others. `memory` is there if, and only if, the block reads one."""
+        inputs = self._shifted(self._before(self.attention_norm, x), 0, sources, cache)
+        x = self._behind(self.attention_norm, x + self.after_attention(self.attention(inputs, mask, rotary, cache)))
+        if memory is not None:
+            inputs = self._before(self.memory_norm, x)
+            read = self.memory_attention(inputs, memory.mask, None, None, memory)
+            x = self._behind(self.memory_norm, x + self.after_memory(read))
+        inputs = self._shifted(self._before(self.mlp_norm, x), 1, sources, cache)
+        return self._behind(self.mlp_norm, x + self.after_mlp(self.mlp(inputs)))
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return x if self.post_norm else norm(x)
+
+    def _behind(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.post_norm else x
 
     def _shifted(self, inputs: Tensor, branch: int, sources: Tensor | None, cache: LayerState | None) -> Tensor:
         if sources is None:
             return inputs
         earlier = inputs[..., : self.shift_width]
         return shift_tokens(inputs, earlier if cache is None else cache.write_shifted(branch, earlier), sources)
+
+
+def _attention(shape: BlockShape, *, reads_memory: bool) -> Attention:
+    return Attention(
+        shape.width,
+        shape.num_heads,
+        shape.num_kv_heads,
+        shape.head_dim,
+        qkv_bias=shape.qkv_bias,
+        output_bias=shape.output_bias,
+        qk_norm_epsilon=shape.norm_epsilon if shape.qk_norm else None,
+        rotary_values=shape.rotary_values,
+        reads_memory=reads_memory,
+    )

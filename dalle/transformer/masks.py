@@ -3,12 +3,13 @@
 The sparse patterns are DALL-E's (Ramesh et al. 2021, arXiv 2102.12092) as DALLE-pytorch and ruDALL-E read them.
 """
 
+import dataclasses
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["GridSequence", "Pattern", "attention_mask"]
+__all__ = ["GridLayout", "GridSequence", "Pattern", "attention_mask"]
 
 Pattern = Literal["causal", "row", "column", "convolution", "local", "convolution_centered", "convolution_wrapped"]
 
@@ -35,6 +36,28 @@ class GridSequence(Protocol):
     @property
     def grid_width(self) -> int:
         """Number of columns of the grid."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridLayout:
+    """A sequence of tokens: some in front, then a grid, row by row. It is a `GridSequence`."""
+
+    first_code: int
+    """Number of tokens in front of the grid."""
+    grid_height: int = 0
+    """Number of rows of the grid."""
+    grid_width: int = 0
+    """Number of columns of the grid."""
+
+    @property
+    def num_codes(self) -> int:
+        """Number of tokens on the grid."""
+        return self.grid_height * self.grid_width
+
+    @property
+    def length(self) -> int:
+        """Number of all tokens."""
+        return self.first_code + self.num_codes
 
 
 def attention_mask(layout: GridSequence, pattern: Pattern, convolution_size: int, shift: int = 0) -> Tensor:

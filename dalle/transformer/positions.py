@@ -1,7 +1,8 @@
 """Positions: tables of rotary angles, and vectors that are added to embeddings.
 
 Rotary positions are those of Su et al. 2021 (arXiv 2104.09864), in two dimensions as LlamaGen has them, and with three
-axes as DALLE-pytorch has them. Sinusoids follow Vaswani et al. 2017 (1706.03762).
+axes as DALLE-pytorch has them. Sinusoids follow Vaswani et al. 2017 (1706.03762), or have sines and cosines apart, as
+Marian (Junczys-Dowmunt et al. 2018, 1804.00344) and tensor2tensor have them.
 """
 
 import math
@@ -15,7 +16,7 @@ from dalle.transformer.masks import GridSequence
 
 __all__ = ["ADDED_POSITIONS", "PositionEmbedding", "rotary_table", "rotary_text_image_table"]
 
-ADDED_POSITIONS = ("learned", "axial", "sinusoidal")
+ADDED_POSITIONS = ("learned", "axial", "sinusoidal", "sinusoidal_halves")
 """Kinds of positions that are added to embeddings."""
 
 
@@ -63,7 +64,8 @@ class PositionEmbedding(nn.Module):
     """The vectors that are added to the embeddings of P positions: () -> (P, D).
 
     kind: `learned` (a vector for each position), `axial` (a vector for each text position, for each row and for each
-        column of the grid) or `sinusoidal`.
+        column of the grid), `sinusoidal` (sine and cosine alternate) or `sinusoidal_halves` (the first half of the
+        channels are sines, the second half cosines; D is even).
     """
 
     sinusoids: Tensor
@@ -80,8 +82,13 @@ class PositionEmbedding(nn.Module):
             self.columns = nn.Parameter(torch.randn(layout.grid_width, width) * 0.02)
         else:
             with torch.device("cpu"):  # never stored, so it must be real even where the weights are still to come
-                angles = torch.arange(layout.length)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
-                waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+                if self.kind == "sinusoidal_halves":
+                    frequencies = 1e4 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+                    angles = torch.arange(layout.length)[:, None] * frequencies
+                    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+                else:
+                    angles = torch.arange(layout.length)[:, None] * 1e4 ** (-torch.arange(0, width, 2) / width)
+                    waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
             self.register_buffer("sinusoids", waves, persistent=False)
 
     def forward(self) -> Tensor:

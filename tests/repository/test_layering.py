@@ -21,7 +21,7 @@ OURS = {*PACKAGES, "benchmarks", "tests"}
 
 LIGHT = {"errors", "version", "interrupt", "printable", "defaults", "installed"}
 """Modules that import nothing large."""
-BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text", "clip"}
+BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text", "clip", "translate"}
 BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
 BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "ranking", "best_of"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify", "explain", "scoring"}
@@ -42,6 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "vq": {"config", "errors"},
     "text": {"config", "errors", "files"},
     "clip": {"transformer", "text", "images", "config", "errors"},
+    "translate": {"transformer", "text", "config", "errors"},
     "ranking": {"config", "defaults", "errors"},
     "receipt": {"decoder", "errors", "images", "printable", "ranking"},
     "command_line": {"errors", "interrupt", "printable"},
@@ -60,8 +61,8 @@ ROOMS: dict[str, set[str]] = {
 }
 """The folders and modules of `dalle`, lowest first, and the others that each may import.
 
-Text, image tokenizers and decoder know nothing of each other, and a CLIP model knows neither image tokenizers nor
-decoder; only the command reads other projects' files.
+Text, image tokenizers and decoder know nothing of each other, and a CLIP model and a translator know neither image
+tokenizers nor decoder; only the command reads other projects' files.
 """
 IDS_ONLY = ("errors", "config", "defaults", "transformer", "decoder")
 """Parts of `dalle` that compute on ids and tensors alone."""

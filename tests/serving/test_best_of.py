@@ -43,7 +43,7 @@ def value(engine: AsyncEngine, name: str) -> float:
 
 
 def hold_at(engine: AsyncEngine, num_steps: int) -> tuple[threading.Event, threading.Event]:
-    """As `hold`, but after so many steps from now, and before jobs that have arrived meanwhile are taken."""
+    """Hold an engine after so many steps from now, before it takes the jobs that have arrived meanwhile: see `hold`."""
     stands, go = threading.Event(), threading.Event()
     take, at = engine._take_arrivals, engine._engine.num_steps + num_steps
 
@@ -94,7 +94,7 @@ def test_best_of_n_itself_is_an_order_of_plain_pictures(start: Start, model: DAL
 
 
 def test_a_second_caller_starts_as_if_there_were_no_candidates(start: Start) -> None:
-    """Of two places for pictures, one has the first picture, and the other one candidate after another."""
+    """There is room for two pictures: the first one has half of it, and one candidate after another the other half."""
     engine = start(parallel=1)
     stands, go = hold_at(engine, NUM_CODES + 4)
     steps: dict[str, int] = {}
