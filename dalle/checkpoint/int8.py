@@ -1,7 +1,7 @@
 """Weights that are stored in int8: a quarter of float32, half of float16.
 
 Each row of a matrix, the weights of one output or one embedding, has a scale of its own: the largest of its values
-becomes 127. Rounding changes a row of normally distributed values by less than 1 % of their root mean square. Everything
+becomes 127. Rounding changes a row of normal values by less than 1 % of their root mean square. Everything
 else, such as biases and norms, is stored in float16. Loading gives float32 again, so nothing that computes knows of it.
 """
 
