@@ -74,7 +74,10 @@ def test_no_request_ends_in_a_500(bounded: FastAPI) -> None:
     for result in schemathesis.openapi.from_asgi("/openapi.json", bounded).get_all_operations():
         operation: Any = result.ok()  # type: ignore[union-attr]  # an invalid document raises here
 
-        @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        # requests for pictures have so many fields that most of the generated ones have a mistake
+        num = 300 if operation.label.startswith("POST /v1/images/") else 100
+
+        @settings(max_examples=num, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(case=operation.as_strategy())
         def ends_well(case: Any) -> None:
             response = case.call(timeout=30)
