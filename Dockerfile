@@ -15,10 +15,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /app/venv/bin/pip install --index-url "$TORCH_INDEX_URL" "torch==$TORCH_VERSION"
 # An editable installation of an empty package: it puts /app on the path of every process and makes the version known,
 # and a change of the code does not install the dependencies again.
+ARG EXTRAS=serving,otel
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY dalle/__init__.py dalle/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /app/venv/bin/pip install "ray[serve]==$RAY_VERSION" --editable '.[serving,otel]'
+    /app/venv/bin/pip install "ray[serve]==$RAY_VERSION" --editable ".[$EXTRAS]"
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="dalle-serve" \

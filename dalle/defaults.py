@@ -3,15 +3,31 @@ nothing large, so that `--help` and shell completion do not wait for torch."""
 
 from typing import Literal
 
-__all__ = ["DEFAULT_MODEL", "MAX_PICTURES", "NUM_SLOTS", "Background", "StepKind", "Weights"]
+__all__ = [
+    "DEFAULT_CLIP",
+    "DEFAULT_MODEL",
+    "DEFAULT_RERANK",
+    "MAX_PICTURES",
+    "NUM_SLOTS",
+    "Background",
+    "Rerank",
+    "StepKind",
+    "Weights",
+]
 
 DEFAULT_MODEL = "emoji"
+DEFAULT_CLIP = "emoji"
+"""The CLIP model that judges candidates unless another one is given."""
 MAX_PICTURES = 1000
-"""Largest number of pictures of one prompt in one call."""
+"""Largest number of pictures, or of candidates, of one prompt in one call."""
 NUM_SLOTS = 8
 """Slots of the engine: room for four guided pictures at once. On a CPU a step reads all weights in any case, so fewer
 slots save little time."""
 
+Rerank = Literal["likelihood", "clip"]
+"""Judge of candidates: the decoder, by the mean log-probability of a picture's codes, or a CLIP model, by the cosine
+between picture and prompt."""
+DEFAULT_RERANK: Rerank = "clip"
 Background = Literal["transparent", "opaque", "auto"]
 Weights = Literal["float32", "bfloat16", "int8"]
 """Type of the weights of linear layers in inference. `float32` leaves them as the model has them. `bfloat16` and `int8`

@@ -10,18 +10,22 @@ import dataclasses
 import functools
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle.best_of import BestOf, Selection, draw_best, judge_of
+from dalle.clip.model import ClipModel
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
-from dalle.defaults import MAX_PICTURES
+from dalle.defaults import MAX_PICTURES, Rerank
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, enlarge, with_background
 from dalle.model import NUM_SLOTS, Model
+from dalle.ranking import Ranking
 from dalle.receipt import Receipt, kept_mask
 from dalle.steps import new_engine
 from dalle.transformer.linear import Weights
@@ -135,6 +139,10 @@ class DALLE(Model):
         truncate: bool = False,
         background: Background = "auto",
         weights: Weights = "float32",
+        best_of: int | None = None,
+        rerank: Rerank | None = None,
+        clip: str | Path | ClipModel | None = None,
+        prune: bool = False,
         on_step: Callable[[StepResult], None] | None = None,
     ) -> Generator[Picture]:
         """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first. Closing
@@ -146,16 +154,23 @@ class DALLE(Model):
         opaque (white), or auto: transparent if the model draws transparency. `weights` rounds the decoder's, which is
         faster on a CPU and changes some codes. `on_step` is called with the result of every step of the engine.
 
+        With `best_of`, so many candidates of each prompt are drawn, which are pictures 0 to best_of - 1, and the best n
+        are yielded, best first, as soon as all candidates of the prompt are finished. Their receipts have a `Ranking`.
+        `rerank` is the judge, `clip` by default: a CLIP model (a name, a directory, or a loaded one) compares pictures
+        with the prompt; `likelihood` is the decoder's own. `prune` drops weak candidates half-way: see `dalle.best_of`.
+
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt; `ParameterError` for n not
-        in 1..1000, a seed outside [0, 2^63), a negative prompt without guidance, or a transparent background of a
-        model without transparency; `ImageError` for a prefix of another size; `DalleError` for weights that cannot be
-        rounded here.
+        in 1..1000, `best_of` not in n..1000, `rerank`, `clip` or `prune` without it, a seed outside [0, 2^63), a
+        negative prompt without guidance, or a transparent background of a model without transparency; `ImageError` for
+        a prefix of another size; `CheckpointError` for a CLIP model that is missing or damaged; `DalleError` for
+        weights that cannot be rounded here.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         params = params or self.sampling
         if not 1 <= n <= MAX_PICTURES:
             raise ParameterError(f"n is {n}; it must be in 1..{MAX_PICTURES}")
         seed = secrets.randbelow(2**31) if seed is None else check_seed(seed)
+        asked = BestOf.asked(n=n, best_of=best_of, rerank=rerank, prune=prune, clip=clip)
         chosen_background(background, mode=self.image_mode, model=self.name)
         kept = self._kept_codes(prefix) if prefix is not None else None
 
@@ -163,24 +178,31 @@ class DALLE(Model):
             self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
             for prompt in prompts
         ]
-        requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
-        return self._pictures(requests, background, weights, on_step)
+        if asked is None:
+            requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
+            return self._pictures(
+                lambda engine: ((request, codes, None) for request, codes in engine.stream(requests, on_step)),
+                background,
+                weights,
+            )
+        judge = judge_of(self, asked.rerank, clip)
+        selections = [Selection(self, asked, judge, request.prompt, request) for request in first_requests]
+        return self._pictures(lambda engine: draw_best(engine, selections, on_step), background, weights)
 
     def _pictures(
         self,
-        requests: Sequence[PromptRequest],
+        draw: Callable[[Engine], Iterator[tuple[PromptRequest, Tensor, Ranking | None]]],
         background: Background,
         weights: Weights,
-        on_step: Callable[[StepResult], None] | None,
     ) -> Generator[Picture]:
-        """Draw requests with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled
-        step, takes about as long as ten steps."""
+        """Draw with an idle engine of an earlier call, or a new one: packing weights, or loading a compiled step, takes
+        about as long as ten steps."""
         # weights that were changed are packed anew
         kind = (weights, self.weights_version)
         engine = self._idle_engines.pop(kind, None) or new_engine(self, num_slots=NUM_SLOTS, weights=weights)
         try:
-            for request, codes in engine.stream(requests, on_step):
-                yield self.picture(request, codes, background=background, step=engine.step_kind)
+            for request, codes, ranking in draw(engine):
+                yield self.picture(request, codes, background=background, step=engine.step_kind, ranking=ranking)
         finally:
             self._idle_engines.clear()
             self._idle_engines[kind] = engine
@@ -247,7 +269,13 @@ class DALLE(Model):
 
     @torch.inference_mode()
     def picture(
-        self, request: PromptRequest, codes: Tensor, *, background: Background = "auto", step: str = "eager"
+        self,
+        request: PromptRequest,
+        codes: Tensor,
+        *,
+        background: Background = "auto",
+        step: str = "eager",
+        ranking: Ranking | None = None,
     ) -> Picture:
         """Decode codes (N,) that an engine drew for a request of `DALLE.request`, and write the picture's receipt.
 
@@ -277,5 +305,6 @@ class DALLE(Model):
             codes=tuple(tuple(row) for row in grid.tolist()),
             version=__version__,
             step=step,
+            ranking=ranking,
         )
         return Picture(image=with_background(self.decode(grid), chosen), receipt=receipt)

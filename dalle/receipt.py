@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from dalle.decoder.sampling import check_seed
-from dalle.errors import ImageError, ParameterError
+from dalle.errors import ConfigError, ImageError, ParameterError
 from dalle.images import open_image
 from dalle.printable import printable
+from dalle.ranking import Ranking
 
 __all__ = [
     "Receipt",
@@ -53,6 +54,7 @@ class Receipt:
     codes: the grid of codes, H rows of W ids in 0..2^32 - 1.
     version: version of this library that drew the picture.
     step: kind of the program that ran the engine's steps, as `Engine.step_kind`.
+    ranking: its place among the candidates of its prompt; None if it was drawn without any. Pixels do not depend on it.
     """
 
     prompt: str
@@ -65,6 +67,7 @@ class Receipt:
     codes: tuple[tuple[int, ...], ...]
     version: str
     step: str = "eager"
+    ranking: Ranking | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -100,6 +103,7 @@ class Receipt:
             "codes": pack_codes(self.codes),
             "software": SOFTWARE + self.version,
             "step": None if self.step == "eager" else self.step,
+            "ranking": None if self.ranking is None else json.dumps(self.ranking.to_dict(), ensure_ascii=False),
         }
         return {key: value for key, value in chunks.items() if value is not None}
 
@@ -109,7 +113,7 @@ class Receipt:
         keys = ("prompt", "seed", "index", "parameters", "model", "model_digest", "codes", "software")
         if missing := [key for key in keys if key not in text]:
             raise ImageError(f"no receipt of this library: the text chunks {', '.join(missing)} are missing")
-        for key in (*keys, "negative_prompt", "step"):
+        for key in (*keys, "negative_prompt", "step", "ranking"):
             if len(text.get(key, "")) > MAX_CHUNK_CHARACTERS:
                 raise ImageError(f"the receipt's {key!r} has more than {MAX_CHUNK_CHARACTERS} characters")
         try:
@@ -125,8 +129,9 @@ class Receipt:
                 codes=unpack_codes(text["codes"]),
                 version=_version(text["software"]),
                 step=str(text.get("step", "eager")),
+                ranking=Ranking.from_dict(_object("ranking", text["ranking"])) if "ranking" in text else None,
             )
-        except ParameterError as error:
+        except (ParameterError, ConfigError) as error:
             raise ImageError(f"the receipt is malformed: {error}") from error
 
 
@@ -175,11 +180,18 @@ def describe(receipt: Receipt) -> str:
         "codes": f"{height} x {width}, ids {min(map(min, receipt.codes))}..{max(map(max, receipt.codes))}",
         "software": SOFTWARE + receipt.version,
         **({} if receipt.step == "eager" else {"step": receipt.step}),
+        **(_ranking_facts(receipt.ranking) if receipt.ranking is not None else {}),
     }
     column = min(24, max(map(len, fields))) + 2
     # A line feed in a name or a value must not begin a line that looks like a field.
     indented = "\n" + " " * column
     return "\n".join(printable(f"{name:{column}}{value}").replace("\n", indented) for name, value in fields.items())
+
+
+def _ranking_facts(ranking: Ranking) -> dict[str, str]:
+    pruned = f", {ranking.pruned} dropped half-way" if ranking.pruned else ""
+    judge = ranking.rerank if ranking.clip is None else f"{ranking.rerank} {ranking.clip}"
+    return {"rank": f"{ranking.rank} of {ranking.best_of}{pruned}", "score": f"{ranking.score:.6g} by {judge}"}
 
 
 def _require(condition: bool, message: str) -> None:

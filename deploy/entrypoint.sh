@@ -105,6 +105,7 @@ from dalle.checkpoint.store import find_model
 from dalle.command_line import exit_on_mistake
 from serving.ingress.callers import read_keys
 from serving.preflight import reserve_port
+from serving.safety.moderation import check_safety
 from serving.settings import load_settings
 
 with exit_on_mistake():
@@ -115,6 +116,7 @@ with exit_on_mistake():
         if application["import_path"] == "serving.app:build":
             settings = load_settings(application.get("args", {}))
             read_keys(settings.keys_file)
+            check_safety(settings.safety)
             for model in settings.models:
                 find_model(model.path)
 PYTHON

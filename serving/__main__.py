@@ -79,7 +79,7 @@ def main() -> None:
                     model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
                     for model in settings.models
                 )
-                settings = settings.model_copy(update={"models": models})
+                settings = settings.model_copy(update={"models": models, "safety": settings.safety.absolute()})
                 check_settings(settings)
                 if not os.environ.get("RAY_ADDRESS"):
                     reserved = reserve_port(settings.host, settings.port)

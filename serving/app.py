@@ -113,4 +113,5 @@ def _deployment(model: ModelSettings, settings: Settings) -> Application:
         max_surge_percent=100,
         **({"autoscaling_config": autoscaling} if autoscaling is not None else {"num_replicas": model.min_replicas}),
     )(Replica)
-    return deployment.bind(model.model_dump(), settings.traces)
+    safety = settings.safety.model_dump(mode="json") if settings.safety.stages else None
+    return deployment.bind(model.model_dump(), settings.traces, safety)

@@ -5,6 +5,7 @@ They are those of OpenTelemetry's semantic conventions for generative AI where t
 """
 
 __all__ = [
+    "CHECK",
     "CODES",
     "DECODE",
     "DRAW",
@@ -45,6 +46,7 @@ WAIT = "wait"
 PREFILL = "prefill"
 STEPS = "steps"
 DECODE = "decode"
+CHECK = "check"
 ENCODE = "encode"
 
 ERROR_TYPE = "error.type"

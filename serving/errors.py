@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serving.jobs import Refused
+from serving.jobs import MODERATION_BLOCKED, ModerationDetails, Refused
 from serving.responses import ErrorBody
 from serving.schemas import UNSUPPORTED
 
@@ -49,19 +49,25 @@ class ApiError(HTTPException):
         code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        moderation_details: ModerationDetails | None = None,
     ) -> None:
         super().__init__(status, message, dict(headers or {}))
         self.status = status
         self.message = message
         self.code = code or _CODES.get(status, "error")
         self.param = param
+        self.moderation_details = moderation_details
 
     @property
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        details = {} if self.moderation_details is None else {"moderation_details": self.moderation_details}
+        return {"error": error | details}
 
     @property
     def type(self) -> str:
+        if self.code == MODERATION_BLOCKED:
+            return "image_generation_user_error"
         if self.status == 401:
             return "authentication_error"
         if self.status == 429:
@@ -84,7 +90,14 @@ def to_http(event: Refused) -> ApiError:
         headers["Retry-After"] = str(max(1, ceil(event.retry_after)))
     if event.code in NO_RETRY:
         headers["x-should-retry"] = "false"
-    return ApiError(event.status, event.message, code=event.code, param=event.param, headers=headers)
+    return ApiError(
+        event.status,
+        event.message,
+        code=event.code,
+        param=event.param,
+        headers=headers,
+        moderation_details=event.moderation_details,
+    )
 
 
 def field_error(errors: list[Any], known: list[str]) -> ApiError:

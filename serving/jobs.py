@@ -1,13 +1,14 @@
 """Jobs that the ingress sends to a model, and the events that come back. Plain data that can be pickled."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:  # not imported: the proxy, which needs no model, reads this module too
     from dalle.checkpoint.vocabulary import Vocabulary
 
 __all__ = [
     "FAILED",
+    "MODERATION_BLOCKED",
     "Accepted",
     "Drawn",
     "EngineFailedError",
@@ -18,6 +19,7 @@ __all__ = [
     "Job",
     "Kept",
     "ModelInfo",
+    "ModerationDetails",
     "Preview",
     "Refused",
 ]
@@ -97,6 +99,17 @@ class Accepted:
     """Hash of everything besides the request that decides the bytes of a picture."""
 
 
+MODERATION_BLOCKED = "moderation_blocked"
+"""OpenAI's code for a request whose prompt or pictures are blocked."""
+
+
+class ModerationDetails(TypedDict):
+    """Where a request was blocked, as OpenAI's errors say it."""
+
+    moderation_stage: Literal["input", "output"]
+    categories: list[str]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused:
     """The last event of a job that is refused on arrival, or stopped later. Pictures that came before it are valid."""
@@ -107,6 +120,8 @@ class Refused:
     param: str | None = None
     retry_after: float | None = None
     """Seconds after which a retry can succeed; None if a retry is not suggested."""
+    moderation_details: ModerationDetails | None = None
+    """Where it was blocked, if it was."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

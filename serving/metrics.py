@@ -56,7 +56,17 @@ class EngineMetrics:
         self._refusals = Counter(
             "dalle_refusals", "Jobs that were refused, by reason", ["model", "reason"], registry=self.registry
         )
+        self._blocked = Counter(
+            "dalle_moderation_blocked",
+            "Prompts and pictures that were blocked, by the check that did",
+            ["model", "check"],
+            registry=self.registry,
+        )
+        self.check_seconds = histogram("check_seconds", "Seconds of the check of a picture or preview", STEP_SECONDS)
         self._model = model
+
+    def count_blocked(self, check: str) -> None:
+        self._blocked.labels(self._model, check).inc()
 
     def count_refusal(self, reason: str) -> None:
         self._refusals.labels(self._model, reason).inc()

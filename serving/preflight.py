@@ -21,6 +21,7 @@ from serving.ingress.callers import read_keys
 from serving.ingress.records import Records
 from serving.ingress.store import ImageStore
 from serving.model_settings import ModelSettings
+from serving.safety.moderation import check_safety
 from serving.settings import Settings
 from serving.tracing import Tracing, receiver_of
 
@@ -44,6 +45,7 @@ def check_settings(settings: Settings) -> None:
     Records(settings.requests_folder, settings.store_seconds, settings.store_bytes)
     if settings.batches_folder is not None:
         Shelf(settings.batches_folder, settings.batch_seconds, settings.batch_bytes)
+    check_safety(settings.safety)
     for model in settings.models:
         _check_model(model)
 

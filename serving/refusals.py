@@ -5,6 +5,7 @@ It stands apart from `errors` and `jobs`, which Ray Serve's proxy imports: its p
 
 from dalle.errors import DalleError, ImageError, NegativePromptError, ParameterError, PromptError
 from serving.jobs import Refused
+from serving.safety.errors import ModerationError
 
 __all__ = ["MaskError", "refusal_from"]
 
@@ -24,6 +25,8 @@ KINDS: dict[type, tuple[str, str | None]] = {
 
 
 def refusal_from(error: DalleError) -> Refused:
-    """The refusal of a caller's mistake: status 400, with the error's message."""
+    """The refusal of a caller's mistake: status 400, with the error's message; and the one of a safety check."""
+    if isinstance(error, ModerationError):
+        return error.refused
     code, param = next((KINDS[kind] for kind in type(error).__mro__ if kind in KINDS), ("invalid_request", None))
     return Refused(status=400, code=code, message=str(error), param=param)

@@ -147,6 +147,8 @@ class ModelCard(BaseModel):
     """Largest number of tokens of a prompt."""
     transparency: bool
     """Whether the model draws pictures with a transparent background."""
+    moderation: list[Literal["prompt", "picture"]]
+    """What this service checks, and may block: prompts before they are drawn, pictures before they are sent."""
     sampling: dict[str, Any]
     """The model's sampling parameters, for those that a request does not set."""
 
@@ -181,11 +183,22 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class ModerationInfo(BaseModel):
+    """Where a request was blocked."""
+
+    moderation_stage: Literal["input", "output"]
+    categories: list[str]
+
+
 class ErrorDetail(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     message: str
     type: str
     param: str | None
     code: str | None
+    moderation_details: ModerationInfo | None = None
+    """Whether the prompt (`input`) or a picture (`output`) was blocked, with the code `moderation_blocked`."""
 
 
 class ErrorBody(BaseModel):

@@ -36,7 +36,7 @@ Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_LENGTH)]
 
 HARMLESS = {
     "quality": "a model has one quality, auto or standard",
-    "moderation": "nothing is moderated; it can be auto or low",
+    "moderation": "the settings of the service say what is checked; it can be auto or low",
     "style": "the style belongs in the prompt; the model knows the styles that it was trained on",
     "num_inference_steps": "an autoregressive model draws each code once; steps are a parameter of diffusion models",
     "guidance_rescale": "it is a parameter of diffusion models",
@@ -144,7 +144,7 @@ class _Common(_Body):
     """Background of the pictures: `transparent` (needs a model that draws transparency, and png or webp), `opaque`
     (white), or `auto`, which is transparent if the model and the format allow it."""
     moderation: Literal["auto", "low"] = "auto"
-    """Accepted without effect: nothing is moderated."""
+    """Accepted without effect: the settings of the service say what is checked (`moderation` of the model's card)."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
     """File format of the pictures and previews."""
     output_compression: int | None = Field(default=None, ge=0, le=100)

@@ -27,6 +27,7 @@ from pydantic_settings import (
 from dalle.errors import ConfigError
 from dalle.files import is_special
 from serving.model_settings import LOAD_SECONDS, IdleUnload, ModelSettings, StrictModel
+from serving.safety.settings import SafetySettings
 
 __all__ = [
     "LimitSettings",
@@ -151,6 +152,9 @@ class Settings(BaseSettings):
     those either there are no traces."""
     log_prompts: bool = False
     """Write prompts into the access log; otherwise it has only their length and a short hash."""
+    safety: SafetySettings = SafetySettings()
+    """Checks of prompts before they are drawn, and of pictures before they are sent: see docs/safety.md. By default
+    there are none."""
     ingress_replicas: int = Field(default=1, ge=1)
     """Number of replicas that answer HTTP requests. Each counts `limits.rate` and `limits.concurrency` by itself."""
 

@@ -20,6 +20,7 @@ WHOLE_MACHINE = (
     "tests/serving/test_page",
     "tests/serving/test_ray.py",
     "tests/serving/test_ray_idle.py",
+    "tests/serving/test_ray_safety.py",
     "tests/serving/test_ray_traces.py",
     "tests/training/test_cluster_training.py",
 )

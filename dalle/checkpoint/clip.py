@@ -26,7 +26,13 @@ from dalle.text.tokenizer import PromptTokenizer
 
 __all__ = ["find_clip", "load_classifier", "load_clip", "save_classifier", "save_clip"]
 
-CLIP = DirectoryFormat(name="dalle-clip", version=1, weights_file="clip.safetensors", further={"text_tokenizer": str})
+CLIP = DirectoryFormat(
+    name="dalle-clip",
+    version=1,
+    weights_file="clip.safetensors",
+    further={"text_tokenizer": str},
+    foreign_file="open_clip_config.json",
+)
 CLASSIFIER = DirectoryFormat(name="dalle-classifier", version=1, weights_file="classifier.safetensors", further={})
 
 

@@ -70,6 +70,8 @@ class DirectoryFormat:
     weights_file: str
     further: Mapping[str, type]
     """Keys of `config.json` beyond the common ones, and the type of their values."""
+    foreign_file: str | None = None
+    """A file by which another project's directory is known that `dalle import` reads."""
 
     def save(
         self,
@@ -116,9 +118,10 @@ class DirectoryFormat:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointError(
-                f"{folder} has no {CONFIG_FILE}: it is not a directory of format {self.name}"
-            ) from None
+            is_foreign = self.foreign_file is not None and (folder / self.foreign_file).exists()
+            hint = "; `dalle import` makes one of it" if is_foreign else ""
+            message = f"{folder} has no {CONFIG_FILE}: it is not a directory of format {self.name}{hint}"
+            raise CheckpointError(message) from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if not isinstance(values, dict) or values.get("format") != self.name:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dalle.checkpoint.vocabulary import unknown_words
 from dalle.command_line import INTERRUPTED
 from dalle.decoder.engine import StepResult
-from dalle.defaults import Background, Weights
+from dalle.defaults import Background, Rerank, Weights
 from dalle.device import keep_memory
 from dalle.errors import DalleError, LongPromptError, PromptError
 from dalle.files import CannotWriteError, prepare_folder, write_file
@@ -40,6 +40,10 @@ class Drawing:
 
     prompts: list[str]
     n: int
+    best_of: int | None
+    rerank: Rerank | None
+    clip: str | None
+    prune: bool
     seed: int | None
     out: Path
     model: str
@@ -73,6 +77,10 @@ def draw(drawing: Drawing) -> None:
         prompts,
         dataclasses.replace(dalle.sampling, **drawing.sampling),
         n=n,
+        best_of=drawing.best_of,
+        rerank=drawing.rerank,
+        clip=drawing.clip,
+        prune=drawing.prune,
         seed=drawing.seed,
         negative_prompt=drawing.negative_prompt,
         prefix=prefix,
@@ -81,6 +89,7 @@ def draw(drawing: Drawing) -> None:
         truncate=drawing.truncate,
     )
     prepare_folder(out)
+    num_codes *= len(prompts) * (drawing.best_of or n)
     try:
         pictures = _write_pictures(start, out, num_pictures=len(prompts) * n, num_codes=num_codes)
     except PromptError as error:
@@ -92,6 +101,8 @@ def draw(drawing: Drawing) -> None:
         if len(pictures) > MAX_SHEET_PICTURES:
             shown = f", which shows the first {MAX_SHEET_PICTURES}"
     count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+    if (ranking := pictures[0].receipt.ranking) is not None:
+        count += f", best of {ranking.best_of} by {ranking.rerank}"
     print(f"{count}, seed {pictures[0].seed}: {place}{shown}")
 
 
@@ -124,11 +135,11 @@ def _write_pictures(
 ) -> list[Picture]:
     """Write each picture as soon as it is drawn, behind a progress bar over codes. Returns them in that order.
 
-    num_codes: number of codes to be drawn for each picture.
+    num_codes: largest number of codes to be drawn, those of candidates included; with pruning there are fewer.
     """
     pictures: list[Picture] = []
     # the delay keeps an empty bar from standing above the error message of a prompt that is rejected
-    with tqdm(total=num_pictures * num_codes, unit="code", desc="draw", disable=None, delay=0.1) as bar:
+    with tqdm(total=num_codes, unit="code", desc="draw", disable=None, delay=0.1) as bar:
 
         def on_step(result: StepResult) -> None:
             bar.update(result.num_codes)
@@ -138,6 +149,7 @@ def _write_pictures(
                 png = encode_image(picture.image, format="png", text=picture.receipt.to_text())
                 write_file(out / _file_name(picture), png)
                 pictures.append(picture)
+            bar.total = bar.n  # pruned candidates were not drawn to the end
         except KeyboardInterrupt:
             bar.close()
             print(f"stopped: {len(pictures)} of {num_pictures} pictures are in {out}", file=sys.stderr)
@@ -163,13 +175,24 @@ def _file_name(picture: Picture) -> str:
 
 def _contact_sheet(pictures: list[Picture], prompts: list[str], n: int) -> bytes:
     """The PNG of a sheet of the first pictures, in the order of the prompts, each above its prompt. With several
-    pictures per prompt, each prompt has a row of its own."""
+    pictures per prompt, each prompt has a row of its own. The best of candidates are in the order of their scores,
+    which are below their prompts."""
     order = {prompt: i for i, prompt in enumerate(prompts)}
-    pictures = sorted(pictures, key=lambda picture: (order[picture.prompt], picture.index))[:MAX_SHEET_PICTURES]
+    pictures = sorted(pictures, key=lambda picture: (order[picture.prompt], _place(picture)))[:MAX_SHEET_PICTURES]
     columns = n if 1 < n < len(pictures) else None
     images = [
         picture.image.resize((2 * picture.image.width, 2 * picture.image.height), Image.Resampling.LANCZOS)
         for picture in pictures
     ]
-    sheet = contact_sheet(images, labels=[picture.prompt for picture in pictures], columns=columns)
+    sheet = contact_sheet(images, labels=[_label(picture) for picture in pictures], columns=columns)
     return encode_image(sheet, format="png")
+
+
+def _place(picture: Picture) -> int:
+    ranking = picture.receipt.ranking
+    return picture.index if ranking is None else ranking.rank
+
+
+def _label(picture: Picture) -> str:
+    ranking = picture.receipt.ranking
+    return picture.prompt if ranking is None else f"{picture.prompt}\n{ranking.rerank} {ranking.score:.3f}"

@@ -8,7 +8,7 @@ import typer
 from dalle.cli.look import complete_model
 from dalle.cli.prompts import gather_prompts
 from dalle.command_line import exit_on_mistake
-from dalle.defaults import DEFAULT_MODEL, MAX_PICTURES, Background, Weights
+from dalle.defaults import DEFAULT_CLIP, DEFAULT_MODEL, DEFAULT_RERANK, MAX_PICTURES, Background, Rerank, Weights
 from dalle.errors import DalleError
 from dalle.interrupt import heavy_imports
 
@@ -45,6 +45,34 @@ def generate(
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help=f"Number of pictures per prompt, 1 to {MAX_PICTURES}.")] = 1,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUM",
+            help=f"Draw this many candidates per prompt, --n to {MAX_PICTURES}, and keep the best n, best first.",
+            show_default=False,
+        ),
+    ] = None,
+    rerank: Annotated[
+        Rerank | None,
+        typer.Option(
+            help="Judge of the candidates: a CLIP model, which compares picture and prompt, or the likelihood of the "
+            f"picture's codes in the decoder. Default: {DEFAULT_RERANK}."
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="CLIP model that judges: a name, or a directory as `dalle import` makes of open_clip's files. "
+            f"Default: {DEFAULT_CLIP}, which knows emoji and icons.",
+            show_default=False,
+        ),
+    ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Drop candidates half-way whose codes so far are less likely than others'."),
+    ] = False,
     seed: Annotated[
         int | None,
         typer.Option(help="Seed: the same prompt, seed and options give the same pictures. Default: a random seed."),
@@ -138,6 +166,7 @@ def generate(
         dalle generate a sunflower, fluent 3d style emoji --n 4 --seed 7 --out sunflowers
         dalle generate --prompt "a red heart" --prompt "a blue heart"
         dalle generate --prompts ideas.txt
+        dalle generate a red cat --n 4 --best-of 16
         shuf -n 3 ideas.txt | dalle generate -
         dalle generate -- "-40 degrees, an icon of a thermometer"
     """
@@ -159,6 +188,10 @@ def generate(
         Drawing(
             prompts=prompts,
             n=n,
+            best_of=best_of,
+            rerank=rerank,
+            clip=clip,
+            prune=prune,
             seed=seed,
             out=out,
             model=model,

@@ -5,6 +5,7 @@ python -m serving.batch prompts.jsonl --out pictures
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -19,6 +20,8 @@ from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
 from serving.batch.driver import Batch, run_batch
 from serving.batch.plan import PlanSettings
+from serving.safety.settings import SafetySettings
+from serving.settings import mistakes_as_config_error
 
 __all__ = ["main"]
 
@@ -136,6 +139,27 @@ def batch(
         ),
     ] = None,
     c2pa_key: Annotated[str | None, typer.Option(help="PEM file with the private key of the certificate.")] = None,
+    safety_words: Annotated[
+        Path | None,
+        typer.Option(help="File of words and phrases, one a line, that a prompt must not have (see docs/safety.md)."),
+    ] = None,
+    safety_prompt_hook: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Function that gets a prompt and returns whether it is blocked."),
+    ] = None,
+    safety_nsfw_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Score of Yahoo's Open-NSFW network from which a picture is blocked (needs the extra safety).",
+            show_default="the network is not used",
+        ),
+    ] = None,
+    safety_picture_hook: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Function that gets a picture and returns whether it is blocked."),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Device that draws: auto, cpu, cuda, or any name that torch accepts.")
     ] = "auto",
@@ -151,8 +175,8 @@ def batch(
     pictures that are missing or damaged are drawn.
 
     Exit codes: 0 all pictures are drawn; 2 a mistake in the command or in its
-    files, and nothing was drawn; 3 some lines are invalid or some pictures
-    failed, see refused.jsonl; 4 stopped, for example by a full disk; 130
+    files, and nothing was drawn; 3 some lines are invalid, or some pictures
+    failed or are blocked, see refused.jsonl; 4 stopped, for example by a full disk; 130
     interrupted. After 4 and 130 the same command resumes the batch.
     """
     try:
@@ -170,6 +194,13 @@ def batch(
         backend = backend or ("ray" if os.environ.get("RAY_ADDRESS") else "local")
         if backend == "local" and (workers is not None or gpus):
             raise DalleError("--workers and --gpus need Ray: add --backend ray")
+        with mistakes_as_config_error():
+            safety = SafetySettings(
+                words=safety_words,
+                prompt_hook=safety_prompt_hook,
+                nsfw_threshold=safety_nsfw_threshold,
+                picture_hook=safety_picture_hook,
+            )
         code = run_batch(
             Batch(
                 prompts=prompts,
@@ -200,6 +231,7 @@ def batch(
                 dry_run=dry_run,
                 contact_sheet=contact_sheet,
                 gallery=gallery,
+                safety=safety,
             )
         )
     except KeyboardInterrupt:  # before anything was drawn

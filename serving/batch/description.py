@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from dalle.files import check_claimed
-from serving.batch.plan import Planner
+from serving.batch.plan import LEFT_OUT, Planner
 from serving.batch.storage import Storage, StorageError
 from serving.batch.worker import WorkerSettings
 
@@ -57,7 +57,7 @@ def check_description(storage: Storage, description: dict[str, Any] | None, plan
     if description is None:
         check_claimed(str(storage), storage.list(""), DESCRIPTION, WRITTEN)
         return
-    current, existing = ({"background": "auto"} | one for one in (_identity(planner), description["of"]))
+    current, existing = (LEFT_OUT | one for one in (_identity(planner), description["of"]))
     for name, value in current.items():
         before = existing.get(name)
         if before != value:

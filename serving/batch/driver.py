@@ -37,6 +37,9 @@ from serving.batch.storage import WORK, Storage, StorageError, open_storage
 from serving.batch.survey import Survey, print_invalid_lines, survey_shards
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
+from serving.safety.errors import CheckUnavailableError
+from serving.safety.moderation import check_safety, identity_of
+from serving.safety.settings import SafetySettings
 
 __all__ = ["Batch", "run_batch"]
 
@@ -64,13 +67,15 @@ class Batch:
     dry_run: bool = False
     contact_sheet: bool = False
     gallery: bool = False
+    safety: SafetySettings = dataclasses.field(default_factory=SafetySettings)
 
 
 def run_batch(batch: Batch) -> int:
     """Run a batch and return the exit code. Raises `DalleError` for a mistake found before anything is drawn."""
+    check_safety(batch.safety)
     folder = model_folder(batch.model).absolute()
     facts = load_facts(folder)
-    plan = batch.plan
+    plan = dataclasses.replace(batch.plan, safety=identity_of(batch.safety))
     # a background that no item could have is reported once, and not for every line
     chosen_background(plan.background, mode=facts.image_mode, model=facts.name, format=plan.image_format)
     planner = Planner(facts, Path(batch.model).name, plan)
@@ -131,14 +136,15 @@ def run_batch(batch: Batch) -> int:
             log.close()
             storage.flush()
             storage.remove(WORK)
-        except (StorageError, DataError) as error:  # the folder, or the prompts, which are read again
+        # the folder, the prompts, which are read again, or the process that checks pictures
+        except (StorageError, DataError, CheckUnavailableError) as error:
             _print_stopped(str(error), num_drawn, survey.num_pending_pictures)
             return STOPPED
         except KeyboardInterrupt:
             _print_stopped("interrupted", num_drawn, survey.num_pending_pictures)
             return INTERRUPTED
     _print_summary(storage, counts, num_drawn, names)
-    return INCOMPLETE if counts.num_invalid + counts.num_failed else DONE
+    return INCOMPLETE if counts.num_refused else DONE
 
 
 def _worker_settings(
@@ -184,6 +190,7 @@ def _worker_settings(
         certificate=_absolute(batch.certificate),
         certificate_key=_absolute(batch.certificate_key),
         resumed=description is not None,
+        safety=batch.safety.absolute(),
     )
 
 
@@ -213,10 +220,10 @@ def _draw_shards(
 def _draw_in_this_process(
     settings: WorkerSettings, shards: Iterator[Shard], progress: Progress
 ) -> Generator[ShardDone]:
-    worker = Worker(settings)
-    for done in worker.run(shards, progress.step):
-        progress.skip(done.num_rows - done.num_rows_drawn)
-        yield done
+    with contextlib.closing(Worker(settings)) as worker:
+        for done in worker.run(shards, progress.step):
+            progress.skip(done.num_rows - done.num_rows_drawn)
+            yield done
 
 
 def _write_pages(batch: Batch, storage: Storage) -> list[str]:
@@ -253,9 +260,11 @@ def _print_summary(storage: Storage, counts: Counts, num_drawn: int, names: list
         f"{counts.num_drawn} pictures are in {storage}, {num_drawn} of them drawn in this run; "
         "manifest.jsonl lists them"
     )
-    if counts.num_invalid + counts.num_failed:
+    if counts.num_refused:
+        blocked = f", blocked pictures: {counts.num_blocked}" if counts.num_blocked else ""
         print(
-            f"invalid lines: {counts.num_invalid}, failed pictures: {counts.num_failed}; see {storage}/{REFUSED_FILE}"
+            f"invalid lines: {counts.num_invalid}, failed pictures: {counts.num_failed}{blocked}; "
+            f"see {storage}/{REFUSED_FILE}"
             + ("; --retry-failed draws failed pictures again" if counts.num_failed else "")
         )
     for name in [*names, *counts.openai_files]:

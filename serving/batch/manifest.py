@@ -21,6 +21,7 @@ from dalle.errors import ParameterError
 from dalle.receipt import unpack_codes
 from serving.batch.items import InvalidLine, Item, Shard, picture_key
 from serving.batch.storage import Storage, StorageError
+from serving.jobs import MODERATION_BLOCKED
 
 __all__ = [
     "Record",
@@ -147,7 +148,7 @@ def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, r
         ):
             return False
         if record["error"] is not None:
-            if retry_failed:
+            if retry_failed and record["error_code"] != MODERATION_BLOCKED:  # it would be blocked again
                 return False
             continue
         if known_codes(record, facts) is None or record["file"] != picture_file(shard, item, blank["key"], layout):

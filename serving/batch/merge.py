@@ -23,6 +23,7 @@ from serving.batch.items import InvalidLine, Item, Shard
 from serving.batch.manifest import Record, members, merged_records, to_line
 from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
+from serving.jobs import MODERATION_BLOCKED
 from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
 
 __all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED_FILE", "Counts", "merge"]
@@ -65,8 +66,15 @@ class Counts:
     """Number of invalid lines."""
     num_failed: int = 0
     """Number of pictures that could not be drawn."""
+    num_blocked: int = 0
+    """Number of pictures that the safety checks block."""
     openai_files: list[str] = dataclasses.field(default_factory=list)
     """Names of the result files in OpenAI's format; empty if no item has that format."""
+
+    @property
+    def num_refused(self) -> int:
+        """Number of records with an error."""
+        return self.num_invalid + self.num_failed + self.num_blocked
 
 
 def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
@@ -87,7 +95,9 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 if record["error"] is not None:
                     streams[REFUSED_FILE].write(line)
                 counts.num_invalid += record["key"] is None
-                counts.num_failed += record["key"] is not None and record["error"] is not None
+                blocked = record["key"] is not None and record["error_code"] == MODERATION_BLOCKED
+                counts.num_blocked += blocked
+                counts.num_failed += record["key"] is not None and record["error"] is not None and not blocked
                 counts.num_drawn += record["error"] is None
                 parameters = json.dumps(record["parameters"]) if record["parameters"] is not None else None
                 group.append(record | {"parameters": parameters})
@@ -98,7 +108,7 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 streams[name].write(to_line(result))
                 openai_lines[name] += 1
         writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    if not counts.num_invalid + counts.num_failed:
+    if not counts.num_refused:
         storage.remove(REFUSED_FILE)
     for name, num_lines in openai_lines.items():
         if num_lines:
@@ -132,7 +142,9 @@ def _openai_results(storage: Storage, shard: Shard, records: list[Record]) -> It
             error = ApiError(400, entry.message, code=entry.code, param=entry.param)
             yield OPENAI_ERRORS, _openai_line(shard, entry, 400, error.body)
         elif failed is not None:
-            yield OPENAI_ERRORS, _openai_line(shard, entry, 500, ApiError(500, failed["error"], code="not_drawn").body)
+            blocked = failed["error_code"] == MODERATION_BLOCKED
+            error = ApiError(400 if blocked else 500, failed["error"], code=failed["error_code"])
+            yield OPENAI_ERRORS, _openai_line(shard, entry, error.status, error.body)
         else:
             yield OPENAI_OUTPUT, _openai_line(shard, entry, 200, _response_body(storage, entry, drawn, archive))
 

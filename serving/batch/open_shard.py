@@ -10,6 +10,7 @@ from dalle.receipt import Receipt, pack_codes
 from serving.batch.items import Item, Layout, Shard
 from serving.batch.manifest import Record, codes_digest, known_codes, objects, picture_file, read_manifest
 from serving.batch.storage import WORK, Storage
+from serving.safety.errors import ModerationError
 
 __all__ = ["OpenShard", "Picture", "codes_in_png", "journal_name", "recover_codes"]
 
@@ -35,6 +36,15 @@ class Picture:
     def fail(self, error: DalleError) -> None:
         """Mark the picture's record as failed."""
         self.record.update(error_code="not_drawn", error=str(error))
+
+    def refuse(self, error: ModerationError) -> None:
+        """Mark the picture's record as refused by a safety check, without its codes."""
+        self.withhold()
+        self.record.update(error_code=error.refused.code, error=str(error))
+
+    def withhold(self) -> None:
+        """Remove the codes from the picture's record: they are the picture."""
+        self.record.update(dict.fromkeys(("codes", "codes_sha256", "step", "software")))
 
 
 @dataclasses.dataclass(eq=False)

@@ -24,7 +24,7 @@ from serving.errors import ApiError, field_error
 from serving.output import Output, output_of
 from serving.schemas import GenerationRequest, sampling_of
 
-__all__ = ["FIELDS", "PlanSettings", "Planner", "item_seed"]
+__all__ = ["FIELDS", "LEFT_OUT", "PlanSettings", "Planner", "item_seed"]
 
 MAX_ID = MAX_SHOWN = 1000
 """Limits in characters: of an item's id, and of each text in the report of an invalid line."""
@@ -55,11 +55,18 @@ class PlanSettings:
     """Whether PNGs get a signed C2PA manifest."""
     shard_size: int = 64
     """Minimum number of pictures in every shard but the last."""
+    safety: dict[str, Any] | None = None
+    """Everything that decides what the safety checks block (`identity_of`); None if nothing is checked."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by name, without the background if it is `auto`: earlier releases wrote no such key."""
+        """All settings by name, without the background if it is `auto`, and without safety if nothing is checked:
+        earlier releases wrote no such keys."""
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if (name, value) != ("background", "auto")}
+        return {name: value for name, value in values.items() if LEFT_OUT.get(name, ...) != value}
+
+
+LEFT_OUT: dict[str, Any] = {"background": "auto", "safety": None}
+"""Settings that are not written if they have these values."""
 
 
 def item_seed(seed: int, item_id: str) -> int:

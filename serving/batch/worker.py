@@ -26,11 +26,14 @@ from dalle.steps import StepKind, new_engine
 from dalle.transformer.linear import Weights
 from dalle.version import __version__
 from serving.batch.credentials import Credentials
-from serving.batch.items import Layout, Shard
+from serving.batch.items import Item, Layout, Shard
 from serving.batch.manifest import blank_records, codes_digest
 from serving.batch.open_shard import OpenShard, Picture, recover_codes
 from serving.batch.storage import LocalStorage, open_storage
 from serving.batch.writer import ShardDone, Writer
+from serving.safety.errors import ModerationError
+from serving.safety.moderation import Moderation
+from serving.safety.settings import SafetySettings
 
 __all__ = ["Worker", "WorkerSettings"]
 
@@ -56,6 +59,7 @@ class WorkerSettings:
     certificate_key: str | None
     resumed: bool
     """Whether the folder may have pictures of an earlier run. A folder on a disk is searched for them in any case."""
+    safety: SafetySettings = dataclasses.field(default_factory=SafetySettings)
 
 
 class Worker:
@@ -79,6 +83,12 @@ class Worker:
             self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1
         )
         self.storage = open_storage(settings.out)
+        self._moderation = Moderation(settings.safety) if settings.safety.stages else None
+
+    def close(self) -> None:
+        """End the process that checks pictures, if there is one."""
+        if self._moderation is not None:
+            self._moderation.close()
 
     def run(
         self, shards: Iterable[Shard], on_step: Callable[[int], None] = lambda num_rows: None
@@ -91,7 +101,7 @@ class Worker:
         Raises `StorageError` when something cannot be written; everything committed or noted until then is kept.
         """
         torch.set_num_threads(self.settings.threads)  # applies to this thread only
-        with Writer(self.storage, self.settings.layout, self._facts, self._credentials) as writer:
+        with Writer(self.storage, self.settings.layout, self._facts, self._credentials, self._moderation) as writer:
             drawing: dict[int, str] = {}
             wanted: dict[str, list[Picture]] = {}
             feed = self._feed(shards, writer)
@@ -144,9 +154,15 @@ class Worker:
     def _open(self, shard: Shard) -> OpenShard:
         opened = OpenShard(shard, [], {}, 0)
         requests: dict[int, PromptRequest] = {}
+        refusals: dict[int, ModerationError | None] = {}
         for item, record in blank_records(shard, self.model.name, self.model.digest):
             opened.records.append(record)
             if item is None:
+                continue
+            if item.line not in refusals:
+                refusals[item.line] = self._refusal(item)
+            if (error := refusals[item.line]) is not None:
+                record.update(error_code=error.refused.code, error=str(error))
                 continue
             if record["key"] in opened.pictures:
                 opened.pictures[record["key"]].duplicates.append(record)
@@ -159,6 +175,15 @@ class Worker:
             opened.pictures[record["key"]] = Picture(opened, item, record, request)
         opened.num_left = len(opened.pictures)
         return opened
+
+    def _refusal(self, item: Item) -> ModerationError | None:
+        """Why an item's prompt may not be drawn; None if it may."""
+        try:
+            if self._moderation is not None:
+                self._moderation.check_prompt(item.prompt)
+        except ModerationError as error:
+            return error
+        return None
 
     def _finish(self, picture: Picture, grid: Tensor, writer: Writer, *, drawn: bool) -> None:
         """Decode codes (H, W) to pixels, and queue the file for the writing thread."""
@@ -176,7 +201,7 @@ class Worker:
         opened.num_rows_drawn += picture.num_rows * drawn
         opened.times[record["key"]] = time.time()
         image, text = None, {}
-        if self.settings.layout != "codes":
+        if self.settings.layout != "codes" or (self._moderation is not None and self._moderation.has_pictures):
             try:
                 made = self.model.picture(
                     picture.request,

@@ -24,6 +24,8 @@ from serving.batch.items import Layout
 from serving.batch.manifest import Record, archive, picture_file, write_manifest
 from serving.batch.open_shard import OpenShard, Picture, codes_in_png, journal_name
 from serving.batch.storage import Storage, StorageError
+from serving.safety.errors import CheckUnavailableError, ModerationError
+from serving.safety.moderation import Moderation
 
 __all__ = ["ShardDone", "Writer"]
 
@@ -50,11 +52,19 @@ class ShardDone:
 class Writer:
     """Encodes and writes pictures on a thread of its own; a context manager, whose end waits for all writes."""
 
-    def __init__(self, storage: Storage, layout: Layout, facts: ModelFacts, credentials: Credentials | None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        layout: Layout,
+        facts: ModelFacts,
+        credentials: Credentials | None,
+        moderation: Moderation | None = None,
+    ) -> None:
         self.storage = storage
         self.layout = layout
         self.facts = facts
         self.credentials = credentials
+        self.moderation = moderation
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._failure: BaseException | None = None
         self._commits: deque[Future[ShardDone]] = deque()
@@ -71,9 +81,10 @@ class Writer:
     # -- called by the thread that draws
 
     def put(self, picture: Picture, image: Image.Image | None, text: dict[str, str], *, note: bool) -> None:
-        """Queue a picture to be encoded and written. Blocks while `MAX_UNWRITTEN` pictures are queued.
+        """Queue a picture to be checked, encoded and written. Blocks while `MAX_UNWRITTEN` pictures are queued.
 
-        image: None writes no file. text: text chunks of a PNG. note: whether to append the codes to the journal first.
+        image: None writes no file, and so does the layout `codes`. text: text chunks of a PNG. note: whether to append
+        the codes to the journal first.
         """
         names = ("key", "codes", "codes_sha256")
         noted = {name: picture.record[name] for name in names} if note else None
@@ -107,10 +118,21 @@ class Writer:
 
     def _write(self, picture: Picture, noted: Record | None, image: Image.Image | None, text: dict[str, str]) -> None:
         item, record, shard = picture.item, picture.record, picture.shard.shard
+        if self.moderation is not None and self.moderation.has_pictures:
+            if image is None:  # it could not be decoded, so it was not judged
+                picture.withhold()
+                return
+            try:
+                self.moderation.check_picture(image)
+            except CheckUnavailableError:
+                raise  # the batch stops, and is resumed by the same command
+            except ModerationError as error:
+                picture.refuse(error)
+                return
         if noted is not None:
             # the leading line feed ends a line that a kill may have cut off
             self.storage.append(journal_name(shard), b"\n" + json.dumps(noted).encode() + b"\n")
-        if image is None:
+        if image is None or self.layout == "codes":
             return
         try:
             picture.content = encode_image(

@@ -18,6 +18,8 @@ from serving.cluster.orphans import Orphans
 from serving.engine.async_engine import AsyncEngine
 from serving.jobs import Event, Explain, Explained, Job, ModelInfo, Refused
 from serving.model_settings import ModelSettings, QueueSettings
+from serving.safety.moderation import Moderation
+from serving.safety.settings import SafetySettings
 from serving.settings import mistakes
 from serving.tracing import Tracing
 
@@ -42,15 +44,19 @@ def _leave_the_cores_to_the_engine() -> None:
 class Replica:
     """A replica of a model. Its constructor loads the model and runs the self-test; the replica is ready after it."""
 
-    def __init__(self, settings: dict[str, Any], traces: str | None = None) -> None:
-        """traces: URL to which spans are sent, if they are."""
+    def __init__(
+        self, settings: dict[str, Any], traces: str | None = None, safety: dict[str, Any] | None = None
+    ) -> None:
+        """traces: URL to which spans are sent, if they are. safety: fields of `SafetySettings`, if anything is
+        checked."""
         stay_on_loopback()
         _leave_the_cores_to_the_engine()
         keep_memory()
         chosen = ModelSettings(**settings)
         model = DALLE.load(chosen.path, device=chosen.device, text_encoder=chosen.text_encoder)
         self._tracing = Tracing.to(traces)
-        self.engine = AsyncEngine(model, chosen, self._tracing).start()
+        self._moderation = Moderation(SafetySettings(**safety)) if safety is not None else None
+        self.engine = AsyncEngine(model, chosen, self._tracing, self._moderation).start()
         self._orphans = Orphans(self.engine.cancel)
         logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
 
@@ -97,5 +103,7 @@ class Replica:
     def __del__(self) -> None:
         if hasattr(self, "engine"):
             self.engine.close()
+            if self._moderation is not None:
+                self._moderation.close()
             if self._tracing is not None:
                 self._tracing.close()

@@ -32,6 +32,8 @@ from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Expl
 from serving.metrics import EngineMetrics
 from serving.model_settings import ModelSettings
 from serving.refusals import refusal_from
+from serving.safety.errors import BlockedError
+from serving.safety.moderation import Moderation
 from serving.tracing import JobSpan, Tracing
 
 __all__ = ["AsyncEngine"]
@@ -54,14 +56,21 @@ LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has p
 
 
 class AsyncEngine:
-    """Draws the jobs of one model, with spans if there is `tracing`. Call `start` first; it returns when the engine is
-    ready."""
+    """Draws the jobs of one model, with spans if there is `tracing`, and checked by `moderation` if there is one, which
+    its maker closes later than the engine. Call `start` first; it returns when the engine is ready."""
 
-    def __init__(self, model: DALLE, settings: ModelSettings, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        model: DALLE,
+        settings: ModelSettings,
+        tracing: Tracing | None = None,
+        moderation: Moderation | None = None,
+    ) -> None:
         self.model = model
         self.settings = settings
         self.metrics = EngineMetrics(settings.id)
         self._tracing = tracing
+        self._moderation = moderation
         self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
         self.num_slots_wanted = 0
@@ -83,7 +92,7 @@ class AsyncEngine:
         """Jobs that were accepted; used by the engine's thread alone."""
         self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
         """New jobs; None only wakes the thread."""
-        self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics)
+        self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics, moderation)
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenizing")
         """Tokenizes prompts in the order in which jobs arrive: several threads would change their order."""
         self._explainer = Explainer(model)
@@ -129,10 +138,14 @@ class AsyncEngine:
 
         arrived = time.monotonic()
         try:
+            if self._moderation is not None:
+                await self._moderation.check_prompt_by(job.prompt, job.deadline)
             request = await loop.run_in_executor(self._tokenizing, request_of, self.model, job)
-        except DalleError as error:
-            refusal = refusal_from(error)
+        except (DalleError, TimeoutError) as error:
+            refusal = refusal_from(error) if isinstance(error, DalleError) else LATE
             self.metrics.count_refusal(refusal.code)
+            if isinstance(error, BlockedError):
+                self.metrics.count_blocked(error.check)
             yield refusal
             return
         num_open = len(job.indices)

@@ -1,7 +1,7 @@
 """`Delivery`: decodes an engine's codes to pixels, encodes the pixels as files, and posts them as events.
 
 Decoding runs on the calling thread, which is the engine's (`async_engine` says why). Encoding runs on a thread of this
-module, so that no step waits for a file.
+module, so that no step waits for a file; there a picture is also checked before, if pictures are.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from dalle.images import encode_image, enlarge, with_background
 from dalle.pipeline import DALLE, Picture
-from serving.attributes import DECODE, ENCODE, PREVIEW
+from serving.attributes import CHECK, DECODE, ENCODE, PREVIEW
 from serving.engine.open_jobs import OpenPicture
 from serving.engine.pictures import preview
 from serving.engine.schedule import Schedule
-from serving.jobs import FAILED, Drawn, Event, Preview
+from serving.jobs import FAILED, MODERATION_BLOCKED, Drawn, Event, Preview
 from serving.metrics import EngineMetrics
+from serving.safety.errors import BlockedError, ModerationError
+from serving.safety.moderation import Moderation
 
 __all__ = ["Delivery"]
 
@@ -30,13 +32,21 @@ logger = logging.getLogger(__name__)
 class Delivery:
     """Posts the previews and pictures of one model to their jobs, in the order of the calls."""
 
-    def __init__(self, model: DALLE, step_kind: str, schedule: Schedule[OpenPicture], metrics: EngineMetrics) -> None:
+    def __init__(
+        self,
+        model: DALLE,
+        step_kind: str,
+        schedule: Schedule[OpenPicture],
+        metrics: EngineMetrics,
+        moderation: Moderation | None = None,
+    ) -> None:
         self._model = model
         self._step_kind = step_kind
         """Kind of the engine's step, for receipts."""
         self._schedule = schedule
         """Receives the measured duration of decoding."""
         self._metrics = metrics
+        self._moderation = moderation
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def close(self) -> None:
@@ -91,11 +101,13 @@ class Delivery:
         event: Callable[[bytes], Event],
         attributes: Mapping[str, int] | None = None,
     ) -> None:
-        """Enlarge a picture or a preview if its job says so and encode its file, on the other thread, add its span, and
-        post its event."""
+        """Check a picture or a preview, enlarge it if its job says so and encode its file, on the other thread, add its
+        span, and post its event."""
         open_job = picture.open_job
 
         def encode() -> None:
+            if not self._passes(picture, drawn, attributes):
+                return
             start = time.monotonic()
             try:
                 job, text = open_job.job, None
@@ -113,3 +125,28 @@ class Delivery:
                 logger.exception("a picture could not be encoded")
 
         self._encoder.submit(encode)
+
+    def _passes(self, picture: OpenPicture, drawn: Picture | Image.Image, attributes: Mapping[str, int] | None) -> bool:
+        """Whether a picture or a preview may be sent. A picture that may not is posted as the refusal of its job, which
+        its caller then cancels; a preview that is blocked is left out, since the finished picture decides."""
+        if self._moderation is None or not self._moderation.has_pictures:
+            return True
+        start, refused = time.monotonic(), None
+        try:
+            self._moderation.check_picture(drawn.image if isinstance(drawn, Picture) else drawn)
+        except BlockedError as error:
+            refused = error.refused
+            if isinstance(drawn, Picture):
+                self._metrics.count_blocked(error.check)
+        except ModerationError as error:
+            refused = error.refused
+        except Exception:
+            logger.exception("a picture could not be checked")
+            refused = FAILED
+        end = time.monotonic()
+        self._metrics.check_seconds.observe(end - start)
+        picture.add_span(CHECK, start, end, attributes, None if refused is None else refused.code)
+        if refused is not None and (isinstance(drawn, Picture) or refused.code != MODERATION_BLOCKED):
+            self._metrics.count_refusal(refused.code)
+            picture.open_job.post(refused)
+        return refused is None

@@ -37,6 +37,7 @@ from serving.ingress.store import ImageStore
 from serving.jobs import ModelInfo
 from serving.metrics import HTTPMetrics, join, text_of_states
 from serving.responses import ModelCard, ModelDetails, ModelList, StyleCard
+from serving.safety.settings import Stage
 from serving.settings import Settings
 from serving.tracing import Tracing
 
@@ -187,7 +188,7 @@ def _add_models(app: FastAPI) -> None:
 
     def card(info: ModelInfo, states: Mapping[str, State]) -> ModelCard:
         aliases = [alias for alias, model in settings.aliases.items() if model == info.id]
-        return _card(info, aliases, states.get(info.id, "unavailable"))
+        return _card(info, aliases, states.get(info.id, "unavailable"), settings.safety.stages)
 
     @app.get("/v1/models", tags=["models"])
     async def models() -> ModelList:
@@ -206,7 +207,9 @@ def _add_models(app: FastAPI) -> None:
         return _details(card(info, await app.state.backend.states()), info.vocabulary or Vocabulary())
 
 
-def _card(info: ModelInfo, aliases: list[str], state: State | Literal["unavailable"]) -> ModelCard:
+def _card(
+    info: ModelInfo, aliases: list[str], state: State | Literal["unavailable"], moderation: tuple[Stage, ...]
+) -> ModelCard:
     return ModelCard(
         id=info.id,
         aliases=aliases,
@@ -218,6 +221,7 @@ def _card(info: ModelInfo, aliases: list[str], state: State | Literal["unavailab
         num_codes=info.num_codes,
         max_prompt_tokens=info.max_prompt_tokens,
         transparency=info.image_mode == "RGBA",
+        moderation=[*moderation],
         sampling=info.sampling,
     )
 

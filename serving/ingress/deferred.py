@@ -110,7 +110,13 @@ class Deferred:
                 body = await asyncio.to_thread(lambda: record.answer) or internal_error().body
                 if state.status != "completed":
                     error = body["error"]
-                    raise ApiError(error["status"], error["message"], code=error["code"], param=error["param"])
+                    raise ApiError(
+                        error["status"],
+                        error["message"],
+                        code=error["code"],
+                        param=error["param"],
+                        moderation_details=error.get("moderation_details"),
+                    )
                 return body
             task = self._tasks.get(record.id)
             if task is None:
@@ -143,7 +149,7 @@ class Deferred:
             }
             if state.status in ("failed", "cancelled"):
                 error = (record.answer or internal_error().body)["error"]
-                body["error"] = {name: error[name] for name in ("message", "type", "param", "code")}
+                body["error"] = {name: value for name, value in error.items() if name != "status"}
             elif state.status == "in_progress" and (preview := record.preview) is not None:
                 body["preview"] = base64.b64encode(preview).decode()
             return body

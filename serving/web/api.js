@@ -3,12 +3,14 @@
 const KEY = "dalle-key";
 /** Status of an error that comes in a stream, after the status line, by its code. */
 const STATUSES = {
+  moderation_blocked: 400,
   deadline_exceeded: 408,
   request_cancelled: 409,
   queue_full: 429,
   deadline_unreachable: 429,
   replica_lost: 503,
   shutting_down: 503,
+  moderation_unavailable: 503,
 };
 
 /** The API key, kept until the tab is closed; where storage is forbidden, until the page is left. */

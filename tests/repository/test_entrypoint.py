@@ -273,6 +273,7 @@ MISTAKES = {
     "no keys": ({"DALLE_SERVE_KEYS_FILE": "nowhere"}, "the keys in nowhere cannot be read"),
     "limit": ({"DALLE_SERVE_LIMITS__MAX_N": "0"}, "limits.max_n: "),
     "model": ({"DALLE_SERVE_MODELS": '[{"path": "unheard-of"}]'}, "unheard-of"),
+    "words": ({"DALLE_SERVE_SAFETY__WORDS": "nowhere"}, "safety.words is nowhere: there is no such file"),
     "yaml": ({"DALLE_RAY_CONFIG": "broken"}, "broken cannot be read: "),
     "no configuration": ({"DALLE_RAY_CONFIG": "short"}, "short is no configuration of Serve"),
     "no yaml": ({"DALLE_RAY_CONFIG": "nowhere"}, "nowhere cannot be read: "),

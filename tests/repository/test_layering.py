@@ -23,7 +23,7 @@ LIGHT = {"errors", "version", "interrupt", "printable", "defaults", "installed"}
 """Modules that import nothing large."""
 BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text", "clip", "translate"}
 BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
-BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt"}
+BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "ranking", "best_of"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify", "explain"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
@@ -43,13 +43,15 @@ ROOMS: dict[str, set[str]] = {
     "text": {"config", "errors", "files"},
     "clip": {"transformer", "text", "images", "config", "errors"},
     "translate": {"transformer", "text", "config", "errors"},
-    "receipt": {"decoder", "errors", "images", "printable"},
+    "ranking": {"config", "defaults", "errors"},
+    "receipt": {"decoder", "errors", "images", "printable", "ranking"},
     "command_line": {"errors", "interrupt", "printable"},
     "help_pages": {"errors", "version"},
     "checkpoint": BELOW_CHECKPOINT,
     "hub": {*BELOW_CHECKPOINT, "checkpoint", "version"},
     "model": BELOW_MODEL,
     "steps": {*BELOW_MODEL, "model"},
+    "best_of": {*BELOW_MODEL, "model", "ranking"},
     "pipeline": BELOW_PIPELINE,
     "verify": {*BELOW_PIPELINE, "pipeline"},
     "explain": {*BELOW_PIPELINE, "pipeline", "verify"},

@@ -34,6 +34,7 @@ def labels_of_metrics() -> dict[str, set[str]]:
     """Labels of every sample that the service exports."""
     engine, web = EngineMetrics("emoji"), HTTPMetrics()
     engine.count_refusal("queue_full")
+    engine.count_blocked("words")
     web.count_response("/v1/images/generations", 200, 1.0)
     texts = (engine.text(), web.text(), text_of_states({"emoji": "loaded"}))
     families = [family for text in texts for family in text_string_to_metric_families(text)]

@@ -166,6 +166,14 @@ def test_a_stream_has_spans_of_its_previews_and_ends_with_its_body(quick: Servic
     assert (request.end_time or 0) >= max(span.end_time or 0 for span in spans.of("encode"))
 
 
+def test_a_check_of_a_picture_has_a_span(model: DALLE, spans: Spans) -> None:
+    safety = {"picture_hook": "tests.support.hooks:blocks_every_picture"}
+    with service(model, tracing=spans.tracing, safety=safety) as one:
+        assert error_of(post(one, prompt="a fish"))["code"] == "moderation_blocked"
+        assert error_type(spans.one("check")) == error_type(spans.one("draw")) == "moderation_blocked"
+        assert not spans.of("encode")
+
+
 def test_a_trace_that_the_caller_does_not_sample_is_not_sent(quick: Service, spans: Spans) -> None:
     httpx.post(quick.url + GENERATIONS, json=PROMPT, headers={"traceparent": CALLER[:-2] + "00"}, timeout=30)
     assert post(quick, **PROMPT).status_code == 200

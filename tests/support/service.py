@@ -17,7 +17,9 @@ from dalle import DALLE
 from serving.engine.async_engine import AsyncEngine
 from serving.engine.local import LocalBackend
 from serving.ingress.api import create_app
+from serving.jobs import MODERATION_BLOCKED
 from serving.model_settings import ModelSettings
+from serving.safety.moderation import Moderation
 from serving.settings import Settings, load_settings
 from serving.tracing import Tracing
 
@@ -28,12 +30,13 @@ PROMPT = {"prompt": "a red panda"}
 
 
 class Service:
-    """A running service: its address, engine and settings."""
+    """A running service: its address, engine, settings and safety checks."""
 
-    def __init__(self, url: str, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(self, url: str, engine: AsyncEngine, settings: Settings, moderation: Moderation | None = None) -> None:
         self.url = url
         self.engine = engine
         self.settings = settings
+        self.moderation = moderation
 
 
 @contextlib.contextmanager
@@ -70,7 +73,9 @@ def service(
     values: dict[str, Any] = {"path": model.name, "num_slots": 4, "threads": 1, "max_queue": 8}
     values |= {"parallel": 1} if slow else {}
     model_settings = ModelSettings(**(values | (engine or {})))
-    one = AsyncEngine(model, model_settings, tracing).start()
+    whole = load_settings({"models": (model_settings,), **settings})
+    moderation = Moderation(whole.safety) if whole.safety.stages else None
+    one = AsyncEngine(model, model_settings, tracing, moderation).start()
     if slow:
         step = one._engine.step
 
@@ -79,12 +84,13 @@ def service(
             return step()
 
         one._engine.step = slowly  # type: ignore[method-assign]
-    whole = load_settings({"models": (model_settings,), **settings})
     try:
         with running(create_app(LocalBackend({model_settings.id: one}), whole, tracing=tracing), send_buffer) as url:
-            yield Service(url, one, whole)
+            yield Service(url, one, whole, moderation)
     finally:
         one.close()
+        if moderation is not None:
+            moderation.close()
 
 
 def post(one: Service, path: str = GENERATIONS, **body: Any) -> httpx.Response:
@@ -95,7 +101,8 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     """The error of a response, after its format is checked."""
     assert set(response.json()) == {"error"}, response.text
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    details = {"moderation_details"} if error["code"] == MODERATION_BLOCKED else set()
+    assert set(error) == {"message", "type", "param", "code"} | details
     assert error["message"] and error["code"] and error["type"]
     return error
 

@@ -25,7 +25,7 @@ from training.evaluation.features import Gallery, PictureFeatures, batches, even
 from training.evaluation.measures import chance_recall, frechet_distance, nearest, standardised
 from training.pairs.shards import PairShards
 
-__all__ = ["RECALL_AT", "Drawn", "Numbers", "draw", "judge"]
+__all__ = ["RECALL_AT", "Drawn", "Numbers", "concept_ranks", "draw", "judge"]
 
 Numbers = dict[str, float | int | None]
 
@@ -121,7 +121,7 @@ def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
     concepts = gallery.concepts[numbers.numpy()]
     several = torch.tensor([len(np.unique(gallery.styles[gallery.concepts == one])) > 1 for one in concepts])
     for who, features in (("", drawn.drawn), ("reconstructed_", drawn.reconstructed)):
-        ranks = _ranks(gallery.features, gallery.styles, gallery.concepts, numbers, features)
+        ranks = concept_ranks(gallery, numbers, features)
         found |= {f"{who}recall_at_{k}": _mean(ranks < k) for k in RECALL_AT}
         ranks = _ranks(gallery.features, gallery.concepts, gallery.styles, numbers[several], features[several])
         found[f"{who}style_accuracy"] = _mean(ranks < 1)
@@ -134,6 +134,15 @@ def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
         own = standardised(mean_features(features), units)
         found[f"{who}frechet_distance"] = frechet_distance(own, real) if len(numbers) > 1 else None
     return found
+
+
+def concept_ranks(gallery: Gallery, numbers: Tensor, features: Tensor) -> Tensor:
+    """For each drawn picture, how many real pictures of the right style are nearer than the first one with the right
+    concept, at most 5: (M,) int64. It counts for recall at k if that is below k.
+
+    numbers: (M,), those of the pairs in the gallery that the pictures were drawn for. features: (M, 4096).
+    """
+    return _ranks(gallery.features, gallery.styles, gallery.concepts, numbers, features)
 
 
 def _mean(shares: Tensor) -> float | None:
