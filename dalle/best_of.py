@@ -37,6 +37,7 @@ __all__ = [
     "LikelihoodJudge",
     "Pruning",
     "Selection",
+    "choose",
     "draw_best",
     "judge_of",
     "mean_likelihoods",
@@ -159,6 +160,35 @@ def judge_of(model: Model, rerank: Rerank, clip: str | Path | ClipModel | None =
     return ClipJudge(model, clip)
 
 
+def choose(
+    judge: Judge, prompt: str | None, drawn: Sequence[tuple[R, Tensor]], n: int, *, num_pruned: int = 0
+) -> list[tuple[R, Tensor, Ranking]]:
+    """Compare candidates of one prompt, each with its codes (N,), and return the best n with their places, best first.
+    Of equal ones the earlier is first. `num_pruned`: candidates that were dropped half-way and are not among them.
+
+    Raises `ParameterError` as the judge does.
+    """
+    assert 1 <= n <= len(drawn), f"the best {n} of {len(drawn)}"
+    scores = judge.scores(prompt, drawn[0][0], torch.stack([codes for _, codes in drawn])).tolist()
+    order = sorted(range(len(drawn)), key=lambda place: -scores[place])
+    clip = judge.clip
+    return [
+        (
+            *drawn[place],
+            Ranking(
+                rerank=judge.rerank,
+                score=round(scores[place], 6),
+                rank=number + 1,
+                best_of=len(drawn) + num_pruned,
+                pruned=num_pruned,
+                clip=None if clip is None else clip.name,
+                clip_digest=None if clip is None else clip.digest or None,
+            ),
+        )
+        for number, place in enumerate(order[:n])
+    ]
+
+
 class Pruning:
     """The rule of this module's description, for the candidates of one prompt."""
 
@@ -233,27 +263,8 @@ class Selection(Generic[R]):
         """The best n candidates, best first, with their codes (N,) and places. Of equal ones the lower index is first.
         All must be complete."""
         assert self.is_complete
-        indices = sorted(self._codes.keys() - self._dropped)
-        codes = torch.stack([self._codes[index] for index in indices])
-        scores = self._judge.scores(self._prompt, self.requests[0], codes).tolist()
-        order = sorted(range(len(indices)), key=lambda place: (-scores[place], indices[place]))
-        clip = self._judge.clip
-        return [
-            (
-                self.requests[indices[place]],
-                self._codes[indices[place]],
-                Ranking(
-                    rerank=self._judge.rerank,
-                    score=round(scores[place], 6),
-                    rank=number + 1,
-                    best_of=len(self.requests),
-                    pruned=len(self._dropped),
-                    clip=None if clip is None else clip.name,
-                    clip_digest=None if clip is None else clip.digest or None,
-                ),
-            )
-            for number, place in enumerate(order[: self._asked.n])
-        ]
+        drawn = [(self.requests[index], self._codes[index]) for index in sorted(self._codes.keys() - self._dropped)]
+        return choose(self._judge, self._prompt, drawn, self._asked.n, num_pruned=len(self._dropped))
 
 
 def draw_best(

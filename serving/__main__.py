@@ -24,6 +24,7 @@ from pydantic import Field
 from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
+from dalle.checkpoint.clip import find_clip
 from dalle.command_line import exit_on_mistake, print_error, program, short_warnings
 from dalle.device import choose_device
 from dalle.errors import ConfigError
@@ -75,10 +76,7 @@ def main() -> None:
             with exit_on_mistake(), short_warnings():
                 settings = _settings(sys.argv[1:])
                 # replicas have working directories of their own
-                models = tuple(
-                    model.model_copy(update={"path": str(model_folder(model.path).absolute()), "name": model.id})
-                    for model in settings.models
-                )
+                models = tuple(_absolute(model) for model in settings.models)
                 settings = settings.model_copy(update={"models": models, "safety": settings.safety.absolute()})
                 check_settings(settings)
                 if not os.environ.get("RAY_ADDRESS"):
@@ -93,6 +91,14 @@ def main() -> None:
             raise
     for held in reserved:
         held.close()
+
+
+def _absolute(model: ModelSettings) -> ModelSettings:
+    """The settings of a model with absolute paths of its directory, and of that of its CLIP model if it names one."""
+    paths = {"path": str(model_folder(model.path).absolute()), "name": model.id}
+    if model.clip is not None:
+        paths["clip"] = str(find_clip(model.clip).absolute())
+    return model.model_copy(update=paths)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -5,7 +5,9 @@ They are those of OpenTelemetry's semantic conventions for generative AI where t
 """
 
 __all__ = [
+    "CANDIDATES",
     "CHECK",
+    "CHOOSE",
     "CODES",
     "DECODE",
     "DRAW",
@@ -46,6 +48,7 @@ WAIT = "wait"
 PREFILL = "prefill"
 STEPS = "steps"
 DECODE = "decode"
+CHOOSE = "choose"
 CHECK = "check"
 ENCODE = "encode"
 
@@ -74,3 +77,4 @@ ESTIMATE = "dalle.queue.estimate"
 PICTURE = "dalle.picture.index"
 PREVIEW = "dalle.preview.number"
 CODES = "dalle.codes"
+CANDIDATES = "dalle.candidates"

@@ -1,10 +1,13 @@
 """Jobs that the ingress sends to a model, and the events that come back. Plain data that can be pickled."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+
+from dalle.defaults import DEFAULT_RERANK, Rerank
 
 if TYPE_CHECKING:  # not imported: the proxy, which needs no model, reads this module too
     from dalle.checkpoint.vocabulary import Vocabulary
+    from dalle.ranking import Ranking
 
 __all__ = [
     "FAILED",
@@ -59,6 +62,12 @@ class Job:
     seed: int
     indices: tuple[int, ...]
     """Index of each picture to draw; at least one."""
+    num_candidates: int | None = None
+    """With it, the best of the pictures and of so many candidates more are sent, best first, as many as there are
+    indices. Candidates have the indices that follow the last one. They are drawn in slots that no other job wants, and
+    are given up when another job's pictures want those. None sends every picture as soon as it is drawn."""
+    rerank: Rerank = DEFAULT_RERANK
+    """Judge of the candidates."""
     given: Given | None = None
     deadline: float
     """Time by which all pictures must be finished, in seconds since the epoch. The clocks of a cluster are assumed to
@@ -145,6 +154,8 @@ class Drawn:
     codes: list[list[int]]
     queue_seconds: float
     """Time from the arrival of its job until it got slots."""
+    ranking: "Ranking | None" = None
+    """Its place among the candidates; None if there were none."""
 
 
 Event = Accepted | Preview | Drawn | Refused
@@ -189,6 +200,8 @@ class ModelInfo:
     """RGBA for a model that draws transparency, else RGB."""
     sampling: dict[str, Any]
     """Default sampling parameters."""
+    rerank: tuple[Rerank, ...] = get_args(Rerank)
+    """Judges that can compare its pictures."""
     created: int
     """When it was loaded, in seconds since the epoch."""
     vocabulary: "Vocabulary | None" = None

@@ -53,6 +53,13 @@ class EngineMetrics:
             "discarded_steps", "Steps whose codes were discarded because their job was stopped or its slots were needed"
         )
         self.evictions = counter("evictions", "Pictures of batches that have given their slots up to others")
+        self.candidates = counter("candidates", "Candidates of best_of that were drawn besides a job's n pictures")
+        self.candidates_given_up = counter(
+            "candidates_given_up", "Candidates that were given up for other jobs' pictures, or for a deadline"
+        )
+        self.choose_seconds = histogram(
+            "choose_seconds", "Seconds in which a job's candidates are compared", WAIT_SECONDS
+        )
         self._refusals = Counter(
             "dalle_refusals", "Jobs that were refused, by reason", ["model", "reason"], registry=self.registry
         )

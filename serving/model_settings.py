@@ -66,6 +66,9 @@ class ModelSettings(QueueSettings):
     """Device that runs the model, such as `cpu` or `cuda`; `auto` is CUDA if there is a GPU, else the CPU."""
     text_encoder: str | None = None
     """Folder of the T5 text encoder, for a model that is conditioned on its features (LlamaGen's t2i)."""
+    clip: str | None = Field(default=None, min_length=1)
+    """CLIP model that judges candidates (`best_of` with `rerank` `clip`): a name, or the path of its directory. Without
+    it, `emoji`, which knows emoji and icons, is loaded for the first request that needs it."""
     num_slots: int = Field(default=8, ge=2, le=1024)
     """Slots of each replica, which is the batch size of a step. A picture takes 1 slot, or 2 with guidance."""
     mode: Literal["strict", "fast"] = "strict"

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dalle.checkpoint.checkpoint import check_checkpoint
+from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.checkpoint.model_config import ModelConfig
 from dalle.device import choose_device
 from dalle.errors import ConfigError
+from dalle.text.classes import ClassTokenizer
 from serving.ingress.batches.shelf import Shelf
 from serving.ingress.callers import read_keys
 from serving.ingress.records import Records
@@ -52,7 +54,8 @@ def check_settings(settings: Settings) -> None:
 
 def _check_model(model: ModelSettings) -> None:
     folder = Path(model.path)
-    decoder = ModelConfig.read(folder).decoder
+    config = ModelConfig.read(folder)
+    decoder = config.decoder
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= MAX_CHECKED_BYTES:
         check_checkpoint(folder)
     if decoder is None:
@@ -60,6 +63,10 @@ def _check_model(model: ModelSettings) -> None:
     choose_device(model.device)
     if model.text_encoder is not None and not Path(model.text_encoder).is_dir():
         raise ConfigError(f"text_encoder of the model {model.id} is {model.text_encoder}: there is no such folder")
+    if model.clip is not None:
+        if config.text_tokenizer == ClassTokenizer.kind:
+            raise ConfigError(f"prompts of the model {model.id} are numbers of classes: it has no use for a clip")
+        load_clip(find_clip(model.clip))
     if (decoder.feature_width is None) != (model.text_encoder is None):
         need = "has no use for a text encoder" if decoder.feature_width is None else "needs a text_encoder"
         raise ConfigError(f"the model {model.id} {need}")

@@ -21,11 +21,17 @@ __all__ = [
 class ImageData(BaseModel):
     """One picture of a response."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     b64_json: str | None = None
     url: str | None = None
     revised_prompt: str | None = None
     seed: int
     index: int
+    score: float | None = None
+    """The judge's score, of which higher is better, if the request has `best_of`."""
+    rank: int | None = None
+    """1 for the best candidate, if the request has `best_of`."""
     codes: list[list[int]] | None = None
 
 
@@ -79,6 +85,12 @@ class ImagesResponse(BaseModel):
     """Factor by which the pictures were enlarged, if they were."""
     kept: Literal["mask", "keep_rows", "transparency", "upper_half"] | None = None
     """What decided which part of a given picture was kept."""
+    candidates: int | None = None
+    """Number of candidates that were compared, if the request has `best_of`: fewer than that if slots were not idle."""
+    rerank: Literal["likelihood", "clip"] | None = None
+    """Judge of the candidates."""
+    clip: str | None = None
+    """Name of the CLIP model that judged them, if one did."""
     ignored: list[str] | None = None
     """Fields of the request that have no effect, if there were any and the service is set to ignore them."""
     warnings: list[str] | None = None
@@ -149,6 +161,8 @@ class ModelCard(BaseModel):
     """Whether the model draws pictures with a transparent background."""
     moderation: list[Literal["prompt", "picture"]]
     """What this service checks, and may block: prompts before they are drawn, pictures before they are sent."""
+    rerank: list[Literal["likelihood", "clip"]]
+    """Judges that can compare its pictures, for requests with `best_of`."""
     sampling: dict[str, Any]
     """The model's sampling parameters, for those that a request does not set."""
 

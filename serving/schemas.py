@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dalle.defaults import Rerank
+
 __all__ = [
     "HARMLESS",
     "MAX_PROMPT_LENGTH",
@@ -53,6 +55,8 @@ UNSUPPORTED = {
     "true_cfg_scale": "use guidance_scale",
     "frame_count": "the models draw still pictures only",
     "frame_duration_ms": "the models draw still pictures only",
+    "prune": "candidates take slots that nobody else wants, so dropping some of them saves nothing",
+    "clip": "the settings of the service say which CLIP model judges; use rerank",
     "svg": "the models draw pixels, not vector graphics",
     "lora": "models are served without adapters",
 }
@@ -135,6 +139,13 @@ class _Common(_Body):
     """Id or alias of the model (default: the first one that `GET /v1/models` lists)."""
     n: int = Field(default=1, ge=1, lt=2**31)
     """Number of pictures; the service sets the limit."""
+    best_of: int | None = Field(default=None, ge=1, lt=2**31)
+    """Draw up to this many candidates and return the best `n`, best first; the service sets the limit. Candidates
+    beyond the first `n` take idle slots only, and are given up when other requests need them: `candidates` in the
+    response is the number that were compared."""
+    rerank: Rerank | None = None
+    """Judge of the candidates: `clip`, a CLIP model that compares pictures with the prompt (default), or `likelihood`,
+    the model itself. Needs `best_of`."""
     size: str = "auto"
     """`auto`, the size that the model draws, such as `128x128` (width x height), or a whole multiple of it up to 2,048
     pixels a side: the pictures are then enlarged."""

@@ -60,6 +60,8 @@ class LimitSettings(StrictModel):
 
     max_n: int = Field(default=10, ge=1, le=1000)
     """Largest number of pictures in a request."""
+    max_best_of: int = Field(default=16, ge=1, le=1000)
+    """Largest number of candidates in a request (`best_of`). Other limits count the pictures that it asks for (`n`)."""
     deadline: float = Field(default=120, gt=0, allow_inf_nan=False)
     """Longest time for a request, in seconds, and the default of its field `deadline`. A request that cannot finish in
     time is refused on arrival; one that does not is stopped."""

@@ -32,6 +32,8 @@ UNSUPPORTED = {
     "stream": "a batch does not stream",
     "partial_images": "a batch sends no previews",
     "deadline": "a batch has no deadlines",
+    "best_of": "an offline batch draws no candidates; a service does, also in its batches",
+    "rerank": "an offline batch draws no candidates; a service does, also in its batches",
 }
 """Fields of a request that a line may not use, with the reasons."""
 

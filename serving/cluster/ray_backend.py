@@ -90,8 +90,8 @@ class RayBackend:
                     if isinstance(event, Accepted) and progress.drawn_by not in (None, event.fingerprint):
                         yield LOST  # another fingerprint: its pictures could differ from those of the first replica
                         return
-                    if progress.is_new(event):
-                        yield event
+                    for new in progress.news(event):
+                        yield new
                     if isinstance(event, Refused):
                         return
                 return
@@ -238,24 +238,34 @@ class _Progress:
         """Fingerprint of the first engine that accepted the job."""
         self._job = job
         self._previews = Counter[int]()
+        self._chosen: list[Event] = []
+        """The best of candidates, until all of them are there: one replica has to make the whole choice."""
 
     def rest(self) -> Job:
-        """The job without the pictures that have arrived."""
+        """The job without the pictures that have arrived. A choice among candidates is made anew."""
+        self._chosen = []
         return dataclasses.replace(self._job, indices=tuple(self.missing), accepted=self.drawn_by is not None)
 
-    def is_new(self, event: Event) -> bool:
-        """Record an event. Returns whether it is the first of its kind, not a repetition by another replica."""
+    def news(self, event: Event) -> list[Event]:
+        """Record an event. Returns what it brings: nothing if another replica has sent it before, and the best of
+        candidates together, with the last of them."""
         match event:
             case Accepted():
                 first, self.drawn_by = self.drawn_by is None, event.fingerprint
-                return first
+                return [event] if first else []
             case Preview():
                 first = event.number >= self._previews[event.index]
                 self._previews[event.index] = max(self._previews[event.index], event.number + 1)
-                return first
+                return [event] if first else []
+            case Drawn() if self._job.num_candidates is not None:
+                self._chosen.append(event)
+                if len(self._chosen) < len(self.missing):
+                    return []
+                self.missing = []
+                return self._chosen
             case Drawn():
                 self.missing.remove(event.index)
-        return True
+        return [event]
 
 
 async def _next_event(stream: Any, deadline: float) -> Event | None:

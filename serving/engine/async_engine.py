@@ -23,6 +23,8 @@ from dalle.errors import DalleError
 from dalle.pipeline import DALLE
 from dalle.steps import new_engine
 from serving.attributes import CODES, PREFILL, STEPS, WAIT
+from serving.engine.candidates import Candidates
+from serving.engine.chooser import CANCELLED, Chooser
 from serving.engine.delivery import Delivery
 from serving.engine.explainer import Explainer
 from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
@@ -49,7 +51,6 @@ CHECK_SECONDS = 5.0
 STUCK_SECONDS = 60.0
 """Duration of a step after which the engine counts as stuck."""
 CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
-CANCELLED = Refused(status=409, code="request_cancelled", message="the request was cancelled")
 EVICTED = "evicted"
 """Error type of the steps of a spare picture that gave its slots up."""
 LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has passed before all pictures were drawn")
@@ -93,6 +94,9 @@ class AsyncEngine:
         self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
         """New jobs; None only wakes the thread."""
         self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics, moderation)
+        step_kind = self._engine.step_kind
+        self._chooser = Chooser(model, step_kind, settings.clip, self.metrics, self._delivery.send)
+        self._candidates = Candidates(self._engine, self._schedule, self._chooser, self.metrics, self._jobs.discard)
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenizing")
         """Tokenizes prompts in the order in which jobs arrive: several threads would change their order."""
         self._explainer = Explainer(model)
@@ -149,7 +153,14 @@ class AsyncEngine:
             yield refusal
             return
         num_open = len(job.indices)
-        open_job = OpenJob(job=job, request=request, post=post, arrived=arrived, num_open=num_open, span=span)
+        open_job = OpenJob(
+            job=job,
+            request=request,
+            post=post,
+            arrived=arrived,
+            num_open=num_open + (job.num_candidates or 0),
+            span=span,
+        )
         self._known.add(open_job)
         self._arrivals.put(open_job)
         try:
@@ -221,6 +232,7 @@ class AsyncEngine:
         self._thread.join()
         self._tokenizing.shutdown(wait=False)
         self._explainer.close()
+        self._chooser.close()
         self._delivery.close()
 
     def info(self) -> ModelInfo:
@@ -237,6 +249,7 @@ class AsyncEngine:
             max_prompt_tokens=text.max_tokens if text is not None else 0,
             image_mode=model.image_mode,
             sampling=model.sampling.to_dict(),
+            rerank=self._chooser.judges,
             created=self.created,
             vocabulary=model.vocabulary,
         )
@@ -269,7 +282,7 @@ class AsyncEngine:
     def _take_arrivals(self) -> None:
         """Consider a few of the jobs that have arrived. With nothing to draw, wait for one for up to a second."""
         schedule = self._schedule
-        idle = not (schedule.active or len(schedule.queue) or len(schedule.spare) or self._closing)
+        idle = schedule.is_idle and not self._closing
         num_taken = 0
         with contextlib.suppress(queue.Empty):
             while num_taken < ARRIVALS_PER_STEP:
@@ -296,8 +309,13 @@ class AsyncEngine:
             return CLOSING
         if open_job.cancelled_at is not None:
             return CANCELLED
-        pictures = pictures_of(self.model, open_job)
-        outcome = self._schedule.consider(pictures, time.time(), promised=open_job.job.accepted)
+        pictures, now = pictures_of(self.model, open_job), time.time()
+        outcome = self._schedule.consider(
+            [picture for picture in pictures if not picture.candidate],
+            now,
+            promised=open_job.job.accepted,
+            judging=self._candidates.judging_seconds(open_job),
+        )
         if isinstance(outcome, Refused):
             return outcome
         self._jobs.add(open_job)
@@ -307,7 +325,7 @@ class AsyncEngine:
         request = pictures[0].request
         return Accepted(
             position=position,
-            estimate=estimate,
+            estimate=self._candidates.estimate(open_job, estimate, now),
             num_text_tokens=request.num_text_tokens,
             num_kept_codes=0 if request.kept is None else int((request.kept >= 0).sum()),
             fingerprint=self.fingerprint,
@@ -315,6 +333,7 @@ class AsyncEngine:
 
     def _stop_cancelled_and_late(self) -> None:
         """Stop the jobs that were cancelled or whose deadline has passed, and spare ones if the engine closes."""
+        self._candidates.give_up_late(self._jobs, closing=self._closing)
         now = time.time()
         for open_job in list(self._jobs):
             if open_job.cancelled_at is not None:
@@ -349,6 +368,7 @@ class AsyncEngine:
         self.num_slots_wanted = self._schedule.num_slots_wanted
 
     def _admit(self) -> None:
+        served: set[OpenJob] = set()
         for _ in range(ADMISSIONS_PER_STEP):
             for key in self._schedule.evicted():
                 self._evict(key)
@@ -357,15 +377,21 @@ class AsyncEngine:
                 break
             picture.started = time.monotonic()
             if not picture.spare:
+                served.add(picture.open_job)
                 self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
             self._schedule.active[self._engine.add(picture.request)] = picture
             self._engine.admit()
             picture.prefilled = time.monotonic()
             picture.add_span(WAIT, picture.queued, picture.started)
             picture.add_span(PREFILL, picture.started, picture.prefilled)
+        self._candidates.give_way(served)
 
     def _evict(self, key: int) -> None:
-        """Queue a spare picture that holds slots again. It is drawn anew, with the same codes."""
+        """Take the slots of a spare picture: a candidate is given up, and a picture of a batch is queued again, to be
+        drawn anew with the same codes."""
+        if self._schedule.active[key].candidate:
+            self._candidates.evict(key)
+            return
         picture = self._schedule.active.pop(key)
         self._engine.cancel(key)
         num_drawn = picture.num_codes - picture.num_kept
@@ -398,6 +424,9 @@ class AsyncEngine:
                     del self._schedule.active[key]
                     num_drawn = num_codes - picture.num_kept
                     picture.add_span(STEPS, picture.prefilled, time.monotonic(), {CODES: num_drawn})
+                    if picture.judged:
+                        self._candidates.finish(picture, result.finished[key])
+                        continue
                     self._delivery.post_picture(picture, result.finished[key])
                     picture.open_job.num_open -= 1
                     if not picture.open_job.num_open:

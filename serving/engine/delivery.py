@@ -55,16 +55,20 @@ class Delivery:
 
     def post_picture(self, picture: OpenPicture, codes: Tensor) -> None:
         """Decode and post a finished picture of codes (N,). Raises what decoding raises."""
-        open_job, job = picture.open_job, picture.open_job.job
         with self._decoding(picture):
-            drawn = self._model.picture(picture.request, codes, background=job.background, step=self._step_kind)
-        queue_seconds = picture.started - open_job.arrived
-        grid = [list(row) for row in drawn.receipt.codes]
-        self._encode(
-            picture,
-            drawn,
-            lambda image: Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds),
-        )
+            background = picture.open_job.job.background
+            drawn = self._model.picture(picture.request, codes, background=background, step=self._step_kind)
+        self.send(picture, drawn)
+
+    def send(self, picture: OpenPicture, drawn: Picture) -> None:
+        """Encode and post a finished picture that is decoded. Can be called from any thread."""
+        queue_seconds = picture.started - picture.open_job.arrived
+        grid, ranking = [list(row) for row in drawn.receipt.codes], drawn.receipt.ranking
+
+        def event(image: bytes) -> Drawn:
+            return Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds, ranking=ranking)
+
+        self._encode(picture, drawn, event)
         self._metrics.pictures.inc()
 
     def post_preview(self, picture: OpenPicture, codes: Tensor) -> None:

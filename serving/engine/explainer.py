@@ -8,16 +8,14 @@ import asyncio
 import concurrent.futures
 import json
 import logging
-import os
-import threading
 import time
-from contextlib import suppress
 
 from dalle.errors import DalleError
 from dalle.explain.explanation import explain
 from dalle.explain.page import html_page, json_object
 from dalle.pipeline import DALLE
 from dalle.receipt import Receipt
+from serving.engine.background import step_back
 from serving.jobs import FAILED, Explain, Explained, Refused
 from serving.refusals import refusal_from
 
@@ -27,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN = 4
 """Most explanations that run or wait."""
-NICENESS = 5
-"""Steps by which the thread's priority is lower than the process's: a third of its weight on Linux."""
 FULL = Refused(
     status=429,
     code="queue_full",
@@ -43,7 +39,7 @@ class Explainer:
 
     def __init__(self, model: DALLE) -> None:
         self._model = model
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, "explaining", initializer=_step_back)
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, "explaining", initializer=step_back)
         self.num_open = 0
         """Explanations that callers wait for; changed by the event loop alone."""
 
@@ -76,10 +72,3 @@ class Explainer:
             content = json.dumps(json_object(explanation), ensure_ascii=False).encode()
             return Explained(content=content, media_type="application/json")
         return Explained(content=html_page(explanation).encode(), media_type="text/html; charset=utf-8")
-
-
-def _step_back() -> None:
-    """Give this thread, and those that torch starts from it, a lower priority. Only Linux has it for threads."""
-    with suppress(OSError, AttributeError):
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from torch import Tensor
+
 from dalle.decoder.sampling import SamplingParams
 from dalle.pipeline import DALLE, PromptRequest
 from serving.attributes import PICTURE
@@ -26,11 +28,13 @@ class OpenJob:
     arrived: float
     """When the job arrived, on the monotonic clock."""
     num_open: int
-    """Pictures still to be drawn."""
+    """Pictures still to be drawn, candidates included."""
     span: JobSpan | None = None
     """Its span; None if traces are off."""
     previewed: bool = False
     """Whether a preview has been sent."""
+    finished: "dict[int, tuple[OpenPicture, Tensor]]" = dataclasses.field(default_factory=dict)
+    """Pictures that are compared with others, by index, with their codes (N,)."""
     cancelled_at: int | None = None
     """Number of the engine's steps when the job was cancelled: set by any thread, read before every step."""
 
@@ -70,7 +74,8 @@ def request_of(model: DALLE, job: Job) -> PromptRequest:
 
 
 def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
-    """The pictures of a job. Encodes a given picture to codes, so call this on the engine's thread."""
+    """The pictures of a job, and then its candidates, which have no previews. Encodes a given picture to codes, so call
+    this on the engine's thread."""
     job, request = open_job.job, open_job.request
     kept = None if job.given is None else kept_codes(model, job.given)
     num_codes = model.num_codes
@@ -78,6 +83,8 @@ def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
     span, parts = num_codes - num_kept, 2 * job.num_previews + 1
     # evenly spaced from start to end, but half an interval before the first: it comes before the middle
     due = {num_kept + span * (2 * k + 1) // parts for k in range(job.num_previews)} - {num_kept}
+    first = job.indices[-1] + 1
+    candidates = range(first, first + (job.num_candidates or 0))
     return [
         OpenPicture(
             caller=job.caller,
@@ -85,12 +92,15 @@ def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:
             num_slots=request.num_slots,
             num_codes=num_kept,
             total_codes=num_codes,
-            previews=sorted(due),
-            spare=job.spare,
+            previews=[] if index in candidates else sorted(due),
+            spare=job.spare or index in candidates,
+            candidate=not job.spare and index in candidates,
+            judged=job.num_candidates is not None,
+            job=open_job,
             open_job=open_job,
             request=dataclasses.replace(request, index=index, kept=kept),
             num_kept=num_kept,
             queued=open_job.arrived,
         )
-        for index in job.indices
+        for index in (*job.indices, *candidates)
     ]

@@ -30,6 +30,7 @@ def fingerprint(model: DALLE, settings: ModelSettings, threads: int, step_kind: 
         settings.mode,
         threads,
         step_kind,
+        *([] if settings.clip is None else [settings.clip]),
     )
     return f"fp_{step_kind}_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
 

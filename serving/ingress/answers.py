@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from dalle.checkpoint.vocabulary import unknown_words
+from dalle.ranking import Ranking
 from serving.errors import internal_error, to_http
 from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
@@ -87,7 +88,7 @@ class Answer:
 
     async def whole(self, drawn: list[Drawn]) -> dict[str, Any]:
         """The JSON body of a response that is not streamed."""
-        drawn = sorted(drawn, key=lambda one: one.index)
+        drawn = sorted(drawn, key=lambda one: one.index if one.ranking is None else one.ranking.rank)
         body = ImagesResponse(
             created=self.created,
             id=self.job.id,
@@ -98,6 +99,7 @@ class Answer:
             size=self.output.size,
             enlargement=self.output.enlargement if self.output.enlargement > 1 else None,
             kept=None if self.job.given is None else self.job.given.kept,
+            **_comparison(drawn[0].ranking),
             ignored=list(self.fields.without_effect) or None,
             warnings=self.warnings or None,
             safety_identifier=self.fields.safety_identifier,
@@ -110,7 +112,7 @@ class Answer:
 
     async def _data(self, one: Drawn) -> ImageData:
         codes = one.codes if self.fields.return_codes else None
-        data = ImageData(seed=self.job.seed, index=one.index, codes=codes)
+        data = ImageData(seed=self.job.seed, index=one.index, codes=codes, **_place(one.ranking))
         if self.store is not None:
             name = await asyncio.to_thread(self.store.put, one.image, self.fields.output_format)
             return data.model_copy(update={"url": f"{self.base_url.rstrip('/')}/files/{name}"})
@@ -150,6 +152,8 @@ class Answer:
         if isinstance(event, Preview):
             data |= {"partial_image_index": event.number, "codes_done": event.num_codes}
             return _sse(f"{self.kind}.partial_image", data)
+        if (ranking := event.ranking) is not None:
+            data |= {"image_index": ranking.rank - 1} | _place(ranking) | _comparison(ranking)
         data |= {
             "codes_done": self.info.num_codes,
             "usage": self.usage(1).model_dump(),
@@ -161,6 +165,19 @@ class Answer:
         if self.fields.return_codes:
             data["codes"] = event.codes
         return _sse(f"{self.kind}.completed", data)
+
+
+def _place(ranking: Ranking | None) -> dict[str, Any]:
+    """A picture's place among the candidates, if there were any."""
+    return {} if ranking is None else {"score": ranking.score, "rank": ranking.rank}
+
+
+def _comparison(ranking: Ranking | None) -> dict[str, Any]:
+    """How the candidates were compared, if there were any."""
+    if ranking is None:
+        return {}
+    clip = {} if ranking.clip is None else {"clip": ranking.clip}
+    return {"candidates": ranking.best_of, "rerank": ranking.rerank, **clip}
 
 
 def _sse(kind: str, data: dict[str, Any]) -> bytes:

@@ -222,6 +222,7 @@ def _card(
         max_prompt_tokens=info.max_prompt_tokens,
         transparency=info.image_mode == "RGBA",
         moderation=[*moderation],
+        rerank=[*info.rerank],
         sampling=info.sampling,
     )
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 
+from dalle.defaults import DEFAULT_RERANK, Rerank
 from dalle.errors import DalleError, PromptError
 from dalle.pipeline import NEEDS_GUIDANCE
 from serving.backend import Backend
@@ -116,10 +117,14 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
         lenient=settings.lenient,
     )
     _check(fields, info, limits)
+    rerank = _judge(fields, info, limits)
     as_urls = _as_urls(fields, settings)
     prompt, given = fields.prompt, None
     if asked.upload is not None:
         prompt, given = await asyncio.to_thread(_read, asked.upload, fields, info, limits.max_image_pixels)
+        if rerank == "clip" and prompt is None:
+            message = "there is no prompt, and clip compares pictures with one: send a prompt, or rerank likelihood"
+            raise ApiError(400, message, code="invalid_value", param="rerank")
     job = Job(
         id=job_id or f"job_{uuid4().hex}",
         owner=asked.caller,
@@ -129,6 +134,8 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
         params=sampling_of(fields),
         seed=secrets.randbelow(2**31) if fields.seed is None else fields.seed,
         indices=tuple(range(fields.first_index, fields.first_index + fields.n)),
+        num_candidates=None if fields.best_of is None else fields.best_of - fields.n,
+        rerank=rerank,
         given=given,
         deadline=time.time() + (fields.deadline or limits.deadline),
         num_previews=fields.partial_images,
@@ -197,6 +204,32 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings) -> None:
         raise ApiError(400, NEEDS_GUIDANCE, code="invalid_value", param="negative_prompt")
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
+
+
+def _judge(fields: Fields, info: ModelInfo, limits: LimitSettings) -> Rerank:
+    """The judge of a request's candidates. Raises `ApiError` for candidates that are not possible."""
+    best_of, rerank = fields.best_of, fields.rerank or DEFAULT_RERANK
+    if best_of is None:
+        if fields.rerank is not None:
+            message = f"rerank is {fields.rerank}; it needs best_of, the number of candidates"
+            raise ApiError(400, message, code="invalid_value", param="rerank")
+        return rerank
+    if best_of < fields.n:
+        message = f"best_of is {best_of}; it must be at least n, which is {fields.n}"
+        raise ApiError(400, message, code="invalid_value", param="best_of")
+    if best_of > limits.max_best_of:
+        message = f"best_of is {best_of}; the limit is {limits.max_best_of}"
+        raise ApiError(400, message, code="invalid_value", param="best_of")
+    if fields.first_index:
+        message = f"first_index is {fields.first_index}; with best_of, the candidates are the pictures from index 0"
+        raise ApiError(400, message, code="invalid_value", param="first_index")
+    if rerank not in info.rerank:
+        message = (
+            f"rerank is {rerank}; prompts of the model {info.id} are numbers of classes, which {rerank} cannot read: "
+            f"send {' or '.join(info.rerank)}"
+        )
+        raise ApiError(400, message, code="invalid_value", param="rerank")
+    return rerank
 
 
 def _as_urls(fields: Fields, settings: Settings) -> bool:

@@ -25,6 +25,7 @@ export async function runJob(job, { gallery, onRefused }) {
   const started = Date.now();
   let numDone = 0;
   let unknown = false;
+  let candidates = null;
   tiles.forEach((tile, i) => {
     const name = `Picture ${i + 1} of ${tiles.length}`;
     tile.querySelector("progress").setAttribute("aria-label", name);
@@ -42,13 +43,15 @@ export async function runJob(job, { gallery, onRefused }) {
       } else if (event.type.endsWith(".completed")) {
         numDone++;
         unknown ||= Boolean(event.warnings?.length);
+        candidates = event.candidates ?? null;
         await gallery.add(pictureOf(job, event, started), tile);
         if (numDone < tiles.length) announce(`Picture ${event.image_index + 1} of ${tiles.length} is done`);
       }
     }
     if (line.cancelled || numDone < tiles.length) throw new ServiceError(0, { message: "The connection ended before all pictures were done." });
     const took = `in ${((Date.now() - started) / 1000).toFixed(1)} s`;
-    line.finish(plural(numDone, "picture"), unknown ? `${took}. ${UNKNOWN}` : took);
+    const best = candidates === null ? "" : `, best of ${candidates}`;
+    line.finish(`${plural(numDone, "picture")}${best}`, unknown ? `${took}. ${UNKNOWN}` : took);
   } catch (error) {
     if (!line.cancelled) gallery.interrupt(tiles);
     if (line.cancelled) {
@@ -87,7 +90,7 @@ function drawnPart(numDone, columns, rows, size) {
 
 /** The record of a finished picture: everything needed to show it, to describe it and to draw it again. */
 function pictureOf(job, event, started) {
-  const { n, seed, first_index, ...fields } = job.fields;
+  const { n, seed, first_index, best_of, rerank, ...fields } = job.fields;
   const bytes = Uint8Array.from(atob(event.b64_json), (character) => character.charCodeAt(0));
   return {
     started,
@@ -95,6 +98,7 @@ function pictureOf(job, event, started) {
     fields,
     seed: event.seed ?? seed,
     index: event.index ?? (first_index ?? 0) + event.image_index,
+    ranking: event.rank ? { rank: event.rank, score: event.score, candidates: event.candidates, judge: event.clip ?? event.rerank } : null,
     size: event.size,
     background: event.background ?? "opaque",
     seconds: event.timing?.total ?? null,

@@ -113,7 +113,15 @@ export class Form {
       n: this.num,
       seed: byId("seed").valueAsNumber,
       ...(byId("first_index").value && { first_index: byId("first_index").valueAsNumber }),
+      ...this.#bestOf(),
     };
+  }
+
+  /** Candidates, if they are wanted. A model whose prompts CLIP cannot read is its own judge. */
+  #bestOf() {
+    const number = Number(byId("best_of").value);
+    if (!number) return {};
+    return { best_of: number, ...(!this.model.rerank.includes("clip") && { rerank: this.model.rerank[0] }) };
   }
 
   /** The model, and which of its defaults are not wanted. */
@@ -130,6 +138,7 @@ export class Form {
   fill(fields) {
     if (this.#models.some((card) => card.id === fields.model)) byId("model").value = fields.model;
     byId("n").value = fields.n;
+    byId("best_of").value = fields.best_of ?? "";
     byId("seed").value = fields.seed;
     this.#lock(true);
     for (const name of ADVANCED) byId(name).value = fields[name] || (fields[name] === 0 && name !== "first_index" ? 0 : "");

@@ -5,7 +5,7 @@ import { byId, fromTemplate, plural, toast } from "./dom.js";
 const PAGE = 60;
 
 export class Gallery {
-  /** Newest request first, in it by index. */
+  /** Newest request first, in it by index, or the best of candidates first. */
   pictures = [];
   #store;
   #onOpen;
@@ -150,6 +150,12 @@ export class Gallery {
       card.querySelector("img").classList.toggle("transparent", picture.background === "transparent");
       caption.textContent = picture.fields.prompt || "No prompt";
       place.textContent = `, seed ${picture.seed}, picture ${picture.index}`;
+      if (picture.ranking) {
+        const score = card.querySelector(".score");
+        score.textContent = picture.ranking.score.toFixed(3);
+        score.hidden = false;
+        place.textContent += `, score ${score.textContent}`;
+      }
       card.querySelector("button").addEventListener("click", () => this.#onOpen(picture));
       this.#cards.set(picture, card);
     }
@@ -158,5 +164,6 @@ export class Gallery {
 }
 
 function order(one, other) {
-  return other.started - one.started || one.index - other.index;
+  const place = ({ ranking, index }) => ranking?.rank ?? index;
+  return other.started - one.started || place(one) - place(other);
 }

@@ -146,10 +146,12 @@ export class Viewer {
 }
 
 function facts(picture) {
-  const { fields, seed, index, size, started, seconds, endpoint, source } = picture;
+  const { fields, seed, index, ranking, size, started, seconds, endpoint, source } = picture;
   const rows = [
     ["Seed", String(seed)],
     ["Index", String(index)],
+    ["Score", ranking && `${ranking.score.toFixed(3)} by ${ranking.judge}`],
+    ["Rank", ranking && `${ranking.rank} of ${ranking.candidates}`],
     ["Model", fields.model],
     ["Size", size?.replace("x", " × ")],
     ...Object.entries(NAMES).map(([name, label]) => [label, fields[name]?.toString()]),

@@ -2,6 +2,7 @@
 on a real Ray."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
+from dalle.ranking import Ranking
 from serving.cluster import ray_backend
 from serving.cluster.ray_backend import RayBackend
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
@@ -114,6 +116,24 @@ def test_the_rest_of_a_job_goes_to_another_replica(death: Exception) -> None:
 def test_a_replica_that_dies_after_its_last_picture_is_not_missed() -> None:
     handle = Handle([accepted(), drawn(0), drawn(1), RayActorError()])
     assert events(handle, job()) == [accepted(), drawn(0), drawn(1)]
+
+
+def ranked(index: int, rank: int, num: int = 8) -> Drawn:
+    place = Ranking(rerank="clip", score=1 / rank, rank=rank, best_of=num)
+    return dataclasses.replace(drawn(index), ranking=place)
+
+
+def test_a_choice_among_candidates_is_one_replicas() -> None:
+    """The first dies between the best picture and the second; the other one compares fewer candidates."""
+    one = dataclasses.replace(job(), num_candidates=6)
+    first: Script = [accepted(), preview(0, 0), ranked(5, 1), RayActorError()]
+    second: Script = [accepted(), preview(0, 0), ranked(1, 1, 3), ranked(2, 2, 3), RayActorError()]
+    handle = Handle(first, second)
+    assert events(handle, one) == [accepted(), preview(0, 0), ranked(1, 1, 3), ranked(2, 2, 3)]
+    assert [(sent.indices, sent.num_candidates, sent.accepted) for sent in handle.jobs] == [
+        ((0, 1), 6, False),
+        ((0, 1), 6, True),
+    ]
 
 
 def test_after_three_deaths_the_job_is_refused() -> None:
