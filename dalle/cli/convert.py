@@ -13,7 +13,7 @@ from dalle.printable import printable
 
 __all__ = ["export_model", "import_model"]
 
-OPEN_CLIP = "open-clip"
+OPEN_CLIP, MARIAN = "open-clip", "marian"
 
 
 @exit_on_mistake()
@@ -39,8 +39,9 @@ def import_model(
 
     The family is recognised from the files: vqgan-jax, taming (taming-transformers:
     VQModel, GumbelVQ), mindalle (minDALL-E), llamagen (LlamaGen), dalle-pytorch,
-    rudalle (ruDALL-E), min-dalle (its detokenizer), openai-dvae; and open-clip, a
-    CLIP model, of which a CLIP directory is made.
+    rudalle (ruDALL-E), min-dalle (its detokenizer), openai-dvae; open-clip, a CLIP
+    model, of which a CLIP directory is made; and marian (opus-mt), of which a
+    translator directory is made.
     docs/interop.md lists the files of each family, what is not supported and why,
     and the licences of the published weights.
 
@@ -55,12 +56,19 @@ def import_model(
     with heavy_imports():
         from dalle.checkpoint.store import describe_model
         from dalle.interop.convert import import_checkpoint  # these commands alone load readers of foreign formats
+        from dalle.interop.marian import import_marian, is_marian
         from dalle.interop.open_clip import import_open_clip, is_open_clip
 
     if family == OPEN_CLIP or (family is None and is_open_clip(path)):
         config = import_open_clip(path, out, overwrite=overwrite).network.config
         size = config.vision.image_size
         print(one_line(f"{OPEN_CLIP}: {out}, a CLIP directory for pictures of {size} x {size} pixels"))
+        return
+
+    if family == MARIAN or (family is None and is_marian(path)):
+        translator = import_marian(path, out, overwrite=overwrite)
+        from_, to = translator.text.source_languages, translator.text.target_language
+        print(one_line(f"{MARIAN}: {out}, a translator directory, from {', '.join(from_) or '?'} into {to or '?'}"))
         return
 
     with tqdm(unit="B", unit_scale=True, desc="convert", disable=None, delay=0.5) as bar:

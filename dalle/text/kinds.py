@@ -5,12 +5,15 @@ from pathlib import Path
 from dalle.errors import CheckpointError
 from dalle.text.bpe import TextTokenizer
 from dalle.text.classes import ClassTokenizer
+from dalle.text.marian import MarianTokenizer
 from dalle.text.padded import PaddedTokenizer
 from dalle.text.tokenizer import PromptTokenizer
 
 __all__ = ["KINDS", "load_text_tokenizer"]
 
-KINDS: dict[str, type[PromptTokenizer]] = {one.kind: one for one in (TextTokenizer, PaddedTokenizer, ClassTokenizer)}
+KINDS: dict[str, type[PromptTokenizer]] = {
+    one.kind: one for one in (TextTokenizer, PaddedTokenizer, ClassTokenizer, MarianTokenizer)
+}
 
 
 def load_text_tokenizer(kind: str, path: Path) -> PromptTokenizer:

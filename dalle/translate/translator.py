@@ -11,6 +11,7 @@ from torch import Tensor
 from dalle.config import Config
 from dalle.errors import LongPromptError, ParameterError, PromptError
 from dalle.text.tokenizer import PromptTokenizer, check_prompt
+from dalle.translate.alignment import Alignment, align
 from dalle.translate.encoder_decoder import EncoderDecoder
 from dalle.translate.lexicon import Lexicon
 from dalle.translate.search import SearchConfig, search
@@ -143,6 +144,11 @@ class Translator:
         return translate(
             sentences, self.lexicons[language], lambda masked: [one.text for one in self.translate(masked)]
         )
+
+    def align(self, translation: Translation, *, words: bool = True) -> Alignment:
+        """Which words of the source each word of a translation looked at, in every layer and head; or, without `words`,
+        which tokens each token looked at."""
+        return align(self.network, self.text_tokenizer, translation.source_ids, translation.ids, words=words)
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Rows of ids as one tensor (B, L) int64 on the network's device, L the length of the longest one, padded on
