@@ -1,13 +1,13 @@
 """The language of a prompt: English, one of those that are translated, or none of them.
 
 1. The script decides for Korean (Hangul) and Japanese (kana). Chinese characters alone are Japanese if the Japanese
-   lexicon knows all of them: Chinese is not translated, and most of its sentences have characters or words that Japanese
-   lacks. Another script, such as Cyrillic, is the language of none.
+   lexicon knows all of them: Chinese is not translated, and most of its sentences have characters or words that
+   Japanese lacks. A text mostly in another script, such as Cyrillic, is refused.
 2. Latin letters: the language that knows most of the words, by the lexicons, whose English is a lexicon of English too.
    English goes first: a text of which it knows as many words as any other language is English.
 3. If words are unknown, or languages know the same number, py3langid is asked, which compares byte sequences with
-   those of 19 languages (Lui and Baldwin, "langid.py", ACL 2012). It is believed where it is sure. A text of which no language knows
-   more than half is English then, and stays as it is.
+   those of 19 languages (Lui and Baldwin, "langid.py", ACL 2012). It is believed where it is sure. Else a text of
+   which no language knows more than half is English, and stays as it is.
 
 All of it is deterministic and needs no network. Few words of one language are words of another: names of things are
 safe, and where they are not (`chat`), the prompt stays as it is, and a language can be given.
@@ -97,7 +97,7 @@ class LanguageDetector:
         best = [code for code in known if known[code] == most]
         if ENGLISH in best and most > len(words) / 2:
             return ENGLISH
-        if best == [best[0]] and most == len(words):
+        if len(best) == 1 and most == len(words):
             return best[0]
         ranked = _ranked(text)
         found, probability = ranked[0]
