@@ -100,9 +100,7 @@ def _jsonl(by_language: Mapping[str, Iterable[Line]]) -> str:
 
 def _described(options: TranslationDataOptions) -> dict[str, Any]:
     words = Path(__file__).with_name("translation")
-    digests = {
-        name: hashlib.sha256((words / name).read_bytes()).hexdigest() for name in ("words.tsv", "templates.tsv")
-    }
+    digests = {name: hashlib.sha256((words / name).read_bytes()).hexdigest() for name in ("words.tsv", "templates.tsv")}
     return {"packages": dict(PACKAGES), "phrases": options.phrases, "val": options.val, "written here": digests}
 
 

@@ -1,8 +1,8 @@
 """Measure a translator. `python -m training.translation_report MODEL` writes `table.md` and `numbers.json`.
 
 For each validation split and language: exact match, chrF and BLEU of three ways to translate. `look-up` replaces the
-longest known names and keeps the rest: the baseline. `network` is the network alone. `both` is what is used: known names
-and unknown words are kept apart from the network. Look-ups have the lexicons without what is held out.
+longest known names and keeps the rest: the baseline. `network` is the network alone. `both` is what is used: known
+names and unknown words are kept apart from the network. Look-ups have the lexicons without what is held out.
 """
 
 import json
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dalle.checkpoint.translator import find_translator, load_translator
 from dalle.device import choose_device
-from dalle.errors import ParameterError
+from dalle.errors import LongPromptError, ParameterError
 from dalle.files import atomic_write, check_claimed, check_output, names_in
 from dalle.translate.languages import LANGUAGES
 from dalle.translate.lexicon import Lexicon, lexicon_file
@@ -51,7 +51,7 @@ def measure(
     Args:
         model: Translator directory, as `python -m training.translate` writes it, or the name of one in the package.
         data: Folder that `python -m training.translation_data` has written.
-        num: Largest number of lines of each split and language, evenly spaced.
+        num: Largest number of lines of each split and language, evenly spaced, of those that the network reads whole.
         out: Folder for the report.
         overwrite: Replace the report that is in OUT. Nothing else is replaced.
         device: Device of the network: `auto` (CUDA if it is available), `cpu` or `cuda`.
@@ -68,7 +68,7 @@ def measure(
         lines = read_lines(data / f"{split}.jsonl")
         found[split], kept[split] = {}, {}
         for language in tqdm([one for one in LANGUAGES if one in translator.lexicons], desc=split, leave=False):
-            own = [line for line in lines if line["language"] == language]
+            own = [line for line in lines if line["language"] == language and _fits(translator, line["source"])]
             own = [own[number] for number in evenly(len(own), num)]
             lexicon = Lexicon.load(data / SEEN_LEXICONS / lexicon_file(language))
             found[split][language], kept[split][language] = _measured(translator, lexicon, own)
@@ -84,6 +84,15 @@ def measure(
     atomic_write(out / NUMBERS_FILE, json.dumps(report, indent=2) + "\n")
     atomic_write(out / TABLE_FILE, table)
     print(table)
+
+
+def _fits(translator: Translator, sentence: str) -> bool:
+    """Whether the network reads a sentence whole."""
+    try:
+        translator.encode(sentence)
+    except LongPromptError:
+        return False
+    return True
 
 
 def _measured(
@@ -109,9 +118,7 @@ def _measured(
 
 def _mean(languages: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """The mean over languages of each metric."""
-    return {
-        way: {name: sum(one[way][name] for one in languages) / len(languages) for name in METRICS} for way in WAYS
-    }
+    return {way: {name: sum(one[way][name] for one in languages) / len(languages) for name in METRICS} for way in WAYS}
 
 
 def _why_foreign(path: Path) -> str | None:
@@ -128,9 +135,8 @@ def _table(title: str, numbers: Numbers) -> str:
     lines = [head, ["---", "---", *["---:"] * 3]]
     for split, languages in numbers.items():
         for language, ways in languages.items():
-            cells = [
-                " / ".join(f"{ways[way][name] * (100 if name == 'exact' else 1):.1f}" for way in WAYS) for name in METRICS
-            ]
+            scales = {name: 100 if name == "exact" else 1 for name in METRICS}
+            cells = [" / ".join(f"{ways[way][name] * scales[name]:.1f}" for way in WAYS) for name in METRICS]
             lines.append([split, LANGUAGES.get(language, language), *cells])
     text = "Each cell: look-up (the baseline) / network alone / both together."
     return "\n\n".join([title, text, "\n".join("| " + " | ".join(line) + " |" for line in lines)]) + "\n"

@@ -52,7 +52,7 @@ def find_directory(name: str | Path, folder: str, what: str) -> Path:
 
 
 def parsed(folder: Path, kind: type[Settings], values: dict[str, Any]) -> Settings:
-    """Settings in a directory's `config.json`. Raises `CheckpointError` if they contradict themselves or are unknown."""
+    """Settings in a directory's `config.json`. Raises `CheckpointError` if they are unknown or contradictory."""
     try:
         return kind.from_dict(values)
     except ConfigError as error:
@@ -86,8 +86,9 @@ class DirectoryFormat:
         overwrite: bool,
         sources: Iterable[Path],
     ) -> str:
-        """Write a directory, whole or not at all: what `write` writes and returns further keys of `config.json` for, the
-        weights in a type, and `config.json`. Returns its digest. Raises `CannotWriteError` as `write_checkpoint` does.
+        """Write a directory, whole or not at all: what `write` writes and returns further keys of `config.json` for,
+        the weights in a type, and `config.json`. Returns its digest. Raises `CannotWriteError` as `write_checkpoint`
+        does.
         """
         may_replace = functools.partial(
             check_replaceable, folder, overwrite=overwrite, sources=[*sources], format=self.name

@@ -1,4 +1,4 @@
-"""Marian translation models (opus-mt) in the layout of transformers: `config.json`, weights, `source.spm`, `vocab.json`.
+"""Marian translation models (opus-mt) in transformers' layout: `config.json`, weights, `source.spm`, `vocab.json`.
 
 The shape is that of Marian's `transformer` type (Junczys-Dowmunt et al. 2018, arXiv 1804.00344): norms behind the
 additions, none behind the last block, sinusoidal positions, and one embedding for source, target and output. Models

@@ -7,7 +7,6 @@ The packages sentencepiece and protobuf read the file; a translator needs neithe
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 import tokenizers
 from tokenizers import Regex, models, normalizers
 
@@ -67,7 +66,8 @@ def _read(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is read by sentencepiece and protobuf: pip install 'dalle-serve[text]'"
         ) from error
-    proto = sentencepiece_model_pb2.ModelProto()
+    messages: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    proto = messages.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except DecodeError as error:

@@ -1,4 +1,4 @@
-"""`MarianTokenizer`: the text tokenizer of a Marian model (opus-mt): SentencePiece's unigram pieces, and ids of their own.
+"""`MarianTokenizer`: the text tokenizer of a Marian model (opus-mt), SentencePiece's pieces with ids of their own.
 
 The text ids (T,) of a prompt are `token ... token [end] [PAD] ... [PAD]`. SentencePiece (Kudo 2018, arXiv 1804.10959)
 splits a text into pieces; the vocabulary, which is another file and has the pieces of both languages, gives the ids.

@@ -59,7 +59,8 @@ class PromptTokenizer(abc.ABC):
         """Read what `save` wrote. Raises `CheckpointError` for a file that is missing, damaged or not ours."""
 
     def unknown(self, text: str) -> list[str]:
-        """Parts of a text that the vocabulary lacks, in their order; a byte-level vocabulary lacks none."""
+        """Parts of a text that the vocabulary lacks, in their order. None unless a kind of tokenizer says otherwise: a
+        byte-level vocabulary lacks nothing."""
         return []
 
     def encode(self, prompt: str, *, truncate: bool = False) -> torch.Tensor:

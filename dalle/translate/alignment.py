@@ -32,13 +32,14 @@ class Alignment:
     target: tuple[str, ...]
     """The L parts of the translation, the last of which is its end."""
     weights: Tensor
-    """(layers, heads, L, S) float32 on the CPU: part l was predicted with these weights of the source; they sum to 1."""
+    """(layers, heads, L, S) float32 on the CPU: part l was predicted with these weights of the source, whose sum is
+    1."""
 
 
 @torch.inference_mode()
 def alignment_weights(network: EncoderDecoder, source_ids: Tensor, target_ids: Tensor) -> Tensor:
-    """Weights (layers, heads, L, S) float32 of every encoder-decoder attention, for source ids (S,) and target ids (L,),
-    both with their ends: row l has the weights of the query that predicts target id l, and sums to 1."""
+    """Weights (layers, heads, L, S) float32 of every encoder-decoder attention, for source ids (S,) and target ids
+    (L,), both with their ends: row l has the weights of the query that predicts target id l, and sums to 1."""
     found: list[Tensor] = []
 
     def report(attention: Attention, arguments: tuple[Any, ...]) -> None:

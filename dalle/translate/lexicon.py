@@ -14,6 +14,7 @@ import json
 import lzma
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,9 @@ SLOTS = tuple(chr(0xE000 + number) for number in range(8))
 PieceKind = Literal["name", "word", "unknown", "same"]
 SURE_PARTICLES = ("에서", "으로", "이랑", "하고", "은", "는", "을", "를", "의", "와", "과")
 """Korean particles that few words end in."""
+FINAL_MARKS = ".!?\u3002\uff01\uff1f "
+MAX_PLAIN = 12
+"""Letters of the longest Japanese word around names that is looked for."""
 MIN_PART = 3
 """Letters that each part of a German compound has at least."""
 
@@ -52,11 +56,13 @@ def lexicon_file(language: str) -> str:
 class Lexicon:
     """Names and words of one language."""
 
-    def __init__(self, language: str, names: Mapping[str, str], words: Mapping[str, Sequence[str]], plain: Iterable[str]):
+    def __init__(
+        self, language: str, names: Mapping[str, str], words: Mapping[str, Sequence[str]], plain: Iterable[str]
+    ):
         """
         names: English by name. words: by each word of the training data, in folded form, the English words that it may
-        become. plain: words that are names at most where they are the whole text, such as Spanish `sobre`, both an
-        envelope and `on`.
+        become. plain: words and phrases around names, such as `sous la pluie`; neither they nor words in them are
+        names, unless they are the whole text, as Spanish `sobre` is an envelope, and otherwise `on`.
         """
         self.language = language
         self.names = dict(names)
@@ -65,7 +71,7 @@ class Lexicon:
         self._by_key: dict[str, str] = {}
         for name, english in names.items():
             self._by_key.setdefault(self._key(name), english)
-        self._longest = max((key.count(" ") + 1 for key in self._by_key), default=0)
+        self._longest = max((key.count(" ") + 1 for key in (*self._by_key, *self.plain)), default=0)
         self._longest_text = max((len(key) for key in self._by_key), default=0)
 
     def _key(self, text: str) -> str:
@@ -81,7 +87,7 @@ class Lexicon:
 
     def name(self, text: str) -> str | None:
         """The English of a text that as a whole is a known name, in any case and form of Unicode; else None."""
-        return self._by_key.get(self._key(text.strip(" .!?。!?")))
+        return self._by_key.get(self._key(text.strip(FINAL_MARKS)))
 
     def look_up(self, text: str) -> str:
         """The text with the longest known names replaced by their English, from left to right, and the rest kept: the
@@ -109,7 +115,8 @@ class Lexicon:
         at = 0
         while at < len(words):
             for count in range(min(self._longest, len(words) - at), 0, -1):
-                piece = self._name_at(text, words[at : at + count])
+                some = words[at : at + count]
+                piece = self._phrase_at(text, some) or self._name_at(text, some)
                 if piece is not None:
                     found.append(piece)
                     at += count
@@ -119,15 +126,21 @@ class Lexicon:
                 at += 1
         return found
 
+    def _phrase_at(self, text: str, words: Sequence[Word]) -> Piece | None:
+        """The phrase around names that these words are, in which there are no names."""
+        if len(words) > 1 and " ".join(word.key for word in words) in self.plain:
+            return Piece(words[0].start, words[-1].end, "word", text[words[0].start : words[-1].end])
+        return None
+
     def _name_at(self, text: str, words: Sequence[Word]) -> Piece | None:
         """The name that these words are, without the particle of the last one."""
         first, last = words[0], words[-1]
-        if any(text[one.end : two.start].strip(" -:'\"/&") for one, two in zip(words, words[1:], strict=False)):
+        if any(text[one.end : two.start].strip(" -:'\"/&") for one, two in pairwise(words)):
             return None
         key = " ".join(word.key for word in words)
         if key in self._by_key and key not in self.plain:
             return Piece(first.start, last.end, "name", self._by_key[key])
-        if self.language == "ko":
+        if self.language == "ko" and key not in self.plain:
             for particle in PARTICLES:
                 shorter = key.removesuffix(particle)
                 if shorter != key and shorter in self._by_key and shorter not in self.plain:
@@ -160,14 +173,17 @@ class Lexicon:
         while at < len(text):
             starts = at == 0 or script_of(text[at - 1]) != script_of(text[at]) or (bool(found) and found[-1].end == at)
             end = self._name_end(lowered, at) if starts and script_of(text[at]) != "none" else None
-            if end is not None:
+            plain = self._plain_end(lowered, at) if starts else None
+            if end is not None and end >= (plain or 0):
                 found.append(Piece(at, end, "name", self._by_key[self._key(text[at:end])]))
                 at = end
                 continue
-            end = at + 1
-            while end < len(text) and script_of(text[end]) == script_of(text[at]) != "none":
+            end = plain or at + 1
+            while plain is None and self._continues(text, at, end):
                 end += 1
-            if script_of(text[at]) != "none":
+            if plain is not None:
+                found.append(Piece(at, end, "word", text[at:end]))
+            elif script_of(text[at]) != "none":
                 found += self._run(text, at, end)
             at = end
         return found
@@ -179,6 +195,20 @@ class Lexicon:
                 if key in self._by_key and key not in self.plain and self._may_end(text, end):
                     return end
         return None
+
+    def _plain_end(self, text: str, start: int) -> int | None:
+        """The end of a word around names that begins here, such as a colour, if what follows begins anew."""
+        for end in range(min(len(text), start + MAX_PLAIN), start, -1):
+            if text[start:end] in self.plain:
+                is_whole = not self._continues(text, start, end)
+                if is_whole or end - start > 1 or self._name_end(text, end) is not None:
+                    return end
+        return None
+
+    @staticmethod
+    def _continues(text: str, start: int, end: int) -> bool:
+        """Whether the script of a run goes on behind its end."""
+        return end < len(text) and script_of(text[end]) == script_of(text[end - 1]) == script_of(text[start]) != "none"
 
     def _may_end(self, text: str, end: int) -> bool:
         """Whether a Japanese name may end here: before another script, or before a word that is around names."""
@@ -219,16 +249,14 @@ class Lexicon:
                 return [second, first if first in self.words else first.rstrip("sn")]
         return []
 
-    def licensed(self, text: str) -> set[str]:
-        """The English words that the words of a text may become."""
-        found: set[str] = set()
+    def licences(self, text: str) -> list[set[str]]:
+        """For each word of a text, the English words that it may become."""
+        found = []
         for word in words_in(text, self.language):
-            for part in self._parts(word.key):
-                found.update(self.words[part])
+            parts = self._parts(word.key)
             if self.language == "ja":
-                for cut in range(1, len(word.key)):
-                    for part in (word.key[:cut], word.key[cut:]):
-                        found.update(self.words.get(part, ()))
+                parts += [part for cut in range(1, len(word.key)) for part in (word.key[:cut], word.key[cut:])]
+            found.append({english for part in parts for english in self.words.get(part, ())})
         return found
 
     # -- on disk

@@ -2,13 +2,15 @@
 
 1. A sentence that as a whole is a known name becomes that name's English.
 2. Otherwise known names and unknown words are replaced by slots, and the network translates the rest. Its sentence is
-   accepted if it has every slot once, and if each of its content words may come from a word of the source (see
-   `Lexicon.licensed`). The slots are then filled: with the names' English, and with unknown words as they were.
+   accepted if it has every slot once, if each of its content words may come from a word of its own in the source (see
+   `Lexicon.licences`), and if each word of the source that has few translations has become one of them. The slots are
+   then filled: with the names' English, and with unknown words as they were.
 3. A sentence that is not accepted is looked up instead: known names in English, the rest kept.
 """
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,8 +19,10 @@ from dalle.translate.lexicon import SLOTS, Lexicon, Piece
 
 __all__ = ["FUNCTION_WORDS", "Sentence", "translate"]
 
-FUNCTION_WORDS = frozenset("a an the of in on at with and or for to from by is as me i it its style emoji".split())
+FUNCTION_WORDS = frozenset("a an the of in on at with and or for to from by".split())
 """English words that a translation may have whatever the source says."""
+CLEAR = 4
+"""A word of the source that may become at most so many English words must have become one of them."""
 ENGLISH_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 ARTICLE = re.compile(r"\b(a|an) (?=\S)", re.IGNORECASE)
 VOWEL = re.compile(r"(?!(?:uni([^mn]|$)|u[tks]\w|ewe|ufo\b|eu|one\b|once\b))[aeiou]|hour\b|heir\b", re.IGNORECASE)
@@ -104,10 +108,15 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     used = sorted(character for character in english if character in SLOTS)
     if used != list(SLOTS[: len(masked.slots)]):
         return None
-    licensed = lexicon.licensed(masked.rest)
-    for word in ENGLISH_WORD.findall(english.lower()):
-        if not (word in FUNCTION_WORDS or word in licensed or word in masked.rest.lower()):
-            return None
+    licences = [found - FUNCTION_WORDS for found in lexicon.licences(masked.rest)]
+    words = Counter(word for word in ENGLISH_WORD.findall(english.lower()) if word not in FUNCTION_WORDS)
+    as_they_are = Counter(ENGLISH_WORD.findall(masked.rest.lower()))
+    if not (words or masked.slots):
+        return None
+    if any(count > as_they_are[word] + sum(word in found for found in licences) for word, count in words.items()):
+        return None
+    if any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
+        return None
     for slot, piece in zip(SLOTS, masked.slots, strict=False):
         english = english.replace(slot, piece.english)
     return ARTICLE.sub(lambda found: _article(found[1], english[found.end() :]), english)

@@ -13,17 +13,18 @@ import transformers
 from torch import Tensor
 
 from dalle.checkpoint.translator import load_translator
-from dalle.cli import main
 from dalle.errors import CheckpointError
 from dalle.interop.marian import load_marian
 from dalle.text.marian import MarianTokenizer
+from dalle.translate.encoder_decoder import EncoderDecoder
 from dalle.translate.search import SearchConfig, beam_search, greedy_search
 from dalle.translate.translator import Translator
 from tests.support.golden import distance
+from tests.support.interop_command import run
 from tests.support.translators import ENGLISH, SENTENCES, marian_tokenizer, write_marian
 
 CHARACTERS = (
-    "abc ABC éèüñçß 가나각힣 あパプガ 漢字 \u3000\u00a0\t\u2581．，！ｆｕＷ①½ﬁ㍍ｶﾞ<s>/🐼👩\u200d🎨❤️"
+    "abc ABC éèüñçß 가나각힣 あパプガ 漢字 \u3000\u00a0\t\u2581\uff0e\uff0c\uff01\uff46\uff55\uff37①½ﬁ㍍ｶﾞ<s>/🐼👩\u200d🎨❤️"
     "\u0301\u0308\u0327\u200b\u200d\ufeff\u1100\u1161\u11a8\u0e49"
 )
 
@@ -56,13 +57,13 @@ def test_text_ids_are_those_of_transformers(folder: Path, translator: Translator
     chance, num_unknown = random.Random(0), 0
     texts = [*SENTENCES, *ENGLISH, ">>eng<< le panda", ">>eng<<le panda", "a>>eng<<", ">>xyz<< panda", ">>eng", ""]
     texts += ["e\u0301toile", "\u1112\u1161\u11ab국", "ｶﾞ", "  le   panda  ", "\u2581le", "漢字 ☃ le", "a\u0308\u0301"]
-    texts += [chance.choice(SENTENCES)[chance.randint(0, 5) :] + " " + chance.choice(ENGLISH) for _ in range(200)]
-    texts += ["".join(chance.choices(CHARACTERS, k=chance.randint(1, 14))) for _ in range(2000)]
+    texts += [chance.choice(SENTENCES)[chance.randint(0, 5) :] + " " + chance.choice(ENGLISH) for _ in range(60)]
+    texts += ["".join(chance.choices(CHARACTERS, k=chance.randint(1, 14))) for _ in range(600)]
     texts += [
         "".join(
             chr(chance.choice([chance.randint(1, 0x36F), chance.randint(0x3040, 0xD7A3), 32, 97])) for _ in range(9)
         )
-        for _ in range(2000)
+        for _ in range(600)
     ]
     for text in texts:
         if any(special in text for special in ("</s>", "<unk>", "<pad>")):
@@ -73,7 +74,7 @@ def test_text_ids_are_those_of_transformers(folder: Path, translator: Translator
         if not text.startswith(">>"):
             pieces = processor.encode(text, out_type=str)
             assert len(tokenizer.unknown(text)) <= sum(piece not in theirs.encoder for piece in pieces)
-    assert num_unknown > 1000, "unknown characters are among them"
+    assert num_unknown > 300, "unknown characters are among them"
 
 
 def test_no_text_is_tokenized_to_a_special_token(translator: Translator) -> None:
@@ -118,65 +119,69 @@ def test_logits_of_other_shapes(act: str, scale: bool, tmp_path: Path) -> None:
         assert distance(ours(sources, targets), peer(input_ids=sources, decoder_input_ids=inputs).logits) < 1e-5
 
 
-@pytest.mark.parametrize("bias", [0.0, 4.0, 8.0])
-@pytest.mark.parametrize("num_beams", [1, 2, 4, 6])
-@pytest.mark.parametrize("power", [0.6, 1.0])
-def test_search_finds_what_transformers_find(
-    translator: Translator, peer: Any, sources: Tensor, bias: float, num_beams: int, power: float
-) -> None:
-    network = translator.network
-    limit, pad_id = 24, network.config.pad_id
-    assert network.head_bias is not None
-    ends = torch.zeros_like(network.head_bias)
-    ends[network.config.end_id] = bias  # random networks rarely end by themselves
+@pytest.mark.parametrize(("num_beams", "power"), [(1, 1.0), (2, 0.6), (2, 1.0), (5, 0.6), (5, 1.0)])
+def test_search_finds_what_transformers_find(translator: Translator, peer: Any, num_beams: int, power: float) -> None:
+    network, limit, compared = translator.network, 8, set[tuple[int, ...]]()
+    sources = torch.randint(2, network.config.vocab_size - 1, (40, 9))
+    sources[:20, 6:] = torch.tensor([network.config.end_id, *[network.config.pad_id] * 2])
+    for bias in (2.5, 3.0, 3.5, 4.0, 4.5, 5.0):  # random networks rarely end by themselves
+        ends = torch.zeros(network.config.vocab_size)
+        ends[network.config.end_id] = bias
+        compared |= _compared(network, peer, sources, limit, num_beams, power, ends)
+    assert len(compared) >= 3, compared
+
+
+@torch.no_grad()
+def _compared(
+    network: EncoderDecoder, peer: Any, sources: Tensor, limit: int, num_beams: int, power: float, ends: Tensor
+) -> set[tuple[int, ...]]:
+    """Compares the searches with `ends` added to the logits, and returns the translations that are the same."""
+    pad_id, end_id, head_bias = network.config.pad_id, network.config.end_id, network.head_bias
+    assert head_bias is not None
     config = SearchConfig(num_beams=num_beams, normalisation="power", length_penalty=power)
-    with torch.no_grad():
-        network.head_bias += ends
-        peer.final_logits_bias += ends
-        run = greedy_search if num_beams == 1 else beam_search
-        found = run(network, sources, [limit] * len(sources), config)
-        expected = peer.generate(
-            input_ids=sources,
-            attention_mask=(sources != pad_id).long(),
-            num_beams=num_beams,
-            do_sample=False,
-            max_length=limit + 1,
-            length_penalty=power if num_beams > 1 else None,
-            early_stopping="never" if num_beams > 1 else None,
-            bad_words_ids=[[pad_id]],
-            forced_eos_token_id=None,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        network.head_bias -= ends
-        peer.final_logits_bias -= ends
-    compared = 0
+    head_bias += ends
+    peer.final_logits_bias += ends
+    found = (greedy_search if num_beams == 1 else beam_search)(network, sources, [limit] * len(sources), config)
+    beams = {"length_penalty": power, "early_stopping": "never"} if num_beams > 1 else {}
+    expected = peer.generate(
+        input_ids=sources,
+        attention_mask=(sources != pad_id).long(),
+        num_beams=num_beams,
+        max_length=limit + 1,
+        bad_words_ids=[[pad_id]],
+        forced_eos_token_id=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **beams,
+    )
+    head_bias -= ends
+    peer.final_logits_bias -= ends
+    same = set[tuple[int, ...]]()
     for number, (one, ids) in enumerate(zip(found, expected.sequences[:, 1:].tolist(), strict=True)):
-        if one.finished or num_beams == 1:
-            theirs = [token for token in ids if token != pad_id]
-            assert list(one.ids) == [token for token in theirs if token != network.config.end_id]
-            assert one.finished == (theirs[-1] == network.config.end_id)
-            if num_beams > 1:
-                assert one.score == pytest.approx(float(expected.sequences_scores[number]), abs=1e-5)
-            compared += 1
-    assert compared == len(found) or bias == 0
-    assert len({one.ids for one in found}) > 1
+        theirs = tuple(token for token in ids if token != pad_id)
+        has_end = theirs[-1] == end_id
+        if num_beams > 1 and not has_end:
+            assert len(theirs) == limit, "there, a translation that was cut counts; here, only if none has an end"
+            continue
+        assert one.ids == (theirs[:-1] if has_end else theirs) and one.finished == has_end
+        if num_beams > 1:
+            assert one.score == pytest.approx(float(expected.sequences_scores[number]), abs=1e-5)
+        same.add(one.ids)
+    return same
 
 
-def test_a_folder_is_imported_as_a_translator(
-    folder: Path, translator: Translator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_imported_as_a_translator(folder: Path, translator: Translator, tmp_path: Path) -> None:
     out = tmp_path / "fr-en"
-    assert main(["import", str(folder), "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"marian: {out}, a translator directory, from fr into en\n"
+    expected = f"marian: {out}, a translator directory, from fr into en\n"
+    assert run("import", folder, "--out", out) == (0, expected)
     loaded = load_translator(out)
     assert loaded.name == "fr-en" and len(loaded.digest) == 64
     assert loaded.text.source_languages == ("fr",) and loaded.search.num_beams == 4
     assert loaded.text_tokenizer.content == translator.text_tokenizer.content
     assert loaded.translate(list(SENTENCES)) == translator.translate(list(SENTENCES))
-    assert main(["import", str(folder), "--out", str(out)]) == 2
-    assert "holds a model directory already; --overwrite replaces it" in capsys.readouterr().err
-    assert main(["import", str(folder), "--out", str(out), "--overwrite", "--family", "marian"]) == 0
+    code, text = run("import", folder, "--out", out)
+    assert code == 2 and "--overwrite replaces it" in text
+    assert run("import", folder, "--out", out, "--overwrite", "--family", "marian") == (0, expected)
 
 
 def test_weights_may_be_a_file_of_torch_save(folder: Path, tmp_path: Path, sources: Tensor, peer: Any) -> None:
@@ -189,7 +194,7 @@ def test_weights_may_be_a_file_of_torch_save(folder: Path, tmp_path: Path, sourc
     torch.save(weights, old / "pytorch_model.bin")
     read, targets = load_marian(old).network, torch.randint(2, 60, (len(sources), 5))
     with torch.no_grad():
-        assert distance(read(sources, targets), load_marian(folder).network(sources, targets)) < 0.05
+        assert distance(read(sources, targets), load_marian(folder).network(sources, targets)) < 0.2
     weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     torch.save(weights, old / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"lm_head\.weight, of shape .* is not model\.shared\.weight, whose copy"):

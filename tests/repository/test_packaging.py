@@ -18,7 +18,13 @@ from tests.repository.test_layering import OURS, ROOT, files_of, imports_of_file
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAX_DATA_BYTES = 60_000_000
-IMPORTED_AS = {"beautifulsoup4": "bs4", "pillow": "PIL", "pyyaml": "yaml", "resvg-py": "resvg_py"}
+IMPORTED_AS = {
+    "beautifulsoup4": "bs4",
+    "pillow": "PIL",
+    "protobuf": "google",
+    "pyyaml": "yaml",
+    "resvg-py": "resvg_py",
+}
 """Names of modules that are not those of their distributions."""
 
 

@@ -65,8 +65,8 @@ def lively(network: EncoderDecoder) -> EncoderDecoder:
 
 def translator_of(**changes: Any) -> Translator:
     """A translator of French, with random weights."""
-    tokenizer = TextTokenizer.train([*SENTENCES, *ENGLISH] * 2, vocab_size=320, text_length=24)
-    network = network_of(vocab_size=tokenizer.vocab_size, source_length=24, target_length=24, **changes)
+    tokenizer = TextTokenizer.train([*SENTENCES, *ENGLISH] * 2, vocab_size=320, text_length=40)
+    network = network_of(vocab_size=tokenizer.vocab_size, source_length=40, target_length=24, **changes)
     return Translator(
         name="small",
         network=network,
@@ -124,7 +124,8 @@ def write_marian(folder: Path, **changes: Any) -> Path:
     peer = transformers.MarianMTModel(transformers.MarianConfig(**values | changes))
     with torch.no_grad():
         for name, parameter in peer.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.5 if "norm" not in name else 0.2))
+            noise = 0.25 if name == "model.shared.weight" else 0.2 if "norm" in name else 0.5
+            parameter.add_(torch.randn_like(parameter) * noise)
         peer.final_logits_bias.add_(torch.randn_like(peer.final_logits_bias))
     peer.generation_config.num_beams = 4
     peer.generation_config.bad_words_ids = [[size - 1]]

@@ -22,7 +22,7 @@ from training.translation.lexicons import unambiguous
 from training.translation.lines import SPLITS, Concepts, read_lines
 from training.translation.notice import notice
 from training.translation.sources import Concept, is_held_out, load_concepts
-from training.translation.words import templates_of, words_of
+from training.translation.words import WordKind, templates_of, words_of
 from training.translation_data import LEXICONS, SEEN_LEXICONS, TranslationDataOptions, build, write_data
 
 NUM_PHRASES, NUM_VAL = 400, 40
@@ -99,8 +99,9 @@ def test_slots_are_the_same_in_both_languages_and_only_in_training(splits: dict[
 
 
 def test_every_language_has_the_same_kinds_of_words_and_phrases() -> None:
-    for kind in ("colour", "adjective", "tail", "style"):
-        english = [{word.english for word in words_of(language, kind)} for language in LANGUAGES]  # type: ignore[arg-type]
+    kinds: tuple[WordKind, ...] = ("colour", "adjective", "tail", "style", "noun")
+    for kind in kinds:
+        english = [{word.english for word in words_of(language, kind)} for language in LANGUAGES]
         assert english.count(english[0]) == len(LANGUAGES), kind
     for language in LANGUAGES:
         templates = templates_of(language)
@@ -147,7 +148,9 @@ def test_skin_tones_are_written_in_several_ways() -> None:
     ways = tone_ways("de", "Frau: helle Hautfarbe", "woman, light skin tone")
     assert ("Frau mit heller Hautfarbe", "woman with light skin tone") in ways
     assert ("Frau: helle Hautfarbe", "woman, light skin tone") in ways
-    assert ("검은색 피부의 여자", "woman with dark skin tone") in tone_ways("ko", "여자: 검은색 피부", "woman, dark skin tone")
+    assert ("검은색 피부의 여자", "woman with dark skin tone") in tone_ways(
+        "ko", "여자: 검은색 피부", "woman, dark skin tone"
+    )
     two = "Kuss: Frau, Mann, helle Hautfarbe"
     assert [source for source, _ in tone_ways("de", two, "kiss, woman, man, light skin tone")] == [
         two,

@@ -109,9 +109,7 @@ def fetch_npm(npm: Mapping[str, str], cache: Path, integrity: Mapping[str, str] 
         if not archive.exists():
             raise DataError(f"npm pack {name}@{version} left no {archive}")
         if name in integrity and (found_digest := _integrity(archive)) != integrity[name]:
-            raise DataError(
-                f"{archive} has the digest {found_digest}, not {integrity[name]}: delete it and try again"
-            )
+            raise DataError(f"{archive} has the digest {found_digest}, not {integrity[name]}: delete it and try again")
         folders[name] = _unpacked(archive, cache / archive.stem) / "package"
         found = read_json(folders[name] / "package.json")
         if (found.get("name"), found.get("version")) != (name, version):

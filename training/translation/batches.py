@@ -60,7 +60,7 @@ class SentenceBatches:
             "target_ids": self._padded([self._targets[number] for number in numbers]),
         }
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019: there is one of these objects in a process
+    @functools.lru_cache(maxsize=2)  # noqa: B019
     def _epoch(self, epoch: int) -> np.ndarray:
         """Numbers of the lines of each batch: (per_epoch, batch_size)."""
         chance = np.random.default_rng([self.seed, epoch, 7])

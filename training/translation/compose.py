@@ -91,7 +91,9 @@ class Composer:
         kinds = {kind: [one for one in known if one.kind == kind] for kind in WEIGHTS}
         self._kinds = {kind: found for kind, found in kinds.items() if found}
         self._weights = [WEIGHTS[kind] for kind in self._kinds]
-        self._templates = {held: [one for one in templates_of(language) if one.held_out is held] for held in (False, True)}
+        self._templates = {
+            held: [one for one in templates_of(language) if one.held_out is held] for held in (False, True)
+        }
         self._colours, self._adjectives = words_of(language, "colour"), words_of(language, "adjective")
 
     def names(self) -> Iterator[Line]:
@@ -142,9 +144,7 @@ class Composer:
         tail = (found.english, found.other) if found is not None else None
         return phrase_fields(NounPhrase(self.language, english, name, adjectives, tail, slot), chance)
 
-    def _add_style(
-        self, english: dict[str, str], other: dict[str, str], masked: bool, chance: random.Random
-    ) -> None:
+    def _add_style(self, english: dict[str, str], other: dict[str, str], masked: bool, chance: random.Random) -> None:
         luck = chance.random()
         if luck < 0.6:
             style = Adjective(*[chance.choice(styles_of())] * 2)
@@ -183,7 +183,15 @@ class Composer:
         if self.language in ("fr", "es") and chance.random() < WITHOUT_ACCENTS:
             source = COMBINING.sub("", unicodedata.normalize("NFD", source))
         if self.language == "de" and chance.random() < WITHOUT_ACCENTS:
-            for letter, two in (("ä", "ae"), ("ö", "oe"), ("ü", "ue"), ("ß", "ss"), ("Ä", "Ae"), ("Ö", "Oe"), ("Ü", "Ue")):
+            for letter, two in (
+                ("ä", "ae"),
+                ("ö", "oe"),
+                ("ü", "ue"),
+                ("ß", "ss"),
+                ("Ä", "Ae"),
+                ("Ö", "Oe"),
+                ("Ü", "Ue"),
+            ):
                 source = source.replace(letter, two)
         if chance.random() < WITH_ENDING and source[-1].isalnum():
             source += "。" if self.language == "ja" else chance.choice(".!")

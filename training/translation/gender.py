@@ -34,7 +34,9 @@ GERMAN_F = re.compile(
     r"|nuss|faust|post|pflicht|fee|person|mango|ananas|kiwi|kamera|pizza|bar|axt|nadel|ampel|form|figur)$",
     re.IGNORECASE,
 )
-GERMAN_M = re.compile(r"(affe|löwe|hase|drache|käse|junge|rabe|falke|buchstabe|riese|matrose|bär|kunde)$", re.IGNORECASE)
+GERMAN_M = re.compile(
+    r"(affe|löwe|hase|drache|käse|junge|rabe|falke|buchstabe|riese|matrose|bär|kunde)$", re.IGNORECASE
+)
 GERMAN_N = re.compile(
     r"(chen|lein|um|ment|gesicht|zeichen|symbol|herz|haus|auto|tier|boot|rad|buch|schild|quadrat|dreieck|auge|ohr|kind"
     r"|baby|brot|schwein|pferd|schaf|huhn|kamel|känguru|krokodil|emoji|telefon|glas|bett|band|horn|schwert|feuer|wasser"

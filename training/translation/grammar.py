@@ -1,11 +1,11 @@
 """Noun phrases in the five languages: a name with adjectives, in the forms that the fields of `templates.tsv` ask for.
 
-    {n}                       without an article, in all languages
-    {a}                       English: with `a` or `an` if the name is countable
-    {un} {le} {de} {du}       French: `un chat`, `le chat`, `de chat` (`d'éléphant`), `d'un chat`
-    {un} {el}                 Spanish: `un gato`, `el gato`
-    {ein} {der} {einen} {einem}   German: nominative with either article, accusative, dative
-    {obj} {and}               Korean: with the particle of the object, with `and`
+{n}                       without an article, in all languages
+{a}                       English: with `a` or `an` if the name is countable
+{un} {le} {de} {du}       French: `un chat`, `le chat`, `de chat` (`d'éléphant`), `d'un chat`
+{un} {el}                 Spanish: `un gato`, `el gato`
+{ein} {der} {einen} {einem}   German: nominative with either article, accusative, dative
+{obj} {and}               Korean: with the particle of the object, with `and`
 """
 
 import dataclasses
@@ -24,7 +24,11 @@ GERMAN_TAIL = re.compile(r"[:,]| (?:mit|von|im|in|auf|am|an|zum|zur|für|vor|der
 GERMAN_ADJECTIVE = re.compile(r"^[a-zäöüß][\w-]*(?:er|es|e)$")
 STRONG = {"m": "er", "f": "e", "n": "es"}
 ACCUSATIVE = {"m": "en", "f": "e", "n": "es"}
-EIN = {"m": ("ein", "einen", "einem", "der"), "f": ("eine", "eine", "einer", "die"), "n": ("ein", "ein", "einem", "das")}
+EIN = {
+    "m": ("ein", "einen", "einem", "der"),
+    "f": ("eine", "eine", "einer", "die"),
+    "n": ("ein", "ein", "einem", "das"),
+}
 HANGUL = range(0xAC00, 0xD7A4)
 
 
@@ -70,7 +74,8 @@ def elided(word: str, text: str) -> str:
 
 def _agreeing(adjectives: Sequence[Adjective], gender: Gender) -> tuple[list[str], list[str]]:
     """French or Spanish adjectives before the noun, and those after it."""
-    before, after = [], []
+    before: list[str] = []
+    after: list[str] = []
     for adjective in adjectives:
         masculine, feminine = adjective.other.split("|")
         form = (feminine if gender == "f" else masculine).removeprefix("<")
@@ -123,7 +128,7 @@ def _german(phrase: NounPhrase, has_article: bool, chance: random.Random) -> dic
         declined += 1
     gender: Gender = gender_of("de", words[-1])
     if declined:
-        gender = {"er": "m", "es": "n"}.get(words[0][-2:], gender if gender == "f" else "f")  # type: ignore[assignment]
+        gender = "m" if words[0].endswith("er") else "n" if words[0].endswith("es") else "f"
     stems = [re.sub(r"(er|es|e)$", "", word) for word in words[:declined]]
     if phrase.slot:
         stems, words, declined, rest = [], [phrase.slot], 0, ""

@@ -33,14 +33,14 @@ def paired_words(english: Mapping[str, Annotation], other: Mapping[str, Annotati
     """
     counts: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
     both: Counter[tuple[str, str]] = Counter()
-    named = set()
+    named: set[tuple[str, str]] = set()
     for codepoints in english:
         if codepoints not in other or "1f3f" in codepoints or codepoints.startswith("1f1") or is_held_out(codepoints):
             continue
         words = [_words(annotations[codepoints]) for annotations in (english, other)]
         names = [_plain(annotations[codepoints].name) for annotations in (english, other)]
-        for count, found in zip(counts, words, strict=True):
-            count.update(found)
+        for counter, some in zip(counts, words, strict=True):
+            counter.update(some)
         pairs = [(one, two) for one in words[0] for two in words[1]]
         both.update(pairs)
         named.update((one, two) for one, two in pairs if one in names[0].split() and _stem(two) in names[1])
@@ -49,11 +49,18 @@ def paired_words(english: Mapping[str, Annotation], other: Mapping[str, Annotati
         dice = 2 * count / (counts[0][one] + counts[1][two])
         best[0][one].append((dice, two))
         best[1][two].append((dice, one))
-    found = {}
+    found: dict[str, str] = {}
     for two, candidates in best[1].items():
         dice, one = max(candidates)
         is_mutual = max(best[0][one])[1] == two and sum(other[0] == dice for other in candidates) == 1
-        if is_mutual and dice >= MIN_DICE and both[one, two] >= MIN_COUNT and (one, two) in named and len(one) > 2 and one not in WRONG:
+        if (
+            is_mutual
+            and dice >= MIN_DICE
+            and both[one, two] >= MIN_COUNT
+            and (one, two) in named
+            and len(one) > 2
+            and one not in WRONG
+        ):
             found[two] = one
     return dict(sorted(found.items()))
 

@@ -11,12 +11,14 @@ from training.captions.grammar import plural
 from training.translation.compose import tone_ways
 from training.translation.grammar import GERMAN_ADJECTIVE
 from training.translation.sources import Concept
-from training.translation.words import styles_of, templates_of, words_of
+from training.translation.words import WordKind, styles_of, templates_of, words_of
 
 __all__ = ["build_lexicon", "unambiguous"]
 
 ORDER = ("thing", "word", "region", "flag", "group", "language")
-"""Kinds of concepts in the order in which they get a name that several have. Names with skin tones consist of others."""
+"""Kinds of concepts in the order in which they get a name that several have. Names with skin tones are composed."""
+MODIFIERS: tuple[WordKind, ...] = ("colour", "adjective")
+AROUND: tuple[WordKind, ...] = ("tail", "style")
 SHARE, FEW, SHARE_OF_MANY = 0.3, 3, 0.1
 FIELD = re.compile(r"\{(\w+)\}")
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
@@ -41,13 +43,19 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
             for way, english in _ways(language, name, concept.english):
                 names.setdefault(way, english)
     words = _words(language, concepts)
-    modifiers = (form for kind in ("colour", "adjective") for word in words_of(language, kind) for form in _forms(word.other, language))  # type: ignore[arg-type]
+    modifiers = (
+        form for kind in MODIFIERS for word in words_of(language, kind) for form in _forms(word.other, language)
+    )
     around = (FIELD.sub(" ", template.other) for template in templates_of(language))
     plain = {_key(modifier, language) for modifier in modifiers} | {*FUNCTION[language].split()}
+    for kind in AROUND:  # styles have words of their own in each language; names of styles are names
+        plain |= {_key(word.other, language) for word in words_of(language, kind) if word.other != word.english}
     plain |= {key for text in around for key in _keys(text, language)}
-    words |= {word: words.get(word, []) for word in FUNCTION[language].split()}
+    words |= {word: [] for word in FUNCTION[language].split()}
     if language == "ko":
         plain |= {*PARTICLES}
+        words |= {particle: [] for particle in PARTICLES}
+    plain -= {_key(style, language) for style in styles_of()}
     return Lexicon(language, names, words, plain - {""})
 
 
@@ -119,11 +127,13 @@ def _pairs(language: str, concepts: Sequence[Concept]) -> Iterable[tuple[str, st
             if concept.kind == "tone":
                 for source, target in tone_ways(language, name, concept.english):
                     yield source, target, True
-    for kind in ("colour", "adjective", "tail", "style"):
-        for word in words_of(language, kind):  # type: ignore[arg-type]
+    for kind in (*MODIFIERS, *AROUND):
+        for word in words_of(language, kind):
             for form in _forms(word.other, language):
                 yield form, word.english, False
     for template in templates_of(language):
+        if template.held_out:  # the network has not learned its words
+            continue
         yield FIELD.sub(" ", template.other), FIELD.sub(" ", template.english), False
 
 
@@ -135,7 +145,8 @@ def _forms(word: str, language: str) -> list[str]:
 
 
 def _key(text: str, language: str) -> str:
-    return " ".join(_keys(text, language)) if language != "ja" else folded(clean(text), language)
+    text = clean(text)
+    return folded(text, language) if language == "ja" else " ".join(word.key for word in words_in(text, language))
 
 
 def _keys(text: str, language: str) -> list[str]:

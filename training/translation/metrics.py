@@ -1,7 +1,7 @@
 """Metrics of translations: exact match, and chrF and BLEU as sacrebleu computes them.
 
-chrF: Popović 2015; BLEU: Papineni et al. 2002, with sacrebleu's tokenization (Post 2018, arXiv 1804.08771). Everything is
-compared in lower case, as the default model reads its prompts.
+chrF: Popović 2015; BLEU: Papineni et al. 2002, with sacrebleu's tokenization (Post 2018, arXiv 1804.08771). Everything
+is compared in lower case, as the default model reads its prompts.
 """
 
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ TEXT = """\
 Names and phrases in French, Korean, German, Spanish and Japanese with their English, made from the packages below by
 `python -m training.translation_data`. Changes: names in Unicode form NFKC with straight quotes, put into phrases; words
 paired by the keywords that they occur with. Phrases and further words were written for this project, and have its
-licence. A translator that is trained on the data carries this file, as do the lexicons, which hold the names themselves.
+licence. A translator that is trained on the data carries this file, as do the lexicons, which hold the names.
 
 Not in the data: the translation catalogues of LibreOffice (Debian's libreoffice-l10n packages). The Mozilla Public
 License 2.0 asks that modifications of its files stay under it, and does not say whether weights that are trained on
@@ -41,7 +41,9 @@ def notice(packages: Packages) -> str:
         folder = packages.folders[package]
         said = read_json(folder / "package.json")
         if said.get("license") != LICENCES[package]:
-            raise DataError(f"{package} {version} states the licence {said.get('license')!r}, not {LICENCES[package]!r}")
+            raise DataError(
+                f"{package} {version} states the licence {said.get('license')!r}, not {LICENCES[package]!r}"
+            )
         author = said.get("author", "")
         name = author if isinstance(author, str) else author.get("name", "")
         lines = [f"{package} {version}", f"  in the data:  {IN_THE_DATA[package]}", f"  author:       {name}"]

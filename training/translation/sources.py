@@ -15,7 +15,7 @@ from typing import Any, Literal
 from dalle.translate.languages import LANGUAGES, clean
 from training.emoji.names import Annotation, load_annotations
 from training.emoji.packages import Packages, read_json
-from training.emoji.sets import SKIN_TONES, base_of, spoken
+from training.emoji.sets import base_of, spoken
 
 __all__ = ["INTEGRITY", "PACKAGES", "Concept", "Kind", "annotations_of", "is_held_out", "load_concepts"]
 
@@ -30,20 +30,26 @@ PACKAGES: Mapping[str, str] = {
 }
 """Versions of the npm packages."""
 INTEGRITY: Mapping[str, str] = {
-    "cldr-annotations-full": "sha512-DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7P"
-    "UQ==",
-    "cldr-annotations-derived-full": "sha512-log62km+AOzI7n/NEuNNFV0mg9DWnt67EYCh1RwxZq9dyRuyteB586LT83Ke8TchEfnwI9cIk2P31z"
-    "O4nTvZmw==",
-    "cldr-localenames-full": "sha512-4o0paYDz0UXhfhChAVFkmVl2CP0YTSEqE6WrC0fNafaSC5u5DAXphxH3SZ1Ujczarikr8DToKZfiok6EqWLd"
-    "NQ==",
-    "emojibase-data": "sha512-Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
-    "i18n-iso-countries": "sha512-nXHJZYtNrfsi1UQbyRqm3Gou431elgLjKl//CYlnBGt5aTWdRPH1PiS2T/p/n8Q8LnqYqzQJik3Q7mkwvLokeg==",
+    name: f"sha512-{digest}"
+    for name, digest in zip(
+        PACKAGES,
+        (
+            "DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==",
+            "log62km+AOzI7n/NEuNNFV0mg9DWnt67EYCh1RwxZq9dyRuyteB586LT83Ke8TchEfnwI9cIk2P31zO4nTvZmw==",
+            "4o0paYDz0UXhfhChAVFkmVl2CP0YTSEqE6WrC0fNafaSC5u5DAXphxH3SZ1Ujczarikr8DToKZfiok6EqWLdNQ==",
+            "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
+            "nXHJZYtNrfsi1UQbyRqm3Gou431elgLjKl//CYlnBGt5aTWdRPH1PiS2T/p/n8Q8LnqYqzQJik3Q7mkwvLokeg==",
+        ),
+        strict=True,
+    )
 }
 """Digests of their archives."""
 
 HELD_OUT = 0.05
 """Share of concepts that are held out, in every language."""
 FIRST_LETTER = 0x1F1E6
+REGION_FLAG = "1f3f4-e00"
+"""Code points that flags of regions such as Scotland begin with."""
 OPTIONAL_ENDING = re.compile(r"\((in|innen|n|e)\)")
 IN_BRACKETS = re.compile(r" ?\([^)]*\)")
 
@@ -90,11 +96,13 @@ def _emoji(packages: Packages) -> list[Concept]:
             continue
         base = base_of(codepoints)
         region = _region_of(codepoints)
-        kind: Kind = "flag" if region or codepoints.startswith("1f3f4-e00") else "thing" if base == codepoints else "tone"
+        kind: Kind = "thing" if base == codepoints else "tone"
+        if region or codepoints.startswith(REGION_FLAG):
+            kind = "flag"
         concepts.append(
             Concept(
                 key=f"region:{region}" if region else base,
-                kind="thing" if codepoints in SKIN_TONES else kind,
+                kind=kind,
                 english=clean(spoken(annotation.name)),
                 names={language: _ways(name) for language, name in names.items()},
             )
@@ -159,7 +167,9 @@ def _regions(packages: Packages) -> list[Concept]:
 
 def _countries(folder: Path, language: str) -> dict[str, list[str]]:
     countries: dict[str, Any] = read_json(folder / "langs" / f"{language}.json")["countries"]
-    return {code: [clean(one) for one in ([said] if isinstance(said, str) else said)] for code, said in countries.items()}
+    return {
+        code: [clean(one) for one in ([said] if isinstance(said, str) else said)] for code, said in countries.items()
+    }
 
 
 def _languages(packages: Packages) -> list[Concept]:
