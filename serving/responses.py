@@ -1,8 +1,10 @@
 """Bodies of responses: OpenAI's wire format, with additions."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from dalle.translation import TranslatedPrompt
 
 __all__ = [
     "ErrorBody",
@@ -92,6 +94,23 @@ class TranslationCard(BaseModel):
     """Words that were kept as they are, since the translator does not know them."""
     translator: str
     """Name of the translator."""
+
+    @classmethod
+    def of(cls, drawn: TranslatedPrompt | None) -> Self | None:
+        """The card of prompts that are drawn; None if nothing was translated."""
+        if drawn is None or drawn.translation is None:
+            return None
+        given = drawn.translation
+        return cls(
+            prompt=given.prompt,
+            language=given.language,
+            drawn_prompt=drawn.prompt if given.prompt is not None else None,
+            negative_prompt=given.negative_prompt,
+            negative_language=given.negative_language,
+            drawn_negative_prompt=drawn.negative_prompt if given.negative_prompt is not None else None,
+            kept=list(given.kept),
+            translator=given.translator,
+        )
 
 
 class ImagesResponse(BaseModel):

@@ -11,7 +11,6 @@ from typing import Any
 
 from dalle.checkpoint.vocabulary import unknown_words
 from dalle.ranking import Ranking
-from dalle.translation import TranslatedPrompt
 from serving.errors import internal_error, to_http
 from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
@@ -105,7 +104,7 @@ class Answer:
             enlargement=self.output.enlargement if self.output.enlargement > 1 else None,
             kept=None if self.job.given is None else self.job.given.kept,
             **_comparison(drawn[0].ranking),
-            translation=_translation(self.accepted.translated),
+            translation=TranslationCard.of(self.accepted.translated),
             ignored=list(self.fields.without_effect) or None,
             warnings=self.warnings or None,
             safety_identifier=self.fields.safety_identifier,
@@ -173,7 +172,7 @@ class Answer:
             "timing": self.timing(event.queue_seconds).model_dump(),
             "system_fingerprint": self.accepted.fingerprint,
         }
-        if (card := _translation(self.accepted.translated)) is not None:
+        if (card := TranslationCard.of(self.accepted.translated)) is not None:
             data |= {"translation": card.model_dump(exclude_none=True)}
         if self._revised_prompt is not None:
             data["revised_prompt"] = self._revised_prompt
@@ -195,23 +194,6 @@ def _comparison(ranking: Ranking | None) -> dict[str, Any]:
         return {}
     clip = {} if ranking.clip is None else {"clip": ranking.clip}
     return {"candidates": ranking.best_of, "rerank": ranking.rerank, **clip}
-
-
-def _translation(translated: TranslatedPrompt | None) -> TranslationCard | None:
-    """What was translated, if anything was."""
-    if translated is None or translated.translation is None:
-        return None
-    given = translated.translation
-    return TranslationCard(
-        prompt=given.prompt,
-        language=given.language,
-        drawn_prompt=translated.prompt if given.prompt is not None else None,
-        negative_prompt=given.negative_prompt,
-        negative_language=given.negative_language,
-        drawn_negative_prompt=translated.negative_prompt if given.negative_prompt is not None else None,
-        kept=list(given.kept),
-        translator=given.translator,
-    )
 
 
 def _sse(kind: str, data: dict[str, Any]) -> bytes:
