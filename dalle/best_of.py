@@ -260,8 +260,8 @@ class Selection(Generic[R]):
         return len(self._codes.keys() | self._dropped) == len(self.requests)
 
     def best(self) -> list[tuple[R, Tensor, Ranking]]:
-        """The best n candidates, best first, with their codes (N,) and places. Of equal ones the lower index is first.
-        All must be complete."""
+        """The best n candidates, best first, with their codes (N,) and places. All must be complete. Among equal ones
+        the lower index is first."""
         assert self.is_complete
         drawn = [(self.requests[index], self._codes[index]) for index in sorted(self._codes.keys() - self._dropped)]
         return choose(self._judge, self._prompt, drawn, self._asked.n, num_pruned=len(self._dropped))

@@ -5,12 +5,14 @@ Two things are measured, for each validation split and for the training split:
 - reconstruction: what the image tokenizer loses between a picture and its codes. PSNR, SSIM, LPIPS, and the usage of
   the codebook over a whole data set. Pictures with alpha are compared over a white background.
 - generation: pictures are drawn for captions, and the nearest real pictures are retrieved: do they have the right
-  concept and the right style? The Frechet distance between drawn and real pictures is that of 256 averaged features of
-  VGG16's block 3, so that a few hundred pictures give a covariance. It cannot be compared with the FID of the
-  literature, which uses 2,048 features of Inception.
+  concept and the right style? The Frechet distance between drawn and real pictures, and precision and recall, are
+  those of 256 averaged features of VGG16's block 3, so that a few hundred pictures give a covariance. The distance
+  cannot be compared with the FID of the literature, which uses 2,048 features of Inception. The CLIP score is the mean
+  cosine between picture and prompt.
 
 Beside each share stand its bounds: the same measure on reconstructions of the real pictures, an upper bound for every
-decoder of these codes, and the share of a random guess. All numbers are a function of model, shards and settings.
+decoder of these codes, and the share of a random guess; beside the CLIP score that of the real pictures. All numbers
+are a function of models, shards and settings.
 """
 
 import json
@@ -24,7 +26,9 @@ import tyro
 from PIL import Image
 
 from dalle.checkpoint import load_checkpoint
+from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.decoder.sampling import SamplingParams, check_seed
+from dalle.defaults import DEFAULT_CLIP
 from dalle.device import choose_device, keep_memory
 from dalle.errors import DataError, ParameterError
 from dalle.files import atomic_file, atomic_write, check_claimed, check_output, names_in
@@ -56,6 +60,7 @@ def evaluate(
     shards: tuple[str, ...] = ("data/emoji",),
     num: int = 200,
     phrasing: Phrasing = "training",
+    clip: str = DEFAULT_CLIP,
     guidance_scale: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
     temperature: float | None = None,
@@ -76,6 +81,8 @@ def evaluate(
         num: Largest number of pictures drawn for each split.
         phrasing: Wording of the prompts. `training`: the first caption of each pair. `natural`: other words and
             phrases for the same picture, with synonyms, that never occur in training captions.
+        clip: CLIP directory, or the name of one in the package, for the CLIP score. Scores of different ones cannot be
+            compared.
         guidance_scale: Scale of classifier-free guidance; 1 turns it off.
         guidance_schedule: Guidance scale over the codes of a picture: constant, or rising to `guidance_scale` at the
             last code along a line or a cosine.
@@ -106,6 +113,7 @@ def evaluate(
     keep_memory()
     place = choose_device(device)
     checkpoint = load_checkpoint(model)
+    clip_model = load_clip(find_clip(clip))
     params = SamplingParams.from_dict(checkpoint.sampling.to_dict() | chosen)
     splits = find_splits(shards)
     _check_sizes(splits, checkpoint.image_tokenizer.config.image_size)
@@ -116,6 +124,7 @@ def evaluate(
     picture: Image.Image | None = None
     if checkpoint.decoder is not None:
         checkpoint.decoder.to(place)
+        clip_model.network.to(place)
         embed = PictureFeatures(place)
         gallery = load_gallery(splits, embed, out.resolve().parent)
         shown = "val_combo" if "val_combo" in splits else next(iter(_val_first(splits)))
@@ -123,7 +132,7 @@ def evaluate(
         for name, pairs in splits.items():
             start = gallery.starts[name]
             drawn[name] = draw(
-                name, pairs, checkpoint, embed, params, num=num, seed=seed, start=start, phrasing=phrasing
+                name, pairs, checkpoint, embed, clip_model, params, num=num, seed=seed, start=start, phrasing=phrasing
             )
             if name == shown:
                 picture = sheet(drawn[name], pairs)
@@ -135,6 +144,8 @@ def evaluate(
         "seed": seed,
         "phrasing": phrasing,
         "reconstructed": NUM_RECONSTRUCTED,
+        "clip": clip_model.name,
+        "clip_digest": clip_model.digest,
         **params.to_dict(),
     }
     numbers = {

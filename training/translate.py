@@ -96,8 +96,14 @@ class TranslateTask:
 
     def _new_model(self) -> EncoderDecoder:
         tokenizer = self.text_tokenizer
-        ids = {"pad_id": tokenizer.pad_id, "start_id": tokenizer.pad_id, "end_id": tokenizer.eos_id}
-        return EncoderDecoder(dataclasses.replace(self.config.model, vocab_size=tokenizer.vocab_size, **ids))
+        config = dataclasses.replace(
+            self.config.model,
+            vocab_size=tokenizer.vocab_size,
+            pad_id=tokenizer.pad_id,
+            start_id=tokenizer.pad_id,
+            end_id=tokenizer.eos_id,
+        )
+        return EncoderDecoder(config)
 
     def _add_dropout(self) -> None:
         """Drop out embeddings and branches, after the averaged copy is made, which has no dropout."""
@@ -161,7 +167,8 @@ class TranslateTask:
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights alone, without lexicons, with greedy search: exact match and chrF."""
-        translator, numbers = self._translator(step=0), {}
+        translator = self._translator(step=0)
+        numbers: dict[str, float] = {}
         for split, lines in self.val.items():
             found = translator.translate([line["source"] for line in lines], GREEDY)
             measured = measure_translations([one.text for one in found], [line["target"] for line in lines])

@@ -10,8 +10,6 @@ from torch import Tensor
 from benchmarks.figures.canvas import COLOURS, Drawing, new_figure, show_map
 from benchmarks.figures.observed import AttentionCall, DrawnRow, draw_row, observed, run_row
 from dalle import DALLE
-from dalle.transformer.attention import Attention
-from dalle.transformer.block import Block
 
 __all__ = ["draw_heads", "draw_map", "draw_sentence", "head_shares", "mirror_share", "sentence_weights"]
 
@@ -31,7 +29,7 @@ WORD = "it"
 
 def _seen(call: AttentionCall) -> Tensor:
     assert call.mask is not None
-    return call.mask.broadcast_to(1, 1, call.queries.shape[2], call.keys.shape[2])[0, 0]
+    return call.mask.broadcast_to(1, 1, call.x.shape[1], call.x.shape[1])[0, 0]
 
 
 def _mark_parts(axes: Axes, row: DrawnRow, length: int) -> None:
@@ -93,16 +91,17 @@ def draw_map(model: DALLE, others: Sequence[str] = OTHERS) -> Drawing:
 
 
 @torch.no_grad()
-def head_shares(attention: Attention, call: AttentionCall) -> tuple[Tensor, Tensor]:
+def head_shares(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Which output channels each head writes to, without and with the output projection.
 
     Returns two tables (heads, heads): the share of the energy of head i's part of the output that lies in the j-th
     group of channels. The parts of all heads sum to the output.
     """
-    num_heads, head_dim = call.queries.shape[1], call.queries.shape[-1]
-    group = num_heads // call.values.shape[1]
-    attended = call.weights() @ call.values.repeat_interleave(group, dim=1)  # (B, heads, L, head_dim)
-    projection = attention.output.weight.unflatten(1, (num_heads, head_dim))  # (D, heads, head_dim)
+    queries, _, values = call.projected
+    num_heads, head_dim = queries.shape[1], queries.shape[-1]
+    group = num_heads // values.shape[1]
+    attended = call.weights() @ values.repeat_interleave(group, dim=1)  # (B, heads, L, head_dim)
+    projection = call.attention.output.weight.unflatten(1, (num_heads, head_dim))  # (D, heads, head_dim)
     parts = torch.einsum("bhlc,dhc->hbld", attended, projection)
     tables = []
     for written in (torch.eye(num_heads).repeat_interleave(head_dim, dim=1), parts.square().mean((1, 2))):
@@ -140,9 +139,7 @@ def draw_heads(model: DALLE) -> Drawing:
         axes.set(xticks=[], yticks=[])
         axes.add_patch(Rectangle((width // 2 - 0.5, height // 2 - 0.5), 1, 1, fill=False, ec=COLOURS[1], lw=2))
     upper.suptitle(f"Layer {layer + 1}: where the code in the red frame looks to find the next one", fontsize=10)
-    block = model.decoder.blocks[layer]
-    assert isinstance(block, Block)
-    tables = head_shares(block.attention, calls[layer])
+    tables = head_shares(calls[layer])
     names = ("heads concatenated: head i fills the i-th group of channels", "after the output projection")
     for axes, table, name in zip(lower.subplots(1, 2), tables, names, strict=True):
         axes.imshow(table.numpy(), cmap="GnBu", vmin=0.0, vmax=1.0)
@@ -169,7 +166,7 @@ def sentence_weights(model: DALLE, sentence: str) -> tuple[tuple[str, ...], Tens
     layout = model.decoder.layout
     positions = torch.arange(layout.first_code - len(tokens) - 1, layout.first_code)
     ids = tokenizer.encode(sentence)[None, -len(tokens) - 1 :]
-    with observed() as calls:
+    with observed(model.decoder) as calls:
         model.decoder(ids, positions)
     words = (*(tokenizer.decode([token]) for token in tokens), "[EOS]")
     return words, torch.stack([call.weights()[0] for call in calls])

@@ -1,75 +1,69 @@
-"""Attention weights as a model computes them, and rows of the default model to compute them on.
-
-torch's attention kernel returns no weights. `observed` notes its arguments while a model runs; the same kernel, with
-unit vectors as values, then returns the weights.
-"""
+"""The attention of a model while it runs, and rows of the default model to run."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from dalle import DALLE
 from dalle.decoder.decoder import Decoder
+from dalle.transformer.attention import Attention, Memory, attention_weights, watch_attention
 
 __all__ = ["AttentionCall", "DrawnRow", "draw_row", "observed", "run_row"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """The arguments of one layer's attention."""
+    """A layer's attention, and the arguments that it ran on."""
 
-    queries: Tensor
-    """(B, heads, L, head_dim)."""
-    keys: Tensor
-    """(B, kv_heads, S, head_dim)."""
-    values: Tensor
-    """(B, kv_heads, S, head_dim)."""
+    attention: Attention
+    x: Tensor
+    """Hidden states (B, L, D)."""
     mask: Tensor | None
-    """Broadcastable to (B, heads, L, S); None if every query may attend to every key."""
-    scale: float
-    """Factor of the scores: 1 / sqrt(head_dim)."""
+    """Broadcastable to (B, heads, L, L); None if every query may attend to every key."""
+    rotary: Tensor | None
 
+    @functools.cached_property
+    def projected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, L, head_dim), keys and values (B, kv_heads, L, head_dim)."""
+        with torch.inference_mode():
+            return self.attention.project(self.x, self.rotary)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores: 1 / sqrt(head_dim)."""
+        return 1 / math.sqrt(self.attention.head_dim)
+
+    @torch.inference_mode()
     def weights(self, scale: float | None = None) -> Tensor:
-        """Attention weights (B, heads, L, S), with the layer's own scale or another one."""
-        units = torch.eye(self.keys.shape[2]).expand(*self.keys.shape[:2], -1, -1)
-        return F.scaled_dot_product_attention(
-            self.queries,
-            self.keys,
-            units,
-            attn_mask=self.mask,
-            scale=self.scale if scale is None else scale,
-            enable_gqa=self.queries.shape[1] > self.keys.shape[1],
-        )
-
-
-class _Observer(TorchFunctionMode):
-    def __init__(self, calls: list[AttentionCall]) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            queries, keys, values = args
-            mask, scale = kwargs["attn_mask"], kwargs["scale"]
-            self.calls.append(AttentionCall(queries=queries, keys=keys, values=values, mask=mask, scale=scale))
-        return func(*args, **kwargs)
+        """Attention weights (B, heads, L, L), with the layer's own scale or another one."""
+        return attention_weights(self.attention, self.x, self.mask, self.rotary, scale=scale)
 
 
 @contextmanager
-def observed() -> Iterator[list[AttentionCall]]:
-    """Collect the calls of attention that are made without gradients, in their order."""
+def observed(network: nn.Module) -> Iterator[list[AttentionCall]]:
+    """Collect the calls of a network's attention that the body makes, in their order. The body runs without
+    gradients."""
     calls: list[AttentionCall] = []
-    with torch.inference_mode(), _Observer(calls):
-        yield calls
+
+    def note(
+        attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, memory: Memory | None
+    ) -> None:
+        assert memory is None
+        calls.append(AttentionCall(attention=attention, x=x, mask=mask, rotary=rotary))
+
+    handles = watch_attention(network, note)
+    try:
+        with torch.inference_mode():
+            yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +106,6 @@ def run_row(decoder: Decoder, row: DrawnRow) -> list[AttentionCall]:
     layout = decoder.layout
     skipped = layout.first_code - row.num_text
     ids = layout.row(row.text_ids[None], row.codes[None])[:, skipped:-1]
-    with observed() as calls:
+    with observed(decoder) as calls:
         decoder(ids, torch.arange(skipped, layout.length - 1))
     return calls

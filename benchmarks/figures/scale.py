@@ -32,7 +32,8 @@ class Softness:
 
 def softness_of(call: AttentionCall, scale: float) -> Softness:
     """How soft the weights of a layer are with another scale. The derivatives of p = softmax(s) are diag(p) - p p^T."""
-    scores = scale * (call.queries @ call.keys.mT)
+    queries, keys, _ = call.projected
+    scores = scale * (queries @ keys.mT)
     p = call.weights(scale).double()
     jacobian = torch.diag_embed(p) - p[..., None] * p[..., None, :]
     return Softness(
@@ -51,7 +52,7 @@ def softness(head_dim: int, *, seed: int = 0, num_tokens: int = NUM_TOKENS) -> t
             head_dim, 1, 1, head_dim, qkv_bias=False, output_bias=False, qk_norm_epsilon=1e-5, rotary_values=False
         )
         tokens: Tensor = torch.randn(1, num_tokens, head_dim)
-    with observed() as calls:
+    with observed(attention) as calls:
         attention(tokens, torch.ones(1, 1, num_tokens, num_tokens, dtype=torch.bool), None, None)
     (call,) = calls
     return softness_of(call, call.scale), softness_of(call, 1.0)

@@ -23,7 +23,7 @@ def draw_vision(model: DALLE) -> Drawing:
     config = network.config
     side = config.layout.grid_width
     images = as_images([row.picture], config.image_size)
-    with observed() as calls:
+    with observed(network) as calls:
         network(images)
     weights = torch.stack([call.weights()[0].mean(0) for call in calls])  # (layers, 1 + N, 1 + N)
     figure = new_figure(1.9 * (len(weights) + 3), 2.5)

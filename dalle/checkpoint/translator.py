@@ -105,8 +105,8 @@ def load_translator(folder: str | Path) -> Translator:
     tokenizer = load_text_tokenizer(values["text_tokenizer"], listed(folder, values["digests"], TOKENIZER_FILE))
     _check_fit(folder, tokenizer, config)
     digests = values["digests"]
-    names = {lexicon_file(language): language for language in LANGUAGES}
-    lexicons = {names[file]: Lexicon.load(listed(folder, digests, file)) for file in digests if file in names}
+    files = {language: lexicon_file(language) for language in LANGUAGES if lexicon_file(language) in digests}
+    lexicons = {language: Lexicon.load(listed(folder, digests, file)) for language, file in files.items()}
     notice = listed(folder, digests, NOTICE_FILE).read_text(encoding="utf-8") if NOTICE_FILE in digests else ""
     return Translator(
         lexicons=lexicons,

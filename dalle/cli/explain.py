@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dalle.cli.look import complete_model
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import DEFAULT_MODEL
-from dalle.errors import DalleError, ParameterError, PromptError
+from dalle.errors import DalleError, ImageError, ParameterError, PromptError
 from dalle.explain.chosen import chosen_of, read_numbers
 from dalle.files import write_file
 from dalle.interrupt import heavy_imports
@@ -108,7 +108,13 @@ def explain(
         from dalle.verify import folder_of_model
     keep_memory()
     if file is not None:
-        receipt = read_receipt(file)
+        try:
+            receipt = read_receipt(file)
+        except ImageError as error:
+            raise ImageError(
+                f"{error}; a picture is explained from the receipt that `dalle` and the service write into its PNG, "
+                "and that other programs may remove: give such a file, or a prompt to draw"
+            ) from error
         found = folder_of_model(receipt.model_digest) if model is None else model
         if found is None:
             digest = f"{receipt.model_digest[:12]}..."

@@ -14,6 +14,7 @@ from dalle.cli.generate import generate
 from dalle.cli.hub import pull_model, push_model
 from dalle.cli.look import SETTINGS, Command, Group, VersionOption, print_json, run_app
 from dalle.cli.models import models
+from dalle.cli.score import score
 from dalle.cli.verify import decode, verify
 from dalle.command_line import MISTAKE, exit_on_mistake
 from dalle.interrupt import heavy_imports
@@ -54,6 +55,7 @@ def show(
 
 
 app.command(cls=Command)(explain)
+app.command(cls=Command)(score)
 app.command(cls=Command)(models)
 app.command("compile", cls=Command)(compile_step_of_model)
 app.command("import", cls=Command)(import_model)

@@ -7,13 +7,12 @@ with the decoder meanwhile.
 import copy
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dalle.decoder.decoder import Decoder
-from dalle.transformer.attention import Attention, attention_weights
+from dalle.transformer.attention import Attention, Memory, attention_weights, watch_attention
 
 __all__ = ["replay"]
 
@@ -48,11 +47,11 @@ def _watched(decoder: Decoder, on_layer: Callable[[int, Tensor], None]) -> Decod
     twin = copy.deepcopy(decoder, {id(one): one for one in shared})
     layers, first = itertools.count(), decoder.layout.first_code - 1
 
-    def report(attention: Attention, arguments: tuple[Any, ...]) -> None:
-        x, mask, rotary, _ = arguments
+    def report(
+        attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, memory: Memory | None
+    ) -> None:
+        assert memory is None
         on_layer(next(layers), attention_weights(attention, x, mask, rotary)[0, :, first:])
 
-    for attention in twin.blocks.modules():  # each once, also if layers share it
-        if isinstance(attention, Attention):
-            attention.register_forward_pre_hook(report)
+    watch_attention(twin, report)
     return twin

@@ -8,16 +8,18 @@ those of Ainslie et al. 2023 (2305.13245), query-key normalisation that of Dehgh
 """
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import repeat
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dalle.transformer.linear import Linear
 
-__all__ = ["Attention", "LayerState", "Memory", "apply_rotary", "attention_weights"]
+__all__ = ["Attention", "LayerState", "Memory", "apply_rotary", "attention_weights", "watch_attention"]
 
 
 class LayerState(Protocol):
@@ -175,14 +177,38 @@ class Attention(nn.Module):
 
 
 def attention_weights(
-    attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, memory: Memory | None = None
+    attention: Attention,
+    x: Tensor,
+    mask: Tensor | None,
+    rotary: Tensor | None,
+    memory: Memory | None = None,
+    *,
+    scale: float | None = None,
 ) -> Tensor:
     """Weights (B, heads, L, S) float32 by which each query adds up values when `attention` runs on the same arguments
-    without a cache; rows sum to 1. The mask is bool. Drawing never computes them: it is for looking into a model."""
+    without a cache; rows sum to 1. The mask is bool. Drawing never computes them: it is for looking into a model.
+
+    scale: factor of the scores instead of 1 / sqrt(head_dim).
+    """
     if memory is not None:
         q, k = attention.queries(x), memory.keys
     else:
         q, k, _ = attention.project(x, rotary)
     k = repeat(k, "b h s c -> b (h group) s c", group=q.shape[1] // k.shape[1])
-    scores = torch.matmul(q.float(), k.float().mT) / math.sqrt(attention.head_dim)
+    scores = torch.matmul(q.float(), k.float().mT) * (1 / math.sqrt(attention.head_dim) if scale is None else scale)
     return (scores if mask is None else scores.masked_fill_(~mask, -math.inf)).softmax(-1)
+
+
+def watch_attention(
+    network: nn.Module, report: Callable[[Attention, Tensor, Tensor | None, Tensor | None, Memory | None], None]
+) -> list[RemovableHandle]:
+    """Have every attention module of a network report its arguments before it runs: module, x, mask, rotary table and
+    memory, as `attention_weights` takes them. A module that several layers share reports for each. Removing the handles
+    ends it."""
+
+    def before(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x, mask, rotary, _, *memory = arguments
+        assert isinstance(attention, Attention)
+        report(attention, x, mask, rotary, *(memory or [None]))
+
+    return [one.register_forward_pre_hook(before) for one in network.modules() if isinstance(one, Attention)]

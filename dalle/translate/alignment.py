@@ -7,15 +7,13 @@ the network that shares all weights, so that another thread can translate meanwh
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dalle.text.pieces import Piece, pieces_of, words_of
 from dalle.text.tokenizer import PromptTokenizer
-from dalle.transformer.attention import Attention, attention_weights
-from dalle.transformer.block import Block
+from dalle.transformer.attention import Attention, Memory, attention_weights, watch_attention
 from dalle.translate.encoder_decoder import EncoderDecoder
 
 __all__ = ["Alignment", "align", "alignment_weights"]
@@ -42,14 +40,14 @@ def alignment_weights(network: EncoderDecoder, source_ids: Tensor, target_ids: T
     (L,), both with their ends: row l has the weights of the query that predicts target id l, and sums to 1."""
     found: list[Tensor] = []
 
-    def report(attention: Attention, arguments: tuple[Any, ...]) -> None:
-        x, mask, _, _, memory = arguments
-        found.append(attention_weights(attention, x, mask, None, memory)[0])
+    def report(
+        attention: Attention, x: Tensor, mask: Tensor | None, rotary: Tensor | None, memory: Memory | None
+    ) -> None:
+        if memory is not None:
+            found.append(attention_weights(attention, x, mask, rotary, memory)[0])
 
     twin = copy.deepcopy(network, {id(one): one for one in [*network.parameters(), *network.buffers()]})
-    for block in twin.decoder:
-        assert isinstance(block, Block)
-        block.memory_attention.register_forward_pre_hook(report)
+    watch_attention(twin, report)
     twin(source_ids[None], target_ids[None])
     return torch.stack(found).cpu()
 

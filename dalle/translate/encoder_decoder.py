@@ -103,7 +103,8 @@ class EncoderDecoder(nn.Module):
     def remember(self, source_ids: Tensor) -> list[Memory]:
         """The memory of sources (B, S) that each block of the decoder reads."""
         x, mask = self.encode(source_ids)
-        return [block.memory_attention.remember(x, mask) for block in self.decoder]
+        attentions: list[Any] = [block.memory_attention for block in self.decoder]
+        return [attention.remember(x, mask) for attention in attentions]
 
     def decode(self, ids: Tensor, memory: list[Memory], cache: DecodingCache | None = None) -> Tensor:
         """Hidden states (B, L, D) of the decoder's inputs (B, L), which begin with `start_id`, or follow what the cache

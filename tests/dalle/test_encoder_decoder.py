@@ -186,8 +186,9 @@ def test_one_matrix_may_serve_sources_targets_and_the_output() -> None:
 @torch.inference_mode()
 def test_keys_and_values_of_a_source_are_computed_once() -> None:
     network, calls = network_of(), list[int]()
-    for block in network.decoder:
-        block.memory_attention.key_value.register_forward_hook(lambda *_: calls.append(1))
+    attentions: list[Any] = [block.memory_attention for block in network.decoder]
+    for attention in attentions:
+        attention.key_value.register_forward_hook(lambda *_: calls.append(1))
     sources, targets = sources_and_targets()
     memory, cache = network.remember(sources), DecodingCache(2)
     for ids in targets.split(1, dim=1):
@@ -223,8 +224,13 @@ def test_training_moves_every_weight() -> None:
     places += [part for name, part in network.named_modules() if name.rpartition(".")[2].startswith("after_")]
     assert len(places) == 2 + 2 * 2 + 2 * 3
     dropped = list[int]()
+
+    def drop(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        dropped.append(1)
+        return nn.functional.dropout(output, 0.5)
+
     for place in places:
-        place.register_forward_hook(lambda _, __, output: dropped.append(1) or nn.functional.dropout(output, 0.5))
+        place.register_forward_hook(drop)
     sources, targets = sources_and_targets()
     loss = nn.functional.cross_entropy(network(sources, targets).flatten(0, 1), targets.flatten(), ignore_index=0)
     loss.backward()

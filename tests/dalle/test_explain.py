@@ -256,6 +256,7 @@ def test_the_command(model_folder: Path, model: DALLE, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     (picture,) = model.generate("a red panda", seed=7)
     Path("panda.png").write_bytes(encode_image(picture.image, format="png", text=picture.receipt.to_text()))
+    Path("bare.png").write_bytes(encode_image(picture.image, format="png"))
     code, output = command("panda.png")
     assert code == 0 and re.fullmatch(r"seed 7: panda.html, \d+ kB\n", output), output
     from_file = Path("panda.html").read_text()
@@ -267,6 +268,7 @@ def test_the_command(model_folder: Path, model: DALLE, tmp_path: Path, monkeypat
         (("panda.png", "--json", "--out", "x.html"), "give one of them"),
         (("panda.png", "--seed", 7), "panda.png has the seed that it was drawn with"),
         (("none.png",), "none.png"),
+        (("bare.png",), "a picture is explained from the receipt that `dalle` and the service write into its PNG"),
         (("panda.png", "--layers", "9"), "layer 9 is not there"),
         (("two words", "more"), "put the prompt into quotes"),
         (("panda.png", "--out", "./panda.png"), "--out panda.png is the picture itself: give the page another name"),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_weights_of_an_alignment_are_the_plain_ones() -> None:
     weights = alignment_weights(network, source, target)
     assert weights.shape == (1, 1, 3, 4)
     hidden, _ = network.encode(source[None])
-    block = network.decoder[0]
+    block: Any = network.decoder[0]
     x = network.embed_target(torch.tensor([[0, 7, 8]]))
     causal = torch.ones(3, 3, dtype=torch.bool).tril()
     x = block.attention_norm(x + block.attention(x, causal, None, None))

@@ -71,14 +71,14 @@ def test_observed_weights_are_those_of_the_model(num_kv_heads: int) -> None:
         assert weights.shape == (1, 2, length, length)
         assert torch.equal(weights.triu(1), torch.zeros_like(weights)), "causal"
         assert weights.sum(-1) == pytest.approx(1.0, abs=1e-5)
-        attended = weights @ call.values.repeat_interleave(2 // num_kv_heads, dim=1)
+        attended = weights @ call.projected[2].repeat_interleave(2 // num_kv_heads, dim=1)
         torch.testing.assert_close(attended.transpose(1, 2).flatten(2), given, atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_is_observed_outside() -> None:
     decoder = lively_decoder().eval()
     row = drawn_row(decoder)
-    with observed() as calls:
+    with observed(decoder) as calls:
         pass
     run_row(decoder, row)
     assert calls == []
@@ -87,7 +87,7 @@ def test_nothing_is_observed_outside() -> None:
 def test_heads_write_to_their_own_channels_until_they_are_projected() -> None:
     decoder = lively_decoder().eval()
     calls = run_row(decoder, drawn_row(decoder))
-    before, after = attention.head_shares(decoder.blocks[0].attention, calls[0])  # type: ignore[arg-type]
+    before, after = attention.head_shares(calls[0])
     num_heads = decoder.config.num_heads
     assert torch.equal(before, torch.eye(num_heads))
     assert after.sum(-1) == pytest.approx(1.0, abs=1e-5) and float(after.min()) > 0
@@ -112,7 +112,8 @@ def test_the_gradient_of_the_softmax_is_that_of_autograd() -> None:
     (call, *_) = run_row(decoder, drawn_row(decoder))
     call = dataclasses.replace(call, mask=None)
     found = scale.softness_of(call, 0.5)
-    scores = 0.5 * (call.queries @ call.keys.mT).double().flatten(0, 2)
+    queries, keys, _ = call.projected
+    scores = 0.5 * (queries @ keys.mT).double().flatten(0, 2)
     norms_of_rows = [
         float(torch.autograd.functional.jacobian(lambda s: s.softmax(-1), row.clone()).norm()) for row in scores
     ]

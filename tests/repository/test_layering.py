@@ -26,7 +26,7 @@ BELOW_CHECKPOINT = {
 }
 BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
 BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "ranking", "best_of"}
-BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify", "explain"}
+BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify", "explain", "scoring"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
@@ -58,6 +58,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "verify": {*BELOW_PIPELINE, "pipeline"},
     "explain": {*BELOW_PIPELINE, "pipeline", "verify"},
+    "scoring": {*BELOW_PIPELINE, "pipeline", "tables", "verify"},
     "interop": {*BELOW_CHECKPOINT, "checkpoint"},
     "cli": {*BELOW_COMMAND, "command_line", "help_pages", "interop"},
 }

@@ -26,6 +26,7 @@ from training.clip_config import PRESETS, ClipTrainingConfig
 from training.clip_data import ContrastiveBatches, PairLabels
 from training.distributed import WHOLE, Share
 from training.evaluation.matching import recalls, zero_shot
+from training.evaluation.neighbours import Looks, neighbour_accuracy
 from training.loop import LoopConfig
 from training.losses.contrastive import matches
 from training.pairs.shards import PairShards, find_shards
@@ -155,7 +156,31 @@ def test_a_model_is_measured(data: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert 0 <= row[f"{key}_1"] <= row[f"{key}_5"] <= 1
     assert row["chance_1"] < row["chance_5"] < 1
     assert numbers["zero_shot_chance"] == {"style": 1.0, "group": None}
-    assert capsys.readouterr().out.count("| val_combo | 9 |") == 1
+    near = numbers["neighbours"]["val_combo"]
+    assert near["clip_style"] == near["vgg_style"] == near["chance_style"] == 1.0 and near["vgg_group"] is None
+    table = capsys.readouterr().out
+    assert table.count("| val_combo | 9 |") == 1
+    assert "one of 24 training pictures" in table and "| val_combo | 100.0 / 100.0 / 100.0 | - / - / - |" in table
+
+
+def test_the_nearest_picture_is_a_classifier() -> None:
+    def looks(places: list[int], styles: str, groups: list[str]) -> Looks:
+        vgg = torch.cat([torch.eye(4)[places], torch.zeros(len(places), 4092)], dim=1).half()
+        return Looks(clip=torch.eye(4)[places[::-1]], vgg=vgg, style=[*styles], group=groups)
+
+    gallery = looks([0, 1, 2, 3], "aabb", ["x", "y", "x", "x"])
+    found = neighbour_accuracy(looks([0, 1, 3], "aba", ["", "y", "x"]), gallery)
+    # for VGG the gallery's places 0, 1 and 3 are the nearest; for CLIP 0, 2 and 3
+    assert found == pytest.approx(
+        {
+            "vgg_style": 1 / 3,
+            "vgg_group": 1.0,
+            "clip_style": 2 / 3,
+            "clip_group": 0.5,
+            "chance_style": 0.5,
+            "chance_group": (1 / 4 + 3 / 4) / 2,
+        }
+    )
 
 
 def test_what_comes_next_and_what_is_missing(data: Path, tmp_path: Path) -> None:

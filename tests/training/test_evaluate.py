@@ -8,14 +8,16 @@ import pytest
 from PIL import Image
 
 from dalle.checkpoint import save_checkpoint
+from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.errors import DalleError, ParameterError
 from dalle.files import CannotWriteError
+from dalle.images import to_pil
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.galleries import COLOURS, write_shards
 from tests.support.models import lively_decoder
 from training import evaluate as program
-from training.captions.phrasing import Phrasing
+from training.captions.phrasing import Phrasing, prompt_for
 from training.evaluate import evaluate, find_splits
 from training.evaluation.generation import Drawn, draw
 
@@ -57,11 +59,21 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
     assert max(of_splits) == of_splits[2] <= of_splits[0] + of_splits[1]
     assert numbers["generation"]["val_combo"]["frechet_distance"] is None  # one picture has no covariance
 
+    assert (numbers["settings"]["clip"], len(numbers["settings"]["clip_digest"])) == ("emoji", 64)
+    for row in numbers["generation"].values():
+        assert all(-1 <= row[name] <= 1 for name in ("clip_score", "real_clip_score"))
+    clip = load_clip(find_clip("emoji"))
+    pairs = find_splits([str(shards)])["val_misc"]
+    prompts = [prompt_for(pairs.metadata(number), number, "training") for number in range(2)]
+    real = clip.score([to_pil(image) for image in pairs.images([0, 1])], prompts).diagonal()
+    assert numbers["generation"]["val_misc"]["real_clip_score"] == pytest.approx(float(real.mean()), abs=1e-5)
+
     table = (out / "table.md").read_text()
+    assert "CLIP score by emoji" in table
     assert "at most 50 / sqrt(pictures) points: 50.0 in the smallest row, with 1." in table
     assert table in capsys.readouterr().out
     for row in rows:
-        assert table.count(f"| {row} |") == 2
+        assert table.count(f"| {row} |") == 3
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.height > 16
         assert sheet.width > 2 * 16
@@ -131,6 +143,7 @@ def test_a_model_without_a_decoder_is_reconstructed_only(
         (["--num", "1"], "num is 1; it must be at least 2"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--seed", "-1"], "seed is -1"),
+        (["--clip", "none"], "there is no CLIP model 'none'"),
         (["--shards", "/nowhere/at/all.tar"], "no shards at"),
     ],
 )

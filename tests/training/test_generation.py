@@ -31,6 +31,9 @@ def drawn_as(gallery: Gallery, numbers: list[int], looks: list[int], reconstruct
         numbers=torch.tensor(numbers),
         drawn=gallery.features[torch.tensor(looks)],
         reconstructed=gallery.features[torch.tensor(reconstructions)],
+        clip_drawn=torch.eye(16)[torch.tensor(looks)],
+        clip_real=torch.eye(16)[torch.tensor(numbers)],
+        clip_prompts=torch.eye(16)[torch.tensor(numbers)],
         examples=(),
     )
 
@@ -68,6 +71,24 @@ def test_two_pictures_of_a_concept_in_a_style_are_both_right() -> None:
     assert found["recall_at_1"] == 1
     assert found["reconstructed_recall_at_1"] == 0
     assert found["chance_recall_at_1"] == pytest.approx(2 / 8)
+
+
+def test_clip_scores_are_mean_cosines() -> None:
+    gallery = hand_made("abcdefgh", "AAAAAAAA")
+    # 0 and 1 are drawn as themselves, 2 as 3, and 3 as 4, for which there is no prompt
+    found = judge(gallery, drawn_as(gallery, [0, 1, 2, 3], [0, 1, 3, 4], [0, 1, 2, 3]))
+    assert (found["clip_score"], found["real_clip_score"]) == (0.5, 1.0)
+    assert found["chance_clip_score"] == pytest.approx(1 / 12), "of 12 other pairs, the picture of 2 fits prompt 3"
+    assert judge(gallery, drawn_as(gallery, [0], [0], [0]))["chance_clip_score"] is None
+
+
+def test_precision_and_recall_need_five_pictures() -> None:
+    gallery = hand_made("abcdefgh", "AAAAAAAA")
+    found = judge(gallery, drawn_as(gallery, [0, 1, 2, 3, 4], [0, 0, 0, 0, 0], [0, 1, 2, 3, 4]))
+    assert (found["reconstructed_precision"], found["reconstructed_recall"]) == (1.0, 1.0)
+    assert (found["precision"], found["recall"]) == (1.0, 0.2), "one picture, drawn five times"
+    few = judge(gallery, drawn_as(gallery, [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]))
+    assert few["precision"] is None and few["recall"] is None
 
 
 def test_the_concept_is_the_code_points_else_the_name_else_the_caption() -> None:

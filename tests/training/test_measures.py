@@ -9,7 +9,15 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from training.evaluation.features import evenly
-from training.evaluation.measures import chance_recall, frechet_distance, nearest, psnr, ssim, standardised
+from training.evaluation.measures import (
+    chance_recall,
+    frechet_distance,
+    nearest,
+    precision_and_recall,
+    psnr,
+    ssim,
+    standardised,
+)
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -89,6 +97,53 @@ def test_frechet_distance_of_normal_distributions() -> None:
 def test_frechet_distance_of_few_pictures_with_themselves_is_zero() -> None:
     few = torch.randn(5, 30)
     assert frechet_distance(few, few.clone()) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("num", "others"), [(2, 3), (9, 9), (60, 60), (300, 200)])
+def test_frechet_distance_is_that_of_triangular_roots(num: int, others: int) -> None:
+    """With A = Ra^T Ra and B = Rb^T Rb, the trace of (AB)^(1/2) is the sum of the singular values of Ra Rb^T."""
+    scales = torch.logspace(1, -4, 64)
+    one, other = torch.randn(num, 64) * scales + 0.1, torch.randn(others, 64) * scales
+    roots = [
+        torch.linalg.qr(some - some.mean(0), mode="r").R / math.sqrt(len(some) - 1)
+        for some in (one.double(), other.double())
+    ]
+    expected = (one.double().mean(0) - other.double().mean(0)).square().sum()
+    expected += sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+    assert frechet_distance(one, other) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_frechet_distance_of_features_without_any_variance() -> None:
+    assert frechet_distance(torch.ones(4, 8), torch.ones(3, 8)) == 0
+    assert frechet_distance(torch.ones(4, 8), torch.zeros(3, 8)) == pytest.approx(8)
+
+
+def test_precision_and_recall_are_those_of_a_search_one_by_one() -> None:
+    drawn, real = torch.randn(40, 5), torch.randn(50, 5) + 1.2
+
+    def share(queries: Tensor, others: Tensor) -> float:
+        """The share of queries that lie in the ball of some other picture, up to its third neighbour."""
+        inside = 0
+        for query in queries:
+            for i, centre in enumerate(others):
+                radius = sorted(math.dist(centre, one) for j, one in enumerate(others) if j != i)[2]
+                if math.dist(query, centre) <= radius:
+                    inside += 1
+                    break
+        return inside / len(queries)
+
+    found = precision_and_recall(drawn, real)
+    assert found == pytest.approx((share(drawn, real), share(real, drawn)))
+    assert min(found) > 0 and max(found) < 1 and found[0] != found[1]
+
+
+def test_precision_and_recall_tell_quality_from_variety() -> None:
+    real = torch.randn(60, 4)
+    assert precision_and_recall(real, real.clone()) == (1, 1)
+    precision, recall = precision_and_recall(real[:10] + 0.01, torch.cat([real, real + 20]))
+    assert precision == 1 and recall < 0.5, "good pictures of a part of what there is"
+    assert precision_and_recall(real + 100, real) == (0, 0)
+    assert precision_and_recall(torch.zeros(8, 4), real)[1] == 0, "equal pictures cover a point"
 
 
 def test_a_feature_that_never_changes_stays_small() -> None:

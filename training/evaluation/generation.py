@@ -5,6 +5,9 @@ right style, has the right concept. Style accuracy is the share for which the ne
 right concept in all styles, has the right style. The same measures on reconstructions of the pairs' real pictures are
 an upper bound for every decoder of these codes. (Style classifiers that do not know the concept were tried and given
 up: the best of three found the right one of 16 styles for only 52 % of the reconstructions.)
+
+The CLIP score is the mean cosine between picture and prompt, as a CLIP model sees them (Hessel et al. 2021, arXiv
+2104.08718, without their factor); its bound is that of the real pictures.
 """
 
 import dataclasses
@@ -16,13 +19,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle.checkpoint import Checkpoint
+from dalle.clip.model import ClipModel
+from dalle.clip.pictures import resized
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams
 from dalle.images import composite
 from training.captions.phrasing import Phrasing, prompt_for
 from training.evaluation.features import Gallery, PictureFeatures, batches, evenly, mean_features
-from training.evaluation.measures import chance_recall, frechet_distance, nearest, standardised
+from training.evaluation.measures import (
+    chance_recall,
+    frechet_distance,
+    nearest,
+    precision_and_recall,
+    standardised,
+)
 from training.pairs.shards import PairShards
 
 __all__ = ["RECALL_AT", "Drawn", "Numbers", "concept_ranks", "draw", "judge"]
@@ -32,6 +43,8 @@ Numbers = dict[str, float | int | None]
 NUM_SLOTS = {"cpu": 16, "cuda": 512}
 NUM_EXAMPLES = 24
 RECALL_AT = (1, 5)
+NEIGHBOURS = 3
+"""Neighbours of precision and recall, as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,18 +57,19 @@ class Drawn:
     """Features of the drawn pictures: (M, 4096) float16."""
     reconstructed: Tensor
     """Features of the reconstructions of the pairs' real pictures: (M, 4096) float16."""
+    clip_drawn: Tensor
+    """Vectors of a CLIP model, of unit length, of the drawn pictures: (M, E) float32; likewise of the pairs' real
+    pictures, and of the prompts."""
+    clip_real: Tensor
+    clip_prompts: Tensor
     examples: Sequence[tuple[str, int, Tensor]]
     """At most 24 drawn pictures, evenly spaced: prompt, number of the pair in its split, and picture (3, H, W)."""
 
     @classmethod
     def cat(cls, parts: Sequence["Drawn"]) -> "Drawn":
         """Joins the pairs of all parts; leaves out the examples."""
-        return cls(
-            numbers=torch.cat([part.numbers for part in parts]),
-            drawn=torch.cat([part.drawn for part in parts]),
-            reconstructed=torch.cat([part.reconstructed for part in parts]),
-            examples=(),
-        )
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "examples"]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, examples=())
 
 
 @torch.no_grad()
@@ -64,6 +78,7 @@ def draw(
     pairs: PairShards,
     checkpoint: Checkpoint,
     embed: PictureFeatures,
+    clip: ClipModel,
     params: SamplingParams,
     *,
     num: int,
@@ -75,6 +90,7 @@ def draw(
 
     Prompts are those of `training.captions.phrasing`; one that is too long for the model is truncated with a warning.
     The n-th picture, counted from 0, has the seed `seed` + n. start: number of the split's first pair in the gallery.
+    clip: on the device of `embed`.
     """
     decoder, text, tokenizer = checkpoint.decoder, checkpoint.text_tokenizer, checkpoint.image_tokenizer
     assert decoder is not None and text is not None
@@ -94,16 +110,24 @@ def draw(
 
     shown = set(evenly(len(chosen), NUM_EXAMPLES))
     drawn, reconstructed, examples = [], [], []
+    clip_drawn: list[Tensor] = []
+    clip_real: list[Tensor] = []
+    clip_size = clip.network.config.vision.image_size
     for batch in batches(range(len(chosen)), f"compare {name}"):
         images = composite(tokenizer.decode(codes[batch].to(embed.device)))
         real = pairs.images([chosen[i] for i in batch], channels=tokenizer.config.channels).to(embed.device)
         drawn.append(embed(images))
         reconstructed.append(embed(composite(tokenizer.decode(tokenizer.encode(real)))))
+        for found, pictures in ((clip_drawn, images), (clip_real, composite(real))):
+            found.append(clip.network.embed_images(resized(pictures, clip_size)).cpu())
         examples += [(prompts[i], chosen[i], image.cpu()) for i, image in zip(batch, images, strict=True) if i in shown]
     return Drawn(
         numbers=start + torch.tensor(chosen),
         drawn=torch.cat(drawn),
         reconstructed=torch.cat(reconstructed),
+        clip_drawn=torch.cat(clip_drawn),
+        clip_real=torch.cat(clip_real),
+        clip_prompts=clip.embed_prompts(prompts),
         examples=examples,
     )
 
@@ -115,6 +139,11 @@ def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
     reconstructions, with `chance_` those of a random guess. `frechet_distance` is to the pairs' real pictures, in
     features that have variance 1 over the gallery; None for a single picture, which has no covariance. Style accuracy
     is over the pairs whose concept has pictures in several styles; None without such pairs.
+
+    `precision` and `recall` are those of Kynkaanniemi et al. among the pairs' real pictures, in the features of the
+    Frechet distance; None for fewer than five pictures. `clip_score` is the mean cosine with the own prompt; with the
+    prefix `real_` that of the real pictures, with `chance_` that of drawn pictures with the prompts of other pairs,
+    None for a single pair.
     """
     numbers = drawn.numbers
     found: Numbers = {"pictures": len(numbers)}
@@ -133,7 +162,11 @@ def judge(gallery: Gallery, drawn: Drawn) -> Numbers:
     for who, features in (("", drawn.drawn), ("reconstructed_", drawn.reconstructed)):
         own = standardised(mean_features(features), units)
         found[f"{who}frechet_distance"] = frechet_distance(own, real) if len(numbers) > 1 else None
-    return found
+        shares = (
+            precision_and_recall(own, real, neighbours=NEIGHBOURS) if len(numbers) > NEIGHBOURS + 1 else (None,) * 2
+        )
+        found[f"{who}precision"], found[f"{who}recall"] = shares
+    return found | _clip_scores(drawn)
 
 
 def concept_ranks(gallery: Gallery, numbers: Tensor, features: Tensor) -> Tensor:
@@ -145,8 +178,18 @@ def concept_ranks(gallery: Gallery, numbers: Tensor, features: Tensor) -> Tensor
     return _ranks(gallery.features, gallery.styles, gallery.concepts, numbers, features)
 
 
-def _mean(shares: Tensor) -> float | None:
-    return shares.double().mean().item() if len(shares) else None
+def _clip_scores(drawn: Drawn) -> Numbers:
+    cosines = drawn.clip_drawn @ drawn.clip_prompts.T
+    others = ~torch.eye(len(cosines), dtype=torch.bool)
+    return {
+        "clip_score": _mean(cosines.diagonal()),
+        "real_clip_score": _mean((drawn.clip_real * drawn.clip_prompts).sum(1)),
+        "chance_clip_score": _mean(cosines[others]),
+    }
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.double().mean().item() if len(values) else None
 
 
 def _ranks(features: Tensor, groups: np.ndarray, labels: np.ndarray, numbers: Tensor, queries: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def report(
             f"{', '.join(f'{name} {settings[name]}' for name in sampling)}. Shares in %: drawn pictures / "
             "reconstructions of the real pictures / random guess. "
             f"{_standard_error(generation)} Frechet distances can be compared only between "
-            "rows with equally many pictures.",
+            "rows with equally many pictures, and so can precision and recall.",
             _table(
                 generation,
                 [
@@ -97,6 +97,17 @@ def report(
                     ),
                     ("style", "style_accuracy reconstructed_style_accuracy chance_style_accuracy", "share"),
                     ("Frechet", "frechet_distance reconstructed_frechet_distance", "number"),
+                    ("precision", "precision reconstructed_precision", "share"),
+                    ("recall", "recall reconstructed_recall", "share"),
+                ],
+            ),
+            f"CLIP score by {settings['clip']}, the mean cosine between picture and prompt: drawn pictures / real "
+            "pictures / drawn pictures with the prompts of others.",
+            _table(
+                generation,
+                [
+                    ("pictures", "pictures", "count"),
+                    ("CLIP score", "clip_score real_clip_score chance_clip_score", "fine"),
                 ],
             ),
         ]

@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle import DALLE
-from dalle.best_of import BestOf, Judge, Pruning, Selection, draw_best, judge_of
+from dalle.best_of import Judge, Pruning, judge_of
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.config import Config, require, require_at_least
-from dalle.decoder.engine import StepResult
+from dalle.decoder.engine import StepResult, finish_steps
 from dalle.decoder.likelihood import log_probabilities
-from dalle.defaults import DEFAULT_CLIP
+from dalle.defaults import DEFAULT_CLIP, NUM_SLOTS
 from dalle.device import keep_memory
 from dalle.files import atomic_file, atomic_write
 from dalle.images import composite
@@ -41,8 +41,8 @@ from training.experiments.positions import table
 __all__ = ["BestOfOptions", "Candidates", "compare", "main"]
 
 CODES_FILE, TABLE_FILE = "codes.safetensors", "table.md"
-NUM_COUNTED = 4
-"""Prompts that are drawn again with pruning, to count the engine's steps."""
+PRUNED = ("likelihood", "clip")
+"""Judges whose choice is also made among the candidates that pruning leaves."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ class Candidates:
 
     scores: dict[str, Tensor]
     """Scores by name of the judge."""
+    num_codes: int
+    """Number of codes of a picture."""
     half_way: Tensor
     """Mean log-probability of the first half of the codes."""
     ranks: Tensor
@@ -136,7 +138,7 @@ def compare(options: BestOfOptions) -> str:
     numbers = (gallery.starts[options.split] + torch.tensor(chosen)).repeat_interleave(options.best_of)
     ranks = concept_ranks(gallery, numbers, features).view(codes.shape[:2])
     candidates = _scored(model, clip, requests, codes, ranks)
-    lines = [*_choices(candidates, options.best_of), "", *_pruning(model, clip, requests, candidates, options.best_of)]
+    lines = [*_choices(candidates, options.best_of), "", *_pruning(candidates, requests, options.best_of)]
     text = "\n".join(lines) + "\n"
     atomic_write(Path(options.out) / TABLE_FILE, text)
     return text
@@ -153,7 +155,7 @@ def _codes(model: DALLE, requests: list[PromptRequest], options: BestOfOptions) 
                 kept: Tensor = file.get_tensor("codes")
                 return kept
     candidates = [dataclasses.replace(one, index=i) for one in requests for i in range(options.best_of)]
-    engine = new_engine(model, num_slots=8)
+    engine = new_engine(model, num_slots=NUM_SLOTS)
     with tqdm(total=len(candidates) * model.num_codes, desc="draw", unit="code") as bar:
 
         def advance(result: StepResult) -> None:
@@ -201,6 +203,7 @@ def _scored(model: DALLE, judge: Judge, requests: list[PromptRequest], codes: Te
             "clip": torch.stack(cosines),
             "the measure itself (an upper bound)": -ranks.double(),
         },
+        num_codes=model.num_codes,
         half_way=torch.stack(halves),
         ranks=ranks,
         cosines=torch.stack(cosines),
@@ -222,7 +225,7 @@ def _choices(candidates: Candidates, best_of: int) -> list[str]:
         rows += [
             [judge, str(size), *_cells(candidates.measured(candidates.best(judge, size)), single)] for size in sizes
         ]
-        if judge in ("likelihood", "clip"):
+        if judge in PRUNED:
             pruned = candidates.measured(candidates.best(judge, best_of, survivors))
             rows.append([f"{judge}, pruned", str(best_of), *_cells(pruned, single)])
     return table(rows)
@@ -238,31 +241,22 @@ def _cells(measured: Tensor, single: Tensor | None) -> list[str]:
     ]
 
 
-def _pruning(
-    model: DALLE, judge: Judge, requests: list[PromptRequest], candidates: Candidates, best_of: int
-) -> list[str]:
-    """A markdown table of what pruning saves, for 1 and 4 pictures: codes over all captions, and the engine's steps
-    over a few of them, counted."""
-    rows = [["pictures", "survivors", "codes saved, %", f"steps for {NUM_COUNTED} captions", "with pruning"]]
-    rows[0].append("best candidate of clip survives, %")
-    best = candidates.scores["clip"].argmax(1)
+def _pruning(candidates: Candidates, requests: list[PromptRequest], best_of: int) -> list[str]:
+    """A markdown table of what pruning saves, for 1 and 4 pictures, and how often the best candidate survives it."""
+    rows = [["pictures", "survivors", "codes saved, %", "steps of the engine", "with pruning"]]
+    rows[0] += [f"best of {judge} survives, %" for judge in PRUNED]
+    slots, num_codes = requests[0].num_slots, candidates.num_codes
     for n in (1, 4):
         survivors = candidates.survivors(n)
-        saved = (~survivors).double().mean() / 2
-        steps = [_num_steps(model, judge, requests[:NUM_COUNTED], n, best_of, prune) for prune in (False, True)]
-        lives = survivors.gather(1, best[:, None]).double().mean()
-        rows.append([str(n), f"{survivors.sum(1).double().mean():.1f} of {best_of}", f"{100 * saved:.1f}"])
-        rows[-1] += [*map(str, steps), f"{100 * lives:.0f}"]
+        lengths = torch.where(survivors, num_codes, num_codes // 2).tolist()
+        steps = [max(finish_steps([], [(length, slots) for length in own], NUM_SLOTS)) for own in lengths]
+        whole = max(finish_steps([], [(num_codes, slots)] * best_of, NUM_SLOTS))
+        rows.append([str(n), f"{survivors.sum(1).double().mean():.1f} of {best_of}"])
+        rows[-1] += [f"{50 * (~survivors).double().mean():.1f}", str(whole), f"{sum(steps) / len(steps):.0f}"]
+        for judge in PRUNED:
+            lives = survivors.gather(1, candidates.scores[judge].argmax(1, keepdim=True))
+            rows[-1].append(f"{100 * lives.double().mean():.0f}")
     return table(rows)
-
-
-def _num_steps(model: DALLE, judge: Judge, requests: list[PromptRequest], n: int, best_of: int, prune: bool) -> int:
-    asked = BestOf(n=n, best_of=best_of, rerank="clip", prune=prune)
-    steps: list[StepResult] = []
-    for request in requests:
-        selection = Selection(model, asked, judge, request.prompt, request)
-        list(draw_best(new_engine(model, num_slots=8), [selection], steps.append))
-    return len(steps)
 
 
 def main() -> None:
