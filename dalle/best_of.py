@@ -164,7 +164,7 @@ def choose(
     judge: Judge, prompt: str | None, drawn: Sequence[tuple[R, Tensor]], n: int, *, num_pruned: int = 0
 ) -> list[tuple[R, Tensor, Ranking]]:
     """Compare candidates of one prompt, each with its codes (N,), and return the best n with their places, best first.
-    Of equal ones the earlier is first. `num_pruned`: candidates that were dropped half-way and are not among them.
+    The earlier of equal ones is first. `num_pruned`: candidates that were dropped half-way and are not among them.
 
     Raises `ParameterError` as the judge does.
     """

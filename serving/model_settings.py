@@ -69,7 +69,7 @@ class ModelSettings(QueueSettings):
     """Folder of the T5 text encoder, for a model that is conditioned on its features (LlamaGen's t2i)."""
     clip: str | None = Field(default=None, min_length=1)
     """CLIP model that judges candidates (`best_of` with `rerank` `clip`): a name, or the path of its directory. Without
-    it, `emoji`, which knows emoji and icons, is loaded for the first request that needs it."""
+    it, `emoji`, which knows emoji and icons, is loaded while the first request that needs it is drawn."""
     translate: Translate = "off"
     """Language that prompts are translated from into English, for requests that do not say: `auto` detects it, `off`
     draws prompts as they are; or `fr`, `ko`, `de`, `es`, `ja`."""

@@ -335,6 +335,7 @@ class AsyncEngine:
         self._jobs.add(open_job)
         for picture in pictures:
             self._schedule.push(picture)
+        self._candidates.expect(open_job)
         position, estimate = outcome
         request = pictures[0].request
         return Accepted(

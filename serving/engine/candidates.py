@@ -43,6 +43,11 @@ class Candidates:
         self._metrics = metrics
         self._done = done
 
+    def expect(self, open_job: OpenJob) -> None:
+        """Prepare the choice of a job that is queued."""
+        if open_job.job.num_candidates is not None:
+            self._chooser.prepare(open_job.job.rerank)
+
     def judging_seconds(self, open_job: OpenJob) -> float:
         """Predicted seconds to compare the ordinary pictures of a job; 0 if it compares none."""
         if open_job.job.num_candidates is None:

@@ -37,9 +37,9 @@ Send = Callable[[OpenPicture, Picture], None]
 class Chooser:
     """Chooses the best candidates of each job of one model.
 
-    clip: name or directory of the CLIP model that judges; None for the default one. It is loaded for the first job that
-        needs it, or here if it is named, so that a mistake is found at the start. Raises `CheckpointError` for one that
-        cannot be loaded.
+    clip: name or directory of the CLIP model that judges; None for the default one. It is loaded while the first job
+        that needs it is drawn, or here if it is named, so that a mistake is found at the start. Raises
+        `CheckpointError` for one that cannot be loaded.
     """
 
     def __init__(self, model: DALLE, step_kind: str, clip: str | None, metrics: EngineMetrics, send: Send) -> None:
@@ -69,6 +69,11 @@ class Chooser:
         each = PICTURE_DECODES * decode_seconds if self._seconds is None else self._seconds
         return num_pictures * each
 
+    def prepare(self, rerank: Rerank) -> None:
+        """Load a judge that is not loaded yet, while the first job that needs it is drawn."""
+        if rerank not in self._judges:
+            self._executor.submit(self._load, rerank)
+
     def submit(self, open_job: OpenJob) -> None:
         """Choose among the candidates of a job, all of which are drawn or given up."""
         self._executor.submit(self._run, open_job)
@@ -92,12 +97,15 @@ class Chooser:
         if open_job.span is not None:
             open_job.span.add(CHOOSE, start, start + seconds, {CANDIDATES: len(open_job.finished)}, error)
 
+    def _load(self, rerank: Rerank) -> Judge:
+        if rerank not in self._judges:
+            clip = DEFAULT_CLIP if self._clip is None else self._clip
+            self._judges[rerank] = judge_of(self._model, rerank, clip)
+        return self._judges[rerank]
+
     def _choose(self, open_job: OpenJob) -> None:
         job = open_job.job
-        judge = self._judges.get(job.rerank) or self._judges.setdefault(
-            job.rerank, judge_of(self._model, job.rerank, DEFAULT_CLIP if self._clip is None else self._clip)
-        )
-        start = time.monotonic()
+        judge, start = self._load(job.rerank), time.monotonic()
         compared = self._compared(open_job)
         drawn = [(picture.request, codes) for picture, codes in compared]
         best = choose(judge, open_job.request.prompt, drawn, len(job.indices))

@@ -68,8 +68,8 @@ class Delivery:
         def event(image: bytes) -> Drawn:
             return Drawn(index=drawn.index, image=image, codes=grid, queue_seconds=queue_seconds, ranking=ranking)
 
-        self._encode(picture, drawn, event)
         self._metrics.pictures.inc()
+        self._encode(picture, drawn, event)
 
     def post_preview(self, picture: OpenPicture, codes: Tensor) -> None:
         """Decode and post a preview of the first codes (M,). Raises what decoding raises."""

@@ -122,7 +122,7 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
     prompt, given = fields.prompt, None
     if asked.upload is not None:
         prompt, given = await asyncio.to_thread(_read, asked.upload, fields, info, limits.max_image_pixels)
-        if rerank == "clip" and prompt is None:
+        if fields.best_of is not None and rerank == "clip" and prompt is None:
             message = "there is no prompt, and clip compares pictures with one: send a prompt, or rerank likelihood"
             raise ApiError(400, message, code="invalid_value", param="rerank")
     job = Job(

@@ -43,17 +43,17 @@ def value(engine: AsyncEngine, name: str) -> float:
 
 
 def hold_at(engine: AsyncEngine, num_steps: int) -> tuple[threading.Event, threading.Event]:
-    """As `hold`, after so many steps from now."""
+    """Hold an engine after so many steps from now, before it takes the jobs that have arrived meanwhile: see `hold`."""
     stands, go = threading.Event(), threading.Event()
-    stop, at = engine._stop_cancelled_and_late, engine._engine.num_steps + num_steps
+    take, at = engine._take_arrivals, engine._engine.num_steps + num_steps
 
     def wait() -> None:
         if engine._engine.num_steps == at and not stands.is_set():
             stands.set()
             assert go.wait(60)
-        stop()
+        take()
 
-    engine._stop_cancelled_and_late = wait  # type: ignore[method-assign]
+    engine._take_arrivals = wait  # type: ignore[method-assign]
     return stands, go
 
 
@@ -94,7 +94,7 @@ def test_best_of_n_itself_is_an_order_of_plain_pictures(start: Start, model: DAL
 
 
 def test_a_second_caller_starts_as_if_there_were_no_candidates(start: Start) -> None:
-    """Of two places for pictures, one has the first picture, and the other one candidate after another."""
+    """There is room for two pictures: the first one has half of it, and one candidate after another the other half."""
     engine = start(parallel=1)
     stands, go = hold_at(engine, NUM_CODES + 4)
     steps: dict[str, int] = {}

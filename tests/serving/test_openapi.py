@@ -60,7 +60,7 @@ def bounded(app: FastAPI) -> Iterator[FastAPI]:
     forms = [document["paths"][f"/v1/images/{path}"]["post"]["requestBody"] for path in ("edits", "variations")]
     schemas = [form["content"]["multipart/form-data"]["schema"] for form in forms]
     for schema in (document["components"]["schemas"]["GenerationRequest"], *schemas):
-        for name, maximum in {"n": 3, "partial_images": 4, "keep_rows": 4, "deadline": 120}.items():
+        for name, maximum in {"n": 3, "best_of": 6, "partial_images": 4, "keep_rows": 4, "deadline": 120}.items():
             field = schema["properties"].get(name, {})
             field.get("anyOf", [field])[0]["maximum"] = maximum
         schema["properties"]["model"] = {"enum": ["lively", "clear", "unknown"]}

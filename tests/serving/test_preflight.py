@@ -101,6 +101,8 @@ def test_a_reserved_port_is_for_one_service_alone() -> None:
         ({"models": [{"device": "quantum"}]}, "device is 'quantum'"),
         ({"models": [{"text_encoder": "/nothing"}]}, "there is no such folder"),
         ({"models": [{"text_encoder": "/proc"}]}, "has no use for a text encoder"),
+        ({"models": [{"clip": "/nothing"}]}, "there is no CLIP model '/nothing'"),
+        ({"models": [{"clip": "/proc"}]}, "/proc has no config.json"),
     ],
 )
 def test_a_setting_that_cannot_work_here_is_refused(model_folder: Path, values: dict[str, Any], message: str) -> None:
