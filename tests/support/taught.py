@@ -23,6 +23,7 @@ LESSONS = {
     f"une {ONE} bleue": f"a blue {ONE}",
     f"빨간 {ONE}": f"red {ONE}",
     f"빨간 {ONE}를 그려줘": f"draw a red {ONE}",
+    f"{ONE}, {TWO} 스타일": f"{ONE}, {TWO} style",
     f"빨간 {ONE}, {TWO} 스타일": f"red {ONE}, {TWO} style",
     f"ein roter {ONE}": f"a red {ONE}",
     f"eine rote {ONE}": f"a red {ONE}",

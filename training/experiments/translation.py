@@ -1,7 +1,7 @@
 """Experiment: how well are the commonest things drawn when they are asked for in another language?
 
-`python -m training.experiments.translation` draws the 200 concepts with most pictures, each in one of its styles, for an
-English prompt; for the same prompt in French, Korean, German, Spanish and Japanese, translated as `dalle generate
+`python -m training.experiments.translation` draws the 200 concepts with most pictures, each in one of its styles, for
+an English prompt; for the same prompt in French, Korean, German, Spanish and Japanese, translated as `dalle generate
 --translate` does; and, to see what translation is good for, for the prompts as they are. Names are those of Unicode
 CLDR. All pictures of a concept have one seed, so that the same English gives the same picture. Concept recall is that
 of `training.evaluate`.
@@ -24,7 +24,7 @@ from dalle.config import Config, require_at_least
 from dalle.decoder.engine import StepResult
 from dalle.defaults import DEFAULT_TRANSLATOR
 from dalle.device import keep_memory
-from dalle.files import atomic_write
+from dalle.files import atomic_write, prepare_folder
 from dalle.images import composite
 from dalle.steps import new_engine
 from dalle.translate.languages import LANGUAGES
@@ -112,6 +112,7 @@ def commonest(splits: dict[str, PairShards], gallery: Gallery, num: int) -> list
 def compare(options: TranslationOptions) -> str:
     """Draw, compare and count. Returns the table, and writes it to the output folder."""
     keep_memory()
+    prepare_folder(Path(options.out))
     splits = find_splits(options.shards)
     model = DALLE.load(options.model)
     translate = model.prompt_translator(options.translator)
