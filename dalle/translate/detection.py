@@ -7,7 +7,7 @@
    English goes first: a text of which it knows as many words as any other language is English.
 3. If words are unknown, or languages know the same number, py3langid is asked, which compares byte sequences with
    those of 19 languages (Lui and Baldwin, "langid.py", ACL 2012). It is believed where it is sure. Else a text of
-   which no language knows more than half is English, and stays as it is.
+   which no language knows more than half, and that has no accents, is English, and stays as it is.
 
 All of it is deterministic and needs no network. Few words of one language are words of another: names of things are
 safe, and where they are not (`chat`), the prompt stays as it is, and a language can be given.
@@ -106,7 +106,8 @@ class LanguageDetector:
                 raise self._error(f"in {OTHERS[found]}")
             if found in best or found == ENGLISH or most == 0:
                 return found if found in known else ENGLISH
-        if most > len(words) / 2:
+        has_accents = not text.isascii() and known[ENGLISH] == 0 < most
+        if most > len(words) / 2 or has_accents:
             return next(code for code, _ in ranked if code in best)
         return ENGLISH
 
