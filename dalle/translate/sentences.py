@@ -115,7 +115,8 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
         return None
     if any(count > as_they_are[word] + sum(word in found for found in licences) for word, count in words.items()):
         return None
-    if any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
+    # a Japanese word may be cut where its script changes, so that a part of it is not translated by itself
+    if lexicon.language != "ja" and any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
         return None
     for slot, piece in zip(SLOTS, masked.slots, strict=False):
         english = english.replace(slot, piece.english)

@@ -17,6 +17,7 @@ __all__ = ["build_lexicon", "unambiguous"]
 
 ORDER = ("thing", "word", "region", "flag", "group", "language")
 """Kinds of concepts in the order in which they get a name that several have. Names with skin tones are composed."""
+WITHOUT = ("sans", "sin", "ohne")
 MODIFIERS: tuple[WordKind, ...] = ("colour", "adjective")
 AROUND: tuple[WordKind, ...] = ("tail", "style")
 SHARE, FEW, SHARE_OF_MANY = 0.3, 3, 0.1
@@ -51,7 +52,7 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
     for kind in AROUND:  # styles have words of their own in each language; names of styles are names
         plain |= {_key(word.other, language) for word in words_of(language, kind) if word.other != word.english}
     plain |= {key for text in around for key in _keys(text, language)}
-    words |= {word: [] for word in FUNCTION[language].split()}
+    words |= {word: ["without"] if word in WITHOUT else [] for word in FUNCTION[language].split()}
     if language == "ko":
         plain |= {*PARTICLES}
         words |= {particle: [] for particle in PARTICLES}
@@ -99,42 +100,55 @@ def _ways(language: str, name: str, english: str) -> Iterable[tuple[str, str]]:
 
 
 def _words(language: str, concepts: Sequence[Concept]) -> dict[str, list[str]]:
-    """By each word, the English words that occur beside it in a large enough share of names."""
+    """By each word, the English words that it may become."""
+    counted = _counted(language, concepts)
+    entries = _entries(language)
+    templates: dict[str, set[str]] = defaultdict(set)
+    for template in templates_of(language):
+        if not template.held_out:  # the network has not learned the words of those
+            for key in _keys(FIELD.sub(" ", template.other), language):
+                templates[key].update(_english(FIELD.sub(" ", template.english)))
+    keys = sorted({*counted, *entries, *templates})
+    return {key: sorted({*counted[key], *entries[key], *templates[key]}) for key in keys}
+
+
+def _counted(language: str, concepts: Sequence[Concept]) -> dict[str, set[str]]:
+    """The English words that occur beside a word in a large enough share of the names that have it."""
     counts: Counter[str] = Counter()
     both: Counter[tuple[str, str]] = Counter()
-    always: dict[str, set[str]] = defaultdict(set)
-    for source, target, weight in _pairs(language, concepts):
-        keys, english = {*_keys(source, language)}, {*WORD.findall(target.lower())}
-        if weight:
-            counts.update(keys)
-            both.update((key, word) for key in keys for word in english)
-        else:
-            for key in keys:
-                always[key] |= english
-    found: dict[str, list[str]] = {key: [] for key in (*counts, *always)}
-    for (key, word), count in both.items():
-        if count >= SHARE * counts[key] or (count >= FEW and count >= SHARE_OF_MANY * counts[key]):
-            found[key].append(word)
-    return {key: sorted({*found[key], *always[key]}) for key in sorted(found)}
-
-
-def _pairs(language: str, concepts: Sequence[Concept]) -> Iterable[tuple[str, str, bool]]:
-    """Pairs of texts, and whether their words are counted, or else always belong together."""
     for concept in concepts:
         for name in concept.names.get(language, ()):
-            for way, english in _ways(language, name, concept.english):
-                yield way, english, True
-            if concept.kind == "tone":
-                for source, target in tone_ways(language, name, concept.english):
-                    yield source, target, True
+            ways = [*_ways(language, name, concept.english)]
+            ways += tone_ways(language, name, concept.english) if concept.kind == "tone" else []
+            for source, target in ways:
+                keys, english = {*_keys(source, language)}, _english(target)
+                counts.update(keys)
+                both.update((key, word) for key in keys for word in english)
+    found: dict[str, set[str]] = defaultdict(set, {key: set() for key in counts})
+    for (key, word), count in both.items():
+        if count >= SHARE * counts[key] or (count >= FEW and count >= SHARE_OF_MANY * counts[key]):
+            found[key].add(word)
+    return found
+
+
+def _entries(language: str) -> dict[str, set[str]]:
+    """The English words of a word of `words.tsv`: those that all entries with it have, as `background` for Korean
+    `배경`; if there are none, all words of up to three entries. Korean `있는`, which is in many, becomes no word."""
+    entries: dict[str, list[set[str]]] = defaultdict(list)
     for kind in (*MODIFIERS, *AROUND):
         for word in words_of(language, kind):
-            for form in _forms(word.other, language):
-                yield form, word.english, False
-    for template in templates_of(language):
-        if template.held_out:  # the network has not learned its words
-            continue
-        yield FIELD.sub(" ", template.other), FIELD.sub(" ", template.english), False
+            keys = {key for form in _forms(word.other, language) for key in _keys(form, language)}
+            for key in keys:
+                if (english := _english(word.english)) not in entries[key]:
+                    entries[key].append(english)
+    found: dict[str, set[str]] = defaultdict(set)
+    for key, several in entries.items():
+        found[key] = set.intersection(*several) or (set().union(*several) if len(several) <= FEW else set())
+    return found
+
+
+def _english(text: str) -> set[str]:
+    return {*WORD.findall(text.lower())}
 
 
 def _forms(word: str, language: str) -> list[str]:
