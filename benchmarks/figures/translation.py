@@ -1,5 +1,6 @@
 """The encoder-decoder attention of a translated sentence: which source words each target word looked at."""
 
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from benchmarks.figures.canvas import COLOURS, Drawing, new_figure, show_map
@@ -28,7 +29,7 @@ def draw_translation(translator: Translator | None = None, sentence: str = SENTE
     height, width = len(found.target), len(found.source)
     figure = new_figure(1.0 + len(maps) * (1.4 + 0.26 * width), 1.9 + 0.3 * height)
     engine = figure.get_layout_engine()
-    assert engine is not None
+    assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(w_pad=0.15)  # rotated words reach out of their axes
     for number, (axes, weights) in enumerate(zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True)):
         show_map(axes, weights, None, 1.0)

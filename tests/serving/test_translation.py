@@ -20,10 +20,11 @@ from dalle.images import encode_image
 from dalle.receipt import Receipt
 from dalle.text.classes import ClassTokenizer
 from serving.engine.translating import Translating
+from serving.jobs import MODERATION_BLOCKED
 from serving.metrics import EngineMetrics
 from serving.preflight import check_settings
 from serving.settings import load_settings
-from tests.support.service import GENERATIONS, MODERATION_BLOCKED, Service, error_of, events_of, metric, post, service
+from tests.support.service import GENERATIONS, Service, error_of, events_of, metric, post, service
 
 
 @pytest.fixture(scope="module")

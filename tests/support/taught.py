@@ -78,7 +78,7 @@ def taught_translator(folder: Path) -> Path:
         logits = translator.network(sources, targets)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=config.pad_id)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     translator.network.eval()
     save_translator(folder, translator)
