@@ -161,7 +161,7 @@ class ClipTask:
             network=self.average.module,
             text_tokenizer=self.text_tokenizer,
             about=about_run(self.config.loop.seed, self.inputs()) | {"clip_steps": str(step)},
-            dtype=torch.float16,
+            dtype=torch.int8,
             overwrite=True,
         )
 

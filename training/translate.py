@@ -189,7 +189,7 @@ class TranslateTask:
         )
 
     def export(self, folder: Path, step: int) -> None:
-        save_translator(folder, self._translator(step), dtype=torch.float16, overwrite=True)
+        save_translator(folder, self._translator(step), dtype=torch.int8, overwrite=True)
 
 
 def _load_lexicons(folder: Path, languages: set[str]) -> dict[str, Lexicon]:

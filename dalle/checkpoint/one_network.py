@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from dalle.checkpoint.files import check_digests, check_replaceable, digests_of, file_digest, finish_files, listed
+from dalle.checkpoint.int8 import to_int8
 from dalle.checkpoint.model_config import CONFIG_FILE
 from dalle.checkpoint.parts import empty_network, stored_names, with_weights
 from dalle.checkpoint.weights import LazyTensor, write_safetensors
@@ -152,6 +153,9 @@ class DirectoryFormat:
 
 
 def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, LazyTensor]:
-    """The weights in a type; one that parts share is there once."""
+    """The weights in a type, as `to_int8` stores them in int8; one that parts share is there once."""
     values, names = network.state_dict(), stored_names(network)
-    return {key: LazyTensor.of(value).then(lambda t: t.to(dtype)) for key, value in values.items() if names[key] == key}
+    weights = {key: LazyTensor.of(value) for key, value in values.items() if names[key] == key}
+    if dtype == torch.int8:
+        return to_int8(weights)
+    return {key: value.then(lambda t: t.to(dtype)) for key, value in weights.items()}

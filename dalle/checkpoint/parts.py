@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from dalle.checkpoint.files import DECODER_FILE, IMAGE_TOKENIZER_FILE, TOKENIZER_FILE, listed
+from dalle.checkpoint.int8 import SCALES, from_int8
 from dalle.checkpoint.model_config import CONFIG_FILE, ModelConfig
 from dalle.checkpoint.weights import read_safetensors
 from dalle.decoder.config import DecoderConfig
@@ -83,6 +84,7 @@ def empty_network(path: Path, build: Callable[[], Network]) -> Network:
             network = build()
         with safe_open(path, "pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            rounded = [key for key in found if file.get_slice(key).get_dtype() == "I8"]
     except ConfigError as error:
         raise CheckpointError(f"{config_path}: {error}") from error
     except (OSError, SafetensorError) as error:
@@ -90,6 +92,11 @@ def empty_network(path: Path, build: Callable[[], Network]) -> Network:
     except (RuntimeError, TypeError, MemoryError) as error:  # torch's errors for sizes beyond it, in several lines
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{config_path}: no {part} can be built from it: {reason}") from error
+    for key in rounded:
+        if key + SCALES not in found:
+            raise CheckpointError(f"{path}: {key} is int8, and its scales, {key}{SCALES}, are missing")
+        if found[key + SCALES] == found[key][:1]:
+            del found[key + SCALES]
     names = stored_names(network)
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items() if names[key] == key}
     for key in sorted({*expected, *found}):
@@ -101,7 +108,7 @@ def empty_network(path: Path, build: Callable[[], Network]) -> Network:
 def with_weights(network: Network, path: Path) -> Network:
     """Load a file's weights into an empty network: float32, on the CPU, in evaluation mode. Returns the network."""
     # read into memory, not mapped: a mapped file would change with what is on the disk
-    copies = {key: value.load().to(torch.float32) for key, value in read_safetensors(path).items()}
+    copies = {key: value.load().to(torch.float32) for key, value in from_int8(read_safetensors(path)).items()}
     network.load_state_dict({key: copies[stored] for key, stored in stored_names(network).items()}, assign=True)
     return network.eval()
 

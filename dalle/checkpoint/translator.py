@@ -64,7 +64,7 @@ def save_translator(
 ) -> str:
     """Write a translator directory, whole or not at all. Returns its digest.
 
-    dtype: type of the stored weights: float32, float16 or bfloat16.
+    dtype: type of the stored weights: float32, float16, bfloat16, or int8, as `to_int8` stores them.
     overwrite: replace a translator directory that is there; nothing else is replaced. sources: what is never replaced.
     Raises `CannotWriteError` as `write_checkpoint` does, and `CheckpointError` for a text tokenizer of another size.
     """

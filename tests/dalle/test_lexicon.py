@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dalle.errors import CheckpointError
+from dalle.checkpoint.translator import find_translator, load_translator
+from dalle.errors import CheckpointError, ParameterError
 from dalle.translate.languages import clean, folded, without_particle, words_in
 from dalle.translate.lexicon import SLOTS, Lexicon, lexicon_file
 from dalle.translate.sentences import Sentence, translate
@@ -165,3 +166,23 @@ def test_what_the_network_invents_or_loses_is_not_accepted(answer: str) -> None:
 def test_a_sentence_of_too_many_parts_is_looked_up() -> None:
     found, asked = translated(", ".join(["chat", "avion"] * 5), "a dog")
     assert found.by == "look-up" and asked == [] and found.english == ", ".join(["cat", "airplane"] * 5)
+
+
+def test_the_shipped_translator() -> None:
+    folder = find_translator("emoji")
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 12e6 and (folder / "NOTICE").exists()
+    translator = load_translator(folder)
+    for language, source, english in (
+        ("ko", "빨간 판다, fluent 3d 스타일", "red panda, fluent 3d style"),
+        ("fr", "un panda roux dans le style fluent 3d", "a red panda in the fluent 3d style"),
+        ("de", "ein roter Panda im Fluent-3D-Stil", "a red panda in fluent 3d style"),
+        ("es", "un panda rojo, estilo fluent 3d", "a red panda, fluent 3d style"),
+        ("ja", "赤いパンダ、fluent 3dスタイル", "red panda, fluent 3d style"),
+        ("fr", "cœur rouge", "red heart"),
+    ):
+        (found,) = translator.translate_with_lexicon([source], language)
+        assert (found.english, found.unknown) == (english, ())
+    (found,) = translator.translate_with_lexicon(["un gloubiboulga bleu"], "fr")
+    assert (found.english, found.unknown) == ("a blue gloubiboulga", ("gloubiboulga",))
+    with pytest.raises(ParameterError, match="language is 'it'; emoji has lexicons of: fr, ko, de, es, ja"):
+        translator.translate_with_lexicon(["gatto"], "it")
