@@ -7,17 +7,21 @@ __all__ = [
     "DEFAULT_CLIP",
     "DEFAULT_MODEL",
     "DEFAULT_RERANK",
+    "DEFAULT_TRANSLATOR",
     "MAX_PICTURES",
     "NUM_SLOTS",
     "Background",
     "Rerank",
     "StepKind",
+    "Translate",
     "Weights",
 ]
 
 DEFAULT_MODEL = "emoji"
 DEFAULT_CLIP = "emoji"
 """The CLIP model that judges candidates unless another one is given."""
+DEFAULT_TRANSLATOR = "emoji"
+"""The translator of prompts unless another one is given."""
 MAX_PICTURES = 1000
 """Largest number of pictures, or of candidates, of one prompt in one call."""
 NUM_SLOTS = 8
@@ -28,6 +32,8 @@ Rerank = Literal["likelihood", "clip"]
 """Judge of candidates: the decoder, by the mean log-probability of a picture's codes, or a CLIP model, by the cosine
 between picture and prompt."""
 DEFAULT_RERANK: Rerank = "clip"
+Translate = Literal["off", "auto", "fr", "ko", "de", "es", "ja"]
+"""Language that prompts are translated from, by ISO 639 code: `auto` detects it, `off` draws prompts as they are."""
 Background = Literal["transparent", "opaque", "auto"]
 Weights = Literal["float32", "bfloat16", "int8"]
 """Type of the weights of linear layers in inference. `float32` leaves them as the model has them. `bfloat16` and `int8`

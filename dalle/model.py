@@ -11,7 +11,6 @@ Models of every project have the same interface. A model directory of stage 1 ha
 decoder. Prompts, pictures and receipts belong to `dalle.pipeline`.
 """
 
-import warnings
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.pulled import PREFIX, is_reference
-from dalle.checkpoint.vocabulary import Vocabulary, read_vocabulary
+from dalle.checkpoint.vocabulary import Vocabulary, usable_vocabulary
 from dalle.decoder.conditions import Condition, condition_rows
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.engine import Engine
@@ -55,6 +54,7 @@ class Model:
         text_encoder: T5TextEncoder | None = None,
         source: str | None = None,
         vocabulary: Vocabulary | None = None,
+        prompt_language: str = "en",
     ) -> None:
         self.name = name
         self.digest = digest
@@ -70,6 +70,8 @@ class Model:
         """Sampling parameters that the model draws best with; the default of `generate`."""
         self.vocabulary = vocabulary
         """What the model knows, for people who look for words to type; None if its directory does not say."""
+        self.prompt_language = prompt_language
+        """ISO 639 code of the language of prompts: the note `language` of the model directory, else English."""
         self._loaded_weights = None if decoder is None else self.weights_version
 
     @property
@@ -128,7 +130,8 @@ class Model:
             decoder=None if decoder is None else decoder.to(place),
             sampling=checkpoint.sampling,
             source=str(model),
-            vocabulary=_vocabulary(folder),
+            vocabulary=usable_vocabulary(folder),
+            prompt_language=checkpoint.about.get("language", "en"),
         )
 
     @classmethod
@@ -272,13 +275,3 @@ class Model:
         if config.picture_factor > config.factor:  # a wavelet head draws larger pictures than the encoder takes
             images = F.avg_pool2d(images, config.picture_factor // config.factor)
         return self.image_tokenizer.encode(images)[0].cpu()
-
-
-def _vocabulary(folder: Path) -> Vocabulary | None:
-    """The vocabulary of a model directory. Nothing that is drawn depends on it, so a damaged one is left out with a
-    warning."""
-    try:
-        return read_vocabulary(folder)
-    except CheckpointError as error:
-        warnings.warn(f"{error}; the model is used without its vocabulary", stacklevel=3)
-        return None

@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.best_of import BestOf, Selection, draw_best, judge_of
+from dalle.checkpoint.translator import prompt_translator
 from dalle.clip.model import ClipModel
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
-from dalle.defaults import MAX_PICTURES, Rerank
+from dalle.defaults import DEFAULT_TRANSLATOR, MAX_PICTURES, Rerank
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, enlarge, with_background
 from dalle.model import NUM_SLOTS, Model
@@ -29,6 +30,8 @@ from dalle.ranking import Ranking
 from dalle.receipt import Receipt, kept_mask
 from dalle.steps import new_engine
 from dalle.transformer.linear import Weights
+from dalle.translate.prompts import PromptTranslator
+from dalle.translation import PromptTranslation
 from dalle.version import __version__
 
 __all__ = [
@@ -87,6 +90,8 @@ class PromptRequest(Request):
     """Number of the prompt's tokens, before padding and truncation; 0 without a prompt."""
     truncated: bool = False
     """Whether the prompt or the negative prompt was too long for the model and lost its last tokens."""
+    translation: PromptTranslation | None = None
+    """What was given instead of these prompts, if they were translated; for the receipt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +148,7 @@ class DALLE(Model):
         rerank: Rerank | None = None,
         clip: str | Path | ClipModel | None = None,
         prune: bool = False,
+        translations: Sequence[PromptTranslation | None] | None = None,
         on_step: Callable[[StepResult], None] | None = None,
     ) -> Generator[Picture]:
         """Draw n pictures of each prompt. Each is yielded as soon as it is finished, the first prompt's first. Closing
@@ -158,6 +164,9 @@ class DALLE(Model):
         are yielded, best first, as soon as all candidates of the prompt are finished. Their receipts have a `Ranking`.
         `rerank` is the judge, `clip` by default: a CLIP model (a name, a directory, or a loaded one) compares pictures
         with the prompt; `likelihood` is the decoder's own. `prune` drops weak candidates half-way: see `dalle.best_of`.
+
+        `translations` says for each prompt what it was translated from, for the receipts; `prompt_translator` makes the
+        step that translates.
 
         Raises, before anything is drawn: `PromptError` for an empty or over-long prompt; `ParameterError` for n not
         in 1..1000, `best_of` not in n..1000, `rerank`, `clip` or `prune` without it, a seed outside [0, 2^63), a
@@ -175,8 +184,16 @@ class DALLE(Model):
         kept = self._kept_codes(prefix) if prefix is not None else None
 
         first_requests = [
-            self.request(prompt, params, seed=seed, negative_prompt=negative_prompt, kept=kept, truncate=truncate)
-            for prompt in prompts
+            self.request(
+                prompt,
+                params,
+                seed=seed,
+                negative_prompt=negative_prompt,
+                kept=kept,
+                truncate=truncate,
+                translation=translation,
+            )
+            for prompt, translation in zip(prompts, translations or [None] * len(prompts), strict=True)
         ]
         if asked is None:
             requests = [dataclasses.replace(request, index=index) for request in first_requests for index in range(n)]
@@ -207,6 +224,25 @@ class DALLE(Model):
             self._idle_engines.clear()
             self._idle_engines[kind] = engine
 
+    def prompt_translator(self, translator: str | Path = DEFAULT_TRANSLATOR) -> PromptTranslator:
+        """The step that translates prompts in other languages into English, before they are drawn:
+
+            translate = model.prompt_translator()
+            found = translate("빨간 판다")
+            model.generate(found.prompt, translations=[found.translation])
+
+        translator: its name or directory; it is loaded for the first prompt that needs it. Raises `CheckpointError` for
+        one that is not there or has no lexicons, `ParameterError` for a model whose prompts cannot be translated: one
+        without a text tokenizer, of classes, or that reads another language than English.
+        """
+        return prompt_translator(
+            translator,
+            name=self.name,
+            text_tokenizer=self.text_tokenizer,
+            prompt_language=self.prompt_language,
+            vocabulary=self.vocabulary,
+        )
+
     @functools.cached_property
     def _idle_engines(self) -> dict[tuple[object, ...], Engine]:
         """The engine that the last call left, by the kind and versions of its weights."""
@@ -222,6 +258,7 @@ class DALLE(Model):
         negative_prompt: str | None = None,
         kept: Tensor | None = None,
         truncate: bool = False,
+        translation: PromptTranslation | None = None,
     ) -> PromptRequest:
         """Make the request for one picture: an `Engine` around this decoder draws its codes, `picture` its pixels.
 
@@ -248,6 +285,7 @@ class DALLE(Model):
             negative_prompt=negative_prompt,
             num_text_tokens=len(tokens),
             truncated=max(len(tokens), len(negative_tokens)) > text.max_tokens,
+            translation=translation,
             text_ids=ids,
             features=features,
             null_ids=null_ids,
@@ -306,5 +344,6 @@ class DALLE(Model):
             version=__version__,
             step=step,
             ranking=ranking,
+            translation=request.translation,
         )
         return Picture(image=with_background(self.decode(grid), chosen), receipt=receipt)

@@ -22,6 +22,7 @@ from dalle.errors import ConfigError, ImageError, ParameterError
 from dalle.images import open_image
 from dalle.printable import printable
 from dalle.ranking import Ranking
+from dalle.translation import PromptTranslation
 
 __all__ = [
     "Receipt",
@@ -55,6 +56,8 @@ class Receipt:
     version: version of this library that drew the picture.
     step: kind of the program that ran the engine's steps, as `Engine.step_kind`.
     ranking: its place among the candidates of its prompt; None if it was drawn without any. Pixels do not depend on it.
+    translation: what was given instead of the English prompts; None if they were drawn as given. Pixels do not depend
+        on it.
     """
 
     prompt: str
@@ -68,6 +71,7 @@ class Receipt:
     version: str
     step: str = "eager"
     ranking: Ranking | None = None
+    translation: PromptTranslation | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -104,6 +108,9 @@ class Receipt:
             "software": SOFTWARE + self.version,
             "step": None if self.step == "eager" else self.step,
             "ranking": None if self.ranking is None else json.dumps(self.ranking.to_dict(), ensure_ascii=False),
+            "translation": (
+                None if self.translation is None else json.dumps(self.translation.to_dict(), ensure_ascii=False)
+            ),
         }
         return {key: value for key, value in chunks.items() if value is not None}
 
@@ -113,7 +120,7 @@ class Receipt:
         keys = ("prompt", "seed", "index", "parameters", "model", "model_digest", "codes", "software")
         if missing := [key for key in keys if key not in text]:
             raise ImageError(f"no receipt of this library: the text chunks {', '.join(missing)} are missing")
-        for key in (*keys, "negative_prompt", "step", "ranking"):
+        for key in (*keys, "negative_prompt", "step", "ranking", "translation"):
             if len(text.get(key, "")) > MAX_CHUNK_CHARACTERS:
                 raise ImageError(f"the receipt's {key!r} has more than {MAX_CHUNK_CHARACTERS} characters")
         try:
@@ -130,6 +137,11 @@ class Receipt:
                 version=_version(text["software"]),
                 step=str(text.get("step", "eager")),
                 ranking=Ranking.from_dict(_object("ranking", text["ranking"])) if "ranking" in text else None,
+                translation=(
+                    PromptTranslation.from_dict(_object("translation", text["translation"]))
+                    if "translation" in text
+                    else None
+                ),
             )
         except (ParameterError, ConfigError) as error:
             raise ImageError(f"the receipt is malformed: {error}") from error
@@ -181,6 +193,7 @@ def describe(receipt: Receipt) -> str:
         "software": SOFTWARE + receipt.version,
         **({} if receipt.step == "eager" else {"step": receipt.step}),
         **(_ranking_facts(receipt.ranking) if receipt.ranking is not None else {}),
+        **(_translation_facts(receipt.translation) if receipt.translation is not None else {}),
     }
     column = min(24, max(map(len, fields))) + 2
     # A line feed in a name or a value must not begin a line that looks like a field.
@@ -192,6 +205,16 @@ def _ranking_facts(ranking: Ranking) -> dict[str, str]:
     pruned = f", {ranking.pruned} dropped half-way" if ranking.pruned else ""
     judge = ranking.rerank if ranking.clip is None else f"{ranking.rerank} {ranking.clip}"
     return {"rank": f"{ranking.rank} of {ranking.best_of}{pruned}", "score": f"{ranking.score:.6g} by {judge}"}
+
+
+def _translation_facts(translation: PromptTranslation) -> dict[str, str]:
+    given = (
+        ("translated from", translation.prompt, translation.language),
+        ("  negative prompt", translation.negative_prompt, translation.negative_language),
+    )
+    facts = {name: f"{text} ({language})" for name, text, language in given if text is not None}
+    kept = {"  kept": ", ".join(translation.kept)} if translation.kept else {}
+    return facts | kept | {"translator": f"{translation.translator}, digest {translation.translator_digest[:12]}..."}
 
 
 def _require(condition: bool, message: str) -> None:

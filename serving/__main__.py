@@ -25,6 +25,7 @@ from pydantic_settings import CliApp, SettingsConfigDict
 
 from dalle.checkpoint import load_facts
 from dalle.checkpoint.clip import find_clip
+from dalle.checkpoint.translator import find_translator
 from dalle.command_line import exit_on_mistake, print_error, program, short_warnings
 from dalle.device import choose_device
 from dalle.errors import ConfigError
@@ -94,10 +95,13 @@ def main() -> None:
 
 
 def _absolute(model: ModelSettings) -> ModelSettings:
-    """The settings of a model with absolute paths of its directory, and of that of its CLIP model if it names one."""
+    """The settings of a model with absolute paths of its directory, and of those of its CLIP model and its
+    translator if it names them."""
     paths = {"path": str(model_folder(model.path).absolute()), "name": model.id}
     if model.clip is not None:
         paths["clip"] = str(find_clip(model.clip).absolute())
+    if model.translator is not None:
+        paths["translator"] = str(find_translator(model.translator).absolute())
     return model.model_copy(update=paths)
 
 

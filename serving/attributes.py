@@ -37,6 +37,7 @@ __all__ = [
     "TEMPERATURE",
     "TOP_K",
     "TOP_P",
+    "TRANSLATE",
     "WAIT",
 ]
 
@@ -44,6 +45,7 @@ GENERATE = "generate_content"
 """Span of a job in the ingress, from its sending to its last picture; the model's id follows the name."""
 DRAW = "draw"
 """Span of a job in the process of the model; the model's id follows the name."""
+TRANSLATE = "translate"
 WAIT = "wait"
 PREFILL = "prefill"
 STEPS = "steps"

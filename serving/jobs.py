@@ -3,11 +3,12 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-from dalle.defaults import DEFAULT_RERANK, Rerank
+from dalle.defaults import DEFAULT_RERANK, Rerank, Translate
 
 if TYPE_CHECKING:  # not imported: the proxy, which needs no model, reads this module too
     from dalle.checkpoint.vocabulary import Vocabulary
     from dalle.ranking import Ranking
+    from dalle.translation import TranslatedPrompt
 
 __all__ = [
     "FAILED",
@@ -68,6 +69,11 @@ class Job:
     are given up when another job's pictures want those. None sends every picture as soon as it is drawn."""
     rerank: Rerank = DEFAULT_RERANK
     """Judge of the candidates."""
+    translate: Translate = "off"
+    """Language that the prompts are translated from into English, before anything else is done with them."""
+    translate_prompt: bool = True
+    """Whether the prompt is translated too, and not only the negative prompt: the one of a given picture's receipt was
+    drawn as it is."""
     given: Given | None = None
     deadline: float
     """Time by which all pictures must be finished, in seconds since the epoch. The clocks of a cluster are assumed to
@@ -106,6 +112,8 @@ class Accepted:
     """Codes that each picture keeps of a given one."""
     fingerprint: str
     """Hash of everything besides the request that decides the bytes of a picture."""
+    translated: "TranslatedPrompt | None" = None
+    """The prompts that are drawn, if they were translated."""
 
 
 MODERATION_BLOCKED = "moderation_blocked"
@@ -206,6 +214,12 @@ class ModelInfo:
     """When it was loaded, in seconds since the epoch."""
     vocabulary: "Vocabulary | None" = None
     """What the model knows, if its directory says so."""
+    translates: tuple[str, ...] = ()
+    """ISO 639 codes of the languages whose prompts are translated for it."""
+    translation_fault: str | None = None
+    """Why its prompts are not translated; None if they are."""
+    translate: Translate = "off"
+    """Default of a request's field `translate`."""
 
 
 class EngineFailedError(RuntimeError):

@@ -60,6 +60,9 @@ class EngineMetrics:
         self.choose_seconds = histogram(
             "choose_seconds", "Seconds in which a job's candidates are compared", WAIT_SECONDS
         )
+        self.translate_seconds = histogram(
+            "translate_seconds", "Seconds in which a job's prompts are translated", WAIT_SECONDS
+        )
         self._refusals = Counter(
             "dalle_refusals", "Jobs that were refused, by reason", ["model", "reason"], registry=self.registry
         )

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.decoder.parallel import WINDOW_WIDTH
+from dalle.defaults import Translate
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
 from serving.durations import Duration
@@ -69,6 +70,12 @@ class ModelSettings(QueueSettings):
     clip: str | None = Field(default=None, min_length=1)
     """CLIP model that judges candidates (`best_of` with `rerank` `clip`): a name, or the path of its directory. Without
     it, `emoji`, which knows emoji and icons, is loaded while the first request that needs it is drawn."""
+    translate: Translate = "off"
+    """Language that prompts are translated from into English, for requests that do not say: `auto` detects it, `off`
+    draws prompts as they are; or `fr`, `ko`, `de`, `es`, `ja`."""
+    translator: str | None = Field(default=None, min_length=1)
+    """Translator of prompts: a name, or the path of its directory. It is loaded for the first prompt that needs it
+    (default: the one that the library has)."""
     num_slots: int = Field(default=8, ge=2, le=1024)
     """Slots of each replica, which is the batch size of a step. A picture takes 1 slot, or 2 with guidance."""
     mode: Literal["strict", "fast"] = "strict"

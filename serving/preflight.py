@@ -15,6 +15,9 @@ from typing import Any
 from dalle.checkpoint.checkpoint import check_checkpoint
 from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.checkpoint.model_config import ModelConfig
+from dalle.checkpoint.parts import read_text_tokenizer
+from dalle.checkpoint.translator import find_translator, languages_of_translator, translation_fault
+from dalle.defaults import DEFAULT_TRANSLATOR
 from dalle.device import choose_device
 from dalle.errors import ConfigError
 from dalle.text.classes import ClassTokenizer
@@ -67,9 +70,26 @@ def _check_model(model: ModelSettings) -> None:
         if config.text_tokenizer == ClassTokenizer.kind:
             raise ConfigError(f"prompts of the model {model.id} are numbers of classes: it has no use for a clip")
         load_clip(find_clip(model.clip))
+    if model.translate != "off" or model.translator is not None:
+        _check_translation(model, folder, config)
     if (decoder.feature_width is None) != (model.text_encoder is None):
         need = "has no use for a text encoder" if decoder.feature_width is None else "needs a text_encoder"
         raise ConfigError(f"the model {model.id} {need}")
+
+
+def _check_translation(model: ModelSettings, folder: Path, config: ModelConfig) -> None:
+    """Raise `DalleError` for a translator that is not there, or of no use to the model."""
+    translator = find_translator(DEFAULT_TRANSLATOR if model.translator is None else model.translator)
+    tokenizer = read_text_tokenizer(folder, config)
+    fault = translation_fault(model.id, tokenizer, config.about.get("language", "en"))
+    if fault is not None:
+        raise ConfigError(fault)
+    languages = languages_of_translator(translator)
+    if not languages:
+        raise ConfigError(f"translator of the model {model.id} is {translator}: it has no lexicons")
+    if model.translate not in ("off", "auto", *languages):
+        known = ", ".join(languages)
+        raise ConfigError(f"translate of the model {model.id} is {model.translate}; its translator knows {known}")
 
 
 def check_gpus(models: Sequence[ModelSettings], num_gpus: int) -> None:

@@ -1,8 +1,10 @@
 """Bodies of responses: OpenAI's wire format, with additions."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from dalle.translation import TranslatedPrompt
 
 __all__ = [
     "ErrorBody",
@@ -14,6 +16,7 @@ __all__ = [
     "RequestState",
     "StyleCard",
     "Timing",
+    "TranslationCard",
     "Usage",
 ]
 
@@ -26,6 +29,7 @@ class ImageData(BaseModel):
     b64_json: str | None = None
     url: str | None = None
     revised_prompt: str | None = None
+    """The English prompt that was drawn, if the prompt was translated."""
     seed: int
     index: int
     score: float | None = None
@@ -69,6 +73,46 @@ class Timing(BaseModel):
     """Total time that it took."""
 
 
+class TranslationCard(BaseModel):
+    """What was translated into the prompts that were drawn."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    prompt: str | None = None
+    """The prompt as it was sent, if it was translated."""
+    language: str | None = None
+    """ISO 639 code of its language."""
+    drawn_prompt: str | None = None
+    """Its English, which was drawn."""
+    negative_prompt: str | None = None
+    """The negative prompt as it was sent, if it was translated."""
+    negative_language: str | None = None
+    """ISO 639 code of its language."""
+    drawn_negative_prompt: str | None = None
+    """Its English, which was used."""
+    kept: list[str]
+    """Words that were kept as they are, since the translator does not know them."""
+    translator: str
+    """Name of the translator."""
+
+    @classmethod
+    def of(cls, drawn: TranslatedPrompt | None) -> Self | None:
+        """The card of prompts that are drawn; None if nothing was translated."""
+        if drawn is None or drawn.translation is None:
+            return None
+        given = drawn.translation
+        return cls(
+            prompt=given.prompt,
+            language=given.language,
+            drawn_prompt=drawn.prompt if given.prompt is not None else None,
+            negative_prompt=given.negative_prompt,
+            negative_language=given.negative_language,
+            drawn_negative_prompt=drawn.negative_prompt if given.negative_prompt is not None else None,
+            kept=list(given.kept),
+            translator=given.translator,
+        )
+
+
 class ImagesResponse(BaseModel):
     """Response of generations, edits and variations."""
 
@@ -91,6 +135,8 @@ class ImagesResponse(BaseModel):
     """Judge of the candidates."""
     clip: str | None = None
     """Name of the CLIP model that judged them, if one did."""
+    translation: TranslationCard | None = None
+    """What was translated, if anything was; `revised_prompt` of each picture has the English too."""
     ignored: list[str] | None = None
     """Fields of the request that have no effect, if there were any and the service is set to ignore them."""
     warnings: list[str] | None = None
@@ -163,6 +209,10 @@ class ModelCard(BaseModel):
     """What this service checks, and may block: prompts before they are drawn, pictures before they are sent."""
     rerank: list[Literal["likelihood", "clip"]]
     """Judges that can compare its pictures, for requests with `best_of`."""
+    translate_from: list[str]
+    """ISO 639 codes of the languages whose prompts can be translated into English for it."""
+    translate: str
+    """Default of the field `translate` of requests."""
     sampling: dict[str, Any]
     """The model's sampling parameters, for those that a request does not set."""
 

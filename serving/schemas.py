@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dalle.defaults import Rerank
+from dalle.defaults import Rerank, Translate
 
 __all__ = [
     "HARMLESS",
@@ -196,6 +196,10 @@ class _Common(_Body):
     min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     """Sample from codes at least this share as probable as the most probable one; 0 is all (default: the
     model's)."""
+    translate: Translate | None = None
+    """Translate the prompts into English before they are drawn: `auto` from the language that they are in, `fr`, `ko`,
+    `de`, `es` or `ja` from that one, `off` not at all (default: the model's, `translate` of its card). English is drawn
+    as it is, and a language that is not translated is refused."""
     negative_prompt: Prompt | None = None
     """Text to steer away from; it needs a `guidance_scale` above 1."""
     return_codes: bool = False

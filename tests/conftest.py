@@ -11,6 +11,7 @@ from dalle import DALLE
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
 from tests.support.models import CAPTIONS, write_model
+from tests.support.taught import taught_translator
 
 WHOLE_MACHINE = (
     "tests/batch/test_gallery.py",
@@ -96,3 +97,9 @@ def model(model_folder: Path) -> DALLE:
 @pytest.fixture(scope="module")
 def clear(clear_folder: Path) -> DALLE:
     return DALLE.load(clear_folder)
+
+
+@pytest.fixture(scope="session")
+def taught_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a translator that was taught a few sentences."""
+    return taught_translator(tmp_path_factory.mktemp("translator") / "taught")

@@ -20,6 +20,7 @@ from benchmarks.figures.norms import draw_norms
 from benchmarks.figures.positions import draw_positions
 from benchmarks.figures.residuals import draw_residuals
 from benchmarks.figures.scale import draw_scale
+from benchmarks.figures.translation import draw_translation
 from benchmarks.figures.vision import draw_vision
 from dalle import DALLE
 
@@ -33,6 +34,7 @@ FIGURES: dict[str, Callable[[DALLE], Drawing]] = {
     "norms": draw_norms,
     "residuals": lambda model: draw_residuals(),
     "sentence": draw_sentence,
+    "translation": lambda model: draw_translation(),
     "vision": draw_vision,
     "drawing": draw_drawing,
 }

@@ -32,7 +32,7 @@ from dalle.checkpoint.parts import (
     stored_names,
     with_weights,
 )
-from dalle.checkpoint.vocabulary import Vocabulary, write_vocabulary
+from dalle.checkpoint.vocabulary import Vocabulary, usable_vocabulary, write_vocabulary
 from dalle.checkpoint.weights import LazyTensor, Part, read_safetensors, write_safetensors
 from dalle.decoder.config import DecoderConfig
 from dalle.decoder.decoder import Decoder
@@ -90,6 +90,9 @@ class ModelFacts:
     """Whether the model was trained for classifier-free guidance."""
     image_mode: Mode
     """RGBA for a model that draws transparency, else RGB."""
+    prompt_language: str = "en"
+    """ISO 639 code of the language that the model reads."""
+    vocabulary: Vocabulary | None = None
 
 
 def save_checkpoint(
@@ -247,6 +250,8 @@ def load_facts(folder: str | Path) -> ModelFacts:
         codebook_size=decoder.codebook_size,
         guidance=decoder.guidance,
         image_mode="RGBA" if image_tokenizer.channels == 4 else "RGB",
+        prompt_language=config.about.get("language", "en"),
+        vocabulary=usable_vocabulary(folder),
     )
 
 

@@ -16,17 +16,27 @@ import torch
 from dalle.checkpoint.files import TOKENIZER_FILE, file_digest, listed
 from dalle.checkpoint.model_config import CONFIG_FILE
 from dalle.checkpoint.one_network import DirectoryFormat, find_directory, parsed
-from dalle.errors import CheckpointError
+from dalle.checkpoint.vocabulary import Vocabulary
+from dalle.errors import CheckpointError, ParameterError
+from dalle.text.classes import ClassTokenizer
 from dalle.text.kinds import load_text_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
 from dalle.translate.config import EncoderDecoderConfig
 from dalle.translate.encoder_decoder import EncoderDecoder
 from dalle.translate.languages import LANGUAGES
 from dalle.translate.lexicon import Lexicon, lexicon_file
+from dalle.translate.prompts import PromptTranslator
 from dalle.translate.search import SearchConfig
 from dalle.translate.translator import TextConfig, Translator
 
-__all__ = ["find_translator", "load_translator", "save_translator"]
+__all__ = [
+    "find_translator",
+    "languages_of_translator",
+    "load_translator",
+    "prompt_translator",
+    "save_translator",
+    "translation_fault",
+]
 
 NOTICE_FILE = "NOTICE"
 
@@ -109,6 +119,49 @@ def load_translator(folder: str | Path) -> Translator:
         about=values["about"],
         digest=file_digest(folder / CONFIG_FILE),
     )
+
+
+def languages_of_translator(folder: Path) -> tuple[str, ...]:
+    """ISO 639 codes of the languages whose prompts a translator directory can translate: those of its lexicons. Raises
+    `CheckpointError` as `load_translator` does; the network is not built."""
+    digests = FORMAT.read(folder)["digests"]
+    return tuple(language for language in LANGUAGES if lexicon_file(language) in digests)
+
+
+def translation_fault(name: str, text_tokenizer: PromptTokenizer | None, prompt_language: str) -> str | None:
+    """Why prompts of a model cannot be translated for it; None if they can."""
+    if text_tokenizer is None:
+        return f"the model {name} has no text tokenizer, so it draws no prompts: there is nothing to translate"
+    if isinstance(text_tokenizer, ClassTokenizer):
+        return f"prompts of the model {name} are numbers of classes: there is nothing to translate"
+    if prompt_language != "en":
+        return f"the model {name} reads prompts in {prompt_language!r}, and the translator writes English"
+    return None
+
+
+def prompt_translator(
+    translator: str | Path,
+    *,
+    name: str,
+    text_tokenizer: PromptTokenizer | None,
+    prompt_language: str,
+    vocabulary: Vocabulary | None,
+) -> PromptTranslator:
+    """The step that translates prompts for a model of this name. The translator, a name or a directory, is loaded for
+    the first prompt that needs it.
+
+    Raises `CheckpointError` for a translator that is not there, or has no lexicons, as those of other projects, and
+    `ParameterError` for a model whose prompts cannot be translated.
+    """
+    if (fault := translation_fault(name, text_tokenizer, prompt_language)) is not None:
+        raise ParameterError(fault)
+    folder = find_translator(translator)
+    if not languages_of_translator(folder):
+        raise CheckpointError(
+            f"{folder} has no lexicons, and so does not know which words it does not know: prompts need a translator "
+            "that has them"
+        )
+    return PromptTranslator(lambda: load_translator(folder), vocabulary.knows_all if vocabulary is not None else None)
 
 
 def _check_fit(folder: Path, tokenizer: PromptTokenizer, config: EncoderDecoderConfig) -> None:

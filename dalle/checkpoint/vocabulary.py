@@ -1,7 +1,8 @@
 """`Vocabulary`: what a model knows, for people who look for words to type; the optional `vocabulary.json` of a model
 directory.
 
-No digest covers the file, since it decides nothing that is drawn: it may be added, changed or removed. It is a JSON
+No digest covers the file, since it decides nothing that is drawn, but which prompts are English without a doubt and so
+are not translated: it may be added, changed or removed. It is a JSON
 object with the fields of `Vocabulary`; unknown keys are ignored.
 """
 
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +29,7 @@ __all__ = [
     "Vocabulary",
     "read_vocabulary",
     "unknown_words",
+    "usable_vocabulary",
     "words_of",
     "write_vocabulary",
 ]
@@ -129,6 +132,12 @@ class Vocabulary(Config):
         words = set(words_of(prompt)) - self._style_words
         return not words or not self._known_words or any(self._has(word) for word in words)
 
+    def knows_all(self, prompt: str) -> bool:
+        """Whether a prompt has words, and the captions of the training had every one of them, stop words and the words
+        of styles left out. Numbers are known."""
+        words = set(words_of(prompt))
+        return bool(words) and all(word in self._style_words or word.isdigit() or self._has(word) for word in words)
+
     def _has(self, word: str) -> bool:
         endings = [end for end in ("s", "es", "ies", "ing", "ed") if word.endswith(end) and len(word) > len(end) + 2]
         stems = [word.removesuffix(end) + rest for end in endings for rest in ("", "e", "y")]
@@ -173,6 +182,16 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def usable_vocabulary(folder: Path) -> Vocabulary | None:
+    """The vocabulary of a model directory, or None if it has none. A damaged one is left out with a warning: the model
+    draws without it."""
+    try:
+        return read_vocabulary(folder)
+    except CheckpointError as error:
+        warnings.warn(f"{error}; the model is used without its vocabulary", stacklevel=4)
+        return None
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:

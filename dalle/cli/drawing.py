@@ -21,13 +21,15 @@ from tqdm import tqdm
 from dalle.checkpoint.vocabulary import unknown_words
 from dalle.command_line import INTERRUPTED
 from dalle.decoder.engine import StepResult
-from dalle.defaults import Background, Rerank, Weights
+from dalle.defaults import DEFAULT_TRANSLATOR, Background, Rerank, Translate, Weights
 from dalle.device import keep_memory
 from dalle.errors import DalleError, LongPromptError, PromptError
 from dalle.files import CannotWriteError, prepare_folder, write_file
 from dalle.images import contact_sheet, encode_image, load_image
 from dalle.pipeline import DALLE, Picture, Prefix
+from dalle.printable import printable
 from dalle.receipt import read_kept_mask
+from dalle.translation import TranslatedPrompt
 
 __all__ = ["Drawing", "draw", "warn_of_unknown_words"]
 
@@ -54,6 +56,8 @@ class Drawing:
     keep_rows: int | None
     background: Background
     weights: Weights
+    translate: Translate
+    translator: str | None
     truncate: bool
     device: str
     text_encoder: Path | None
@@ -61,9 +65,11 @@ class Drawing:
 
 def draw(drawing: Drawing) -> None:
     """Draw the pictures, write them, and print where they are."""
-    prompts, n, out = drawing.prompts, drawing.n, drawing.out
+    n, out = drawing.n, drawing.out
     keep_memory()
     dalle = DALLE.load(drawing.model, device=drawing.device, text_encoder=drawing.text_encoder)
+    translated = _translated(dalle, drawing)
+    prompts = [str(one.prompt) for one in translated]
     warn_of_unknown_words(dalle, prompts)
     prefix, num_codes = None, dalle.num_codes
     if drawing.continue_from is not None:
@@ -82,7 +88,8 @@ def draw(drawing: Drawing) -> None:
         clip=drawing.clip,
         prune=drawing.prune,
         seed=drawing.seed,
-        negative_prompt=drawing.negative_prompt,
+        negative_prompt=translated[0].negative_prompt,
+        translations=[one.translation for one in translated],
         prefix=prefix,
         background=drawing.background,
         weights=drawing.weights,
@@ -104,6 +111,30 @@ def draw(drawing: Drawing) -> None:
     if (ranking := pictures[0].receipt.ranking) is not None:
         count += f", best of {ranking.best_of} by {ranking.rerank}"
     print(f"{count}, seed {pictures[0].seed}: {place}{shown}")
+
+
+def _translated(dalle: DALLE, drawing: Drawing) -> list[TranslatedPrompt]:
+    """The prompts as they are drawn. Prints what was translated, and warns of words that were kept."""
+    negative = drawing.negative_prompt
+    if drawing.translate == "off":
+        return [TranslatedPrompt(prompt=prompt, negative_prompt=negative) for prompt in drawing.prompts]
+    translate = dalle.prompt_translator(DEFAULT_TRANSLATOR if drawing.translator is None else drawing.translator)
+    found, seen = [], dict[str, str]()
+    for prompt in drawing.prompts:
+        one = translate(prompt, negative, translate=drawing.translate)
+        if (other := seen.setdefault(str(one.prompt), prompt)) != prompt:
+            raise PromptError(
+                f"{other!r} and {prompt!r} are both {one.prompt!r} in English; give one of them, with --n"
+            )
+        found.append(one)
+        if one.warning is not None:
+            warnings.warn(one.warning, stacklevel=2)
+    for one in found:
+        if one.translation is not None and one.translation.language is not None:
+            print(printable(f"{one.translation.language}: {one.prompt}"), file=sys.stderr)
+    if (last := found[-1].translation) is not None and last.negative_language is not None:
+        print(printable(f"{last.negative_language}, negative: {found[-1].negative_prompt}"), file=sys.stderr)
+    return found
 
 
 def warn_of_unknown_words(dalle: DALLE, prompts: list[str]) -> None:

@@ -8,7 +8,17 @@ import typer
 from dalle.cli.look import complete_model
 from dalle.cli.prompts import gather_prompts
 from dalle.command_line import exit_on_mistake
-from dalle.defaults import DEFAULT_CLIP, DEFAULT_MODEL, DEFAULT_RERANK, MAX_PICTURES, Background, Rerank, Weights
+from dalle.defaults import (
+    DEFAULT_CLIP,
+    DEFAULT_MODEL,
+    DEFAULT_RERANK,
+    DEFAULT_TRANSLATOR,
+    MAX_PICTURES,
+    Background,
+    Rerank,
+    Translate,
+    Weights,
+)
 from dalle.errors import DalleError
 from dalle.interrupt import heavy_imports
 
@@ -144,6 +154,19 @@ def generate(
             "is faster on a CPU and changes some codes."
         ),
     ] = "float32",
+    translate: Annotated[
+        Translate,
+        typer.Option(
+            help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
+            "from French, Korean, German, Spanish or Japanese. English is drawn as it is.",
+        ),
+    ] = "off",
+    translator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR", help=f"Translator of the prompts. Default: {DEFAULT_TRANSLATOR}.", show_default=False
+        ),
+    ] = None,
     truncate: Annotated[
         bool, typer.Option("--truncate", help="Truncate a prompt that is too long, with a warning, instead of failing.")
     ] = False,
@@ -167,11 +190,14 @@ def generate(
         dalle generate --prompt "a red heart" --prompt "a blue heart"
         dalle generate --prompts ideas.txt
         dalle generate a red cat --n 4 --best-of 16
+        dalle generate "un panda roux, style fluent 3d" --translate auto
         shuf -n 3 ideas.txt | dalle generate -
         dalle generate -- "-40 degrees, an icon of a thermometer"
     """
     if keep_rows is not None and continue_from is None:
         raise DalleError("--keep-rows needs a picture: --continue-from FILE")
+    if translator is not None and translate == "off":
+        raise DalleError("--translator needs prompts to translate: --translate auto, or a language")
     prompts = gather_prompts(words or (), prompt or (), prompts_file)
     options = {
         "temperature": temperature,
@@ -201,6 +227,8 @@ def generate(
             keep_rows=keep_rows,
             background=background,
             weights=weights,
+            translate=translate,
+            translator=translator,
             truncate=truncate,
             device=device,
             text_encoder=text_encoder,

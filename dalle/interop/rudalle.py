@@ -83,6 +83,7 @@ def convert(source: Source) -> Converted:
         about={
             "licence": "code Apache-2.0; for the published weights the authors refer to it, their cards name none",
             "project": "https://github.com/ai-forever/ru-dalle",
+            "language": "ru",
         },
         ignored=(*ignored, *others),
         derived=("pixels: [-1, 1] in the network, as the project trains", "codes: the most likely, without noise"),

@@ -13,6 +13,7 @@ import typer
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.cli.look import SETTINGS, Command, VersionOption, run_app
 from dalle.command_line import INTERRUPTED, exit_on_mistake
+from dalle.defaults import DEFAULT_TRANSLATOR, Translate
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
@@ -59,6 +60,17 @@ def batch(
             "model draws transparency, else opaque. An item may override it."
         ),
     ] = "auto",
+    translate: Annotated[
+        Translate,
+        typer.Option(
+            help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
+            "from French, Korean, German, Spanish or Japanese. An item may override it."
+        ),
+    ] = "off",
+    translator: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="Translator of the prompts.", show_default=DEFAULT_TRANSLATOR),
+    ] = None,
     webdataset: Annotated[
         bool, typer.Option("--webdataset", help="Write a tar archive per shard instead of a file per picture.")
     ] = False,
@@ -212,6 +224,8 @@ def batch(
                     image_format=output_format,
                     quality=quality,
                     background=background,
+                    translate=translate,
+                    translator=translator,
                     layout=layout,
                     shard_size=shard_size,
                     signed=c2pa_certificate is not None,

@@ -34,7 +34,7 @@ from serving.batch.plan import FIELDS, Planner, PlanSettings
 from serving.batch.progress import Progress, follow
 from serving.batch.prompts import read_prompts
 from serving.batch.storage import WORK, Storage, StorageError, open_storage
-from serving.batch.survey import Survey, print_invalid_lines, survey_shards
+from serving.batch.survey import Survey, print_invalid_lines, print_kept_words, survey_shards
 from serving.batch.worker import Worker, WorkerSettings
 from serving.batch.writer import ShardDone
 from serving.safety.errors import CheckUnavailableError
@@ -101,6 +101,7 @@ def run_batch(batch: Batch) -> int:
             "id is identified by its line number, which changes when lines are inserted before it)"
         )
     print_invalid_lines(survey)
+    print_kept_words(survey)
     if batch.strict and survey.num_invalid:
         raise DalleError(f"{survey.num_invalid} of {survey.num_lines} lines are invalid; nothing was drawn (--strict)")
     if batch.dry_run:

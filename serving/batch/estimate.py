@@ -63,7 +63,12 @@ def estimate_text(
     pictures = ((item, item.first_index + i) for shard in shards for item in shard.items for i in range(item.n))
     for item, index in pictures:
         request = model.request(
-            item.prompt, item.sampling, seed=item.seed, index=index, negative_prompt=item.negative_prompt
+            item.prompt,
+            item.sampling,
+            seed=item.seed,
+            index=index,
+            negative_prompt=item.negative_prompt,
+            translation=item.translated.translation,
         )
         if num_used + request.num_slots > settings.num_slots:
             break

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from dalle.decoder.sampling import SamplingParams
 from dalle.images import DrawnBackground, ImageFormat
+from dalle.translation import PromptTranslation, TranslatedPrompt
 
 __all__ = ["InvalidLine", "Item", "Layout", "Shard", "picture_key"]
 
@@ -41,11 +42,19 @@ class Item:
     quality: int | None
     openai: dict[str, Any] | None
     """Fields of the request that its result in OpenAI's format repeats or depends on; None for any other format."""
+    translation: dict[str, Any] | None = None
+    """Fields of the `PromptTranslation` of its prompts, if they were translated."""
 
     @property
     def sampling(self) -> SamplingParams:
         """The sampling parameters."""
         return SamplingParams.from_dict({key: self.parameters[key] for key in self.parameters.keys() - OUTPUT})
+
+    @property
+    def translated(self) -> TranslatedPrompt:
+        """The prompts as they are drawn."""
+        given = None if self.translation is None else PromptTranslation.from_dict(self.translation)
+        return TranslatedPrompt(prompt=self.prompt, negative_prompt=self.negative_prompt, translation=given)
 
     @property
     def background(self) -> DrawnBackground:
@@ -117,6 +126,7 @@ class Shard:
 def picture_key(model_digest: str, item: Item, index: int) -> str:
     """A picture's name: 32 hexadecimal digits of SHA-256 over everything that its bytes depend on."""
     parameters = sorted(item.parameters.items())
-    drawn_from = [model_digest, item.prompt, item.negative_prompt, parameters, item.seed, index]
+    drawn_from: list[Any] = [model_digest, item.prompt, item.negative_prompt, parameters, item.seed, index]
+    drawn_from += [] if item.translation is None else [item.translation]
     text = json.dumps([*drawn_from, item.image_format, item.quality], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

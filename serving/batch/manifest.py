@@ -87,7 +87,8 @@ def blank_records(shard: Shard, model: str, model_digest: str) -> list[tuple[Ite
                 "model_digest": model_digest,
                 "key": picture_key(model_digest, entry, index),
             }
-            records.append((entry, {**common, **of_picture, **undrawn}))
+            given = {} if entry.translation is None else {"translation": entry.translation}
+            records.append((entry, {**common, **given, **of_picture, **undrawn}))
     return records
 
 

@@ -24,7 +24,7 @@ from serving.batch.manifest import Record, members, merged_records, to_line
 from serving.batch.storage import Storage, StorageError
 from serving.errors import ApiError
 from serving.jobs import MODERATION_BLOCKED
-from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, TranslationCard, Usage
 
 __all__ = ["OPENAI_ERRORS", "OPENAI_OUTPUT", "REFUSED_FILE", "Counts", "merge"]
 
@@ -163,6 +163,7 @@ def _response_body(storage: Storage, item: Item, records: list[Record], archive:
     """The body of the service's response to the same request, without times, and with paths in place of URLs."""
     options = item.openai or {}
     data: list[ImageData] = []
+    translation = TranslationCard.of(item.translated)
     for record in records:
         codes = [list(ids) for ids in unpack_codes(record["codes"])]
         one = ImageData(seed=item.seed, index=record["index"], codes=codes if options["return_codes"] else None)
@@ -170,6 +171,7 @@ def _response_body(storage: Storage, item: Item, records: list[Record], archive:
             one.url = record["file"]
         elif record["file"] is not None:
             one.b64_json = base64.b64encode(_content(storage, item, record, archive)).decode()
+        one.revised_prompt = None if translation is None else translation.drawn_prompt
         data.append(one)
     num_codes, text = sum(map(len, codes)) * len(records), options["num_text_tokens"]
     body = ImagesResponse(
@@ -181,6 +183,8 @@ def _response_body(storage: Storage, item: Item, records: list[Record], archive:
         output_format=item.image_format,
         size=options["size"],
         enlargement=item.enlargement if item.enlargement > 1 else None,
+        translation=translation,
+        warnings=None if item.translated.warning is None else [item.translated.warning],
         safety_identifier=options["safety_identifier"],
         seed=item.seed,
         system_fingerprint=f"fp_{records[0]['model_digest'][:12]}",

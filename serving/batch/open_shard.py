@@ -104,6 +104,7 @@ def codes_in_png(storage: Storage, picture: Picture, facts: ModelFacts, layout: 
         "index": record["index"],
         "parameters": item.parameters,
         "model_digest": facts.digest,
+        "translation": item.translated.translation,
     }
     if any(getattr(receipt, field) != value for field, value in expected.items()):
         return None

@@ -5,6 +5,7 @@ with the same meaning. A line that fails becomes an `InvalidLine` with the servi
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -13,11 +14,15 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
+from dalle.checkpoint.translator import prompt_translator
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
+from dalle.defaults import DEFAULT_TRANSLATOR, Translate
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
+from dalle.translate.prompts import PromptTranslator
+from dalle.translation import TranslatedPrompt
 from serving.batch.items import InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
 from serving.errors import ApiError, field_error
@@ -26,6 +31,8 @@ from serving.schemas import GenerationRequest, sampling_of
 
 __all__ = ["FIELDS", "LEFT_OUT", "PlanSettings", "Planner", "item_seed"]
 
+MAX_KEPT = 65536
+"""Translations that are kept in memory."""
 MAX_ID = MAX_SHOWN = 1000
 """Limits in characters: of an item's id, and of each text in the report of an invalid line."""
 UNSUPPORTED = {
@@ -57,17 +64,21 @@ class PlanSettings:
     """Whether PNGs get a signed C2PA manifest."""
     shard_size: int = 64
     """Minimum number of pictures in every shard but the last."""
+    translate: Translate = "off"
+    """Language that prompts are translated from into English, unless the item says."""
+    translator: str | None = None
+    """Name or directory of the translator; None for the default one."""
     safety: dict[str, Any] | None = None
     """Everything that decides what the safety checks block (`identity_of`); None if nothing is checked."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by name, without the background if it is `auto`, and without safety if nothing is checked:
-        earlier releases wrote no such keys."""
+        """All settings by name, without the background if it is `auto`, without safety if nothing is checked, and
+        without translation if there is none: earlier releases wrote no such keys."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if LEFT_OUT.get(name, ...) != value}
 
 
-LEFT_OUT: dict[str, Any] = {"background": "auto", "safety": None}
+LEFT_OUT: dict[str, Any] = {"background": "auto", "safety": None, "translate": "off", "translator": None}
 """Settings that are not written if they have these values."""
 
 
@@ -100,10 +111,16 @@ class Planner:
     """Validates lines and groups them into shards."""
 
     def __init__(self, facts: ModelFacts, model_id: str, settings: PlanSettings) -> None:
-        """model_id: the name by which lines may refer to the model, besides its own name."""
+        """model_id: the name by which lines may refer to the model, besides its own name. Raises `ParameterError` if
+        the settings have prompts translated that cannot be, and `CheckpointError` for a translator that is not there.
+        """
         self.facts = facts
         self.model_id = model_id
         self.settings = settings
+        if settings.translate != "off" or settings.translator is not None:
+            _ = self._translator  # a mistake is found before any line is read
+        # the prompts are read three times
+        self._translated = functools.lru_cache(MAX_KEPT)(self._translated_anew)
         self._salt = json.dumps([facts.digest, settings.to_dict()])
 
     def shards(self, lines: Iterable[Line]) -> Iterator[Shard]:
@@ -131,7 +148,7 @@ class Planner:
             return self.settings.n
 
     def _shard(self, number: int, entries: list[Item | InvalidLine]) -> Shard:
-        content = json.dumps([dataclasses.asdict(entry) for entry in entries], ensure_ascii=False)
+        content = json.dumps([_without_nothing(dataclasses.asdict(entry)) for entry in entries], ensure_ascii=False)
         digest = hashlib.sha256((self._salt + content).encode()).hexdigest()
         return Shard(number=number, entries=tuple(entries), digest=digest)
 
@@ -167,13 +184,15 @@ class Planner:
         body = self._body(line)
         params = SamplingParams.from_dict(self.facts.sampling.to_dict() | sampling_of(body))
         check_prompts(body.prompt, body.negative_prompt, params)
+        drawn = self._translated(body.prompt, body.negative_prompt, body.translate or "off")
+        assert drawn.prompt is not None
         if params.guided and not self.facts.guidance:
             raise ParameterError(f"guidance_scale is {params.guidance_scale}; {NOT_TRAINED_FOR_GUIDANCE}")
-        tokens = self.facts.text_tokenizer.tokenize(body.prompt)
+        tokens = self.facts.text_tokenizer.tokenize(drawn.prompt)
         self.facts.text_tokenizer.fit(tokens)
-        if body.negative_prompt:
+        if drawn.negative_prompt:
             with negative_prompt_errors():
-                self.facts.text_tokenizer.encode(body.negative_prompt)
+                self.facts.text_tokenizer.encode(drawn.negative_prompt)
         name = body.id or f"line-{line.number}"
         if "\0" in name:
             raise ApiError(400, "the id has a NUL character: leave it out", code="invalid_value", param="id")
@@ -189,8 +208,8 @@ class Planner:
         return Item(
             line=line.number,
             id=name,
-            prompt=body.prompt,
-            negative_prompt=body.negative_prompt,
+            prompt=drawn.prompt,
+            negative_prompt=drawn.negative_prompt,
             seed=item_seed(self.settings.seed, name) if body.seed is None else body.seed,
             first_index=body.first_index,
             n=body.n,
@@ -198,12 +217,35 @@ class Planner:
             image_format=body.output_format,
             quality=None if body.output_format == "png" else quality,
             openai=self._openai(body, output, len(tokens)) if line.openai else None,
+            translation=None if drawn.translation is None else drawn.translation.to_dict(),
+        )
+
+    def _translated_anew(self, prompt: str, negative_prompt: str | None, translate: Translate) -> TranslatedPrompt:
+        """The prompts of an item as they are drawn."""
+        if translate == "off":
+            return TranslatedPrompt(prompt=prompt, negative_prompt=negative_prompt)
+        return self._translator(prompt, negative_prompt, translate=translate)
+
+    @functools.cached_property
+    def _translator(self) -> PromptTranslator:
+        translator = self.settings.translator
+        return prompt_translator(
+            DEFAULT_TRANSLATOR if translator is None else translator,
+            name=self.facts.name,
+            text_tokenizer=self.facts.text_tokenizer,
+            prompt_language=self.facts.prompt_language,
+            vocabulary=self.facts.vocabulary,
         )
 
     def _body(self, line: Line) -> _Body:
         """Validate a line as the body of a request to the service. Raises `ApiError`, as the service does."""
         settings = self.settings
-        defaults = {"n": settings.n, "output_format": settings.image_format, "background": settings.background}
+        defaults = {
+            "n": settings.n,
+            "output_format": settings.image_format,
+            "background": settings.background,
+            "translate": settings.translate,
+        }
         values = defaults | line.fields
         try:
             body = _Body.model_validate(values)
@@ -229,6 +271,11 @@ class Planner:
             "num_text_tokens": num_text_tokens,
             "size": output.size,
         }
+
+
+def _without_nothing(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry without a translation that it does not have: earlier releases wrote no such key."""
+    return {name: value for name, value in entry.items() if name != "translation" or value is not None}
 
 
 def _shown(text: str) -> str:

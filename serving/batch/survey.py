@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dalle.receipt import printable
 from serving.batch.items import InvalidLine, Shard
 
-__all__ = ["Survey", "print_invalid_lines", "survey_shards"]
+__all__ = ["Survey", "print_invalid_lines", "print_kept_words", "survey_shards"]
 
 NUM_REPORTED = 5
 """Number of invalid lines that are printed, each with its reason."""
@@ -27,6 +27,10 @@ class Survey:
     """Number of rows (token sequences) of these pictures: two for a guided picture, one for any other."""
     pending: set[int] = dataclasses.field(default_factory=set)
     """Numbers of the pending shards."""
+    num_kept: int = 0
+    """Number of items whose prompts have words that the translator does not know."""
+    kept: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    """Line and warning of the first few of them."""
     invalid: list[InvalidLine] = dataclasses.field(default_factory=list)
     """The first few invalid lines."""
 
@@ -40,6 +44,10 @@ def survey_shards(shards: Iterable[Shard], is_done: Callable[[Shard], bool]) -> 
         survey.num_pictures += shard.num_pictures
         invalid = (entry for entry in shard.entries if isinstance(entry, InvalidLine))
         survey.invalid += [*invalid][: NUM_REPORTED - len(survey.invalid)]
+        for item in shard.items:
+            if (warning := item.translated.warning) is not None:
+                survey.num_kept += 1
+                survey.kept += [(item.line, warning)][: NUM_REPORTED - len(survey.kept)]
         if not is_done(shard):
             survey.pending.add(shard.number)
             survey.num_pending_pictures += shard.num_pictures
@@ -53,3 +61,12 @@ def print_invalid_lines(survey: Survey) -> None:
         print(printable(f"line {line.line} is invalid: {line.message}").replace("\n", " "), file=sys.stderr)
     if survey.num_invalid > len(survey.invalid):
         print(f"... and {survey.num_invalid - len(survey.invalid)} more invalid lines", file=sys.stderr)
+
+
+def print_kept_words(survey: Survey) -> None:
+    """Warn on standard error of the first few prompts with words that could not be translated, and of the number of all
+    others."""
+    for number, warning in survey.kept:
+        print(printable(f"warning: line {number}: {warning}").replace("\n", " "), file=sys.stderr)
+    if survey.num_kept > len(survey.kept):
+        print(f"... and {survey.num_kept - len(survey.kept)} more such lines", file=sys.stderr)

@@ -169,7 +169,11 @@ class Worker:
                 continue
             if item.line not in requests:
                 requests[item.line] = self.model.request(
-                    item.prompt, item.sampling, seed=item.seed, negative_prompt=item.negative_prompt
+                    item.prompt,
+                    item.sampling,
+                    seed=item.seed,
+                    negative_prompt=item.negative_prompt,
+                    translation=item.translated.translation,
                 )
             request = dataclasses.replace(requests[item.line], index=record["index"])
             opened.pictures[record["key"]] = Picture(opened, item, record, request)
@@ -180,6 +184,9 @@ class Worker:
         """Why an item's prompt may not be drawn; None if it may."""
         try:
             if self._moderation is not None:
+                given = item.translated.translation
+                if given is not None:
+                    self._moderation.check_prompt(given.prompt)
                 self._moderation.check_prompt(item.prompt)
         except ModerationError as error:
             return error

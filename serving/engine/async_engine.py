@@ -22,7 +22,7 @@ from dalle.decoder.engine import StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
 from dalle.steps import new_engine
-from serving.attributes import CODES, PREFILL, STEPS, WAIT
+from serving.attributes import CODES, PREFILL, STEPS, TRANSLATE, WAIT
 from serving.engine.candidates import Candidates
 from serving.engine.chooser import CANCELLED, Chooser
 from serving.engine.delivery import Delivery
@@ -30,6 +30,7 @@ from serving.engine.explainer import Explainer
 from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
 from serving.engine.reproducibility import fingerprint, self_test
 from serving.engine.schedule import Schedule
+from serving.engine.translating import Translating
 from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Explain, Explained, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
 from serving.model_settings import ModelSettings
@@ -85,7 +86,8 @@ class AsyncEngine:
             buckets=buckets,
             parallel=settings.parallel,
         )
-        self.fingerprint = fingerprint(model, settings, self.threads, self._engine.step_kind)
+        self._translating = Translating(model, settings.translator, self.metrics)
+        self.fingerprint = fingerprint(model, settings, self.threads, self._engine.step_kind, self._translating.digest)
         self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
         self._known: set[OpenJob] = set()
         """Jobs whose callers are waiting for events; changed by the event loop alone."""
@@ -144,7 +146,14 @@ class AsyncEngine:
         try:
             if self._moderation is not None:
                 await self._moderation.check_prompt_by(job.prompt, job.deadline)
-            request = await loop.run_in_executor(self._tokenizing, request_of, self.model, job)
+            start = time.monotonic()
+            translated = await self._translating.translated(job)
+            if translated.translation is not None:
+                if span is not None:
+                    span.add(TRANSLATE, start, time.monotonic(), {})
+                if self._moderation is not None and translated.prompt != job.prompt:
+                    await self._moderation.check_prompt_by(translated.prompt, job.deadline)
+            request = await loop.run_in_executor(self._tokenizing, request_of, self.model, job, translated)
         except (DalleError, TimeoutError) as error:
             refusal = refusal_from(error) if isinstance(error, DalleError) else LATE
             self.metrics.count_refusal(refusal.code)
@@ -159,6 +168,7 @@ class AsyncEngine:
             post=post,
             arrived=arrived,
             num_open=num_open + (job.num_candidates or 0),
+            translated=translated if translated.translation is not None else None,
             span=span,
         )
         self._known.add(open_job)
@@ -230,6 +240,7 @@ class AsyncEngine:
         self._closing = True
         self._arrivals.put(None)
         self._thread.join()
+        self._translating.close()
         self._tokenizing.shutdown(wait=False)
         self._explainer.close()
         self._chooser.close()
@@ -250,6 +261,9 @@ class AsyncEngine:
             image_mode=model.image_mode,
             sampling=model.sampling.to_dict(),
             rerank=self._chooser.judges,
+            translates=self._translating.languages,
+            translation_fault=self._translating.fault,
+            translate=self.settings.translate,
             created=self.created,
             vocabulary=model.vocabulary,
         )
@@ -330,6 +344,7 @@ class AsyncEngine:
             num_text_tokens=request.num_text_tokens,
             num_kept_codes=0 if request.kept is None else int((request.kept >= 0).sum()),
             fingerprint=self.fingerprint,
+            translated=open_job.translated,
         )
 
     def _stop_cancelled_and_late(self) -> None:

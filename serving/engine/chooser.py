@@ -108,7 +108,7 @@ class Chooser:
         judge, start = self._load(job.rerank), time.monotonic()
         compared = self._compared(open_job)
         drawn = [(picture.request, codes) for picture, codes in compared]
-        best = choose(judge, job.prompt, drawn, len(job.indices))
+        best = choose(judge, open_job.request.prompt, drawn, len(job.indices))
         pictures = {picture.request.index: picture for picture, _ in compared}
         for request, codes, ranking in best:
             if open_job.cancelled_at is not None:

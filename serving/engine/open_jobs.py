@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dalle.decoder.sampling import SamplingParams
 from dalle.pipeline import DALLE, PromptRequest
+from dalle.translation import TranslatedPrompt
 from serving.attributes import PICTURE
 from serving.engine.pictures import kept_codes
 from serving.engine.schedule import Scheduled
@@ -29,6 +30,8 @@ class OpenJob:
     """When the job arrived, on the monotonic clock."""
     num_open: int
     """Pictures still to be drawn, candidates included."""
+    translated: TranslatedPrompt | None = None
+    """The prompts that are drawn, if they were translated."""
     span: JobSpan | None = None
     """Its span; None if traces are off."""
     previewed: bool = False
@@ -64,13 +67,20 @@ class OpenPicture(Scheduled):
             self.open_job.span.add(name, start, end, {PICTURE: self.request.index, **(attributes or {})}, error)
 
 
-def request_of(model: DALLE, job: Job) -> PromptRequest:
-    """Tokenize a job's prompts into the request for its first picture, without the codes kept of a given one.
+def request_of(model: DALLE, job: Job, translated: TranslatedPrompt) -> PromptRequest:
+    """Tokenize a job's prompts, as they are drawn, into the request for its first picture, without the codes kept of a
+    given one.
 
     Raises `DalleError` for a caller's mistake: see `serving.refusals`.
     """
     params = SamplingParams.from_dict(model.sampling.to_dict() | job.params)
-    return model.request(job.prompt, params, seed=job.seed, negative_prompt=job.negative_prompt)
+    return model.request(
+        translated.prompt,
+        params,
+        seed=job.seed,
+        negative_prompt=translated.negative_prompt,
+        translation=translated.translation,
+    )
 
 
 def pictures_of(model: DALLE, open_job: OpenJob) -> list[OpenPicture]:

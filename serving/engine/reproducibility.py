@@ -14,9 +14,11 @@ from serving.model_settings import ModelSettings
 __all__ = ["fingerprint", "self_test"]
 
 
-def fingerprint(model: DALLE, settings: ModelSettings, threads: int, step_kind: str) -> str:
+def fingerprint(
+    model: DALLE, settings: ModelSettings, threads: int, step_kind: str, translator: str | None = None
+) -> str:
     """Hash of everything besides the request that decides the bytes of a picture, with the engine's kind
-    of step before it. `threads`: torch's CPU threads."""
+    of step before it. `threads`: torch's CPU threads. `translator`: digest of the translator of its prompts."""
     weight = model.decoder.embedding.weight
     place = torch.cuda.get_device_name(weight.device) if weight.is_cuda else torch.backends.cpu.get_cpu_capability()
     decides = (
@@ -31,6 +33,7 @@ def fingerprint(model: DALLE, settings: ModelSettings, threads: int, step_kind: 
         threads,
         step_kind,
         *([] if settings.clip is None else [settings.clip]),
+        *([] if translator is None else [translator]),
     )
     return f"fp_{step_kind}_" + hashlib.sha256(repr(decides).encode()).hexdigest()[:12]
 

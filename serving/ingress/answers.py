@@ -15,7 +15,7 @@ from serving.errors import internal_error, to_http
 from serving.ingress.store import ImageStore
 from serving.jobs import Accepted, Drawn, Event, Job, ModelInfo, Preview, Refused
 from serving.output import Output
-from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, Usage
+from serving.responses import ImageData, ImagesResponse, InputTokens, OutputTokens, Timing, TranslationCard, Usage
 from serving.schemas import Fields
 
 __all__ = ["Answer"]
@@ -64,10 +64,14 @@ class Answer:
     @property
     def warnings(self) -> list[str]:
         """Reasons why the pictures may not show what the prompt says."""
-        prompt, vocabulary = self.job.prompt, self.info.vocabulary
-        if prompt is None or vocabulary is None or vocabulary.knows(prompt):
-            return []
-        return [f"{unknown_words(prompt)}; GET /v1/models/{self.info.id} lists what it knows"]
+        translated, vocabulary = self.accepted.translated, self.info.vocabulary
+        prompt, found = self.job.prompt, []
+        if translated is not None:
+            prompt = translated.prompt
+            found += [] if translated.warning is None else [translated.warning]
+        if prompt is not None and vocabulary is not None and not vocabulary.knows(prompt):
+            found.append(f"{unknown_words(prompt)}; GET /v1/models/{self.info.id} lists what it knows")
+        return found
 
     def usage(self, num_pictures: int) -> Usage:
         """Token counts of this many pictures."""
@@ -100,6 +104,7 @@ class Answer:
             enlargement=self.output.enlargement if self.output.enlargement > 1 else None,
             kept=None if self.job.given is None else self.job.given.kept,
             **_comparison(drawn[0].ranking),
+            translation=TranslationCard.of(self.accepted.translated),
             ignored=list(self.fields.without_effect) or None,
             warnings=self.warnings or None,
             safety_identifier=self.fields.safety_identifier,
@@ -113,10 +118,17 @@ class Answer:
     async def _data(self, one: Drawn) -> ImageData:
         codes = one.codes if self.fields.return_codes else None
         data = ImageData(seed=self.job.seed, index=one.index, codes=codes, **_place(one.ranking))
+        data.revised_prompt = self._revised_prompt
         if self.store is not None:
             name = await asyncio.to_thread(self.store.put, one.image, self.fields.output_format)
             return data.model_copy(update={"url": f"{self.base_url.rstrip('/')}/files/{name}"})
         return data.model_copy(update={"b64_json": base64.b64encode(one.image).decode()})
+
+    @property
+    def _revised_prompt(self) -> str | None:
+        """The English prompt that is drawn instead of the one that was sent."""
+        translated = self.accepted.translated
+        return None if translated is None or translated.prompt == self.job.prompt else translated.prompt
 
     async def stream(self, events: AsyncIterator[Event], stack: contextlib.AsyncExitStack) -> AsyncIterator[bytes]:
         """The job's events as server-sent events. `stack` is closed at the end in every case."""
@@ -160,6 +172,10 @@ class Answer:
             "timing": self.timing(event.queue_seconds).model_dump(),
             "system_fingerprint": self.accepted.fingerprint,
         }
+        if (card := TranslationCard.of(self.accepted.translated)) is not None:
+            data |= {"translation": card.model_dump(exclude_none=True)}
+        if self._revised_prompt is not None:
+            data["revised_prompt"] = self._revised_prompt
         if self.warnings:
             data["warnings"] = self.warnings
         if self.fields.return_codes:

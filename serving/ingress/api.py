@@ -223,6 +223,8 @@ def _card(
         transparency=info.image_mode == "RGBA",
         moderation=[*moderation],
         rerank=[*info.rerank],
+        translate_from=[*info.translates],
+        translate=info.translate,
         sampling=info.sampling,
     )
 

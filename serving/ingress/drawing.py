@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 
-from dalle.defaults import DEFAULT_RERANK, Rerank
+from dalle.defaults import DEFAULT_RERANK, Rerank, Translate
 from dalle.errors import DalleError, PromptError
 from dalle.pipeline import NEEDS_GUIDANCE
 from serving.backend import Backend
@@ -117,7 +117,7 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
         lenient=settings.lenient,
     )
     _check(fields, info, limits)
-    rerank = _judge(fields, info, limits)
+    rerank, translate = _judge(fields, info, limits), _translate(fields, info)
     as_urls = _as_urls(fields, settings)
     prompt, given = fields.prompt, None
     if asked.upload is not None:
@@ -136,6 +136,8 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
         indices=tuple(range(fields.first_index, fields.first_index + fields.n)),
         num_candidates=None if fields.best_of is None else fields.best_of - fields.n,
         rerank=rerank,
+        translate=translate,
+        translate_prompt=fields.prompt is not None,
         given=given,
         deadline=time.time() + (fields.deadline or limits.deadline),
         num_previews=fields.partial_images,
@@ -230,6 +232,20 @@ def _judge(fields: Fields, info: ModelInfo, limits: LimitSettings) -> Rerank:
         )
         raise ApiError(400, message, code="invalid_value", param="rerank")
     return rerank
+
+
+def _translate(fields: Fields, info: ModelInfo) -> Translate:
+    """The language that a request's prompts are translated from. Raises `ApiError` for one that is not possible."""
+    chosen = fields.translate or info.translate
+    if chosen == "off":
+        return chosen
+    fault = info.translation_fault
+    if fault is None and chosen not in ("auto", *info.translates):
+        fault = f"prompts of the model {info.id} are translated from {', '.join(info.translates)}"
+    if fault is not None:
+        message = f"translate is {chosen}; {fault}; off draws prompts as they are"
+        raise ApiError(400, message, code="unsupported_value", param="translate")
+    return chosen
 
 
 def _as_urls(fields: Fields, settings: Settings) -> bool:

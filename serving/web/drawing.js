@@ -25,6 +25,7 @@ export async function runJob(job, { gallery, onRefused }) {
   const started = Date.now();
   let numDone = 0;
   let unknown = false;
+  let kept = [];
   let candidates = null;
   tiles.forEach((tile, i) => {
     const name = `Picture ${i + 1} of ${tiles.length}`;
@@ -42,7 +43,8 @@ export async function runJob(job, { gallery, onRefused }) {
         showPreview(tile, event, job.rows);
       } else if (event.type.endsWith(".completed")) {
         numDone++;
-        unknown ||= Boolean(event.warnings?.length);
+        kept = event.translation?.kept ?? [];
+        unknown ||= (event.warnings?.length ?? 0) > (kept.length ? 1 : 0);
         candidates = event.candidates ?? null;
         await gallery.add(pictureOf(job, event, started), tile);
         if (numDone < tiles.length) announce(`Picture ${event.image_index + 1} of ${tiles.length} is done`);
@@ -51,7 +53,9 @@ export async function runJob(job, { gallery, onRefused }) {
     if (line.cancelled || numDone < tiles.length) throw new ServiceError(0, { message: "The connection ended before all pictures were done." });
     const took = `in ${((Date.now() - started) / 1000).toFixed(1)} s`;
     const best = candidates === null ? "" : `, best of ${candidates}`;
-    line.finish(`${plural(numDone, "picture")}${best}`, unknown ? `${took}. ${UNKNOWN}` : took);
+    const untranslated = kept.length ? `Kept as they are, since the translator does not know them: ${kept.join(", ")}.` : "";
+    const notes = [untranslated, unknown ? UNKNOWN : ""].filter(Boolean);
+    line.finish(`${plural(numDone, "picture")}${best}`, notes.length ? `${took}. ${notes.join(" ")}` : took);
   } catch (error) {
     if (!line.cancelled) gallery.interrupt(tiles);
     if (line.cancelled) {
@@ -99,6 +103,7 @@ function pictureOf(job, event, started) {
     seed: event.seed ?? seed,
     index: event.index ?? (first_index ?? 0) + event.image_index,
     ranking: event.rank ? { rank: event.rank, score: event.score, candidates: event.candidates, judge: event.clip ?? event.rerank } : null,
+    translation: event.translation ?? null,
     size: event.size,
     background: event.background ?? "opaque",
     seconds: event.timing?.total ?? null,

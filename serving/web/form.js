@@ -13,6 +13,8 @@ export class Form {
   #seedUsed = false;
   #source = null;
   #vocabulary;
+  /** Whether prompts are to be translated, as somebody has said; null as long as the model and the browser decide. */
+  #wantsTranslation = null;
 
   /** onDraw: called to draw. onPaint: called with {image, name, mask} of a picture on which a part is to be painted. */
   constructor({ onDraw, onPaint }) {
@@ -21,6 +23,9 @@ export class Form {
     this.#wireCount();
     this.#wireAdvanced();
     byId("model").addEventListener("change", () => this.#showModel());
+    byId("translate").addEventListener("change", (event) => {
+      this.#wantsTranslation = event.target.checked;
+    });
     this.element.addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
     this.#vocabulary = new Vocabulary({ read: () => this.prompt, write: (words, caret) => this.setPrompt(words, caret) });
     new Suggestions({ words: () => this.#vocabulary.words, write: (words) => this.setPrompt(words) });
@@ -114,7 +119,16 @@ export class Form {
       seed: byId("seed").valueAsNumber,
       ...(byId("first_index").value && { first_index: byId("first_index").valueAsNumber }),
       ...this.#bestOf(),
+      ...this.#translate(),
     };
+  }
+
+  /** What the switch says, where it differs from what the service does anyhow. */
+  #translate() {
+    const { translate, translate_from: languages } = this.model;
+    const wanted = languages.length > 0 && byId("translate").checked;
+    if (wanted === (translate !== "off")) return {};
+    return { translate: wanted ? "auto" : "off" };
   }
 
   /** Candidates, if they are wanted. A model whose prompts CLIP cannot read is its own judge. */
@@ -141,6 +155,7 @@ export class Form {
     byId("best_of").value = fields.best_of ?? "";
     byId("seed").value = fields.seed;
     this.#lock(true);
+    this.#wantsTranslation = (fields.translate ?? this.card(fields.model).translate) !== "off";
     for (const name of ADVANCED) byId(name).value = fields[name] || (fields[name] === 0 && name !== "first_index" ? 0 : "");
     this.#showModel();
     this.#showAdvanced(this.#numChanged > 0);
@@ -217,7 +232,10 @@ export class Form {
 
   #showModel() {
     if (!this.model) return;
-    const { id, size, num_codes, sampling, transparency } = this.model;
+    const { id, size, num_codes, sampling, transparency, translate, translate_from: languages } = this.model;
+    byId("translate-control").hidden = !languages.length;
+    byId("translate-control").title = `From ${languages.map(languageName).join(", ")} into English, which is what is drawn`;
+    byId("translate").checked = this.#wantsTranslation ?? (translate !== "off" || languages.includes(browserLanguage()));
     this.#vocabulary.show(id);
     byId("background-field").hidden = !transparency;
     if (!transparency) byId("background").value = ""; // the service would refuse another
@@ -229,6 +247,15 @@ export class Form {
     byId("about-model").textContent = `Model ${id}: ${size.replace("x", " × ")} pixels from ${num_codes} codes.`;
     this.#showNumChanged();
   }
+}
+
+/** ISO 639 code of the language that the browser speaks. */
+function browserLanguage() {
+  return new Intl.Locale(navigator.language || "en").language;
+}
+
+function languageName(code) {
+  return new Intl.DisplayNames("en", { type: "language" }).of(code);
 }
 
 /** The prompt outlives a reload of its tab, where storage is not forbidden. */

@@ -145,10 +145,12 @@ export class Gallery {
   #card(picture) {
     if (!this.#cards.has(picture)) {
       const card = fromTemplate("card-template");
-      const [caption, place] = card.querySelectorAll(".caption, .visually-hidden");
+      const [caption, drawn, place] = card.querySelectorAll(".caption, .visually-hidden");
       card.querySelector("img").src = this.url(picture);
       card.querySelector("img").classList.toggle("transparent", picture.background === "transparent");
       caption.textContent = picture.fields.prompt || "No prompt";
+      drawn.textContent = picture.translation?.drawn_prompt ?? "";
+      drawn.hidden = !drawn.textContent;
       place.textContent = `, seed ${picture.seed}, picture ${picture.index}`;
       if (picture.ranking) {
         const score = card.querySelector(".score");

@@ -146,8 +146,10 @@ export class Viewer {
 }
 
 function facts(picture) {
-  const { fields, seed, index, ranking, size, started, seconds, endpoint, source } = picture;
+  const { fields, seed, index, translation, ranking, size, started, seconds, endpoint, source } = picture;
   const rows = [
+    ["Drawn as", translation?.drawn_prompt],
+    ["Negative as", translation?.drawn_negative_prompt],
     ["Seed", String(seed)],
     ["Index", String(index)],
     ["Score", ranking && `${ranking.score.toFixed(3)} by ${ranking.judge}`],

@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.figures import attention, cost, drawing, masks, norms, positions, residuals, scale, vision
+from benchmarks.figures import attention, cost, drawing, masks, norms, positions, residuals, scale, translation, vision
 from benchmarks.figures.__main__ import FIGURES
 from benchmarks.figures.canvas import Drawing, save
 from benchmarks.figures.observed import DrawnRow, observed, run_row
 from dalle import DALLE
 from dalle.decoder.decoder import Decoder
 from dalle.decoder.row_layout import RowLayout
+from dalle.translate.search import SearchConfig
 from tests.support.models import decoder_config, lively_decoder
+from tests.support.translators import translator_of
 
 TINY = positions.Learning(pictures=2, steps=1, batch_size=2, width=32, depth=1)
 SMALL: dict[str, Callable[[DALLE], Drawing]] = {
@@ -29,6 +31,10 @@ SMALL: dict[str, Callable[[DALLE], Drawing]] = {
     "norms": lambda model: norms.draw_norms(model, num_tokens=2, sizes=(1, 2)),
     "residuals": lambda _: residuals.draw_residuals(depths=(1, 2), width=16),
     "sentence": attention.draw_sentence,
+    "translation": lambda _: translation.draw_translation(
+        dataclasses.replace(translator_of(), search=SearchConfig(num_beams=1, max_ratio=1.0, max_extra=1)),
+        "le grand renard",
+    ),
     "vision": vision.draw_vision,
     "drawing": lambda model: drawing.draw_drawing(model, prompts=(attention.PROMPT,)),
 }

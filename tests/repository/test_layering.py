@@ -21,7 +21,9 @@ OURS = {*PACKAGES, "benchmarks", "tests"}
 
 LIGHT = {"errors", "version", "interrupt", "printable", "defaults", "installed"}
 """Modules that import nothing large."""
-BELOW_CHECKPOINT = {*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text", "clip", "translate"}
+BELOW_CHECKPOINT = {
+    *(*LIGHT, "config", "files", "images", "transformer", "decoder", "vq", "text", "clip", "translate", "translation"),
+}
 BELOW_MODEL = {*BELOW_CHECKPOINT, "checkpoint", "device", "hub"}
 BELOW_PIPELINE = {*BELOW_MODEL, "model", "steps", "receipt", "ranking", "best_of"}
 BELOW_COMMAND = {*BELOW_PIPELINE, "pipeline", "verify", "explain", "scoring"}
@@ -42,9 +44,10 @@ ROOMS: dict[str, set[str]] = {
     "vq": {"config", "errors"},
     "text": {"config", "errors", "files"},
     "clip": {"transformer", "text", "images", "config", "errors"},
-    "translate": {"transformer", "text", "config", "errors"},
+    "translation": {"config", "errors"},
+    "translate": {"transformer", "text", "translation", "config", "defaults", "errors"},
     "ranking": {"config", "defaults", "errors"},
-    "receipt": {"decoder", "errors", "images", "printable", "ranking"},
+    "receipt": {"decoder", "errors", "images", "printable", "ranking", "translation"},
     "command_line": {"errors", "interrupt", "printable"},
     "help_pages": {"errors", "version"},
     "checkpoint": BELOW_CHECKPOINT,

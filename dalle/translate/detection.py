@@ -1,0 +1,153 @@
+"""The language of a prompt: English, one of those that are translated, or none of them.
+
+1. The script decides for Korean (Hangul) and Japanese (kana). Chinese characters alone are Japanese if the Japanese
+   lexicon knows all of them: Chinese is not translated, and most of its sentences have characters or words that
+   Japanese lacks. A text mostly in another script, such as Cyrillic, is refused.
+2. Latin letters: the language that knows most of the words, by the lexicons, whose English is a lexicon of English too.
+   English goes first: a text of which it knows as many words as any other language is English.
+3. If words are unknown, or languages know the same number, py3langid is asked, which compares byte sequences with
+   those of 19 languages (Lui and Baldwin, "langid.py", ACL 2012). It is believed where it is sure. Else a text of
+   which no language knows more than half, and that has no accents, is English, and stays as it is.
+
+All of it is deterministic and needs no network. Few words of one language are words of another: names of things are
+safe, and where they are not (`chat`), the prompt stays as it is, and a language can be given.
+"""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from dalle.errors import PromptError
+from dalle.translate.languages import LANGUAGES, clean, script_of, words_in
+from dalle.translate.lexicon import Lexicon
+from dalle.translate.sentences import FUNCTION_WORDS
+
+__all__ = ["ENGLISH", "LanguageDetector"]
+
+ENGLISH = "en"
+LATIN = ("fr", "de", "es")
+"""The languages that are written in Latin letters."""
+MOST = 0.75
+"""Share of known words from which a text is of one of the lexicons' languages in any case."""
+SURE = 0.7
+"""Probability from which py3langid is believed."""
+FOREIGN = frozenset(
+    "le la les un une des du de et avec dans el los las una y con en der das den dem ein eine einen mit und im".split()
+)
+"""Function words that are in English names at most, such as `El Salvador`."""
+WORD = re.compile(r"[^\W\d_]+")
+OTHERS = {
+    **{"ca": "Catalan", "cs": "Czech", "da": "Danish", "fi": "Finnish", "hu": "Hungarian", "id": "Indonesian"},
+    **{"it": "Italian", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian"},
+    **{"sv": "Swedish", "tr": "Turkish", "vi": "Vietnamese"},
+}
+"""Languages in Latin letters that are told from those that are translated, with their English names."""
+
+
+class LanguageDetector:
+    """Finds the languages of prompts by the lexicons of a translator."""
+
+    def __init__(self, lexicons: Mapping[str, Lexicon]) -> None:
+        self._lexicons = lexicons
+        english: set[str] = {*FUNCTION_WORDS}
+        for lexicon in lexicons.values():
+            for text in lexicon.names.values():
+                english.update(WORD.findall(text.lower()))
+            for texts in lexicon.words.values():
+                english.update(word for text in texts for word in WORD.findall(text.lower()))
+        self._english = frozenset(english)
+
+    def language_of(self, text: str) -> str:
+        """The ISO 639 code of a prompt's language: `en`, or one that the lexicons are of. Raises `PromptError` for a
+        text in another one."""
+        text = clean(text)
+        scripts = [_script(character) for character in text if character.isalpha()]
+        if "hangul" in scripts:
+            return self._supported("ko")
+        if "kana" in scripts:
+            return self._supported("ja")
+        if "kanji" in scripts:
+            return self._of_chinese_characters(text)
+        others = [script for script in scripts if script != "latin"]
+        if 2 * len(others) > len(scripts):
+            raise self._error(f"written in {max(sorted({*others}), key=others.count).title()} letters")
+        return self._of_latin_letters(text)
+
+    def is_english(self, word: str) -> bool:
+        """Whether a lower-case word occurs in the English of a lexicon, in singular or plural."""
+        forms = (word, word.removesuffix("s"), word.removesuffix("es"))
+        return word not in FOREIGN and any(form in self._english for form in forms)
+
+    def _of_chinese_characters(self, text: str) -> str:
+        japanese = self._lexicons.get("ja")
+        if japanese is not None and all(piece.kind != "unknown" for piece in japanese.pieces(text)):
+            return "ja"
+        hint = "" if japanese is None else ", or Japanese with words that the translator lacks (translate ja says so)"
+        raise self._error(f"in Chinese{hint}")
+
+    def _of_latin_letters(self, text: str) -> str:
+        words = [word.lower() for word in WORD.findall(text)]
+        known = {ENGLISH: sum(self.is_english(word) for word in words)}
+        if known[ENGLISH] == len(words):
+            return ENGLISH
+        known |= {code: self._num_known(text, code) for code in LATIN if code in self._lexicons}
+        most = max(known.values())
+        best = [code for code in known if known[code] == most]
+        if ENGLISH in best and most > len(words) / 2:
+            return ENGLISH
+        if len(best) == 1 and most == len(words):
+            return best[0]
+        ranked = _ranked(text)
+        found, probability = ranked[0]
+        if probability > SURE:
+            if found in OTHERS and most < MOST * len(words):
+                raise self._error(f"in {OTHERS[found]}")
+            if found in best or found == ENGLISH or most == 0:
+                return found if found in known else ENGLISH
+        has_accents = not text.isascii() and known[ENGLISH] == 0 < most
+        if most > len(words) / 2 or has_accents:
+            return next(code for code, _ in ranked if code in best)
+        return ENGLISH
+
+    def _num_known(self, text: str, code: str) -> int:
+        pieces = self._lexicons[code].pieces(text)
+        parts = [text[piece.start : piece.end] for piece in pieces if piece.kind in ("name", "word")]
+        return sum(not word.key.isdigit() for part in parts for word in words_in(part, code))
+
+    def _supported(self, code: str) -> str:
+        if code not in self._lexicons:
+            raise self._error(f"in {LANGUAGES[code]}")
+        return code
+
+    def _error(self, found: str) -> PromptError:
+        known = [name for code, name in LANGUAGES.items() if code in self._lexicons]
+        languages = f"{', '.join(known[:-1])} and {known[-1]}" if len(known) > 1 else "".join(known) or "no language"
+        return PromptError(
+            f"the prompt is {found}; the translator knows {languages}: write it in one of them or in English, or have "
+            "it drawn as it is with translate off"
+        )
+
+
+def _script(character: str) -> str:
+    found = script_of(character)
+    if found in ("hiragana", "katakana"):
+        return "kana"
+    if found in ("kanji", "hangul"):
+        return found
+    return unicodedata.name(character, "unknown").split()[0].lower()
+
+
+def _ranked(text: str) -> list[tuple[str, float]]:
+    """Languages by falling probability."""
+    return [(str(code), float(probability)) for code, probability in _identifier().rank(text)]
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # half a second, and few prompts need it
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages([ENGLISH, *LATIN, *OTHERS])
+    return identifier

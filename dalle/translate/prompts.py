@@ -1,0 +1,92 @@
+"""`PromptTranslator`: the step in front of a model that takes prompts in other languages and returns English ones.
+
+    "빨간 판다, fluent 3d 스타일"  ->  "red panda, fluent 3d style", with what was given
+
+English passes through as it is, and costs nothing: a prompt of words that the model knows needs no translator at all.
+"""
+
+import functools
+from collections.abc import Callable
+
+from dalle.defaults import Translate
+from dalle.errors import NegativePromptError, ParameterError, PromptError
+from dalle.translate.detection import ENGLISH, LanguageDetector
+from dalle.translate.languages import LANGUAGES
+from dalle.translate.sentences import Sentence
+from dalle.translate.translator import Translator
+from dalle.translation import PromptTranslation, TranslatedPrompt
+
+__all__ = ["PromptTranslator"]
+
+
+class PromptTranslator:
+    """Translates the prompts of one model. The translator is loaded for the first prompt that needs it."""
+
+    def __init__(self, load: Callable[[], Translator], knows_all: Callable[[str], bool] | None = None) -> None:
+        """load: loads the translator. knows_all: whether the model knows every word of a text, which is then English
+        whatever other language it may be."""
+        self._load = load
+        self._knows_all = knows_all
+
+    @functools.cached_property
+    def translator(self) -> Translator:
+        return self._load()
+
+    @functools.cached_property
+    def _detector(self) -> LanguageDetector:
+        return LanguageDetector(self.translator.lexicons)
+
+    def language_of(self, text: str) -> str:
+        """The ISO 639 code of a prompt's language: `en`, or one that is translated. Raises `PromptError` for a text in
+        another one, which lists those that are translated."""
+        if text.isascii() and self._knows_all is not None and self._knows_all(text):
+            return ENGLISH
+        return self._detector.language_of(text)
+
+    def __call__(
+        self, prompt: str | None, negative_prompt: str | None = None, *, translate: Translate = "auto"
+    ) -> TranslatedPrompt:
+        """Translate a prompt and a negative prompt, each from its own language with `auto`, or both from one by its
+        code; `off` leaves them as they are. Texts without a letter are left as they are.
+
+        Raises `PromptError` for a prompt in a language that is not translated, or too long for the translator, which
+        may be `NegativePromptError`; `ParameterError` for a language without a lexicon; `CheckpointError` for a
+        translator that cannot be loaded.
+        """
+        first = self._translated(prompt, translate)
+        try:
+            second = self._translated(negative_prompt, translate)
+        except PromptError as error:
+            raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
+        if first is None and second is None:
+            return TranslatedPrompt(prompt=prompt, negative_prompt=negative_prompt)
+        found = [one for one in (first, second) if one is not None]
+        return TranslatedPrompt(
+            prompt=prompt if first is None else first[1].english,
+            negative_prompt=negative_prompt if second is None else second[1].english,
+            translation=PromptTranslation(
+                prompt=None if first is None else prompt,
+                language=None if first is None else first[0],
+                negative_prompt=None if second is None else negative_prompt,
+                negative_language=None if second is None else second[0],
+                kept=tuple(dict.fromkeys(word for _, sentence in found for word in sentence.unknown)),
+                translator=self.translator.name,
+                translator_digest=self.translator.digest,
+            ),
+        )
+
+    def _translated(self, text: str | None, translate: Translate) -> tuple[str, Sentence] | None:
+        """Language and translation of a text; None if it is left as it is."""
+        if translate == "off" or text is None or not any(character.isalpha() for character in text):
+            return None
+        language = self.language_of(text) if translate == "auto" else translate
+        if language == ENGLISH:
+            return None
+        if language not in self.translator.lexicons:
+            known = ", ".join(f"{code} ({LANGUAGES[code]})" for code in self.translator.lexicons) or "no language"
+            raise ParameterError(f"translate is {language}; the translator {self.translator.name} knows {known}")
+        try:
+            (sentence,) = self.translator.translate_with_lexicon([text], language)
+        except PromptError as error:
+            raise type(error)(str(error).replace("the sentence to translate", "the prompt to translate", 1)) from error
+        return language, sentence
