@@ -1,5 +1,6 @@
 """typer's pages and errors in the look of all programs: plain text, and one line for a mistake."""
 
+import difflib
 import json
 import sys
 from typing import Annotated, Any
@@ -17,6 +18,8 @@ __all__ = ["SETTINGS", "Command", "Group", "ModelArgument", "VersionOption", "co
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """click's base class for arguments that cannot be used. typer hands on only this child of it."""
+MEANT = 0.75
+"""Likeness, as difflib has it, of an option that is probably meant to the one that was typed."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -97,6 +100,9 @@ def _message(error: Any, name: str) -> str:
     path = error.ctx.command_path if error.ctx is not None else name
     reason = " ".join(error.format_message().split()).removesuffix(".")
     option = getattr(error, "option_name", None)
+    if possibilities := getattr(error, "possibilities", None):  # sorted by name: those that are meant may come last
+        nearest = difflib.get_close_matches(option, possibilities, cutoff=MEANT) or possibilities
+        reason = f"{error.message.removesuffix('.')} (Possible options: {', '.join(nearest)})"
     hint = (
         f"; a prompt that begins with a dash comes last, after --: {path} [OPTIONS] -- {option} ..."
         if _draws(error, option)
