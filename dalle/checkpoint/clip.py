@@ -24,7 +24,7 @@ from dalle.errors import CheckpointError
 from dalle.text.kinds import load_text_tokenizer
 from dalle.text.tokenizer import PromptTokenizer
 
-__all__ = ["find_clip", "load_classifier", "load_clip", "save_classifier", "save_clip"]
+__all__ = ["clip_identity", "find_clip", "load_classifier", "load_clip", "save_classifier", "save_clip"]
 
 CLIP = DirectoryFormat(
     name="dalle-clip",
@@ -94,6 +94,13 @@ def load_clip(folder: str | Path) -> ClipModel:
         about=values["about"],
         digest=file_digest(folder / CONFIG_FILE),
     )
+
+
+def clip_identity(folder: str | Path) -> tuple[str, str]:
+    """Name and digest of a CLIP directory, as `load_clip` has them, without reading its weights into a network. Raises
+    `CheckpointError` for one that is missing, damaged, foreign, or of a newer format."""
+    folder = Path(folder)
+    return CLIP.read(folder)["name"], file_digest(folder / CONFIG_FILE)
 
 
 def save_classifier(

@@ -197,7 +197,8 @@ def _receipt(record: dict[str, Any]) -> "Receipt":
 
     fields = {name: record[name] for name in RECEIPT_FIELDS} | {"step": record.get("step")}  # older records have none
     text = {name: value for name, value in fields.items() if value is not None}
-    if record.get("translation") is not None:
-        text["translation"] = json.dumps(record["translation"], ensure_ascii=False)
+    for name in ("ranking", "translation"):
+        if record.get(name) is not None:
+            text[name] = json.dumps(record[name], ensure_ascii=False)
     whole = text | {"parameters": json.dumps(record["parameters"], ensure_ascii=False)}
     return Receipt.from_text({name: str(value) for name, value in whole.items()})

@@ -13,7 +13,7 @@ import typer
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.cli.look import SETTINGS, Command, VersionOption, run_app
 from dalle.command_line import INTERRUPTED, exit_on_mistake
-from dalle.defaults import DEFAULT_TRANSLATOR, Translate
+from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
@@ -44,6 +44,27 @@ def batch(
             "--n", "-n", min=1, max=MAX_PICTURES, help="Number of pictures per item; an item may override it."
         ),
     ] = 1,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_PICTURES,
+            help="Draw this many candidates per item and keep the best n, best first; an item may override it.",
+            show_default="no candidates",
+        ),
+    ] = None,
+    rerank: Annotated[
+        Rerank | None,
+        typer.Option(
+            help="Judge of the candidates: clip, a CLIP model that compares pictures with the prompt, or likelihood, "
+            "the model itself. An item may override it.",
+            show_default=DEFAULT_RERANK,
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="CLIP model that judges candidates.", show_default=DEFAULT_CLIP),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(min=0, help="Seed of the batch: an item without its own gets one computed from this and its id."),
@@ -79,7 +100,10 @@ def batch(
         typer.Option("--codes", help="Write codes only, into the manifest; `dalle decode` makes pictures from it."),
     ] = False,
     shard_size: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Number of pictures that are committed together.")
+        int,
+        typer.Option(
+            min=1, max=100_000, help="Number of pictures, or candidates, that are drawn and committed together."
+        ),
     ] = 64,
     strict: Annotated[bool, typer.Option("--strict", help="Draw nothing if any line is invalid.")] = False,
     retry_failed: Annotated[
@@ -228,6 +252,9 @@ def batch(
                     translator=translator,
                     layout=layout,
                     shard_size=shard_size,
+                    best_of=best_of,
+                    rerank=rerank,
+                    clip=clip,
                     signed=c2pa_certificate is not None,
                 ),
                 device=device,

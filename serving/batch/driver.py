@@ -25,7 +25,7 @@ from dalle.receipt import printable
 from dalle.steps import CompiledModel, StepKind
 from dalle.transformer.linear import Weights
 from serving.batch import estimate, pages
-from serving.batch.description import check_description, read_description, write_description
+from serving.batch.description import check_description, chosen_by, read_description, write_description
 from serving.batch.items import Shard
 from serving.batch.log import Log, run_facts
 from serving.batch.manifest import has_only_other_pictures, is_done
@@ -93,6 +93,10 @@ def run_batch(batch: Batch) -> int:
 
     doing = "checking existing pictures" if settings.resumed else "reading the prompts"
     survey = survey_shards(follow(shards(), doing), is_committed)
+    clip = chosen_by(storage, description, survey.judged_by_clip)
+    if survey.judged_by_clip is not None:
+        digest = survey.judged_by_clip.clip_digest
+        settings = dataclasses.replace(settings, clip=str(planner.clip_folder), clip_digest=digest)
     if not survey.num_lines:
         raise DalleError(f"there are no prompts in {batch.prompts}")
     if description is not None and has_only_other_pictures(storage, shards(), facts):
@@ -112,6 +116,7 @@ def run_batch(batch: Batch) -> int:
                 num_prompts=survey.num_lines - survey.num_invalid,
                 num_pictures=survey.num_pictures,
                 num_left=survey.num_pending_pictures,
+                num_candidates=survey.num_pending_candidates,
                 num_rows=survey.num_pending_rows,
             )
         )
@@ -121,7 +126,7 @@ def run_batch(batch: Batch) -> int:
     with storage.lock(), Log(storage) as log:
         if read_description(storage) != description:
             raise StorageError(f"another run has begun a batch in {storage} meanwhile: choose another folder")
-        write_description(storage, planner, settings)
+        write_description(storage, planner, settings, clip)
         try:
             if survey.pending:
                 _warn_of_space(storage, planner, survey.num_pending_pictures)

@@ -46,21 +46,25 @@ def estimate_text(
     num_prompts: int,
     num_pictures: int,
     num_left: int,
+    num_candidates: int,
     num_rows: int,
 ) -> str:
     """The report of `--dry-run`: counts, and duration and size, measured by drawing as many of the first pictures as
     there are slots.
 
-    num_left: pictures to be drawn; num_rows: their rows (token sequences), two for a guided picture.
+    num_left: pictures to be drawn; num_candidates: candidates that they are chosen among, and pictures of items without
+    any; num_rows: rows (token sequences) of all these, two for a guided picture.
     """
     counts = f"{num_prompts} prompts, {num_pictures} pictures, {num_left} of them to be drawn"
+    if num_candidates > num_left:
+        counts += f", by drawing {num_candidates} (see --best-of)"
     if not num_left:
         return counts
     torch.set_num_threads(settings.threads)
     model = DALLE.load(settings.model, device=settings.device)
     engine = new_engine(model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1)
     num_used, requests = 0, []
-    pictures = ((item, item.first_index + i) for shard in shards for item in shard.items for i in range(item.n))
+    pictures = ((item, index) for shard in shards for item in shard.items for index in item.indices)
     for item, index in pictures:
         request = model.request(
             item.prompt,
@@ -76,6 +80,7 @@ def estimate_text(
         num_used += request.num_slots
     start = time.perf_counter()
     drawn = engine.run([request for _, request in requests])
+    # each candidate is decoded and encoded here: decoding it is most of what a judge does
     num_bytes = 0.0
     for (item, request), codes in zip(requests, drawn, strict=True):
         picture = model.picture(request, codes, background=item.background).enlarged(item.enlargement)

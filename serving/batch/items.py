@@ -2,6 +2,9 @@
 
 Consecutive lines form a shard, the unit of work: it is drawn and committed as a whole. A picture's name is a digest of
 everything that it is drawn from.
+
+The index of a chosen picture is known only when all candidates of its item are drawn. So the pictures of an item with
+candidates are planned, and named, by their rank: 1 to n, best first.
 """
 
 import dataclasses
@@ -11,10 +14,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from dalle.decoder.sampling import SamplingParams
+from dalle.defaults import Rerank
 from dalle.images import DrawnBackground, ImageFormat
 from dalle.translation import PromptTranslation, TranslatedPrompt
 
-__all__ = ["InvalidLine", "Item", "Layout", "Shard", "picture_key"]
+__all__ = ["Choice", "InvalidLine", "Item", "Layout", "Shard", "candidate_key", "contest_key", "picture_key"]
 
 Layout = Literal["files", "tar", "codes"]
 """How pictures are kept: a file each, a tar archive per shard, or their codes in the manifest alone."""
@@ -22,6 +26,18 @@ Layout = Literal["files", "tar", "codes"]
 
 OUTPUT = {"background", "enlargement"}
 """Parameters of an item that say nothing about its codes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The candidates that an item's pictures are chosen among, and what decides the choice."""
+
+    best_of: int
+    """Number of candidates: the pictures 0 to `best_of` - 1 of the item's seed."""
+    rerank: Rerank
+    clip: str | None = None
+    """Name of the CLIP model that judges; None for `likelihood`."""
+    clip_digest: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +60,24 @@ class Item:
     """Fields of the request that its result in OpenAI's format repeats or depends on; None for any other format."""
     translation: dict[str, Any] | None = None
     """Fields of the `PromptTranslation` of its prompts, if they were translated."""
+    choice: Choice | None = None
+    """None if the item has no candidates: then all its pictures are kept."""
+
+    @property
+    def places(self) -> range:
+        """The places of its pictures: their indices, or with candidates their ranks, from 1."""
+        first = self.first_index if self.choice is None else 1
+        return range(first, first + self.n)
+
+    @property
+    def indices(self) -> range:
+        """Indices of the pictures that are drawn: with candidates all of these."""
+        return range(self.first_index, self.first_index + self.n) if self.choice is None else range(self.choice.best_of)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows (token sequences) that all its pictures and candidates take: two for a guided one, else one."""
+        return len(self.indices) * (2 if self.parameters["guidance_scale"] != 1 else 1)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -103,14 +137,19 @@ class Shard:
         return sum(item.n for item in self.items)
 
     @property
+    def num_candidates(self) -> int:
+        """Number of pictures that are drawn: of an item without candidates its pictures."""
+        return sum(len(item.indices) for item in self.items)
+
+    @property
     def num_invalid(self) -> int:
         """Number of invalid lines."""
         return sum(isinstance(entry, InvalidLine) for entry in self.entries)
 
     @property
     def num_rows(self) -> int:
-        """Number of rows (token sequences) that all pictures take: two for a guided picture, one for any other."""
-        return sum(item.n * (2 if item.parameters["guidance_scale"] != 1 else 1) for item in self.items)
+        """Number of rows (token sequences) that all pictures and candidates take: two for a guided one, else one."""
+        return sum(item.num_rows for item in self.items)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
@@ -119,14 +158,42 @@ class Shard:
     def from_json(cls, text: str) -> "Shard":
         """The inverse of `to_json`."""
         values = json.loads(text)
-        entries = tuple(InvalidLine(**one) if "code" in one else Item(**one) for one in values["entries"])
+        entries = tuple(InvalidLine(**one) if "code" in one else _item(one) for one in values["entries"])
         return cls(number=values["number"], entries=entries, digest=values["digest"])
 
 
-def picture_key(model_digest: str, item: Item, index: int) -> str:
-    """A picture's name: 32 hexadecimal digits of SHA-256 over everything that its bytes depend on."""
-    parameters = sorted(item.parameters.items())
-    drawn_from: list[Any] = [model_digest, item.prompt, item.negative_prompt, parameters, item.seed, index]
-    drawn_from += [] if item.translation is None else [item.translation]
-    text = json.dumps([*drawn_from, item.image_format, item.quality], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _item(values: dict[str, Any]) -> Item:
+    choice = values["choice"]
+    return Item(**values | {"choice": None if choice is None else Choice(**choice)})
+
+
+def picture_key(model_digest: str, item: Item, place: int) -> str:
+    """A picture's name: 32 hexadecimal digits of SHA-256 over everything that its bytes depend on. place: its index, or
+    with candidates its rank."""
+    if item.choice is None:
+        return candidate_key(model_digest, item, place)
+    return _digest([contest_key(model_digest, item), place])
+
+
+def candidate_key(model_digest: str, item: Item, index: int) -> str:
+    """The name of an item's candidate: that of the same picture of an item without candidates."""
+    return _digest([*_drawn_from(model_digest, item), index, *_written_as(item)])
+
+
+def contest_key(model_digest: str, item: Item) -> str:
+    """A digest of everything that decides the choice among an item's candidates, and the form of the chosen pictures.
+    Items that differ in `n` alone have the same."""
+    assert item.choice is not None
+    return _digest([*_drawn_from(model_digest, item), *_written_as(item), dataclasses.asdict(item.choice)])
+
+
+def _drawn_from(model_digest: str, item: Item) -> list[Any]:
+    return [model_digest, item.prompt, item.negative_prompt, sorted(item.parameters.items()), item.seed]
+
+
+def _written_as(item: Item) -> list[Any]:
+    return [*([] if item.translation is None else [item.translation]), item.image_format, item.quality]
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()[:32]

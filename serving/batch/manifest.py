@@ -6,6 +6,7 @@ the same bytes as an unbroken one. Times are in `log.jsonl`.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from dalle.checkpoint import ModelFacts
-from dalle.errors import ParameterError
+from dalle.errors import ConfigError, ParameterError
+from dalle.ranking import Ranking
 from dalle.receipt import unpack_codes
-from serving.batch.items import InvalidLine, Item, Shard, picture_key
+from serving.batch.items import Choice, InvalidLine, Item, Shard, picture_key
 from serving.batch.storage import Storage, StorageError
 from serving.jobs import MODERATION_BLOCKED
 
@@ -31,6 +33,7 @@ __all__ = [
     "has_only_other_pictures",
     "is_done",
     "known_codes",
+    "known_ranking",
     "manifest_name",
     "members",
     "merged_records",
@@ -47,6 +50,8 @@ PICTURE_FIELDS = ("negative_prompt", "seed", "index", "parameters", "model", "mo
 """Fields of a record that are known before the picture is drawn; null for an invalid line."""
 DRAWN_FIELDS = ("file", "sha256", "codes", "codes_sha256", "step", "software", "error_code", "error")
 """Fields of a record that are known only after the picture is drawn."""
+CHOSEN_FIELDS = ("index", "ranking")
+"""Fields of the record of an item with candidates that are known only after the choice."""
 LINE_SEPARATORS = re.compile("[\x85\u2028\u2029]")
 
 
@@ -67,7 +72,7 @@ def picture_file(shard: Shard, item: Item, key: str, layout: str) -> str | None:
 
 def blank_records(shard: Shard, model: str, model_digest: str) -> list[tuple[Item | None, Record]]:
     """The shard's records before anything is drawn: one per picture, with its item, and one per invalid line, with
-    None."""
+    None. Of an item with candidates they are in the order of the ranks, and have the field `ranking`."""
     records: list[tuple[Item | None, Record]] = []
     for entry in shard.entries:
         common = {"line": entry.line, "id": entry.id, "prompt": entry.prompt}
@@ -77,18 +82,19 @@ def blank_records(shard: Shard, model: str, model_digest: str) -> list[tuple[Ite
             error = {"error_code": entry.code, "error": entry.message}
             records.append((None, {**common, **nothing, **undrawn, **error}))
             continue
-        for index in range(entry.first_index, entry.first_index + entry.n):
+        for place in entry.places:
             of_picture = {
                 "negative_prompt": entry.negative_prompt,
                 "seed": entry.seed,
-                "index": index,
+                "index": place if entry.choice is None else None,
                 "parameters": entry.parameters,
                 "model": model,
                 "model_digest": model_digest,
-                "key": picture_key(model_digest, entry, index),
+                "key": picture_key(model_digest, entry, place),
             }
             given = {} if entry.translation is None else {"translation": entry.translation}
-            records.append((entry, {**common, **given, **of_picture, **undrawn}))
+            ranking = {} if entry.choice is None else {"ranking": None}
+            records.append((entry, {**common, **given, **of_picture, **ranking, **undrawn}))
     return records
 
 
@@ -144,15 +150,16 @@ def is_done(storage: Storage, shard: Shard, facts: ModelFacts, *, layout: str, r
             if record != blank:
                 return False
             continue
-        if record.keys() != blank.keys() or any(
-            record[name] != blank[name] for name in blank.keys() - set(DRAWN_FIELDS)
-        ):
+        drawn = {*DRAWN_FIELDS, *(CHOSEN_FIELDS if item.choice is not None else ())}
+        if record.keys() != blank.keys() or any(record[name] != blank[name] for name in blank.keys() - drawn):
             return False
         if record["error"] is not None:
             if retry_failed and record["error_code"] != MODERATION_BLOCKED:  # it would be blocked again
                 return False
             continue
         if known_codes(record, facts) is None or record["file"] != picture_file(shard, item, blank["key"], layout):
+            return False
+        if item.choice is not None and known_ranking(record, item.choice) is None:
             return False
         if layout == "codes" or record["key"] in seen:
             continue
@@ -177,6 +184,16 @@ def known_codes(record: Mapping[str, Any], facts: ModelFacts) -> str | None:
     return packed if fit and codes_digest(codes) == record.get("codes_sha256") else None
 
 
+def known_ranking(record: Mapping[str, Any], choice: Choice) -> Ranking | None:
+    """The place of a record's picture among these candidates; None if it is missing or of another choice."""
+    try:
+        ranking = Ranking.from_dict(record["ranking"])
+    except (KeyError, TypeError, AttributeError, ConfigError, ParameterError):
+        return None
+    same = all(getattr(ranking, name) == value for name, value in dataclasses.asdict(choice).items())
+    return ranking if same and record["index"] in range(choice.best_of) else None
+
+
 def members(content: bytes | None) -> dict[str, bytes]:
     """The files in a tar archive, by name; empty for a damaged archive."""
     try:
@@ -193,6 +210,7 @@ def archive(pictures: Iterable[tuple[Item, Record, bytes]]) -> bytes:
         for item, record, content in pictures:
             names = ("id", "seed", "index", "parameters", "model", "model_digest", "codes")
             metadata = {"captions": [item.prompt]} | {name: record[name] for name in names}
+            metadata |= {} if item.choice is None else {"ranking": record["ranking"]}
             files = {item.image_format: content, "json": json.dumps(metadata, ensure_ascii=False).encode()}
             for suffix, part in files.items():
                 info = tarfile.TarInfo(f"{record['key']}.{suffix}")

@@ -53,6 +53,8 @@ SCHEMA = pa.schema(
         ("software", pa.string()),
         ("error_code", pa.string()),
         ("error", pa.string()),
+        ("rank", pa.int64()),
+        ("score", pa.float64()),
     ]
 )
 
@@ -100,7 +102,8 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 counts.num_failed += record["key"] is not None and record["error"] is not None and not blocked
                 counts.num_drawn += record["error"] is None
                 parameters = json.dumps(record["parameters"]) if record["parameters"] is not None else None
-                group.append(record | {"parameters": parameters})
+                place = {name: (record.get("ranking") or {}).get(name) for name in ("rank", "score")}
+                group.append(record | place | {"parameters": parameters})
                 if len(group) == ROW_GROUP:
                     writer.write_table(pa.Table.from_pylist(group, SCHEMA))
                     group = []
@@ -167,6 +170,8 @@ def _response_body(storage: Storage, item: Item, records: list[Record], archive:
     for record in records:
         codes = [list(ids) for ids in unpack_codes(record["codes"])]
         one = ImageData(seed=item.seed, index=record["index"], codes=codes if options["return_codes"] else None)
+        if record.get("ranking") is not None:
+            one.score, one.rank = record["ranking"]["score"], record["ranking"]["rank"]
         if record["file"] is not None and options["response_format"] == "url":
             one.url = record["file"]
         elif record["file"] is not None:
@@ -183,6 +188,9 @@ def _response_body(storage: Storage, item: Item, records: list[Record], archive:
         output_format=item.image_format,
         size=options["size"],
         enlargement=item.enlargement if item.enlargement > 1 else None,
+        candidates=None if item.choice is None else item.choice.best_of,
+        rerank=None if item.choice is None else item.choice.rerank,
+        clip=None if item.choice is None else item.choice.clip,
         translation=translation,
         warnings=None if item.translated.warning is None else [item.translated.warning],
         safety_identifier=options["safety_identifier"],

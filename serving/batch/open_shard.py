@@ -2,17 +2,38 @@
 
 import dataclasses
 
+from torch import Tensor
+
 from dalle.checkpoint import ModelFacts
 from dalle.errors import DalleError
 from dalle.images import open_image
 from dalle.pipeline import PromptRequest
+from dalle.ranking import Ranking
 from dalle.receipt import Receipt, pack_codes
-from serving.batch.items import Item, Layout, Shard
-from serving.batch.manifest import Record, codes_digest, known_codes, objects, picture_file, read_manifest
+from serving.batch.items import Choice, Item, Layout, Shard
+from serving.batch.manifest import (
+    Record,
+    codes_digest,
+    known_codes,
+    known_ranking,
+    objects,
+    picture_file,
+    read_manifest,
+)
 from serving.batch.storage import WORK, Storage
 from serving.safety.errors import ModerationError
 
-__all__ = ["OpenShard", "Picture", "codes_in_png", "journal_name", "recover_codes"]
+__all__ = [
+    "Candidate",
+    "Chosen",
+    "Contest",
+    "OpenShard",
+    "Picture",
+    "journal_name",
+    "receipt_in_png",
+    "recover_chosen",
+    "recover_codes",
+]
 
 
 @dataclasses.dataclass(eq=False)
@@ -27,6 +48,16 @@ class Picture:
     """Records of other items of the shard that ask for the very same picture."""
     content: bytes = b""
     """The encoded file, from its encoding until it is written."""
+    contest: "Contest | None" = None
+    """The candidates that it is chosen among; None for an item without any."""
+    rank: int | None = None
+    """Its place among them; None without candidates."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        key: str = self.record["key"]
+        return key
 
     @property
     def num_rows(self) -> int:
@@ -48,6 +79,51 @@ class Picture:
 
 
 @dataclasses.dataclass(eq=False)
+class Candidate:
+    """A candidate while a worker draws it. It becomes no file itself."""
+
+    contest: "Contest"
+    key: str
+    request: PromptRequest
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows (token sequences): two for a guided candidate, one for any other."""
+        return self.request.num_slots
+
+
+@dataclasses.dataclass(eq=False)
+class Contest:
+    """All candidates of an item, and the pictures that are chosen among them. Items of a shard that differ in `n` alone
+    share one."""
+
+    shard: "OpenShard"
+    choice: Choice
+    candidates: list[Candidate] = dataclasses.field(default_factory=list)
+    """By index."""
+    pictures: list[Picture] = dataclasses.field(default_factory=list)
+    """By rank, from 1."""
+    codes: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    """Codes (N,) of the finished candidates, by index."""
+    drawn: set[int] = dataclasses.field(default_factory=set)
+    """Indices of those that were drawn in this run."""
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.codes) == len(self.candidates)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A picture that an earlier run has chosen."""
+
+    codes: str
+    """Packed codes."""
+    index: int
+    ranking: Ranking
+
+
+@dataclasses.dataclass(eq=False)
 class OpenShard:
     """A shard while a worker draws it."""
 
@@ -56,7 +132,9 @@ class OpenShard:
     pictures: dict[str, Picture]
     """By key. Items that ask for the very same picture share one."""
     num_left: int
-    """Number of pictures whose codes are not drawn yet."""
+    """Number of pictures whose codes are not known yet."""
+    contests: dict[str, Contest] = dataclasses.field(default_factory=dict)
+    """By their keys."""
     num_drawn: int = 0
     num_rows_drawn: int = 0
     """Number of rows (token sequences) drawn in this run."""
@@ -69,21 +147,47 @@ def journal_name(shard: Shard) -> str:
 
 
 def recover_codes(storage: Storage, opened: OpenShard, facts: ModelFacts, layout: Layout) -> dict[str, str]:
-    """Packed codes, by key, of the shard's pictures that an earlier run has drawn: from the shard's manifest, its
-    journal, or the receipts in PNG files."""
+    """Packed codes, by key, of the shard's candidates, and of its pictures without any, that an earlier run has drawn:
+    from the shard's manifest, its journal, or the receipts in PNG files."""
     _, records = read_manifest(storage, opened.shard)
     records += objects(storage.read(journal_name(opened.shard)) or b"")
     found = {str(record.get("key")): codes for record in records if (codes := known_codes(record, facts)) is not None}
-    known = {key: found[key] for key in opened.pictures.keys() & found.keys()}
-    for key, picture in opened.pictures.items():
-        if key not in known and (codes := codes_in_png(storage, picture, facts, layout)) is not None:
-            known[key] = codes
+    pictures = {key: picture for key, picture in opened.pictures.items() if picture.contest is None}
+    candidates = {one.key for contest in opened.contests.values() for one in contest.candidates}
+    known = {key: found[key] for key in (pictures.keys() | candidates) & found.keys()}
+    for key, picture in pictures.items():
+        if key not in known and (receipt := receipt_in_png(storage, picture, facts, layout)) is not None:
+            known[key] = pack_codes(receipt.codes)
     return known
 
 
-def codes_in_png(storage: Storage, picture: Picture, facts: ModelFacts, layout: Layout) -> str | None:
-    """Packed codes from the receipt in the picture's existing PNG file. None if there is no file, or its receipt is of
-    another picture."""
+def recover_chosen(storage: Storage, opened: OpenShard, facts: ModelFacts, layout: Layout) -> dict[str, Chosen]:
+    """The shard's pictures, by key, that an earlier run has chosen among candidates: from the shard's manifest, or the
+    receipts in PNG files.
+
+    The index of such a picture is no part of its key, so a manifest counts only if it is intact.
+    """
+    if not opened.contests:
+        return {}
+    digest, records = read_manifest(storage, opened.shard)
+    by_key = {record.get("key"): record for record in records} if digest is not None else {}
+    found: dict[str, Chosen] = {}
+    for contest in opened.contests.values():
+        for picture in contest.pictures:
+            record = by_key.get(picture.key, {})
+            codes, ranking = known_codes(record, facts), known_ranking(record, contest.choice)
+            if codes is not None and ranking is not None and ranking.rank == picture.rank:
+                found[picture.key] = Chosen(codes=codes, index=record["index"], ranking=ranking)
+            elif (receipt := receipt_in_png(storage, picture, facts, layout)) is not None:
+                assert receipt.ranking is not None
+                codes = pack_codes(receipt.codes)
+                found[picture.key] = Chosen(codes=codes, index=receipt.index, ranking=receipt.ranking)
+    return found
+
+
+def receipt_in_png(storage: Storage, picture: Picture, facts: ModelFacts, layout: Layout) -> Receipt | None:
+    """The receipt in the picture's existing PNG file. None if there is no file, or its receipt is of another
+    picture."""
     item, record = picture.item, picture.record
     name = picture_file(picture.shard.shard, item, record["key"], layout)
     if layout != "files" or item.image_format != "png" or name is None:
@@ -101,12 +205,23 @@ def codes_in_png(storage: Storage, picture: Picture, facts: ModelFacts, layout: 
         "prompt": item.prompt,
         "negative_prompt": item.negative_prompt,
         "seed": item.seed,
-        "index": record["index"],
         "parameters": item.parameters,
         "model_digest": facts.digest,
         "translation": item.translated.translation,
     }
     if any(getattr(receipt, field) != value for field, value in expected.items()):
         return None
-    packed = pack_codes(receipt.codes)
-    return known_codes({"codes": packed, "codes_sha256": codes_digest(receipt.codes)}, facts)
+    packed = {"codes": pack_codes(receipt.codes), "codes_sha256": codes_digest(receipt.codes)}
+    return receipt if _has_place(receipt, picture) and known_codes(packed, facts) is not None else None
+
+
+def _has_place(receipt: Receipt, picture: Picture) -> bool:
+    """Whether a receipt has the picture's index, or its rank among the same candidates."""
+    if picture.contest is None:
+        return receipt.ranking is None and receipt.index == picture.record["index"]
+    if receipt.ranking is None:
+        return False
+    place = {"index": receipt.index, "ranking": receipt.ranking.to_dict()}
+    fits = known_ranking(place, picture.contest.choice) is not None and receipt.ranking.rank == picture.rank
+    # the choice may have been made in this run
+    return fits and all(picture.record[name] in (None, value) for name, value in place.items())

@@ -41,9 +41,15 @@ def write_contact_sheet(storage: Storage) -> str | None:
         with open_image(storage.read(record["file"]) or b"") as image:
             picture = image.convert("RGBA" if image.has_transparency_data else "RGB")
             images.append(picture.resize((2 * image.width, 2 * image.height), Image.Resampling.LANCZOS))
-    sheet = contact_sheet(images, labels=[record["prompt"] for record in records])
+    sheet = contact_sheet(images, labels=[_label(record) for record in records])
     storage.write(SHEET, encode_image(sheet, format="png"))
     return SHEET
+
+
+def _label(record: dict[str, Any]) -> str:
+    ranking = record.get("ranking")
+    prompt: str = record["prompt"]
+    return prompt if ranking is None else f"{prompt}\n{ranking['rerank']} {ranking['score']:.3f}"
 
 
 def write_gallery(storage: Storage) -> str:
@@ -70,6 +76,10 @@ def _script(records: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _entry(record: dict[str, Any]) -> list[Any]:
-    """A picture in the gallery's data: file, prompt, seed, index, id; and `true` if the picture is transparent."""
+    """A picture in the gallery's data: file, prompt, seed, index, id; whether it is transparent, and its rank, number of
+    candidates, judge and score, where there is anything to say."""
     entry = [record[name] for name in ("file", "prompt", "seed", "index", "id")]
-    return entry + [True] * (record["parameters"].get("background") == "transparent")
+    transparent = record["parameters"].get("background") == "transparent"
+    if (ranking := record.get("ranking")) is not None:
+        return [*entry, transparent, *(ranking[name] for name in ("rank", "best_of", "rerank", "score"))]
+    return entry + [True] * transparent

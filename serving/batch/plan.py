@@ -9,22 +9,27 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from dalle.best_of import BestOf
 from dalle.checkpoint import ModelFacts
+from dalle.checkpoint.clip import clip_identity, find_clip
 from dalle.checkpoint.translator import prompt_translator
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
-from dalle.defaults import DEFAULT_TRANSLATOR, Translate
+from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
+from dalle.text.classes import ClassTokenizer
 from dalle.translate.prompts import PromptTranslator
 from dalle.translation import TranslatedPrompt
-from serving.batch.items import InvalidLine, Item, Layout, Shard
+from serving.batch.items import Choice, InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
+from serving.candidates import judge_of_request
 from serving.errors import ApiError, field_error
 from serving.output import Output, output_of
 from serving.schemas import GenerationRequest, sampling_of
@@ -39,8 +44,6 @@ UNSUPPORTED = {
     "stream": "a batch does not stream",
     "partial_images": "a batch sends no previews",
     "deadline": "a batch has no deadlines",
-    "best_of": "an offline batch draws no candidates; a service does, also in its batches",
-    "rerank": "an offline batch draws no candidates; a service does, also in its batches",
 }
 """Fields of a request that a line may not use, with the reasons."""
 
@@ -63,7 +66,13 @@ class PlanSettings:
     signed: bool = False
     """Whether PNGs get a signed C2PA manifest."""
     shard_size: int = 64
-    """Minimum number of pictures in every shard but the last."""
+    """Minimum number of pictures, or candidates, in every shard but the last."""
+    best_of: int | None = None
+    """Number of candidates per item, unless the item says; None for none."""
+    rerank: Rerank | None = None
+    """Judge of the candidates, unless the item says; None for the default one. It needs `best_of`."""
+    clip: str | None = None
+    """Name or directory of the CLIP model that judges; None for the default one."""
     translate: Translate = "off"
     """Language that prompts are translated from into English, unless the item says."""
     translator: str | None = None
@@ -72,13 +81,21 @@ class PlanSettings:
     """Everything that decides what the safety checks block (`identity_of`); None if nothing is checked."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by name, without the background if it is `auto`, without safety if nothing is checked, and
-        without translation if there is none: earlier releases wrote no such keys."""
+        """All settings by name, without the background if it is `auto`, and without safety, translation and candidates
+        if there are none: earlier releases wrote no such keys. The CLIP model is left out: items have its digest."""
         values = dataclasses.asdict(self)
+        del values["clip"]
         return {name: value for name, value in values.items() if LEFT_OUT.get(name, ...) != value}
 
 
-LEFT_OUT: dict[str, Any] = {"background": "auto", "safety": None, "translate": "off", "translator": None}
+LEFT_OUT: dict[str, Any] = {
+    "background": "auto",
+    "safety": None,
+    "translate": "off",
+    "translator": None,
+    "best_of": None,
+    "rerank": None,
+}
 """Settings that are not written if they have these values."""
 
 
@@ -112,19 +129,25 @@ class Planner:
 
     def __init__(self, facts: ModelFacts, model_id: str, settings: PlanSettings) -> None:
         """model_id: the name by which lines may refer to the model, besides its own name. Raises `ParameterError` if
-        the settings have prompts translated that cannot be, and `CheckpointError` for a translator that is not there.
+        the settings have prompts translated that cannot be, or candidates compared that cannot be, and
+        `CheckpointError` for a translator or a CLIP model that is not there or damaged.
         """
         self.facts = facts
         self.model_id = model_id
         self.settings = settings
         if settings.translate != "off" or settings.translator is not None:
             _ = self._translator  # a mistake is found before any line is read
+        self.judges: tuple[Rerank, ...] = get_args(Rerank)
+        """Judges that can compare pictures of the model."""
+        if isinstance(facts.text_tokenizer, ClassTokenizer):
+            self.judges = ("likelihood",)
+        self._check_candidates()
         # the prompts are read three times
         self._translated = functools.lru_cache(MAX_KEPT)(self._translated_anew)
         self._salt = json.dumps([facts.digest, settings.to_dict()])
 
     def shards(self, lines: Iterable[Line]) -> Iterator[Shard]:
-        """Yield all shards, in order. Each has at least `shard_size` pictures, except the last."""
+        """Yield all shards, in order. Each has at least `shard_size` pictures or candidates, except the last."""
         entries: list[Item | InvalidLine] = []
         number = size = 0
         for line in lines:
@@ -138,14 +161,17 @@ class Planner:
             yield self._shard(number, entries)
 
     def _size(self, line: Line, entry: Item | InvalidLine) -> int:
-        """The number of pictures of a line. An invalid line counts with the number that it asks for, so that correcting
-        it does not move the lines after it to other shards."""
+        """The number of pictures of a line, or of its candidates. An invalid line counts with the number that it asks
+        for, so that correcting it does not move the lines after it to other shards."""
         if isinstance(entry, Item):
-            return entry.n
-        try:
-            return min(max(1, int(line.fields.get("n", self.settings.n))), MAX_PICTURES)
-        except (TypeError, ValueError, OverflowError):
-            return self.settings.n
+            return len(entry.indices)
+        asked = [1]
+        for name, default in (("n", self.settings.n), ("best_of", self.settings.best_of)):
+            try:
+                asked.append(int(line.fields.get(name, default) or 1))
+            except (TypeError, ValueError, OverflowError):
+                asked.append(default or 1)
+        return min(max(asked), MAX_PICTURES)
 
     def _shard(self, number: int, entries: list[Item | InvalidLine]) -> Shard:
         content = json.dumps([_without_nothing(dataclasses.asdict(entry)) for entry in entries], ensure_ascii=False)
@@ -218,7 +244,49 @@ class Planner:
             quality=None if body.output_format == "png" else quality,
             openai=self._openai(body, output, len(tokens)) if line.openai else None,
             translation=None if drawn.translation is None else drawn.translation.to_dict(),
+            choice=self._choice(body),
         )
+
+    def _choice(self, body: _Body) -> Choice | None:
+        """The candidates of an item; None if it has none. Raises `ApiError` for candidates that are not possible."""
+        if body.best_of is not None and body.rerank is None:
+            body = body.model_copy(update={"rerank": self.settings.rerank})
+        rerank = judge_of_request(body, model=self.model_id, judges=self.judges, max_best_of=MAX_PICTURES)
+        if body.best_of is None:
+            return None
+        if rerank != "clip":
+            return Choice(best_of=body.best_of, rerank=rerank)
+        name, digest = self.clip
+        return Choice(best_of=body.best_of, rerank=rerank, clip=name, clip_digest=digest)
+
+    def _check_candidates(self) -> None:
+        """Raise an error for settings with candidates that no item could have: it is reported once."""
+        settings, rerank = self.settings, self.settings.rerank or DEFAULT_RERANK
+        if settings.best_of is not None:
+            BestOf(n=settings.n, best_of=settings.best_of, rerank=rerank)
+        elif settings.rerank is not None:
+            raise ParameterError(
+                f"rerank is {settings.rerank}; it needs best_of, the number of candidates: give --best-of, or both in "
+                "the items"
+            )
+        needs_clip = settings.clip is not None or (settings.best_of is not None and rerank == "clip")
+        if needs_clip and "clip" not in self.judges:
+            raise ParameterError(
+                f"prompts of {self.facts.name} are numbers of classes, which clip cannot read: leave out --clip, and "
+                "give --rerank likelihood with --best-of"
+            )
+        if needs_clip:
+            _ = self.clip
+
+    @functools.cached_property
+    def clip_folder(self) -> Path:
+        """The directory of the CLIP model that judges candidates."""
+        return find_clip(DEFAULT_CLIP if self.settings.clip is None else self.settings.clip).absolute()
+
+    @functools.cached_property
+    def clip(self) -> tuple[str, str]:
+        """Its name and digest. Raises `CheckpointError` if it is missing or damaged."""
+        return clip_identity(self.clip_folder)
 
     def _translated_anew(self, prompt: str, negative_prompt: str | None, translate: Translate) -> TranslatedPrompt:
         """The prompts of an item as they are drawn."""
@@ -245,6 +313,7 @@ class Planner:
             "output_format": settings.image_format,
             "background": settings.background,
             "translate": settings.translate,
+            "best_of": settings.best_of,
         }
         values = defaults | line.fields
         try:
@@ -274,8 +343,8 @@ class Planner:
 
 
 def _without_nothing(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry without a translation that it does not have: earlier releases wrote no such key."""
-    return {name: value for name, value in entry.items() if name != "translation" or value is not None}
+    """An entry without a translation and candidates that it does not have: earlier releases wrote no such keys."""
+    return {name: value for name, value in entry.items() if name not in ("translation", "choice") or value is not None}
 
 
 def _shown(text: str) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from dalle.receipt import printable
-from serving.batch.items import InvalidLine, Shard
+from serving.batch.items import Choice, InvalidLine, Shard
 
 __all__ = ["Survey", "print_invalid_lines", "print_kept_words", "survey_shards"]
 
@@ -25,6 +25,10 @@ class Survey:
     """Number of pictures in pending shards."""
     num_pending_rows: int = 0
     """Number of rows (token sequences) of these pictures: two for a guided picture, one for any other."""
+    num_pending_candidates: int = 0
+    """Number of pictures that are drawn for them: candidates, and pictures of items without any."""
+    judged_by_clip: Choice | None = None
+    """The choice of the first item whose candidates a CLIP model judges."""
     pending: set[int] = dataclasses.field(default_factory=set)
     """Numbers of the pending shards."""
     num_kept: int = 0
@@ -45,12 +49,15 @@ def survey_shards(shards: Iterable[Shard], is_done: Callable[[Shard], bool]) -> 
         invalid = (entry for entry in shard.entries if isinstance(entry, InvalidLine))
         survey.invalid += [*invalid][: NUM_REPORTED - len(survey.invalid)]
         for item in shard.items:
+            if item.choice is not None and item.choice.clip is not None:
+                survey.judged_by_clip = survey.judged_by_clip or item.choice
             if (warning := item.translated.warning) is not None:
                 survey.num_kept += 1
                 survey.kept += [(item.line, warning)][: NUM_REPORTED - len(survey.kept)]
         if not is_done(shard):
             survey.pending.add(shard.number)
             survey.num_pending_pictures += shard.num_pictures
+            survey.num_pending_candidates += shard.num_candidates
             survey.num_pending_rows += shard.num_rows
     return survey
 

@@ -6,29 +6,36 @@ files.
 
 A picture's codes are drawn once. They are appended to the shard's journal before the picture's file is written, and the
 same file can be made again from the codes in a journal, in a manifest, or in the receipt of a PNG.
+
+Of an item with candidates all are drawn, and noted in the journal too. When the last one is finished they are compared,
+always all together and by index, so that a resumed run makes the same choice; the best are then files as any picture is.
+If pictures are checked for safety, candidates are not noted, since none was checked: they are drawn again.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from dalle import DALLE
+from dalle.best_of import Judge, choose, judge_of
 from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
+from dalle.defaults import Rerank
 from dalle.device import keep_memory
 from dalle.errors import DalleError
 from dalle.pipeline import PromptRequest
+from dalle.ranking import Ranking
 from dalle.receipt import pack_codes, unpack_codes
 from dalle.steps import StepKind, new_engine
 from dalle.transformer.linear import Weights
 from dalle.version import __version__
 from serving.batch.credentials import Credentials
-from serving.batch.items import Item, Layout, Shard
+from serving.batch.items import Choice, Item, Layout, Shard, candidate_key, contest_key
 from serving.batch.manifest import blank_records, codes_digest
-from serving.batch.open_shard import OpenShard, Picture, recover_codes
+from serving.batch.open_shard import Candidate, Chosen, Contest, OpenShard, Picture, recover_chosen, recover_codes
 from serving.batch.storage import LocalStorage, open_storage
 from serving.batch.writer import ShardDone, Writer
 from serving.safety.errors import ModerationError
@@ -60,13 +67,17 @@ class WorkerSettings:
     resumed: bool
     """Whether the folder may have pictures of an earlier run. A folder on a disk is searched for them in any case."""
     safety: SafetySettings = dataclasses.field(default_factory=SafetySettings)
+    clip: str | None = None
+    """Directory of the CLIP model that judges candidates; None if no item needs one."""
+    clip_digest: str | None = None
 
 
 class Worker:
     """Draws shards with one model and one engine, and writes them to one folder."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        """Load the model. Raises `DalleError` if this machine does not have it, or has it with another digest."""
+        """Load the model, and the CLIP model if there is one. Raises `DalleError` if this machine does not have them,
+        or has them with another digest."""
         self.settings = settings
         keep_memory()
         self.model = DALLE.load(settings.model, device=settings.device)
@@ -79,6 +90,16 @@ class Worker:
         self._credentials: Credentials | None = None
         if settings.certificate is not None and settings.certificate_key is not None:
             self._credentials = Credentials(settings.certificate, settings.certificate_key)
+        self._judges: dict[Rerank, Judge] = {"likelihood": judge_of(self.model, "likelihood")}
+        if settings.clip is not None:
+            clip = judge_of(self.model, "clip", settings.clip)
+            found = "" if clip.clip is None else clip.clip.digest
+            if found != settings.clip_digest:
+                raise DalleError(
+                    f"the CLIP model {settings.clip} has the digest {found[:12]}... on this machine, and "
+                    f"{str(settings.clip_digest)[:12]}... where the batch was started"
+                )
+            self._judges["clip"] = clip
         self.engine = new_engine(
             self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1
         )
@@ -103,30 +124,29 @@ class Worker:
         torch.set_num_threads(self.settings.threads)  # applies to this thread only
         with Writer(self.storage, self.settings.layout, self._facts, self._credentials, self._moderation) as writer:
             drawing: dict[int, str] = {}
-            wanted: dict[str, list[Picture]] = {}
+            wanted: dict[str, list[Picture | Candidate]] = {}
             feed = self._feed(shards, writer)
             more = True
             try:
                 while more or drawing:
                     while more and self.engine.num_waiting < self.engine.num_slots:
                         try:
-                            picture = next(feed)
+                            one = next(feed)
                         except StopIteration:
                             more = False
                             break
-                        if picture is None:
+                        if one is None:
                             break
-                        key = picture.record["key"]
-                        if key not in wanted:
-                            drawing[self.engine.add(picture.request)] = key
-                        wanted.setdefault(key, []).append(picture)
+                        if one.key not in wanted:
+                            drawing[self.engine.add(one.request)] = one.key
+                        wanted.setdefault(one.key, []).append(one)
                     if drawing:
                         result = self.engine.step()
                         on_step(sum(wanted[drawing[request_id]][0].num_rows for request_id in result.drawn))
                         for request_id, codes in result.finished.items():
                             grid = self.model.decoder.layout.grid(codes[None])[0]
-                            for i, picture in enumerate(wanted.pop(drawing.pop(request_id))):
-                                self._finish(picture, grid, writer, drawn=i == 0)
+                            for i, one in enumerate(wanted.pop(drawing.pop(request_id))):
+                                self._take(one, grid, writer, drawn=i == 0)
                     yield from writer.done(wait=False)
                 yield from writer.done(wait=True)
             finally:
@@ -134,22 +154,43 @@ class Worker:
                 for request_id in drawing:
                     self.engine.cancel(request_id)
 
-    def _feed(self, shards: Iterable[Shard], writer: Writer) -> Iterator[Picture | None]:
-        """Yield the pictures that have to be drawn, and None after each shard."""
+    def _feed(self, shards: Iterable[Shard], writer: Writer) -> Iterator[Picture | Candidate | None]:
+        """Yield the pictures and candidates that have to be drawn, and None after each shard."""
         for shard in shards:
             opened = self._open(shard)
-            known = {}
+            known: dict[str, str] = {}
+            chosen: dict[str, Chosen] = {}
             if self.settings.resumed or isinstance(self.storage, LocalStorage):
                 known = recover_codes(self.storage, opened, self._facts, self.settings.layout)
-            for key, picture in opened.pictures.items():
-                if key in known:
-                    codes = torch.tensor(unpack_codes(known[key]))
-                    self._finish(picture, codes, writer, drawn=False)
+                chosen = recover_chosen(self.storage, opened, self._facts, self.settings.layout)
+            for one in self._to_draw(opened, chosen, writer):
+                if one.key in known:
+                    self._take(one, torch.tensor(unpack_codes(known[one.key])), writer, drawn=False)
                 else:
-                    yield picture
+                    yield one
             if not opened.pictures:
                 writer.commit(opened)
             yield None
+
+    def _to_draw(
+        self, opened: OpenShard, chosen: Mapping[str, Chosen], writer: Writer
+    ) -> Iterator[Picture | Candidate]:
+        """Yield a shard's pictures without candidates, and the candidates of all others, in the order of the items. A
+        contest whose pictures all were chosen before is finished at once."""
+        for picture in opened.pictures.values():
+            contest = picture.contest
+            if contest is None:
+                yield picture
+            elif picture is not contest.pictures[0]:
+                continue
+            elif all(one.key in chosen for one in contest.pictures):
+                for one in contest.pictures:
+                    before = chosen[one.key]
+                    codes = torch.tensor(unpack_codes(before.codes))
+                    self._place(one, before.index, before.ranking)
+                    self._finish(one, codes, writer, drawn=False, ranking=before.ranking)
+            else:
+                yield from contest.candidates
 
     def _open(self, shard: Shard) -> OpenShard:
         opened = OpenShard(shard, [], {}, 0)
@@ -175,10 +216,25 @@ class Worker:
                     negative_prompt=item.negative_prompt,
                     translation=item.translated.translation,
                 )
-            request = dataclasses.replace(requests[item.line], index=record["index"])
-            opened.pictures[record["key"]] = Picture(opened, item, record, request)
+            picture = Picture(opened, item, record, requests[item.line])
+            opened.pictures[record["key"]] = picture
+            if item.choice is None:
+                picture.request = dataclasses.replace(picture.request, index=record["index"])
+                continue
+            picture.contest = self._contest(opened, item, item.choice, picture.request)
+            picture.contest.pictures.append(picture)
+            picture.rank = len(picture.contest.pictures)
         opened.num_left = len(opened.pictures)
         return opened
+
+    def _contest(self, opened: OpenShard, item: Item, choice: Choice, request: PromptRequest) -> Contest:
+        key = contest_key(self.model.digest, item)
+        if key not in opened.contests:
+            contest = opened.contests[key] = Contest(opened, choice)
+            for index in item.indices:
+                name = candidate_key(self.model.digest, item, index)
+                contest.candidates.append(Candidate(contest, name, dataclasses.replace(request, index=index)))
+        return opened.contests[key]
 
     def _refusal(self, item: Item) -> ModerationError | None:
         """Why an item's prompt may not be drawn; None if it may."""
@@ -192,7 +248,44 @@ class Worker:
             return error
         return None
 
-    def _finish(self, picture: Picture, grid: Tensor, writer: Writer, *, drawn: bool) -> None:
+    def _take(self, one: Picture | Candidate, grid: Tensor, writer: Writer, *, drawn: bool) -> None:
+        """Take the codes (H, W) of a picture or a candidate: make a file of it, or compare all candidates if it was the
+        last one."""
+        opened = one.shard if isinstance(one, Picture) else one.contest.shard
+        opened.num_rows_drawn += one.num_rows * drawn
+        if isinstance(one, Picture):
+            self._finish(one, grid, writer, drawn=drawn)
+            return
+        contest, index = one.contest, one.request.index
+        contest.codes[index] = grid.flatten()
+        if drawn:
+            contest.drawn.add(index)
+        if drawn and (self._moderation is None or not self._moderation.has_pictures):
+            codes = grid.tolist()
+            writer.note(opened, {"key": one.key, "codes": pack_codes(codes), "codes_sha256": codes_digest(codes)})
+        if contest.is_complete:
+            self._choose(contest, writer)
+
+    def _choose(self, contest: Contest, writer: Writer) -> None:
+        """Compare all candidates, and make files of the best."""
+        candidates = [(one.request, contest.codes[one.request.index]) for one in contest.candidates]
+        judge = self._judges[contest.choice.rerank]
+        best = choose(judge, candidates[0][0].prompt, candidates, len(contest.pictures))
+        for picture, (request, codes, ranking) in zip(contest.pictures, best, strict=True):
+            self._place(picture, request.index, ranking)
+            grid = self.model.decoder.layout.grid(codes[None])[0]
+            self._finish(picture, grid, writer, drawn=request.index in contest.drawn, ranking=ranking)
+        contest.codes.clear()
+
+    @staticmethod
+    def _place(picture: Picture, index: int, ranking: Ranking) -> None:
+        """Enter the index of a chosen picture, and its place among the candidates."""
+        picture.request = dataclasses.replace(picture.request, index=index)
+        picture.record.update(index=index, ranking=ranking.to_dict())
+
+    def _finish(
+        self, picture: Picture, grid: Tensor, writer: Writer, *, drawn: bool, ranking: Ranking | None = None
+    ) -> None:
         """Decode codes (H, W) to pixels, and queue the file for the writing thread."""
         record, opened = picture.record, picture.shard
         codes = grid.tolist()
@@ -205,7 +298,6 @@ class Worker:
         )
         opened.num_left -= 1
         opened.num_drawn += drawn
-        opened.num_rows_drawn += picture.num_rows * drawn
         opened.times[record["key"]] = time.time()
         image, text = None, {}
         if self.settings.layout != "codes" or (self._moderation is not None and self._moderation.has_pictures):
@@ -215,10 +307,11 @@ class Worker:
                     grid.flatten(),
                     background=picture.item.background,
                     step=self.engine.step_kind,
+                    ranking=ranking,
                 ).enlarged(picture.item.enlargement)
                 image, text = made.image, made.receipt.to_text()
             except DalleError as error:
                 picture.fail(error)
-        writer.put(picture, image, text, note=drawn)
+        writer.put(picture, image, text, note=drawn and ranking is None)
         if opened.num_left == 0:
             writer.commit(opened)

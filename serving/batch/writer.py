@@ -22,7 +22,7 @@ from dalle.images import encode_image
 from serving.batch.credentials import Credentials
 from serving.batch.items import Layout
 from serving.batch.manifest import Record, archive, picture_file, write_manifest
-from serving.batch.open_shard import OpenShard, Picture, codes_in_png, journal_name
+from serving.batch.open_shard import OpenShard, Picture, journal_name, receipt_in_png
 from serving.batch.storage import Storage, StorageError
 from serving.safety.errors import CheckUnavailableError, ModerationError
 from serving.safety.moderation import Moderation
@@ -31,6 +31,8 @@ __all__ = ["ShardDone", "Writer"]
 
 MAX_UNWRITTEN = 64
 """Limit on pictures that wait to be written; `Writer.put` blocks beyond it."""
+NOTED = ("key", "codes", "codes_sha256")
+"""Fields of a line of a journal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,10 +88,15 @@ class Writer:
         image: None writes no file, and so does the layout `codes`. text: text chunks of a PNG. note: whether to append
         the codes to the journal first.
         """
-        names = ("key", "codes", "codes_sha256")
-        noted = {name: picture.record[name] for name in names} if note else None
+        noted = {name: picture.record[name] for name in NOTED} if note else None
         self._unwritten.acquire()
         self._thread.submit(self._run_task, lambda: self._write(picture, noted, image, text))
+
+    def note(self, opened: OpenShard, noted: Record) -> None:
+        """Queue the codes of a candidate (the fields `NOTED`) to be appended to the shard's journal. Blocks as `put`
+        does."""
+        self._unwritten.acquire()
+        self._thread.submit(self._run_task, lambda: self._note(opened, noted))
 
     def commit(self, opened: OpenShard) -> None:
         """Queue a shard to be committed. All of its pictures must have been put before."""
@@ -117,7 +124,7 @@ class Writer:
             self._unwritten.release()
 
     def _write(self, picture: Picture, noted: Record | None, image: Image.Image | None, text: dict[str, str]) -> None:
-        item, record, shard = picture.item, picture.record, picture.shard.shard
+        item, record, opened = picture.item, picture.record, picture.shard
         if self.moderation is not None and self.moderation.has_pictures:
             if image is None:  # it could not be decoded, so it was not judged
                 picture.withhold()
@@ -130,8 +137,7 @@ class Writer:
                 picture.refuse(error)
                 return
         if noted is not None:
-            # the leading line feed ends a line that a kill may have cut off
-            self.storage.append(journal_name(shard), b"\n" + json.dumps(noted).encode() + b"\n")
+            self._note(opened, noted)
         if image is None or self.layout == "codes":
             return
         try:
@@ -145,11 +151,15 @@ class Writer:
         except DalleError as error:
             picture.fail(error)
             return
-        record["file"] = picture_file(shard, item, record["key"], self.layout)
+        record["file"] = picture_file(opened.shard, item, record["key"], self.layout)
         record["sha256"] = hashlib.sha256(picture.content).hexdigest()
         if self.layout == "files":
             self.storage.write(record["file"], picture.content)
             picture.content = b""
+
+    def _note(self, opened: OpenShard, noted: Record) -> None:
+        # the leading line feed ends a line that a kill may have cut off
+        self.storage.append(journal_name(opened.shard), b"\n" + json.dumps(noted).encode() + b"\n")
 
     def _signed(self, credentials: Credentials, picture: Picture) -> bytes:
         """The picture's file with a signature. A valid signed file is kept: every new signature has other bytes."""
@@ -158,7 +168,7 @@ class Writer:
         if (
             existing is not None
             and credentials.has_signed(existing)
-            and codes_in_png(self.storage, picture, self.facts, self.layout)
+            and receipt_in_png(self.storage, picture, self.facts, self.layout) is not None
         ):
             return existing
         return credentials.sign(picture.content)

@@ -12,10 +12,11 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 
-from dalle.defaults import DEFAULT_RERANK, Rerank, Translate
+from dalle.defaults import Translate
 from dalle.errors import DalleError, PromptError
 from dalle.pipeline import NEEDS_GUIDANCE
 from serving.backend import Backend
+from serving.candidates import judge_of_request
 from serving.errors import ApiError, to_http
 from serving.ingress.answers import Answer
 from serving.ingress.given import prepare, prompt_of
@@ -117,7 +118,8 @@ async def prepare_drawing(app: FastAPI, asked: Asked, *, job_id: str | None = No
         lenient=settings.lenient,
     )
     _check(fields, info, limits)
-    rerank, translate = _judge(fields, info, limits), _translate(fields, info)
+    rerank = judge_of_request(fields, model=info.id, judges=info.rerank, max_best_of=limits.max_best_of)
+    translate = _translate(fields, info)
     as_urls = _as_urls(fields, settings)
     prompt, given = fields.prompt, None
     if asked.upload is not None:
@@ -206,32 +208,6 @@ def _check(fields: Fields, info: ModelInfo, limits: LimitSettings) -> None:
         raise ApiError(400, NEEDS_GUIDANCE, code="invalid_value", param="negative_prompt")
     if fields.partial_images and not fields.stream:
         raise ApiError(400, "partial_images needs stream", code="invalid_value", param="partial_images")
-
-
-def _judge(fields: Fields, info: ModelInfo, limits: LimitSettings) -> Rerank:
-    """The judge of a request's candidates. Raises `ApiError` for candidates that are not possible."""
-    best_of, rerank = fields.best_of, fields.rerank or DEFAULT_RERANK
-    if best_of is None:
-        if fields.rerank is not None:
-            message = f"rerank is {fields.rerank}; it needs best_of, the number of candidates"
-            raise ApiError(400, message, code="invalid_value", param="rerank")
-        return rerank
-    if best_of < fields.n:
-        message = f"best_of is {best_of}; it must be at least n, which is {fields.n}"
-        raise ApiError(400, message, code="invalid_value", param="best_of")
-    if best_of > limits.max_best_of:
-        message = f"best_of is {best_of}; the limit is {limits.max_best_of}"
-        raise ApiError(400, message, code="invalid_value", param="best_of")
-    if fields.first_index:
-        message = f"first_index is {fields.first_index}; with best_of, the candidates are the pictures from index 0"
-        raise ApiError(400, message, code="invalid_value", param="first_index")
-    if rerank not in info.rerank:
-        message = (
-            f"rerank is {rerank}; prompts of the model {info.id} are numbers of classes, which {rerank} cannot read: "
-            f"send {' or '.join(info.rerank)}"
-        )
-        raise ApiError(400, message, code="invalid_value", param="rerank")
-    return rerank
 
 
 def _translate(fields: Fields, info: ModelInfo) -> Translate:
