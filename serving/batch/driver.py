@@ -96,7 +96,7 @@ def run_batch(batch: Batch) -> int:
     clip = chosen_by(storage, description, survey.judged_by_clip)
     if survey.judged_by_clip is not None:
         digest = survey.judged_by_clip.clip_digest
-        settings = dataclasses.replace(settings, clip=str(planner.clip_folder), clip_digest=digest)
+        settings = dataclasses.replace(settings, clip=str(planner.choices.clip_folder), clip_digest=digest)
     if not survey.num_lines:
         raise DalleError(f"there are no prompts in {batch.prompts}")
     if description is not None and has_only_other_pictures(storage, shards(), facts):

@@ -76,7 +76,7 @@ class Item:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows (token sequences) that all its pictures and candidates take: two for a guided one, else one."""
+        """Number of rows (token sequences) that they take: two for a guided picture, one for any other."""
         return len(self.indices) * (2 if self.parameters["guidance_scale"] != 1 else 1)
 
     @property

@@ -10,7 +10,7 @@ from dalle.images import open_image
 from dalle.pipeline import PromptRequest
 from dalle.ranking import Ranking
 from dalle.receipt import Receipt, pack_codes
-from serving.batch.items import Choice, Item, Layout, Shard
+from serving.batch.items import Choice, Item, Layout, Shard, candidate_key, contest_key
 from serving.batch.manifest import (
     Record,
     codes_digest,
@@ -30,6 +30,7 @@ __all__ = [
     "OpenShard",
     "Picture",
     "journal_name",
+    "open_contest",
     "receipt_in_png",
     "recover_chosen",
     "recover_codes",
@@ -139,6 +140,22 @@ class OpenShard:
     num_rows_drawn: int = 0
     """Number of rows (token sequences) drawn in this run."""
     times: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def open_contest(opened: OpenShard, picture: Picture, model_digest: str) -> None:
+    """Enter a picture in the contest that it is chosen in, which is opened by its first picture. Pictures of an item
+    are entered in the order of their ranks."""
+    item = picture.item
+    assert item.choice is not None
+    key = contest_key(model_digest, item)
+    if key not in opened.contests:
+        contest = opened.contests[key] = Contest(opened, item.choice)
+        for index in item.indices:
+            request = dataclasses.replace(picture.request, index=index)
+            contest.candidates.append(Candidate(contest, candidate_key(model_digest, item, index), request))
+    picture.contest = opened.contests[key]
+    picture.contest.pictures.append(picture)
+    picture.rank = len(picture.contest.pictures)
 
 
 def journal_name(shard: Shard) -> str:

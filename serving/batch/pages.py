@@ -76,8 +76,8 @@ def _script(records: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _entry(record: dict[str, Any]) -> list[Any]:
-    """A picture in the gallery's data: file, prompt, seed, index, id; whether it is transparent, and its rank, number of
-    candidates, judge and score, where there is anything to say."""
+    """A picture in the gallery's data: file, prompt, seed, index, id; whether it is transparent, if it is or has
+    candidates; and with candidates its rank, their number, judge and score."""
     entry = [record[name] for name in ("file", "prompt", "seed", "index", "id")]
     transparent = record["parameters"].get("background") == "transparent"
     if (ranking := record.get("ranking")) is not None:

@@ -9,27 +9,23 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from dalle.best_of import BestOf
 from dalle.checkpoint import ModelFacts
-from dalle.checkpoint.clip import clip_identity, find_clip
 from dalle.checkpoint.translator import prompt_translator
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
-from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
+from dalle.defaults import DEFAULT_TRANSLATOR, Rerank, Translate
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
-from dalle.text.classes import ClassTokenizer
 from dalle.translate.prompts import PromptTranslator
 from dalle.translation import TranslatedPrompt
-from serving.batch.items import Choice, InvalidLine, Item, Layout, Shard
+from serving.batch.choices import Choices
+from serving.batch.items import InvalidLine, Item, Layout, Shard
 from serving.batch.prompts import Line
-from serving.candidates import judge_of_request
 from serving.errors import ApiError, field_error
 from serving.output import Output, output_of
 from serving.schemas import GenerationRequest, sampling_of
@@ -137,11 +133,14 @@ class Planner:
         self.settings = settings
         if settings.translate != "off" or settings.translator is not None:
             _ = self._translator  # a mistake is found before any line is read
-        self.judges: tuple[Rerank, ...] = get_args(Rerank)
-        """Judges that can compare pictures of the model."""
-        if isinstance(facts.text_tokenizer, ClassTokenizer):
-            self.judges = ("likelihood",)
-        self._check_candidates()
+        self.choices = Choices(
+            facts,
+            model_id,
+            n=settings.n,
+            best_of=settings.best_of,
+            rerank=settings.rerank,
+            clip=settings.clip,
+        )
         # the prompts are read three times
         self._translated = functools.lru_cache(MAX_KEPT)(self._translated_anew)
         self._salt = json.dumps([facts.digest, settings.to_dict()])
@@ -244,49 +243,8 @@ class Planner:
             quality=None if body.output_format == "png" else quality,
             openai=self._openai(body, output, len(tokens)) if line.openai else None,
             translation=None if drawn.translation is None else drawn.translation.to_dict(),
-            choice=self._choice(body),
+            choice=self.choices.choice(body),
         )
-
-    def _choice(self, body: _Body) -> Choice | None:
-        """The candidates of an item; None if it has none. Raises `ApiError` for candidates that are not possible."""
-        if body.best_of is not None and body.rerank is None:
-            body = body.model_copy(update={"rerank": self.settings.rerank})
-        rerank = judge_of_request(body, model=self.model_id, judges=self.judges, max_best_of=MAX_PICTURES)
-        if body.best_of is None:
-            return None
-        if rerank != "clip":
-            return Choice(best_of=body.best_of, rerank=rerank)
-        name, digest = self.clip
-        return Choice(best_of=body.best_of, rerank=rerank, clip=name, clip_digest=digest)
-
-    def _check_candidates(self) -> None:
-        """Raise an error for settings with candidates that no item could have: it is reported once."""
-        settings, rerank = self.settings, self.settings.rerank or DEFAULT_RERANK
-        if settings.best_of is not None:
-            BestOf(n=settings.n, best_of=settings.best_of, rerank=rerank)
-        elif settings.rerank is not None:
-            raise ParameterError(
-                f"rerank is {settings.rerank}; it needs best_of, the number of candidates: give --best-of, or both in "
-                "the items"
-            )
-        needs_clip = settings.clip is not None or (settings.best_of is not None and rerank == "clip")
-        if needs_clip and "clip" not in self.judges:
-            raise ParameterError(
-                f"prompts of {self.facts.name} are numbers of classes, which clip cannot read: leave out --clip, and "
-                "give --rerank likelihood with --best-of"
-            )
-        if needs_clip:
-            _ = self.clip
-
-    @functools.cached_property
-    def clip_folder(self) -> Path:
-        """The directory of the CLIP model that judges candidates."""
-        return find_clip(DEFAULT_CLIP if self.settings.clip is None else self.settings.clip).absolute()
-
-    @functools.cached_property
-    def clip(self) -> tuple[str, str]:
-        """Its name and digest. Raises `CheckpointError` if it is missing or damaged."""
-        return clip_identity(self.clip_folder)
 
     def _translated_anew(self, prompt: str, negative_prompt: str | None, translate: Translate) -> TranslatedPrompt:
         """The prompts of an item as they are drawn."""

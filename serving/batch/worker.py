@@ -7,9 +7,9 @@ files.
 A picture's codes are drawn once. They are appended to the shard's journal before the picture's file is written, and the
 same file can be made again from the codes in a journal, in a manifest, or in the receipt of a PNG.
 
-Of an item with candidates all are drawn, and noted in the journal too. When the last one is finished they are compared,
-always all together and by index, so that a resumed run makes the same choice; the best are then files as any picture is.
-If pictures are checked for safety, candidates are not noted, since none was checked: they are drawn again.
+Candidates of an item are noted in the journal too. When the last one is finished they are compared, all together and in
+the order of their indices, so that a resumed run makes the same choice. If pictures are checked for safety, candidates
+are not noted, since only the chosen ones are checked: a resumed run draws them again.
 """
 
 import dataclasses
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from dalle import DALLE
-from dalle.best_of import Judge, choose, judge_of
+from dalle.best_of import choose
 from dalle.checkpoint import load_facts
 from dalle.checkpoint.store import find_model
-from dalle.defaults import Rerank
 from dalle.device import keep_memory
 from dalle.errors import DalleError
 from dalle.pipeline import PromptRequest
@@ -32,10 +31,20 @@ from dalle.receipt import pack_codes, unpack_codes
 from dalle.steps import StepKind, new_engine
 from dalle.transformer.linear import Weights
 from dalle.version import __version__
+from serving.batch.choices import load_judges
 from serving.batch.credentials import Credentials
-from serving.batch.items import Choice, Item, Layout, Shard, candidate_key, contest_key
+from serving.batch.items import Item, Layout, Shard
 from serving.batch.manifest import blank_records, codes_digest
-from serving.batch.open_shard import Candidate, Chosen, Contest, OpenShard, Picture, recover_chosen, recover_codes
+from serving.batch.open_shard import (
+    Candidate,
+    Chosen,
+    Contest,
+    OpenShard,
+    Picture,
+    open_contest,
+    recover_chosen,
+    recover_codes,
+)
 from serving.batch.storage import LocalStorage, open_storage
 from serving.batch.writer import ShardDone, Writer
 from serving.safety.errors import ModerationError
@@ -90,16 +99,7 @@ class Worker:
         self._credentials: Credentials | None = None
         if settings.certificate is not None and settings.certificate_key is not None:
             self._credentials = Credentials(settings.certificate, settings.certificate_key)
-        self._judges: dict[Rerank, Judge] = {"likelihood": judge_of(self.model, "likelihood")}
-        if settings.clip is not None:
-            clip = judge_of(self.model, "clip", settings.clip)
-            found = "" if clip.clip is None else clip.clip.digest
-            if found != settings.clip_digest:
-                raise DalleError(
-                    f"the CLIP model {settings.clip} has the digest {found[:12]}... on this machine, and "
-                    f"{str(settings.clip_digest)[:12]}... where the batch was started"
-                )
-            self._judges["clip"] = clip
+        self._judges = load_judges(self.model, settings.clip, settings.clip_digest)
         self.engine = new_engine(
             self.model, num_slots=settings.num_slots, step=settings.step, weights=settings.weights, parallel=1
         )
@@ -220,21 +220,10 @@ class Worker:
             opened.pictures[record["key"]] = picture
             if item.choice is None:
                 picture.request = dataclasses.replace(picture.request, index=record["index"])
-                continue
-            picture.contest = self._contest(opened, item, item.choice, picture.request)
-            picture.contest.pictures.append(picture)
-            picture.rank = len(picture.contest.pictures)
+            else:
+                open_contest(opened, picture, self.model.digest)
         opened.num_left = len(opened.pictures)
         return opened
-
-    def _contest(self, opened: OpenShard, item: Item, choice: Choice, request: PromptRequest) -> Contest:
-        key = contest_key(self.model.digest, item)
-        if key not in opened.contests:
-            contest = opened.contests[key] = Contest(opened, choice)
-            for index in item.indices:
-                name = candidate_key(self.model.digest, item, index)
-                contest.candidates.append(Candidate(contest, name, dataclasses.replace(request, index=index)))
-        return opened.contests[key]
 
     def _refusal(self, item: Item) -> ModerationError | None:
         """Why an item's prompt may not be drawn; None if it may."""
@@ -270,7 +259,13 @@ class Worker:
         """Compare all candidates, and make files of the best."""
         candidates = [(one.request, contest.codes[one.request.index]) for one in contest.candidates]
         judge = self._judges[contest.choice.rerank]
-        best = choose(judge, candidates[0][0].prompt, candidates, len(contest.pictures))
+        try:
+            best = choose(judge, candidates[0][0].prompt, candidates, len(contest.pictures))
+        except DalleError as error:
+            for picture in contest.pictures:
+                picture.fail(error)
+            self._settle(contest.shard, len(contest.pictures), writer)
+            return
         for picture, (request, codes, ranking) in zip(contest.pictures, best, strict=True):
             self._place(picture, request.index, ranking)
             grid = self.model.decoder.layout.grid(codes[None])[0]
@@ -296,7 +291,6 @@ class Worker:
             step=self.engine.step_kind,
             software=f"dalle {__version__}",
         )
-        opened.num_left -= 1
         opened.num_drawn += drawn
         opened.times[record["key"]] = time.time()
         image, text = None, {}
@@ -313,5 +307,11 @@ class Worker:
             except DalleError as error:
                 picture.fail(error)
         writer.put(picture, image, text, note=drawn and ranking is None)
+        self._settle(opened, 1, writer)
+
+    @staticmethod
+    def _settle(opened: OpenShard, num_pictures: int, writer: Writer) -> None:
+        """Count pictures that are put or failed, and commit their shard after the last one."""
+        opened.num_left -= num_pictures
         if opened.num_left == 0:
             writer.commit(opened)
