@@ -34,7 +34,7 @@ class Choices:
         """The options of a batch, which an item may override except for `clip`, the name or directory of the CLIP
         model; None is the default one.
 
-        Raises `ParameterError` for options that no item could have, so that they are reported once, and
+        Raises `ParameterError` for options that contradict each other or the model, and
         `CheckpointError` for a CLIP model that is missing or damaged.
         """
         self._model_id, self._rerank = model_id, rerank

@@ -17,7 +17,7 @@ from dalle.checkpoint import ModelFacts
 from dalle.checkpoint.translator import prompt_translator
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
-from dalle.defaults import DEFAULT_TRANSLATOR, Rerank, Translate
+from dalle.defaults import DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
 from dalle.errors import ConfigError, NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, ImageFormat
 from dalle.pipeline import MAX_PICTURES, check_prompts, negative_prompt_errors
@@ -81,6 +81,8 @@ class PlanSettings:
         if there are none: earlier releases wrote no such keys. The CLIP model is left out: items have its digest."""
         values = dataclasses.asdict(self)
         del values["clip"]
+        if self.best_of is not None:
+            values["rerank"] = self.rerank or DEFAULT_RERANK
         return {name: value for name, value in values.items() if LEFT_OUT.get(name, ...) != value}
 
 
