@@ -137,7 +137,8 @@ def run_batch(batch: Batch) -> int:
                     num_drawn += done.num_drawn
                     log.write(event="shard", **dataclasses.asdict(done))
                 log.write(event="end", num_drawn=num_drawn)
-            counts = merge(storage, follow(shards(), "merging the manifests", survey.num_lines))
+            merging = follow(shards(), "merging the manifests", survey.num_lines)
+            counts = merge(storage, merging, candidates=survey.has_candidates)
             names = _write_pages(batch, storage)
             log.close()
             storage.flush()

@@ -72,7 +72,7 @@ def picture_file(shard: Shard, item: Item, key: str, layout: str) -> str | None:
 
 def blank_records(shard: Shard, model: str, model_digest: str) -> list[tuple[Item | None, Record]]:
     """The shard's records before anything is drawn: one per picture, with its item, and one per invalid line, with
-    None. Of an item with candidates they are in the order of the ranks, and have the field `ranking`."""
+    None. Records of an item with candidates are in the order of the ranks, and have the field `ranking`."""
     records: list[tuple[Item | None, Record]] = []
     for entry in shard.entries:
         common = {"line": entry.line, "id": entry.id, "prompt": entry.prompt}

@@ -53,10 +53,10 @@ SCHEMA = pa.schema(
         ("software", pa.string()),
         ("error_code", pa.string()),
         ("error", pa.string()),
-        ("rank", pa.int64()),
-        ("score", pa.float64()),
     ]
 )
+PLACE = [pa.field("rank", pa.int64()), pa.field("score", pa.float64())]
+"""Columns of a batch with candidates."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,14 +79,16 @@ class Counts:
         return self.num_invalid + self.num_failed + self.num_blocked
 
 
-def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
-    """Write all result files. Every shard must be committed. Raises `StorageError`."""
+def merge(storage: Storage, shards: Iterable[Shard], *, candidates: bool = False) -> Counts:
+    """Write all result files; `manifest.parquet` has the columns `rank` and `score` if any item has candidates. Every
+    shard must be committed. Raises `StorageError`."""
     counts = Counts()
+    schema = pa.schema([*SCHEMA, *PLACE]) if candidates else SCHEMA
     openai_lines = {OPENAI_OUTPUT: 0, OPENAI_ERRORS: 0}
     with ExitStack() as files:
         names = ("manifest.jsonl", "manifest.parquet", REFUSED_FILE, OPENAI_OUTPUT, OPENAI_ERRORS)
         streams = {name: files.enter_context(storage.replace(name)) for name in names}
-        writer = files.enter_context(parquet.ParquetWriter(streams["manifest.parquet"], SCHEMA))
+        writer = files.enter_context(parquet.ParquetWriter(streams["manifest.parquet"], schema))
         group: list[Record] = []
         number = -1
         for shard, records in merged_records(storage, shards):
@@ -105,12 +107,12 @@ def merge(storage: Storage, shards: Iterable[Shard]) -> Counts:
                 place = {name: (record.get("ranking") or {}).get(name) for name in ("rank", "score")}
                 group.append(record | place | {"parameters": parameters})
                 if len(group) == ROW_GROUP:
-                    writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                    writer.write_table(pa.Table.from_pylist(group, schema))
                     group = []
             for name, result in _openai_results(storage, shard, records):
                 streams[name].write(to_line(result))
                 openai_lines[name] += 1
-        writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+        writer.write_table(pa.Table.from_pylist(group, schema))
     if not counts.num_refused:
         storage.remove(REFUSED_FILE)
     for name, num_lines in openai_lines.items():

@@ -27,6 +27,8 @@ class Survey:
     """Number of rows (token sequences) of these pictures: two for a guided picture, one for any other."""
     num_pending_candidates: int = 0
     """Number of pictures that are drawn for them: candidates, and pictures of items without any."""
+    has_candidates: bool = False
+    """Whether any item has candidates."""
     judged_by_clip: Choice | None = None
     """The choice of the first item whose candidates a CLIP model judges."""
     pending: set[int] = dataclasses.field(default_factory=set)
@@ -49,8 +51,10 @@ def survey_shards(shards: Iterable[Shard], is_done: Callable[[Shard], bool]) -> 
         invalid = (entry for entry in shard.entries if isinstance(entry, InvalidLine))
         survey.invalid += [*invalid][: NUM_REPORTED - len(survey.invalid)]
         for item in shard.items:
-            if item.choice is not None and item.choice.clip is not None:
-                survey.judged_by_clip = survey.judged_by_clip or item.choice
+            if item.choice is not None:
+                survey.has_candidates = True
+                if item.choice.clip is not None:
+                    survey.judged_by_clip = survey.judged_by_clip or item.choice
             if (warning := item.translated.warning) is not None:
                 survey.num_kept += 1
                 survey.kept += [(item.line, warning)][: NUM_REPORTED - len(survey.kept)]

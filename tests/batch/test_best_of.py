@@ -93,7 +93,7 @@ def test_the_choice_is_that_of_the_library(done: tuple[Path, Path], model: DALLE
     records = iter(manifest(done[1]))
     judge = load_clip(clip)
     for item in ITEMS:
-        options = {name: item[name] for name in ("seed", "negative_prompt") if name in item}
+        options: dict[str, Any] = {"seed": item["seed"], "negative_prompt": item.get("negative_prompt")}
         options["params"] = dataclasses.replace(
             model.sampling, guidance_scale=float(item.get("guidance_scale", model.sampling.guidance_scale))
         )
@@ -352,7 +352,7 @@ def test_classes_are_compared_by_likelihood(model_folder: Path) -> None:
     facts = dataclasses.replace(load_facts(model_folder), text_tokenizer=ClassTokenizer(299))
     for options in ({"best_of": 2}, {"best_of": 2, "rerank": "clip"}, {"clip": "emoji"}):
         with pytest.raises(ParameterError, match="are numbers of classes, which clip cannot read"):
-            Planner(facts, "classes", PlanSettings(**options))  # type: ignore[arg-type]
+            Planner(facts, "classes", PlanSettings(**options))
     planner = Planner(facts, "classes", PlanSettings(best_of=2, rerank="likelihood"))
     assert isinstance(planner.entry(Line(number=1, fields={"prompt": "1"})), Item)
     invalid = planner.entry(Line(number=1, fields={"prompt": "1", "rerank": "clip"}))
