@@ -22,6 +22,9 @@ __all__ = ["MAX_LINE", "Row", "csv_rows", "decoding", "json_rows", "parquet_rows
 
 MAX_LINE = 2**20
 """Limit on the length of a line, in characters. A longer line is a fault, and is not held in memory."""
+MAX_DEPTH = 100
+"""Limit on the nesting of a line of JSON. It lies far below that of Python's stack, by which the same line could be
+read in one place and rejected in another."""
 SNIFFED_BYTES = 4
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark begins it
@@ -30,6 +33,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Byte order marks, and the encodings that they announce."""
+STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 WITHOUT_NAME = re.compile(r"Unnamed: \d+(\.\d+)*")
 """The name that pandas gives to a column of a CSV file without a name, such as an index that was written before."""
 
@@ -76,15 +80,30 @@ def json_rows(file: TextIO) -> Iterator[Row]:
             yield row
             continue
         text = row.values["json"]
+        if (depth := _depth(text)) > MAX_DEPTH:
+            fault = f"the line is not valid JSON: it is nested {depth} levels deep; the limit is {MAX_DEPTH}"
+            yield Row(number=row.number, fault=fault)
+            continue
         try:
             values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             yield Row(number=row.number, fault=f"the line is not valid JSON: {error}")
             continue
         if isinstance(values, dict):
             yield Row(number=row.number, values=values)
         else:
             yield Row(number=row.number, fault=f"the line is JSON, but not an object: {text[:80]}")
+
+
+def _depth(text: str) -> int:
+    """Number of levels that arrays and objects are nested in a line of JSON; 0 if there are too few brackets for the
+    limit."""
+    depth = deepest = 0
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        for found in STRINGS_AND_BRACKETS.finditer(text):
+            depth += (found[0] in ("[", "{")) - (found[0] in ("]", "}"))
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def csv_rows(

@@ -166,13 +166,11 @@ class Planner:
         for, so that correcting it does not move the lines after it to other shards."""
         if isinstance(entry, Item):
             return len(entry.indices)
-        asked = [1]
-        for name, default in (("n", self.settings.n), ("best_of", self.settings.best_of)):
-            try:
-                asked.append(int(line.fields.get(name, default) or 1))
-            except (TypeError, ValueError, OverflowError):
-                asked.append(default or 1)
-        return min(max(asked), MAX_PICTURES)
+        asked = [
+            _whole(line.fields.get("n", self.settings.n), self.settings.n),
+            _whole(line.fields.get("best_of", self.settings.best_of), 1),
+        ]
+        return min(max(1, *asked), MAX_PICTURES)
 
     def _shard(self, number: int, entries: list[Item | InvalidLine]) -> Shard:
         content = json.dumps([_without_nothing(dataclasses.asdict(entry)) for entry in entries], ensure_ascii=False)
@@ -300,6 +298,14 @@ class Planner:
             "num_text_tokens": num_text_tokens,
             "size": output.size,
         }
+
+
+def _whole(value: Any, default: int) -> int:
+    """A value as a whole number; the default if it is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return default
 
 
 def _without_nothing(entry: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,28 @@ def test_a_bad_line_takes_no_other_with_it(tmp_path: Path) -> None:
     assert [line.number for line in lines] == list(range(1, 2 * len(bad) + 1))
     assert all(line.fields == {"prompt": "a fish"} and line.fault is None for line in lines[1::2])
     assert all(line.fault and len(line.fault) < 200 for line in lines[::2])
+
+
+def test_the_limit_of_nesting_does_not_depend_on_the_caller(tmp_path: Path) -> None:
+    """Brackets in strings do not count, and a string without an end takes no more than linear time."""
+    lines = [
+        '{"prompt": ' + "[" * 99 + "]" * 99 + "}",
+        '{"prompt": ' + '{"x":[' * 50 + "1" + "]}" * 50 + "}",
+        json.dumps({"prompt": '[{\\"' * 500}),
+        '{"prompt": "' + '[\\"' * 200_000,
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    read = [list(read_prompts(f"{tmp_path}/p.jsonl", FIELDS)), in_deep_stack(tmp_path / "p.jsonl", 600)]
+    assert read[0] == read[1]
+    first, second, third, fourth = read[0]
+    assert first.fault is None and first.fields["prompt"]
+    assert second.fault == "the line is not valid JSON: it is nested 101 levels deep; the limit is 100"
+    assert third.fields["prompt"] == '[{\\"' * 500
+    assert "Unterminated string" in (fourth.fault or "")
+
+
+def in_deep_stack(path: Path, depth: int) -> list[Line]:
+    return in_deep_stack(path, depth - 1) if depth else list(read_prompts(str(path), FIELDS))
 
 
 @pytest.mark.parametrize(
