@@ -155,8 +155,7 @@ class Settings(BaseSettings):
     log_prompts: bool = False
     """Write prompts into the access log; otherwise it has only their length and a short hash."""
     safety: SafetySettings = SafetySettings()
-    """Checks of prompts before they are drawn, and of pictures before they are sent: see docs/safety.md. By default
-    there are none."""
+    """Checks of prompts and pictures, none by default: see docs/safety.md."""
     ingress_replicas: int = Field(default=1, ge=1)
     """Number of replicas that answer HTTP requests. Each counts `limits.rate` and `limits.concurrency` by itself."""
 

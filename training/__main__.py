@@ -26,7 +26,9 @@ PROGRAMS = {
     "release": "Join the stages' artefacts into one model directory.",
     "vocabulary": "Write what a model knows into its directory.",
     "emoji": "Build the shards of the default model's data.",
+    "experiments.best_of": "Repeat an experiment: does choosing among candidates make pictures better?",
     "experiments.positions": "Repeat an experiment: is positional encoding essential?",
+    "experiments.translation": "Repeat an experiment: what do prompts in other languages lose?",
 }
 
 
@@ -38,7 +40,8 @@ def main() -> None:
                 print("Usage: python -m training.PROGRAM [OPTIONS] ...\n\nTrain models on pictures with captions.\n")
                 print("Options:\n  -V, --version  Print the version and exit.")
                 print("  -h, --help     Show this message and exit.\n")
-                print("Commands:\n" + "\n".join(f"  {name:<23}{text}" for name, text in PROGRAMS.items()))
+                column = max(map(len, PROGRAMS)) + 2
+                print("Commands:\n" + "\n".join(f"  {name:<{column}}{text}" for name, text in PROGRAMS.items()))
                 print("\n`python -m training.PROGRAM --help` has the options of each.")
             case ["-V" | "--version"]:
                 print_version()

@@ -268,7 +268,7 @@ def test_mistakes_are_refused_before_anything_is_drawn(model: DALLE, options: di
 
 def test_a_clip_model_that_is_none_is_refused(model: DALLE, model_folder: Path, tmp_path: Path) -> None:
     for wrong, message in (
-        ("nobody", "there is no CLIP model 'nobody': neither a CLIP directory nor one of: emoji"),
+        ("nobody", "there is no CLIP model 'nobody': neither a directory nor one of: emoji"),
         (tmp_path, r"has no config\.json: it is not a directory of format dalle-clip$"),
         (model_folder, 'lacks "format": "dalle-clip"'),
     ):

@@ -244,7 +244,7 @@ def test_transparency_lies_over_white(clip: ClipModel, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--clip", "nowhere"], "there is no CLIP model 'nowhere': neither a CLIP directory nor one of: emoji"),
+        (["--clip", "nowhere"], "there is no CLIP model 'nowhere': neither a directory nor one of: emoji"),
         (["--clip", "lively"], "lively is not a directory of format dalle-clip"),
         (["--model", "nowhere"], "nowhere"),
         (["--prompt", " "], "the prompt is blank"),
