@@ -1,4 +1,4 @@
-"""Lexicon and network together: sentences into English in which nothing is invented.
+"""Lexicon and network together: sentences into English whose content words all come from words of the source.
 
 1. A sentence that as a whole is a known name becomes that name's English.
 2. Otherwise known names and unknown words are replaced by slots, and the network translates the rest. Its sentence is
