@@ -9,12 +9,13 @@ from typing import Literal
 
 from dalle.config import Config, require, require_at_least, require_multiple
 from dalle.transformer.masks import GridLayout
+from dalle.transformer.plain_block import PlainBlock
 
 __all__ = ["ClipConfig", "EncoderConfig", "TextConfig", "VisionConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig(Config):
+class EncoderConfig(PlainBlock, Config):
     """Sizes and variants of the blocks of an encoder: a `BlockShape` of `dalle.transformer`."""
 
     width: int = 192
@@ -43,36 +44,6 @@ class EncoderConfig(Config):
     def __post_init__(self) -> None:
         require_at_least(self, 1, "width", "depth", "num_heads", "mlp_width")
         require_multiple(self, self.num_heads, "width")
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Number of heads of keys and values: as many as of queries."""
-        return self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        return self.width // self.num_heads
-
-    @property
-    def rotary_values(self) -> bool:
-        """Whether values are rotated: nothing is."""
-        return False
-
-    @property
-    def sandwich_norm(self) -> bool:
-        """Whether each branch has a norm behind it too: it has none."""
-        return False
-
-    @property
-    def layer_scale(self) -> float | None:
-        """First value of a learned factor for each channel of each branch: there is none."""
-        return None
-
-    @property
-    def shift_width(self) -> int:
-        """Channels that token shift takes from other tokens: none."""
-        return 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

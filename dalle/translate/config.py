@@ -10,12 +10,13 @@ import dataclasses
 from typing import Literal
 
 from dalle.config import Config, require, require_at_least, require_multiple
+from dalle.transformer.plain_block import PlainBlock
 
 __all__ = ["EncoderDecoderConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig(Config):
+class EncoderDecoderConfig(PlainBlock, Config):
     """Sizes and variants of an encoder-decoder Transformer; a `BlockShape` of `dalle.transformer`."""
 
     vocab_size: int
@@ -84,33 +85,3 @@ class EncoderDecoderConfig(Config):
             require(self.head_dim % 2 == 0, f"rotary positions need heads of an even width, not of {self.head_dim}")
         if self.positions == "sinusoidal_halves":
             require_multiple(self, 2, "width")
-
-    @property
-    def num_kv_heads(self) -> int:
-        """Number of heads of keys and values: as many as of queries."""
-        return self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        return self.width // self.num_heads
-
-    @property
-    def rotary_values(self) -> bool:
-        """Whether values are rotated: they are not."""
-        return False
-
-    @property
-    def sandwich_norm(self) -> bool:
-        """Whether each branch has a norm behind it, inside the addition: it has none."""
-        return False
-
-    @property
-    def layer_scale(self) -> float | None:
-        """First value of a learned factor for each channel of each branch: there is none."""
-        return None
-
-    @property
-    def shift_width(self) -> int:
-        """Channels that token shift takes from other tokens: none."""
-        return 0

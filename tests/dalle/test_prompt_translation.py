@@ -16,7 +16,6 @@ from dalle.checkpoint.vocabulary import Vocabulary
 from dalle.defaults import DEFAULT_TRANSLATOR, Translate
 from dalle.errors import CheckpointError, ImageError, NegativePromptError, ParameterError, PromptError
 from dalle.images import encode_image
-from dalle.installed import PACKAGED
 from dalle.receipt import Receipt, describe, read_receipt
 from dalle.text.classes import ClassTokenizer
 from dalle.translate.detection import LanguageDetector
@@ -24,10 +23,6 @@ from dalle.translate.prompts import PromptTranslator
 from dalle.translation import PromptTranslation
 from dalle.verify import Verifier
 from tests.support.translators import translator_of
-
-shipped = pytest.mark.skipif(
-    not (PACKAGED / "translate" / DEFAULT_TRANSLATOR).is_dir(), reason="the library has no translator yet"
-)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +219,6 @@ def test_mistakes_end_the_command_with_a_line(
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-@shipped
 def test_no_name_that_the_default_model_knows_is_translated() -> None:
     model = DALLE.load()
     assert model.vocabulary is not None and len(model.vocabulary.concepts) > 1000
@@ -235,7 +229,6 @@ def test_no_name_that_the_default_model_knows_is_translated() -> None:
     assert sum(detector.language_of(one) == "en" for one in prompts) > 0.995 * len(prompts)
 
 
-@shipped
 @pytest.mark.parametrize("language", ["fr", "ko", "de", "es", "ja"])
 def test_names_of_each_language_are_found(language: str) -> None:
     lexicons = load_translator(find_translator(DEFAULT_TRANSLATOR)).lexicons
@@ -245,7 +238,6 @@ def test_names_of_each_language_are_found(language: str) -> None:
     assert len(names) > 100 and found.count(language) > 0.95 * len(names)
 
 
-@shipped
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [

@@ -1,7 +1,5 @@
 """Best of n over HTTP, by OpenAI's own client: order, scores and receipts; streams, batches, and errors."""
 
-import base64
-import io
 import json
 import re
 import time
@@ -12,12 +10,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from PIL import Image
 
 from dalle import DALLE
-from dalle.receipt import Receipt
 from dalle.text.classes import ClassTokenizer
-from tests.support.pictures import random_picture, saved
+from tests.support.pictures import random_picture, receipt_of, saved
 from tests.support.service import GENERATIONS, PROMPT, Service, error_of, events_of, metric, post, service
 
 
@@ -32,11 +28,6 @@ def one(model: DALLE, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 def client(one: Service) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{one.url}/v1", api_key="anything", max_retries=0) as client:
         yield client
-
-
-def receipt_of(data: str) -> Receipt:
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        return Receipt.from_text(image.text)  # type: ignore[attr-defined]
 
 
 def test_openais_client_gets_the_best_in_order(client: openai.OpenAI, model: DALLE) -> None:

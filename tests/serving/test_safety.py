@@ -142,7 +142,7 @@ def test_an_asynchronous_request_fails_with_the_error(strict: Service) -> None:
 
 
 def test_one_blocked_picture_refuses_the_whole_request(model: DALLE) -> None:
-    """Those that were finished before have left in a stream; without one, none is sent."""
+    """Pictures that were finished before have left in a stream; without one, no picture is sent."""
     safety = {"picture_hook": f"{HOOKS}:blocks_every_second_picture"}
     with service(model, slow=0.02, safety=safety) as one:
         events = events_of(post(one, prompt="a fish", n=6, stream=True).text)

@@ -1,7 +1,5 @@
 """Prompts in other languages over HTTP: OpenAI's client, forms, streams, batches, the operator's default, errors."""
 
-import base64
-import io
 import json
 import re
 import time
@@ -12,18 +10,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from PIL import Image
 
 from dalle import DALLE
 from dalle.errors import CheckpointError, ConfigError
 from dalle.images import encode_image
-from dalle.receipt import Receipt
 from dalle.text.classes import ClassTokenizer
 from serving.engine.translating import Translating
 from serving.jobs import MODERATION_BLOCKED
 from serving.metrics import EngineMetrics
 from serving.preflight import check_settings
 from serving.settings import load_settings
+from tests.support.pictures import receipt_of
 from tests.support.service import GENERATIONS, Service, error_of, events_of, metric, post, service
 
 
@@ -41,11 +38,6 @@ def one(model: DALLE, taught_folder: Path, tmp_path_factory: pytest.TempPathFact
 def client(one: Service) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{one.url}/v1", api_key="anything", max_retries=0) as client:
         yield client
-
-
-def receipt_of(data: str) -> Receipt:
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        return Receipt.from_text(image.text)  # type: ignore[attr-defined]
 
 
 def test_openais_client_gets_the_english_that_was_drawn(
