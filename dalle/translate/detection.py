@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dalle.errors import PromptError
+from dalle.translate.grammar import FUNCTION_WORDS
 from dalle.translate.languages import LANGUAGES, clean, script_of, words_in
 from dalle.translate.lexicon import Lexicon
-from dalle.translate.sentences import FUNCTION_WORDS
 
 __all__ = ["ENGLISH", "LanguageDetector"]
 

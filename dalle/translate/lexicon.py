@@ -10,21 +10,26 @@ The names come from Unicode CLDR; the NOTICE beside the files has its licence.
 """
 
 import dataclasses
+import functools
 import json
 import lzma
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from dalle.errors import CheckpointError
+from dalle.translate.grammar import FUNCTION_WORDS, NEGATIONS, REQUEST_WORDS
 from dalle.translate.languages import PARTICLES, Word, clean, folded, script_of, without_particle, words_in
 
-__all__ = ["SLOTS", "Lexicon", "Piece", "lexicon_file"]
+__all__ = ["CLEAR", "SLOTS", "Lexicon", "Piece", "lexicon_file"]
 
 SLOTS = tuple(chr(0xE000 + number) for number in range(8))
 """Characters of Unicode's private use area that stand for names and unknown words in the network's sentences."""
+CLEAR = 4
+"""A word that may become at most so many English words must have become one of them, and says what it means."""
 PieceKind = Literal["name", "word", "unknown", "same"]
 SURE_PARTICLES = ("에서", "으로", "이랑", "하고", "은", "는", "을", "를", "의", "와", "과")
 """Korean particles that few words end in."""
@@ -43,9 +48,29 @@ class Piece:
     end: int
     kind: PieceKind
     """`name`: known, with its English; `word`: one that the network has learned; `unknown`: kept and reported;
-    `same`: a number or a word in Latin letters among Korean or Japanese ones, which English has as it is."""
+    `same`: a number, emoji, or a word in Latin letters among Korean or Japanese ones, which English has as it is."""
     english: str
     """English of a name; the text itself for the others."""
+
+
+def _with_quotes(text: str, start: int, end: int) -> tuple[int, int]:
+    """A name's place with the quote beside it whose partner is in the name, as of `ideograma "aquí"`."""
+    if text[start:end].count('"') % 2 == 0:
+        return start, end
+    if text[end : end + 1] == '"':
+        return start, end + 1
+    return (start - 1, end) if text[:start].endswith('"') else (start, end)
+
+
+def _runs_of_emoji(text: str) -> list[tuple[int, int]]:
+    """Start and end of emoji that stand side by side, with their joiners and skin tones."""
+    if text.isascii():
+        return []
+    return [found.span() for found in re.finditer("e+", "".join("e" if _is_emoji(one) else " " for one in text))]
+
+
+def _is_emoji(character: str) -> bool:
+    return unicodedata.category(character) == "So" or character in "\u200d\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
 
 
 def lexicon_file(language: str) -> str:
@@ -71,6 +96,9 @@ class Lexicon:
         self._by_key: dict[str, str] = {}
         for name, english in names.items():
             self._by_key.setdefault(self._key(name), english)
+        self._abbreviations = {self._key(name) for name in names if name.isascii() and name.isupper()} - {
+            self._key(name) for name in names if not (name.isascii() and name.isupper())
+        }
         self._longest = max((key.count(" ") + 1 for key in (*self._by_key, *self.plain)), default=0)
         self._longest_text = max((len(key) for key in self._by_key), default=0)
 
@@ -86,8 +114,11 @@ class Lexicon:
     # -- look-up
 
     def name(self, text: str) -> str | None:
-        """The English of a text that as a whole is a known name, in any case and form of Unicode; else None."""
-        return self._by_key.get(self._key(text.strip(FINAL_MARKS)))
+        """The English of a text that as a whole is a known name, in any case and form of Unicode; else None. Names in
+        capitals, such as `UN`, are known in capitals only."""
+        text = text.strip(FINAL_MARKS)
+        key = self._key(text)
+        return self._by_key.get(key) if text.isupper() or key not in self._abbreviations else None
 
     def look_up(self, text: str) -> str:
         """The text with the longest known names replaced by their English, from left to right, and the rest kept: the
@@ -106,8 +137,10 @@ class Lexicon:
         return re.sub(r"\s+", " ", "".join([*parts, text[at:]])).strip()
 
     def pieces(self, text: str) -> list[Piece]:
-        """All words of a cleaned text as pieces, from left to right."""
-        return self._japanese(text) if self.language == "ja" else self._spaced(text)
+        """All words and emoji of a cleaned text as pieces, from left to right."""
+        words = self._japanese(text) if self.language == "ja" else self._spaced(text)
+        emoji = [Piece(start, end, "same", text[start:end]) for start, end in _runs_of_emoji(text)]
+        return sorted([*words, *emoji], key=lambda piece: piece.start) if emoji else words
 
     def _spaced(self, text: str) -> list[Piece]:
         words = words_in(text, self.language)
@@ -138,8 +171,10 @@ class Lexicon:
         if any(text[one.end : two.start].strip(" -:'\"/&") for one, two in pairwise(words)):
             return None
         key = " ".join(word.key for word in words)
-        if key in self._by_key and key not in self.plain:
-            return Piece(first.start, last.end, "name", self._by_key[key])
+        is_typed = key not in self._abbreviations or text[first.start : last.end].isupper()
+        if key in self._by_key and key not in self.plain and is_typed:
+            start, end = _with_quotes(text, first.start, last.end)
+            return Piece(start, end, "name", self._by_key[key])
         if self.language == "ko" and key not in self.plain:
             for particle in PARTICLES:
                 shorter = key.removesuffix(particle)
@@ -149,7 +184,8 @@ class Lexicon:
 
     def _word(self, text: str, word: Word) -> list[Piece]:
         said = text[word.start : word.end]
-        if self.knows(word.key):
+        is_number = self.language == "ko" and word.key.isdigit()
+        if (self.knows(word.key) or word.key in NEGATIONS[self.language]) and not is_number:
             return [Piece(word.start, word.end, "word", said)]
         if word.key.isdigit() or (self.language == "ko" and said.isascii()):
             return [Piece(word.start, word.end, "same", said)]
@@ -232,6 +268,12 @@ class Lexicon:
         return [Piece(start, end, "word" if run in self.words else "unknown", text[start:end])]
 
     # -- words
+
+    @functools.cached_property
+    def attributes(self) -> frozenset[str]:
+        """English of the words around names that may become few others: colours, adjectives and the like."""
+        licences = (found for word in self.plain if " " not in word for found in self.licences(word))
+        return frozenset(english for found in licences if len(found) <= CLEAR for english in found) - REQUEST_WORDS - FUNCTION_WORDS
 
     def knows(self, key: str) -> bool:
         """Whether a folded word, or each part of it, occurs in the training data."""

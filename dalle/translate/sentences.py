@@ -5,25 +5,28 @@
    accepted if it has every slot once, if each of its content words may come from a word of its own in the source (see
    `Lexicon.licences`), and if each word of the source that has few translations has become one of them. The slots are
    then filled: with the names' English, and with unknown words as they were.
-3. A sentence that is not accepted is looked up instead: known names in English, the rest kept.
+   Attributes, negations, brackets and quotes have to stay in their clause (`dalle.translate.clauses`).
+3. A sentence that is not accepted is cut into parts at marks, joining words and articles, and each part is tried as a
+   sentence of its own. What is not accepted then is looked up word by word.
 """
 
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from dalle.translate.clauses import ENGLISH_WORD, Part, attributes_stay, marks_stay, negations_stay, parts_of, slots_stay_apart
+from dalle.translate.counters import counted
+from dalle.translate.grammar import FUNCTION_WORDS
 from dalle.translate.languages import clean
-from dalle.translate.lexicon import SLOTS, Lexicon, Piece
+from dalle.translate.lexicon import CLEAR, SLOTS, Lexicon, Piece
+from dalle.translate.word_by_word import word_by_word
 
-__all__ = ["FUNCTION_WORDS", "Sentence", "translate"]
+__all__ = ["Sentence", "translate"]
 
-FUNCTION_WORDS = frozenset("a an the of in on at with and or for to from by".split())
-"""English words that a translation may have whatever the source says."""
-CLEAR = 4
-"""A word of the source that may become at most so many English words must have become one of them."""
-ENGLISH_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+Network = Callable[[Sequence[str]], Sequence[str]]
+Way = Literal["name", "network", "parts", "look-up"]
 ARTICLE = re.compile(r"\b(a|an) (?=\S)", re.IGNORECASE)
 VOWEL = re.compile(r"(?!(?:uni([^mn]|$)|u[tks]\w|ewe|ufo\b|eu|one\b|once\b))[aeiou]|hour\b|heir\b", re.IGNORECASE)
 
@@ -36,36 +39,75 @@ class Sentence:
     english: str
     unknown: tuple[str, ...]
     """Words of the source that are kept as they were, since neither lexicon nor network knows them."""
-    by: Literal["name", "network", "look-up"]
-    """What translated it: the lexicon as one name, the network with the lexicon's names, or the lexicon alone."""
+    by: Way
+    """What translated it: the lexicon as one name; the network with the lexicon's names, as a whole or part by part; or
+    the lexicon alone, word by word."""
 
 
 def translate(
-    sources: Sequence[str], lexicon: Lexicon, network: Callable[[Sequence[str]], Sequence[str]]
+    sources: Sequence[str], lexicon: Lexicon, network: Network
 ) -> list[Sentence]:
     """Translate sentences of the lexicon's language into English.
 
     network: translates a batch of sentences, in each of which up to eight slots may stand for words.
     """
-    cleaned = [clean(source) for source in sources]
-    prepared = [_masked(text, lexicon) for text in cleaned]
-    names = [lexicon.name(text) for text in cleaned]
+    cleaned = [counted(clean(source), lexicon) for source in sources]
+    found = _resolved(cleaned, lexicon, network, {}, levels=(False, True))
+    return [Sentence(source, found[text].english, found[text].unknown, found[text].by) for source, text in zip(sources, cleaned, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    english: str
+    unknown: tuple[str, ...]
+    by: Way
+
+
+def _accepted(
+    texts: Sequence[str], lexicon: Lexicon, network: Network
+) -> list[_Found | None]:
+    """What cleaned texts become as a name, or by the network; None where its sentence is not accepted."""
+    names = [lexicon.name(text) for text in texts]
+    prepared = [_masked(text, lexicon) for text in texts]
     waiting = [index for index, name in enumerate(names) if name is None and prepared[index] is not None]
-    answers = dict(zip(waiting, network([_text(prepared[index]) for index in waiting]) if waiting else [], strict=True))
-    found = []
-    for index, source in enumerate(sources):
-        text, name = cleaned[index], names[index]
-        if name is not None:
-            found.append(Sentence(source, name, (), "name"))
-            continue
-        english = _filled(answers[index], prepared[index], lexicon) if index in answers else None
-        by: Literal["network", "look-up"] = "network" if english is not None else "look-up"
-        unknown = tuple(piece.english for piece in lexicon.pieces(text) if piece.kind == "unknown")
-        if english is None:
-            english = lexicon.look_up(text)
-            unknown = tuple(piece.english for piece in lexicon.pieces(text) if piece.kind in ("unknown", "word"))
-        found.append(Sentence(source, english, unknown, by))
+    asked = network([_text(prepared[index]) for index in waiting]) if waiting else []
+    found = [None if name is None else _Found(name, (), "name") for name in names]
+    for index, answer in zip(waiting, asked, strict=True):
+        if (english := _filled(answer, prepared[index], lexicon)) is not None:
+            unknown = tuple(piece.english for piece in lexicon.pieces(texts[index]) if piece.kind == "unknown")
+            found[index] = _Found(english, unknown, "network")
     return found
+
+
+def _resolved(
+    texts: Sequence[str], lexicon: Lexicon, network: Network, asked: dict[str, _Found | None], *, levels: Sequence[bool]
+) -> dict[str, _Found]:
+    """What cleaned texts become: as a whole if that is accepted; else their parts, cut at phrases too on the last of the
+    levels; else word by word. asked: what texts became as a whole, as far as it is known."""
+    new = [text for text in dict.fromkeys(texts) if text not in asked]
+    asked.update(zip(new, _accepted(new, lexicon, network), strict=True))
+    parts = {text: parts_of(text, lexicon, at_phrases=levels[0]) for text in texts if levels and asked[text] is None}
+    inner = [part.text for some in parts.values() for part in some if not part.is_english]
+    resolved = _resolved(inner, lexicon, network, asked, levels=levels[1:]) if inner else {}
+    found = {}
+    for text in texts:
+        whole = asked[text]
+        if whole is not None:
+            found[text] = whole
+        elif text in parts:
+            found[text] = _joined(parts[text], resolved)
+        else:
+            found[text] = _Found(*word_by_word(text, lexicon), "look-up")
+    return found
+
+
+def _joined(parts: Sequence[Part], resolved: Mapping[str, _Found]) -> _Found:
+    """A sentence of its parts."""
+    inner = [resolved[part.text] for part in parts if not part.is_english]
+    english = "".join(part.text if part.is_english else resolved[part.text].english for part in parts)
+    english = re.sub(r"\s+([,;.!?)])", r"\1", english)
+    by: Way = "look-up" if all(one.by == "look-up" for one in inner) else "parts"
+    return _Found(re.sub(r"\s+", " ", english).strip(), tuple(word for one in inner for word in one.unknown), by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +130,9 @@ def _masked(text: str, lexicon: Lexicon) -> _Masked | None:
         if piece.kind == "word":
             continue
         last = slots[-1] if slots else None
+        if piece.kind == "name" and last and last.english.isdigit() and not text[last.end : piece.start].strip():
+            slots[-1] = Piece(last.start, piece.end, "name", f"{last.english} {piece.english}")
+            continue
         if last and last.kind == piece.kind != "name" and not text[last.end : piece.start].strip(" -"):
             slots[-1] = Piece(last.start, piece.end, piece.kind, text[last.start : piece.end])
         else:
@@ -118,7 +163,20 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     # a Japanese word may be cut where its script changes, so that a part of it is not translated by itself
     if lexicon.language != "ja" and any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
         return None
+    last = ENGLISH_WORD.findall(english)[-1:]
+    if last and last[0].lower() in FUNCTION_WORDS and not english.endswith(SLOTS) or english.startswith((",", ".", ":")):
+        return None
+    names = [slot for slot, piece in zip(SLOTS, masked.slots, strict=False) if piece.kind == "name"]
+    if not (
+        slots_stay_apart(masked.text, english, names, lexicon.language)
+        and marks_stay(masked.text, english)
+        and negations_stay(masked.text, english, lexicon.language)
+        and attributes_stay(masked.text, english, lexicon)
+    ):
+        return None
     for slot, piece in zip(SLOTS, masked.slots, strict=False):
+        if re.match(r"\d+ ", piece.english):
+            english = re.sub(rf"\b(?:a|an) (?={slot})", "", english)
         english = english.replace(slot, piece.english)
     return ARTICLE.sub(lambda found: _article(found[1], english[found.end() :]), english)
 
