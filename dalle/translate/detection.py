@@ -14,17 +14,19 @@ safe, and where they are not (`chat`), the prompt stays as it is, and a language
 """
 
 import functools
-import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dalle.errors import PromptError
-from dalle.translate.grammar import FUNCTION_WORDS
-from dalle.translate.languages import LANGUAGES, clean, script_of, words_in
+from dalle.translate.clauses import Part
+from dalle.translate.english import WORD, is_borrowed, is_english_word, without_english_names
+from dalle.translate.grammar import FUNCTION_WORDS, STYLE
+from dalle.translate.languages import LANGUAGES, clean, folded, script_of, words_in
 from dalle.translate.lexicon import Lexicon
+from dalle.translate.mixed import SMALL, WordKind, mixture_of, of_two_scripts
 
-__all__ = ["ENGLISH", "LanguageDetector"]
+__all__ = ["ENGLISH", "FOREIGN", "LanguageDetector"]
 
 ENGLISH = "en"
 LATIN = ("fr", "de", "es")
@@ -37,7 +39,6 @@ FOREIGN = frozenset(
     "le la les un une des du de et avec dans el los las una y con en der das den dem ein eine einen mit und im".split()
 )
 """Function words that are in English names at most, such as `El Salvador`."""
-WORD = re.compile(r"[^\W\d_]+")
 OTHERS = {
     **{"ca": "Catalan", "cs": "Czech", "da": "Danish", "fi": "Finnish", "hu": "Hungarian", "id": "Indonesian"},
     **{"it": "Italian", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian"},
@@ -75,6 +76,48 @@ class LanguageDetector:
             raise self._error(f"written in {max(sorted({*others}), key=others.count).title()} letters")
         return self._of_latin_letters(text)
 
+    def mixture_of(self, text: str, language: str) -> tuple[str, list[Part]] | None:
+        """The language beside English of a prompt in two languages, and its parts; None for a prompt in one language,
+        whose code is given."""
+        if language not in (ENGLISH, *LATIN):
+            parts = mixture_of(text, of_two_scripts, needs_small_word=not self._has_plain_english(text, language))
+            return None if parts is None else (language, parts)
+        if not any(word in FOREIGN for word in WORD.findall(without_english_names(text).lower())):
+            return None
+        found = {}
+        for code in LATIN if language == ENGLISH else (language,):
+            parts = mixture_of(text, functools.partial(self._kind_of, code)) if code in self._lexicons else None
+            foreign = [] if parts is None else [part.text for part in parts if not part.is_english]
+            if parts is not None and all(self._is_said(part, code) for part in foreign):
+                found[code] = parts
+        if not found:
+            return None
+        code = self._likeliest(" ".join(part.text for part in next(iter(found.values())) if not part.is_english), [*found])
+        return code, found[code]
+
+    def _is_said(self, text: str, code: str) -> bool:
+        """Whether all words of a part are known in a language, and there is a name among them."""
+        words, pieces = WORD.findall(text), self._lexicons[code].pieces(clean(text))
+        return any(piece.kind == "name" for piece in pieces) and self._num_known(clean(text), code) >= len(words)
+
+    def _has_plain_english(self, text: str, code: str) -> bool:
+        """Whether Latin letters in a Korean or Japanese prompt are English words, and no name of a style."""
+        pieces = self._lexicons[code].pieces(clean(text))
+        latin = [piece.english for piece in pieces if piece.english.isascii() and piece.english.isalpha()]
+        names = any(piece.kind == "name" and text[piece.start : piece.end].isascii() for piece in pieces)
+        has_style = any(style in text for style in STYLE[code])
+        return not (names or has_style) and any(is_english_word(word) for word in latin)
+
+    def _kind_of(self, code: str, word: str) -> WordKind:
+        names, others = self._exact[code]
+        if word in FOREIGN:
+            return "foreign"
+        if word in SMALL:
+            return "english"
+        if not (self.is_english(word) or is_english_word(word)):
+            return "foreign"
+        return "both" if word in names or word in others else "english"
+
     def is_english(self, word: str) -> bool:
         """Whether a lower-case word occurs in the English of a lexicon, in singular or plural."""
         forms = (word, word.removesuffix("s"), word.removesuffix("es"))
@@ -88,18 +131,27 @@ class LanguageDetector:
         raise self._error(f"in Chinese{hint}")
 
     def _of_latin_letters(self, text: str) -> str:
+        whole = text
+        text = without_english_names(text)
         words = [word.lower() for word in WORD.findall(text)]
         known = {ENGLISH: sum(self.is_english(word) for word in words)}
         if known[ENGLISH] == len(words):
             return ENGLISH
         known |= {code: self._num_known(text, code) for code in LATIN if code in self._lexicons}
         most = max(known.values())
+        num_english = sum(self.is_english(word) or self._is_english_word(word) for word in words)
+        if num_english == len(words) and not (foreign := self._that_know_exactly(words)):
+            return ENGLISH
+        if num_english == len(words):
+            return foreign[0] if len(foreign) == 1 else self._likeliest(whole, foreign)
+        if num_english > most:
+            return ENGLISH
         best = [code for code in known if known[code] == most]
         if ENGLISH in best and most > len(words) / 2:
             return ENGLISH
         if len(best) == 1 and most == len(words):
             return best[0]
-        ranked = _ranked(text)
+        ranked = _ranked(whole)
         found, probability = ranked[0]
         if probability > SURE:
             if found in OTHERS and most < MOST * len(words):
@@ -108,8 +160,37 @@ class LanguageDetector:
                 return found if found in known else ENGLISH
         has_accents = not text.isascii() and known[ENGLISH] == 0 < most
         if most > len(words) / 2 or has_accents:
-            return next(code for code, _ in ranked if code in best)
+            return self._likeliest(whole, best)
         return ENGLISH
+
+    @staticmethod
+    def _likeliest(text: str, codes: Sequence[str]) -> str:
+        return next(code for code, _ in _ranked(text) if code in codes)
+
+    @staticmethod
+    def _is_english_word(word: str) -> bool:
+        return word not in FOREIGN and is_english_word(word)
+
+    def _that_know_exactly(self, words: Sequence[str]) -> list[str]:
+        """The languages that have all of these English words too, with the same accents: one word as a name that English
+        has not borrowed, several of which one is no English word of the lexicons."""
+        if len(words) == 1:
+            return [code for code in self._exact if words[0] in self._exact[code][0] and not is_borrowed(words[0])]
+        return [code for code, (names, others) in self._exact.items() if all(one in names or one in others for one in words)]
+
+    @functools.cached_property
+    def _exact(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+        """By language, the names of one word and all other words, in lower case with their accents."""
+        found = {}
+        for code in LATIN:
+            if (lexicon := self._lexicons.get(code)) is None:
+                continue
+            names = frozenset(name.lower() for name in lexicon.names if WORD.fullmatch(name))
+            typed = {word for name in lexicon.names for word in WORD.findall(name.lower())}
+            accented = {folded(word, code) for word in typed if word != folded(word, code)}
+            others = typed | {word for word in lexicon.words if word not in accented}
+            found[code] = (names, frozenset(others))
+        return found
 
     def _num_known(self, text: str, code: str) -> int:
         pieces = self._lexicons[code].pieces(text)

@@ -6,11 +6,13 @@ English passes through as it is, and costs nothing: a prompt of words that the m
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dalle.defaults import Translate
 from dalle.errors import NegativePromptError, ParameterError, PromptError
-from dalle.translate.detection import ENGLISH, LanguageDetector
+from dalle.translate.clauses import Part
+from dalle.translate.detection import ENGLISH, FOREIGN, LanguageDetector
+from dalle.translate.english import WORD
 from dalle.translate.languages import LANGUAGES
 from dalle.translate.sentences import Sentence
 from dalle.translate.translator import Translator
@@ -39,7 +41,8 @@ class PromptTranslator:
     def language_of(self, text: str) -> str:
         """The ISO 639 code of a prompt's language: `en`, or one that is translated. Raises `PromptError` for a text in
         another one, which lists those that are translated."""
-        if text.isascii() and self._knows_all is not None and self._knows_all(text):
+        is_foreign = any(word in FOREIGN for word in WORD.findall(text.lower()))
+        if text.isascii() and not is_foreign and self._knows_all is not None and self._knows_all(text):
             return ENGLISH
         return self._detector.language_of(text)
 
@@ -80,13 +83,38 @@ class PromptTranslator:
         if translate == "off" or text is None or not any(character.isalpha() for character in text):
             return None
         language = self.language_of(text) if translate == "auto" else translate
+        mixture = self._mixture_of(text, language)
+        if mixture is not None:
+            language = mixture[0]
         if language == ENGLISH:
             return None
         if language not in self.translator.lexicons:
             known = ", ".join(f"{code} ({LANGUAGES[code]})" for code in self.translator.lexicons) or "no language"
             raise ParameterError(f"translate is {language}; the translator {self.translator.name} knows {known}")
+        parts = [Part(text)] if mixture is None else mixture[1]
         try:
-            (sentence,) = self.translator.translate_with_lexicon([text], language)
+            return language, self._joined(text, parts, language)
         except PromptError as error:
             raise type(error)(str(error).replace("the sentence to translate", "the prompt to translate", 1)) from error
-        return language, sentence
+
+    def _mixture_of(self, text: str, language: str) -> tuple[str, list[Part]] | None:
+        """Language and parts of a prompt that is in English and in another language; None if it is in one."""
+        if language == ENGLISH and not any(word in FOREIGN for word in WORD.findall(text.lower())):
+            return None  # and the translator need not be loaded
+        return self._detector.mixture_of(text, language)
+
+    def _joined(self, text: str, parts: Sequence[Part], language: str) -> Sentence:
+        """The translation of a prompt of which some parts are English."""
+        foreign = [part.text.strip() for part in parts if not part.is_english]
+        sentences = iter(self.translator.translate_with_lexicon(foreign, language))
+        if len(parts) == 1:
+            return next(sentences)
+        english, unknown = "", list[str]()
+        for part in parts:
+            if part.is_english:
+                english += part.text
+                continue
+            sentence = next(sentences)
+            unknown += sentence.unknown
+            english += sentence.english + " " * (part.text != part.text.rstrip())
+        return Sentence(text, english.strip(), tuple(unknown), "parts")

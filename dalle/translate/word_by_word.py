@@ -9,11 +9,13 @@ import dataclasses
 import re
 from typing import Literal
 
-from dalle.translate.grammar import ADJECTIVES_FOLLOW, JOINING, NEGATIONS, SMALL_WORDS, STYLE
+from dalle.translate.grammar import ADJECTIVES_FOLLOW, FUNCTION_WORDS, JOINING, NEGATIONS, SMALL_WORDS, STYLE
 from dalle.translate.languages import folded, words_in
 from dalle.translate.lexicon import Lexicon
 
 __all__ = ["word_by_word"]
+
+Kind = Literal["name", "attribute", "other"]
 
 
 @dataclasses.dataclass
@@ -21,7 +23,7 @@ class _Token:
     gap: str
     """What stands in front of it."""
     text: str
-    kind: Literal["name", "attribute", "other"]
+    kind: Kind
 
 
 def word_by_word(text: str, lexicon: Lexicon) -> tuple[str, tuple[str, ...]]:
@@ -37,10 +39,10 @@ def word_by_word(text: str, lexicon: Lexicon) -> tuple[str, tuple[str, ...]]:
             continue
         said = [piece.english] if lexicon.language == "ja" else _split(piece.english, lexicon.language)
         for number, word in enumerate(said):
-            english = _english(word, lexicon)
+            english = (lexicon.name(word) if number else None) or _english(word, lexicon)
             is_attribute = bool(english) and folded(word, lexicon.language) not in _not_attributes(lexicon.language)
             kept += [word] * (english is None)
-            kind: Literal["attribute", "other"] = "attribute" if is_attribute else "other"
+            kind: Kind = ("name" if 0 < number == len(said) - 1 else "attribute") if is_attribute else "other"
             tokens.append(_Token(" " if number else gap, word if english is None else english, kind))
     if lexicon.language in ADJECTIVES_FOLLOW:
         tokens = _style_last(_attributes_first(tokens))
@@ -70,7 +72,7 @@ def _english(word: str, lexicon: Lexicon) -> str | None:
     for known in (NEGATIONS, JOINING, SMALL_WORDS):
         if key in known[lexicon.language]:
             return known[lexicon.language][key]
-    licences = [one for one in lexicon.licences(word) if one]
+    licences = [one - FUNCTION_WORDS for one in lexicon.licences(word) if one - FUNCTION_WORDS]
     common = set.intersection(*licences) if licences else set()
     return common.pop() if len(common) == 1 else None
 
