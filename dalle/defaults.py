@@ -1,13 +1,17 @@
 """Values and limits that the command line shows, and that more than one room of the library knows. This module imports
 nothing large, so that `--help` and shell completion do not wait for torch."""
 
-from typing import Literal
+import re
+from typing import Literal, cast
+
+from dalle.errors import ParameterError
 
 __all__ = [
     "DEFAULT_CLIP",
     "DEFAULT_MODEL",
     "DEFAULT_RERANK",
     "DEFAULT_TRANSLATOR",
+    "LANGUAGES_OF_PROMPTS",
     "MAX_PICTURES",
     "NUM_SLOTS",
     "Background",
@@ -15,6 +19,7 @@ __all__ = [
     "StepKind",
     "Translate",
     "Weights",
+    "as_translate",
 ]
 
 DEFAULT_MODEL = "emoji"
@@ -34,6 +39,8 @@ between picture and prompt."""
 DEFAULT_RERANK: Rerank = "clip"
 Translate = Literal["off", "auto", "fr", "ko", "de", "es", "ja"]
 """Language that prompts are translated from, by ISO 639 code: `auto` detects it, `off` draws prompts as they are."""
+LANGUAGES_OF_PROMPTS = {"fr": "French", "ko": "Korean", "de": "German", "es": "Spanish", "ja": "Japanese"}
+"""English names of the languages that prompts are translated from, by ISO 639 code."""
 Background = Literal["transparent", "opaque", "auto"]
 Weights = Literal["float32", "bfloat16", "int8"]
 """Type of the weights of linear layers in inference. `float32` leaves them as the model has them. `bfloat16` and `int8`
@@ -41,3 +48,23 @@ round a model in float32, on a CPU; int8 weights have a scale for each output ch
 StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
 """`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
 `eager`."""
+
+
+def as_translate(value: object) -> Translate:
+    """A value of `translate` from what a caller wrote: `auto`, `off`, or a language as a code or tag in any case, of
+    which the region does not matter (`FR`, `fr-CA`, `fr_FR.UTF-8`; BCP 47 and POSIX). Raises `ParameterError`."""
+    choices = ", ".join(f"{code} ({name})" for code, name in LANGUAGES_OF_PROMPTS.items())
+    if not isinstance(value, str):
+        raise ParameterError(f"translate is {str(value)[:80]}; it must be a text: auto, off, {choices}")
+    tag = re.fullmatch(r"([a-z]{2,8})([-_.@][a-z0-9-_.@]*)?", value.strip().lower())
+    code = "" if tag is None else tag[1]
+    if code in LANGUAGES_OF_PROMPTS or (code in ("auto", "off") and tag is not None and tag[2] is None):
+        return cast(Translate, code)
+    by_name = {name.lower(): code for code, name in LANGUAGES_OF_PROMPTS.items()}
+    if (known := by_name.get(value.strip().lower())) is not None:
+        hint = f"write {known}"
+    elif code in ("en", "eng", "english"):
+        hint = "English is drawn as it is: write off, or auto for prompts in other languages too"
+    else:
+        hint = f"it must be auto, off, {choices}"
+    raise ParameterError(f"translate is {value[:80]!r}; {hint}")

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.decoder.parallel import WINDOW_WIDTH
-from dalle.defaults import Translate
+from dalle.defaults import Translate, as_translate
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
 from serving.durations import Duration
@@ -70,7 +70,7 @@ class ModelSettings(QueueSettings):
     clip: str | None = Field(default=None, min_length=1)
     """CLIP model that judges candidates (`best_of` with `rerank` `clip`): a name, or the path of its directory. Without
     it, `emoji`, which knows emoji and icons, is loaded while the first request that needs it is drawn."""
-    translate: Translate = "off"
+    translate: Annotated[Translate, BeforeValidator(as_translate)] = "off"
     """Language that prompts are translated from into English, for requests that do not say: `auto` detects it, `off`
     draws prompts as they are; or `fr`, `ko`, `de`, `es`, `ja`."""
     translator: str | None = Field(default=None, min_length=1)

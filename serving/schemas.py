@@ -19,7 +19,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dalle.defaults import Rerank, Translate
+from dalle.defaults import Rerank, Translate, as_translate
+from dalle.errors import ParameterError
 
 __all__ = [
     "HARMLESS",
@@ -108,6 +109,16 @@ class _Body(BaseModel):
         """Whether a field that has no effect is declared with this value."""
         field = cls.model_fields.get(name)
         return field is not None and value in get_args(field.annotation)
+
+    @field_validator("translate", mode="before", check_fields=False)
+    @classmethod
+    def _language(cls, value: Any) -> Any:
+        """Convert a tag such as `fr-CA` to the code of its language."""
+        try:
+            return None if value is None else as_translate(value)
+        except ParameterError as error:
+            reason = str(error).partition("; ")[2]  # the value stands in front of it in all errors of fields
+            raise PydanticCustomError("language", "{reason}", {"reason": reason}) from error
 
     @field_validator("*", mode="before")
     @classmethod
@@ -198,7 +209,8 @@ class _Common(_Body):
     model's)."""
     translate: Translate | None = None
     """Translate the prompts into English before they are drawn: `auto` from the language that they are in, `fr`, `ko`,
-    `de`, `es` or `ja` from that one, `off` not at all (default: the model's, `translate` of its card). English is drawn
+    `de`, `es` or `ja` from that one (a tag with a region, such as `fr-CA`, is taken for its language), `off` not at all
+    (default: the model's, `translate` of its card). English is drawn
     as it is, and a language that is not translated is refused."""
     negative_prompt: Prompt | None = None
     """Text to steer away from; it needs a `guidance_scale` above 1."""

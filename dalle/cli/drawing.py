@@ -19,11 +19,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle.checkpoint.vocabulary import unknown_words
+from dalle.cli.prompts import GivenPrompts
 from dalle.command_line import INTERRUPTED
 from dalle.decoder.engine import StepResult
 from dalle.defaults import DEFAULT_TRANSLATOR, Background, Rerank, Translate, Weights
 from dalle.device import keep_memory
-from dalle.errors import DalleError, LongPromptError, PromptError
+from dalle.errors import DalleError, LongPromptError, NegativePromptError, PromptError
 from dalle.files import CannotWriteError, prepare_folder, write_file
 from dalle.images import contact_sheet, encode_image, load_image
 from dalle.pipeline import DALLE, Picture, Prefix
@@ -40,7 +41,7 @@ MAX_SHEET_PICTURES = 144
 class Drawing:
     """What `dalle generate` was asked to draw; its options have the fields' names."""
 
-    prompts: list[str]
+    prompts: GivenPrompts
     n: int
     best_of: int | None
     rerank: Rerank | None
@@ -100,7 +101,7 @@ def draw(drawing: Drawing) -> None:
     try:
         pictures = _write_pictures(start, out, num_pictures=len(prompts) * n, num_codes=num_codes)
     except PromptError as error:
-        raise _with_hint(error, dalle, prompts) from error
+        raise _with_hint(error, dalle, prompts, drawing.prompts) from error
     place, shown = out / _file_name(pictures[0]), ""
     if len(pictures) > 1:
         place = out / "contact-sheet.png"
@@ -117,11 +118,16 @@ def _translated(dalle: DALLE, drawing: Drawing) -> list[TranslatedPrompt]:
     """The prompts as they are drawn. Prints what was translated, and warns of words that were kept."""
     negative = drawing.negative_prompt
     if drawing.translate == "off":
-        return [TranslatedPrompt(prompt=prompt, negative_prompt=negative) for prompt in drawing.prompts]
+        return [TranslatedPrompt(prompt=prompt, negative_prompt=negative) for prompt in drawing.prompts.texts]
     translate = dalle.prompt_translator(DEFAULT_TRANSLATOR if drawing.translator is None else drawing.translator)
     found, seen = [], dict[str, str]()
-    for prompt in drawing.prompts:
-        one = translate(prompt, negative, translate=drawing.translate)
+    for prompt in drawing.prompts.texts:
+        try:
+            one = translate(prompt, negative, translate=drawing.translate)
+        except NegativePromptError:
+            raise
+        except PromptError as error:
+            raise drawing.prompts.located(prompt, error) from error
         if (other := seen.setdefault(str(one.prompt), prompt)) != prompt:
             raise PromptError(
                 f"{other!r} and {prompt!r} are both {one.prompt!r} in English; give one of them, with --n"
@@ -146,19 +152,21 @@ def warn_of_unknown_words(dalle: DALLE, prompts: list[str]) -> None:
                 warnings.warn(message, stacklevel=2)
 
 
-def _with_hint(error: PromptError, dalle: DALLE, prompts: list[str]) -> PromptError:
-    """The error of a prompt that is too long with the option that cuts it, and with the prompt if there are several."""
+def _with_hint(error: PromptError, dalle: DALLE, prompts: list[str], given: GivenPrompts) -> PromptError:
+    """The error of a prompt that is too long with the option that cuts it; if there are several, with the prompt and
+    its line in the file."""
     if isinstance(error.__cause__, LongPromptError):  # the negative prompt
         return PromptError(f"{error}; shorten it, or cut it with --truncate")
     if not isinstance(error, LongPromptError):
         return error
     text = dalle.text_tokenizer
-    which = ""
+    which, place = "", ""
     if len(prompts) > 1 and text is not None:
-        long = next(prompt for prompt in prompts if len(text.tokenize(prompt)) > text.max_tokens)
+        number = next(i for i, prompt in enumerate(prompts) if len(text.tokenize(prompt)) > text.max_tokens)
+        long, place = prompts[number], given.places.get(given.texts[number], "")
         which = f" ({long[:60]!r}{'...' * (len(long) > 60)})"
     message = str(error).replace("the prompt", f"the prompt{which}", 1)
-    return PromptError(f"{message}; shorten it, or cut it with --truncate")
+    return PromptError(f"{place}{': ' * bool(place)}{message}; shorten it, or cut it with --truncate")
 
 
 def _write_pictures(

@@ -16,8 +16,8 @@ from dalle.defaults import (
     MAX_PICTURES,
     Background,
     Rerank,
-    Translate,
     Weights,
+    as_translate,
 )
 from dalle.errors import DalleError
 from dalle.interrupt import heavy_imports
@@ -155,10 +155,12 @@ def generate(
         ),
     ] = "float32",
     translate: Annotated[
-        Translate,
+        str,
         typer.Option(
+            metavar="off|auto|fr|ko|de|es|ja",
             help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
-            "from French, Korean, German, Spanish or Japanese. English is drawn as it is.",
+            "from French, Korean, German, Spanish or Japanese. English is drawn as it is. A region does not matter "
+            "(fr-CA). The translator reads prompts of up to 63 tokens.",
         ),
     ] = "off",
     translator: Annotated[
@@ -196,7 +198,8 @@ def generate(
     """
     if keep_rows is not None and continue_from is None:
         raise DalleError("--keep-rows needs a picture: --continue-from FILE")
-    if translator is not None and translate == "off":
+    chosen = as_translate(translate)
+    if translator is not None and chosen == "off":
         raise DalleError("--translator needs prompts to translate: --translate auto, or a language")
     prompts = gather_prompts(words or (), prompt or (), prompts_file)
     options = {
@@ -227,7 +230,7 @@ def generate(
             keep_rows=keep_rows,
             background=background,
             weights=weights,
-            translate=translate,
+            translate=chosen,
             translator=translator,
             truncate=truncate,
             device=device,

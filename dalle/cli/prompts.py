@@ -1,20 +1,35 @@
 """The prompts of `dalle generate`: words of the command line, `--prompt`, a file, or standard input."""
 
+import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dalle.errors import PromptError
 
-__all__ = ["STDIN", "gather_prompts"]
+__all__ = ["STDIN", "GivenPrompts", "gather_prompts"]
 
 STDIN = "-"
 MAX_BYTES = 64 * 2**20
 """Largest file of prompts that is read."""
 
 
-def gather_prompts(words: Sequence[str], prompts: Sequence[str], file: str | None) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class GivenPrompts:
+    """Prompts, and where those of a file stand."""
+
+    texts: list[str]
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By prompt of a file, its line, as `line 3 of ideas.txt`."""
+
+    def located(self, prompt: str, error: PromptError) -> PromptError:
+        """An error about a prompt, behind its line in the file if it has one."""
+        place = self.places.get(prompt)
+        return error if place is None else type(error)(f"{place}: {error}")
+
+
+def gather_prompts(words: Sequence[str], prompts: Sequence[str], file: str | None) -> GivenPrompts:
     """All prompts, in the order words, `--prompt`, `--prompts`. The words together are one prompt; a single `-` in
     their place stands for `--prompts -`.
 
@@ -38,8 +53,8 @@ def gather_prompts(words: Sequence[str], prompts: Sequence[str], file: str | Non
         )
     found = [" ".join(words)] if words else []
     found += prompts
-    if file is not None:
-        found += _read(file)
+    numbered = [] if file is None else _read(file)
+    found += [text for _, text in numbered]
     if not found:
         raise PromptError(
             "there is no prompt; say one, as `dalle generate a red cat`, or several by --prompt TEXT for each, "
@@ -50,11 +65,12 @@ def gather_prompts(words: Sequence[str], prompts: Sequence[str], file: str | Non
         if prompt in seen:
             raise PromptError(f"the prompt {prompt!r} is given twice; use --n")
         seen.add(prompt)
-    return found
+    name = "standard input" if file == STDIN else file
+    return GivenPrompts(found, {text: f"line {number} of {name}" for number, text in numbered})
 
 
-def _read(file: str) -> list[str]:
-    """The lines of a file, or of standard input, that are not blank."""
+def _read(file: str) -> list[tuple[int, str]]:
+    """The lines of a file, or of standard input, that are not blank, with their numbers from 1."""
     name = "standard input" if file == STDIN else file
     try:
         if file == STDIN:
@@ -69,7 +85,7 @@ def _read(file: str) -> list[str]:
         raise PromptError(f"{name} is not text in UTF-8: {error}") from error
     if len(content) > MAX_BYTES:
         raise PromptError(f"{name} has more than {MAX_BYTES // 2**20} MB; that is the limit for prompts")
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
         raise PromptError(f"there are no prompts in {name}; it must have one a line")
     return prompts

@@ -1,9 +1,9 @@
-"""Parts of a sentence: where it is cut, and whether attributes, negations and marks of a translation stay where they were.
+"""Parts of a sentence: where it is cut, and whether attributes, negations and marks stay where they were.
 
     un chat noir, un chien blanc  ->  a white black cat, dog       refused: `white` belongs to the dog's clause
 
-A clause ends at a comma or another mark, and at a word such as `and`, `with` or `in`. Within a Korean or Japanese clause, a
-word belongs to the names beside it. The checks read sentences with slots in place of names.
+A clause ends at a comma or another mark, and at a word such as `and`, `with` or `in`. Within a Korean or Japanese
+clause, a word belongs to the names beside it. The checks read sentences with slots in place of names.
 """
 
 import dataclasses
@@ -100,8 +100,8 @@ class _Said:
 
 
 def attributes_stay(source: str, english: str, lexicon: Lexicon) -> bool:
-    """Whether each colour, adjective and the like of an English sentence stands in a clause with a slot or a noun of the
-    clause that has it in the source."""
+    """Whether each colour, adjective and the like of an English sentence stands in a clause with a slot or a noun of
+    the clause that has it in the source."""
     clauses = _clauses(source, lexicon.language)
     if len(clauses) == 1 and lexicon.language not in NEGATION_FOLLOWS:
         return True
@@ -170,7 +170,9 @@ def negations_stay(source: str, english: str, language: str) -> bool:
         return False
     for word in negations:
         before, after = source[: word.start], source[word.end :]
-        beside = next((one for one in (reversed(before) if language in NEGATION_FOLLOWS else after) if one in SLOTS), None)
+        beside = next(
+            (one for one in (reversed(before) if language in NEGATION_FOLLOWS else after) if one in SLOTS), None
+        )
         following = {next((one for one in english[found.end() :] if one in SLOTS), None) for found in said}
         if beside is not None and beside not in following:
             return False

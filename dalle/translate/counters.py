@@ -11,7 +11,9 @@ COUNTED = {
     "ko": re.compile(
         r"(?P<noun>[가-힣]+)\s*(?P<number>\d+)\s?(?:개|마리|명|송이|권|잔|그루|채|자루)(?P<rest>[을를이가와과의]?)(?![가-힣])"
     ),
-    "ja": re.compile(r"(?P<noun>[^\W\d_]+)(?P<number>\d+)(?:個|匹|本|枚|人|台|羽|頭|冊|つ)(?P<rest>)(?![\u4e00-\u9fff])"),
+    "ja": re.compile(
+        r"(?P<noun>[^\W\d_]+)(?P<number>\d+)(?:個|匹|本|枚|人|台|羽|頭|冊|つ)(?P<rest>)(?![\u4e00-\u9fff])"
+    ),
 }
 BEFORE = re.compile(r"(?P<number>\d+)(?:個|匹|本|枚|人|台|羽|頭|冊|つ)の")
 
@@ -25,7 +27,11 @@ def counted(text: str, lexicon: Lexicon) -> str:
     def moved(found: re.Match[str]) -> str:
         said = found["noun"]
         start = next((at for at in range(len(said)) if lexicon.name(_bare(said[at:], lexicon.language))), None)
-        if start is None or (start > 0 and lexicon.language == "ko") or _is_in_name(found.start("number"), text, lexicon):
+        if (
+            start is None
+            or (start > 0 and lexicon.language == "ko")
+            or _is_in_name(found.start("number"), text, lexicon)
+        ):
             return found[0]
         return f"{said[:start]}{found['number']} {_bare(said[start:], lexicon.language)}{found['rest']}"
 

@@ -5,7 +5,9 @@
    Japanese lacks. A text mostly in another script, such as Cyrillic, is refused.
 2. Latin letters: the language that knows most of the words, by the lexicons, whose English is a lexicon of English too.
    English goes first: a text of which it knows as many words as any other language is English.
-3. If words are unknown, or languages know the same number, py3langid is asked, which compares byte sequences with
+3. A text of English words only (`dalle.translate.english`) is English, unless another language has all of them too, as
+   French has `noir chat`. English names and phrases, such as `El Paso`, count for no language.
+4. If words are unknown, or languages know the same number, py3langid is asked, which compares byte sequences with
    those of 19 languages (Lui and Baldwin, "langid.py", ACL 2012). It is believed where it is sure. Else a text of
    which no language knows more than half, and that has no accents, is English, and stays as it is.
 
@@ -92,13 +94,16 @@ class LanguageDetector:
                 found[code] = parts
         if not found:
             return None
-        code = self._likeliest(" ".join(part.text for part in next(iter(found.values())) if not part.is_english), [*found])
+        code = self._likeliest(
+            " ".join(part.text for part in next(iter(found.values())) if not part.is_english), [*found]
+        )
         return code, found[code]
 
     def _is_said(self, text: str, code: str) -> bool:
-        """Whether all words of a part are known in a language, and there is a name among them."""
+        """Whether all words of a part are known in a language, and there is a name or a phrase among them."""
         words, pieces = WORD.findall(text), self._lexicons[code].pieces(clean(text))
-        return any(piece.kind == "name" for piece in pieces) and self._num_known(clean(text), code) >= len(words)
+        is_about_things = any(piece.kind == "name" or " " in piece.english for piece in pieces)
+        return is_about_things and self._num_known(clean(text), code) >= len(words)
 
     def _has_plain_english(self, text: str, code: str) -> bool:
         """Whether Latin letters in a Korean or Japanese prompt are English words, and no name of a style."""
@@ -172,11 +177,13 @@ class LanguageDetector:
         return word not in FOREIGN and is_english_word(word)
 
     def _that_know_exactly(self, words: Sequence[str]) -> list[str]:
-        """The languages that have all of these English words too, with the same accents: one word as a name that English
-        has not borrowed, several of which one is no English word of the lexicons."""
+        """The languages that have all of these English words too, with the same accents: a single word as a name that
+        English has not borrowed, or several words."""
         if len(words) == 1:
             return [code for code in self._exact if words[0] in self._exact[code][0] and not is_borrowed(words[0])]
-        return [code for code, (names, others) in self._exact.items() if all(one in names or one in others for one in words)]
+        return [
+            code for code, (names, others) in self._exact.items() if all(one in names or one in others for one in words)
+        ]
 
     @functools.cached_property
     def _exact(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:

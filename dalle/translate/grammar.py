@@ -1,7 +1,7 @@
 """Small words of the five languages: articles, words that join two parts of a sentence, and words of negation.
 
-They decide where a sentence is cut into parts, what stands between the English parts, and whether a *not* or *without* of
-the source is in the English. Words are in folded form (`dalle.translate.languages`).
+They decide where a sentence is cut into parts, what stands between the English parts, and whether a *not* or *without*
+of the source is in the English. Words are in folded form (`dalle.translate.languages`).
 """
 
 from collections.abc import Mapping

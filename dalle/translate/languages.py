@@ -11,9 +11,11 @@ import re
 import unicodedata
 from typing import Literal
 
+from dalle.defaults import LANGUAGES_OF_PROMPTS
+
 __all__ = ["LANGUAGES", "PARTICLES", "Word", "clean", "folded", "script_of", "without_particle", "words_in"]
 
-LANGUAGES = {"fr": "French", "ko": "Korean", "de": "German", "es": "Spanish", "ja": "Japanese"}
+LANGUAGES = LANGUAGES_OF_PROMPTS
 """English names of the languages by ISO 639 code."""
 
 Script = Literal["kanji", "hiragana", "katakana", "hangul", "other", "none"]

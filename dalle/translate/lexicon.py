@@ -70,7 +70,11 @@ def _runs_of_emoji(text: str) -> list[tuple[int, int]]:
 
 
 def _is_emoji(character: str) -> bool:
-    return unicodedata.category(character) == "So" or character in "\u200d\ufe0f" or "\U0001f3fb" <= character <= "\U0001f3ff"
+    return (
+        unicodedata.category(character) == "So"
+        or character in "\u200d\ufe0f"
+        or "\U0001f3fb" <= character <= "\U0001f3ff"
+    )
 
 
 def lexicon_file(language: str) -> str:
@@ -273,7 +277,11 @@ class Lexicon:
     def attributes(self) -> frozenset[str]:
         """English of the words around names that may become few others: colours, adjectives and the like."""
         licences = (found for word in self.plain if " " not in word for found in self.licences(word))
-        return frozenset(english for found in licences if len(found) <= CLEAR for english in found) - REQUEST_WORDS - FUNCTION_WORDS
+        return (
+            frozenset(english for found in licences if len(found) <= CLEAR for english in found)
+            - REQUEST_WORDS
+            - FUNCTION_WORDS
+        )
 
     def knows(self, key: str) -> bool:
         """Whether a folded word, or each part of it, occurs in the training data."""

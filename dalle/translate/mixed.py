@@ -21,9 +21,7 @@ SMALL = frozenset("and with without of the wearing holding from under behind".sp
 ARTICLES = frozenset({"a", "an"})
 
 
-def mixture_of(
-    text: str, kind_of: Callable[[str], WordKind], *, needs_small_word: bool = True
-) -> list[Part] | None:
+def mixture_of(text: str, kind_of: Callable[[str], WordKind], *, needs_small_word: bool = True) -> list[Part] | None:
     """The parts of a prompt in English and in another language, in their order; None if it is in one language.
 
     kind_of: what a word in lower case is. Words of both languages belong to the part that they stand in.
@@ -42,11 +40,14 @@ def mixture_of(
     has_small = any(kind and word in SMALL | ARTICLES for kind, word in zip(is_english, said, strict=True))
     if (needs_small_word and not has_small) or all(is_english) or not any(is_english):
         return None
-    cuts = [word.start() for word, one, before in zip(words[1:], is_english[1:], is_english, strict=False) if one != before]
+    cuts = [
+        word.start() for word, one, before in zip(words[1:], is_english[1:], is_english, strict=False) if one != before
+    ]
     places = zip([0, *cuts], [*cuts, len(text)], strict=True)
     starts = [0, *(next(i for i, word in enumerate(words) if word.start() == cut) for cut in cuts)]
     return [
-        Part(text[start:end], is_english=bool(is_english[number])) for (start, end), number in zip(places, starts, strict=True)
+        Part(text[start:end], is_english=bool(is_english[number]))
+        for (start, end), number in zip(places, starts, strict=True)
     ]
 
 

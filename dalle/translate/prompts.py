@@ -8,7 +8,7 @@ English passes through as it is, and costs nothing: a prompt of words that the m
 import functools
 from collections.abc import Callable, Sequence
 
-from dalle.defaults import Translate
+from dalle.defaults import Translate, as_translate
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.translate.clauses import Part
 from dalle.translate.detection import ENGLISH, FOREIGN, LanguageDetector
@@ -47,18 +47,23 @@ class PromptTranslator:
         return self._detector.language_of(text)
 
     def __call__(
-        self, prompt: str | None, negative_prompt: str | None = None, *, translate: Translate = "auto"
+        self, prompt: str | None, negative_prompt: str | None = None, *, translate: str = "auto"
     ) -> TranslatedPrompt:
-        """Translate a prompt and a negative prompt, each from its own language with `auto`, or both from one by its
-        code; `off` leaves them as they are. Texts without a letter are left as they are.
+        """Translate a prompt and a negative prompt, each from its own language with `auto`, or both from one by its code
+        or tag (`fr`, `fr-CA`); `off` leaves them as they are. Texts without a letter are left as they are, and in a
+        prompt in English and another language only the other one is translated.
 
-        Raises `PromptError` for a prompt in a language that is not translated, or too long for the translator, which
-        may be `NegativePromptError`; `ParameterError` for a language without a lexicon; `CheckpointError` for a
-        translator that cannot be loaded.
+        Raises `PromptError` for a prompt that is no text, in a language that is not translated, or too long for the
+        translator, which may be `NegativePromptError`; `ParameterError` for a `translate` that is none, or a language
+        without a lexicon; `CheckpointError` for a translator that cannot be loaded.
         """
-        first = self._translated(prompt, translate)
+        chosen = as_translate(translate)
+        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            if text is not None and not isinstance(text, str):
+                raise PromptError(f"{name} is {str(text)[:80]}, of type {type(text).__name__}; it must be one text")
+        first = self._translated(prompt, chosen)
         try:
-            second = self._translated(negative_prompt, translate)
+            second = self._translated(negative_prompt, chosen)
         except PromptError as error:
             raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
         if first is None and second is None:

@@ -16,7 +16,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from dalle.translate.clauses import ENGLISH_WORD, Part, attributes_stay, marks_stay, negations_stay, parts_of, slots_stay_apart
+from dalle.translate.clauses import (
+    ENGLISH_WORD,
+    Part,
+    attributes_stay,
+    marks_stay,
+    negations_stay,
+    parts_of,
+    slots_stay_apart,
+)
 from dalle.translate.counters import counted
 from dalle.translate.grammar import FUNCTION_WORDS
 from dalle.translate.languages import clean
@@ -44,16 +52,17 @@ class Sentence:
     the lexicon alone, word by word."""
 
 
-def translate(
-    sources: Sequence[str], lexicon: Lexicon, network: Network
-) -> list[Sentence]:
+def translate(sources: Sequence[str], lexicon: Lexicon, network: Network) -> list[Sentence]:
     """Translate sentences of the lexicon's language into English.
 
     network: translates a batch of sentences, in each of which up to eight slots may stand for words.
     """
     cleaned = [counted(clean(source), lexicon) for source in sources]
     found = _resolved(cleaned, lexicon, network, {}, levels=(False, True))
-    return [Sentence(source, found[text].english, found[text].unknown, found[text].by) for source, text in zip(sources, cleaned, strict=True)]
+    return [
+        Sentence(source, found[text].english, found[text].unknown, found[text].by)
+        for source, text in zip(sources, cleaned, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +72,7 @@ class _Found:
     by: Way
 
 
-def _accepted(
-    texts: Sequence[str], lexicon: Lexicon, network: Network
-) -> list[_Found | None]:
+def _accepted(texts: Sequence[str], lexicon: Lexicon, network: Network) -> list[_Found | None]:
     """What cleaned texts become as a name, or by the network; None where its sentence is not accepted."""
     names = [lexicon.name(text) for text in texts]
     prepared = [_masked(text, lexicon) for text in texts]
@@ -82,8 +89,8 @@ def _accepted(
 def _resolved(
     texts: Sequence[str], lexicon: Lexicon, network: Network, asked: dict[str, _Found | None], *, levels: Sequence[bool]
 ) -> dict[str, _Found]:
-    """What cleaned texts become: as a whole if that is accepted; else their parts, cut at phrases too on the last of the
-    levels; else word by word. asked: what texts became as a whole, as far as it is known."""
+    """What cleaned texts become: as a whole if that is accepted; else their parts, cut at phrases too on the last level;
+    else word by word. asked: what texts became as a whole, as far as it is known."""
     new = [text for text in dict.fromkeys(texts) if text not in asked]
     asked.update(zip(new, _accepted(new, lexicon, network), strict=True))
     parts = {text: parts_of(text, lexicon, at_phrases=levels[0]) for text in texts if levels and asked[text] is None}
@@ -164,7 +171,9 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     if lexicon.language != "ja" and any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
         return None
     last = ENGLISH_WORD.findall(english)[-1:]
-    if last and last[0].lower() in FUNCTION_WORDS and not english.endswith(SLOTS) or english.startswith((",", ".", ":")):
+    if (last and last[0].lower() in FUNCTION_WORDS and not english.endswith(SLOTS)) or english.startswith(
+        (",", ".", ":")
+    ):
         return None
     names = [slot for slot, piece in zip(SLOTS, masked.slots, strict=False) if piece.kind == "name"]
     if not (

@@ -107,7 +107,12 @@ def _style_last(tokens: list[_Token]) -> list[_Token]:
     if at is None:
         return tokens
     style, following = tokens[at], tokens[at + 1]
-    return [*tokens[:at], _Token(style.gap, following.text, following.kind), *tokens[at + 2 :], _Token(" ", "style", "other")]
+    return [
+        *tokens[:at],
+        _Token(style.gap, following.text, following.kind),
+        *tokens[at + 2 :],
+        _Token(" ", "style", "other"),
+    ]
 
 
 def _follows(token: _Token) -> bool:

@@ -13,7 +13,7 @@ import typer
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.cli.look import SETTINGS, Command, VersionOption, run_app
 from dalle.command_line import INTERRUPTED, exit_on_mistake
-from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
+from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, as_translate
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
@@ -82,10 +82,11 @@ def batch(
         ),
     ] = "auto",
     translate: Annotated[
-        Translate,
+        str,
         typer.Option(
+            metavar="off|auto|fr|ko|de|es|ja",
             help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
-            "from French, Korean, German, Spanish or Japanese. An item may override it."
+            "from French, Korean, German, Spanish or Japanese. An item may override it.",
         ),
     ] = "off",
     translator: Annotated[
@@ -248,7 +249,7 @@ def batch(
                     image_format=output_format,
                     quality=quality,
                     background=background,
-                    translate=translate,
+                    translate=as_translate(translate),
                     translator=translator,
                     layout=layout,
                     shard_size=shard_size,

@@ -159,8 +159,8 @@ def test_articles_fit_what_fills_the_slot() -> None:
 )
 def test_what_the_network_invents_or_loses_is_not_accepted(answer: str) -> None:
     found, _ = translated("un chat mignon", answer)
-    assert (found.english, found.by) == ("un cat mignon", "look-up")
-    assert found.unknown == ("un", "mignon")
+    assert (found.english, found.by) == ("cute cat", "look-up")
+    assert found.unknown == ()
 
 
 def test_a_sentence_of_too_many_parts_is_looked_up() -> None:

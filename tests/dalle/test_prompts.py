@@ -42,8 +42,8 @@ def test_mistakes(
 
 
 def test_a_dash_among_words_is_a_word() -> None:
-    assert gather_prompts(["a", "-", "b"], [], None) == ["a - b"]
-    assert gather_prompts([" a  b "], [], None) == [" a  b "], "one argument is as it was given"
+    assert gather_prompts(["a", "-", "b"], [], None).texts == ["a - b"]
+    assert gather_prompts([" a  b "], [], None).texts == [" a  b "], "one argument is as it was given"
 
 
 def test_a_file_that_does_not_end_is_not_read_to_its_end() -> None:

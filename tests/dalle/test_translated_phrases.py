@@ -1,0 +1,145 @@
+"""Prompts as people type them, with the shipped translator: clauses, mixtures of languages, English names, and tags."""
+
+from pathlib import Path
+
+import pytest
+
+from dalle import DALLE
+from dalle.cli.prompts import gather_prompts
+from dalle.defaults import as_translate
+from dalle.errors import LongPromptError, ParameterError, PromptError
+from dalle.translate.clauses import attributes_stay, negations_stay, parts_of
+from dalle.translate.lexicon import SLOTS, Lexicon
+from dalle.translate.prompts import PromptTranslator
+
+FIRST, SECOND = SLOTS[:2]
+
+
+@pytest.fixture(scope="module")
+def step() -> PromptTranslator:
+    return DALLE.load().prompt_translator()
+
+
+@pytest.fixture(scope="module")
+def french(step: PromptTranslator) -> Lexicon:
+    return step.translator.lexicons["fr"]
+
+
+ENGLISH = """Los Angeles|la la land|El Niño|La Croix can|fort|café|jalapeño taco|poncho llama|noir detective|piñata
+crème brûlée|kindergarten|rottweiler|souvenir|fiesta|Rio de Janeiro|fiancé|naïve|déjà vu|Beyoncé|São Paulo|Zürich|Citroën
+Pokémon|über|El Salvador|Côte d'Azur|art nouveau|dachshund|a café in Paris|the con man with a hat|a den of a lion"""
+
+
+@pytest.mark.parametrize("prompt", ENGLISH.replace("\n", "|").split("|"))
+def test_english_names_and_loanwords_stay_as_they_are(step: PromptTranslator, prompt: str) -> None:
+    found = step(prompt)
+    assert (found.prompt, found.translation, found.warning) == (prompt, None, None)
+
+
+@pytest.mark.parametrize(
+    ("language", "prompts"),
+    [
+        (
+            "fr",
+            "chat noir|noir chat|la maison|un café|le chat|château|éléphant|café noir|un chat à Los Angeles|une crème brûlée",
+        ),
+        ("es", "café con leche|gato|árbol|la piñata|una fiesta|el niño|un gato en Los Angeles"),
+        ("de", "ein Hund|Löwe|ein Kindergarten|der Rottweiler|Bär|ein roter Hund in Zürich"),
+    ],
+)
+def test_prompts_in_other_languages_are_still_found(step: PromptTranslator, language: str, prompts: str) -> None:
+    assert [one for one in prompts.split("|") if step.language_of(one) != language] == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "language", "english"),
+    [
+        ("red panda and 고양이", "ko", "red panda and cat"),
+        ("un chat with a hat", "fr", "a cat with a hat"),
+        ("고양이 with a hat", "ko", "cat with a hat"),
+        ("a cute 猫 and a dog", "ja", "a cute cat and a dog"),
+        ("ein Hund and a cat", "de", "a dog and a cat"),
+        ("un gato with a red hat", "es", "a cat with a red hat"),
+        ("cute 고양이", "ko", "cute cat"),
+    ],
+)
+def test_english_stays_in_place_in_a_mixture(step: PromptTranslator, prompt: str, language: str, english: str) -> None:
+    found = step(prompt)
+    assert found.translation is not None
+    assert (found.prompt, found.translation.language, found.warning) == (english, language, None)
+
+
+@pytest.mark.parametrize(
+    ("language", "prompt", "english"),
+    [
+        ("fr", "un chat noir, un chien blanc", "a black cat, a white dog"),
+        ("es", "un perro blanco, un gato negro", "a white dog, a black cat"),
+        ("fr", "un chat sur un chien", "a cat on a dog"),
+        ("fr", '"un chat noir"', '"a black cat"'),
+        ("fr", "un chat (noir)", "a cat (black)"),
+        ("ko", "고양이가 없는 집", "house without cat"),
+        ("ja", "帽子なしの猫", "cat without hat"),
+        ("fr", "un chat sans chapeau", "a cat without hat"),
+        ("de", "eine Katze ohne Hut", "a cat without hat"),
+        ("de", "kein Hund", "no dog"),
+        ("ko", "사과 3개", "3 apple"),
+        ("ja", "りんご3個", "3 apple"),
+    ],
+)
+def test_clauses_negations_marks_and_numbers(step: PromptTranslator, language: str, prompt: str, english: str) -> None:
+    (found,) = step.translator.translate_with_lexicon([prompt], language)
+    assert (found.english, found.unknown) == (english, ())
+
+
+def test_emoji_stay_and_short_words_are_no_abbreviations(step: PromptTranslator) -> None:
+    assert str(step("un chat 🐱 noir", translate="fr").prompt).count("🐱") == 1
+    kept = step("un chat noir", translate="de")
+    assert "Nations" not in str(kept.prompt) and kept.warning is not None
+    assert step("die UN", translate="de").prompt == "United Nations"
+
+
+def test_an_attribute_that_leaves_its_clause_is_not_accepted(french: Lexicon) -> None:
+    source = f"un {FIRST}, un {SECOND} blanc"
+    assert attributes_stay(source, f"a {FIRST}, a white {SECOND}", french)
+    assert not attributes_stay(source, f"a white {FIRST}, a {SECOND}", french)
+    assert negations_stay(f"un {FIRST} sans {SECOND}", f"a {FIRST} without {SECOND}", "fr")
+    assert not negations_stay(f"un {FIRST} sans {SECOND}", f"a {SECOND} without {FIRST}", "fr")
+    assert not negations_stay(f"un {FIRST} sans {SECOND}", f"a {FIRST} {SECOND}", "fr")
+    said = [part.text for part in parts_of("un chat noir, un chien blanc", french)]
+    assert said == ["un chat noir", ", ", "un chien blanc"]
+
+
+@pytest.mark.parametrize("tag", ["FR", "fr-FR", "fr_FR", "fr-CA", "fr_FR.UTF-8", " fr "])
+def test_tags_of_languages_are_taken_by_their_language(step: PromptTranslator, tag: str) -> None:
+    assert as_translate(tag) == "fr" and step("un gato", translate=tag).translation is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("French", "translate is 'French'; write fr"),
+        ("en-US", "translate is 'en-US'; English is drawn as it is: write off"),
+        ("it", "translate is 'it'; it must be auto, off, fr \\(French\\)"),
+        ("auto-FR", "translate is 'auto-FR'; it must be"),
+        (3, "translate is 3; it must be a text"),
+    ],
+)
+def test_other_values_are_refused_with_what_to_write(value: object, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        as_translate(value)
+
+
+@pytest.mark.parametrize("prompt", [3, ["un chat"]])
+def test_what_is_no_text_is_a_mistake_of_the_caller(step: PromptTranslator, prompt: object) -> None:
+    with pytest.raises(PromptError, match="it must be one text"):
+        step(prompt)  # type: ignore[arg-type]
+
+
+def test_prompts_of_a_file_know_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "ideas.txt"
+    path.write_text("a cat\n\n красная панда\n", encoding="utf-8")
+    given = gather_prompts([], ["a dog"], str(path))
+    assert given.texts == ["a dog", "a cat", "красная панда"]
+    error = given.located("красная панда", LongPromptError("it is too long"))
+    assert isinstance(error, LongPromptError) and str(error) == f"line 3 of {path}: it is too long"
+    assert str(given.located("a dog", PromptError("no"))) == "no"
