@@ -149,7 +149,7 @@ class LanguageDetector:
             return ENGLISH
         if num_english == len(words):
             return foreign[0] if len(foreign) == 1 else self._likeliest(whole, foreign)
-        if num_english > most:
+        if num_english > most and 2 * num_english > len(words):
             return ENGLISH
         best = [code for code in known if known[code] == most]
         if ENGLISH in best and most > len(words) / 2:

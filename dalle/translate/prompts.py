@@ -49,9 +49,9 @@ class PromptTranslator:
     def __call__(
         self, prompt: str | None, negative_prompt: str | None = None, *, translate: str = "auto"
     ) -> TranslatedPrompt:
-        """Translate a prompt and a negative prompt, each from its own language with `auto`, or both from one by its code
-        or tag (`fr`, `fr-CA`); `off` leaves them as they are. Texts without a letter are left as they are, and in a
-        prompt in English and another language only the other one is translated.
+        """Translate a prompt and a negative prompt, each from its own language with `auto`, or both from one by its
+        code or tag (`fr`, `fr-CA`); `off` leaves them as they are. Texts without a letter are left as they are, and in
+        a prompt in English and another language only the other one is translated.
 
         Raises `PromptError` for a prompt that is no text, in a language that is not translated, or too long for the
         translator, which may be `NegativePromptError`; `ParameterError` for a `translate` that is none, or a language
@@ -88,14 +88,14 @@ class PromptTranslator:
         if translate == "off" or text is None or not any(character.isalpha() for character in text):
             return None
         language = self.language_of(text) if translate == "auto" else translate
+        if language != ENGLISH and language not in self.translator.lexicons:
+            known = ", ".join(f"{code} ({LANGUAGES[code]})" for code in self.translator.lexicons) or "no language"
+            raise ParameterError(f"translate is {language}; the translator {self.translator.name} knows {known}")
         mixture = self._mixture_of(text, language)
         if mixture is not None:
             language = mixture[0]
         if language == ENGLISH:
             return None
-        if language not in self.translator.lexicons:
-            known = ", ".join(f"{code} ({LANGUAGES[code]})" for code in self.translator.lexicons) or "no language"
-            raise ParameterError(f"translate is {language}; the translator {self.translator.name} knows {known}")
         parts = [Part(text)] if mixture is None else mixture[1]
         try:
             return language, self._joined(text, parts, language)

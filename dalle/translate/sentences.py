@@ -26,8 +26,8 @@ from dalle.translate.clauses import (
     slots_stay_apart,
 )
 from dalle.translate.counters import counted
-from dalle.translate.grammar import FUNCTION_WORDS
-from dalle.translate.languages import clean
+from dalle.translate.grammar import FUNCTION_WORDS, JOINING
+from dalle.translate.languages import clean, folded
 from dalle.translate.lexicon import CLEAR, SLOTS, Lexicon, Piece
 from dalle.translate.word_by_word import word_by_word
 
@@ -89,8 +89,8 @@ def _accepted(texts: Sequence[str], lexicon: Lexicon, network: Network) -> list[
 def _resolved(
     texts: Sequence[str], lexicon: Lexicon, network: Network, asked: dict[str, _Found | None], *, levels: Sequence[bool]
 ) -> dict[str, _Found]:
-    """What cleaned texts become: as a whole if that is accepted; else their parts, cut at phrases too on the last level;
-    else word by word. asked: what texts became as a whole, as far as it is known."""
+    """What cleaned texts become: as a whole if that is accepted; else their parts, cut at phrases too on the last
+    level; else word by word. asked: what texts became as a whole, as far as it is known."""
     new = [text for text in dict.fromkeys(texts) if text not in asked]
     asked.update(zip(new, _accepted(new, lexicon, network), strict=True))
     parts = {text: parts_of(text, lexicon, at_phrases=levels[0]) for text in texts if levels and asked[text] is None}
@@ -174,6 +174,9 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     if (last and last[0].lower() in FUNCTION_WORDS and not english.endswith(SLOTS)) or english.startswith(
         (",", ".", ":")
     ):
+        return None
+    first = folded(masked.text.partition(" ")[0], lexicon.language)
+    if JOINING[lexicon.language].get(first) == "with" and not english.startswith("with"):
         return None
     names = [slot for slot, piece in zip(SLOTS, masked.slots, strict=False) if piece.kind == "name"]
     if not (

@@ -46,7 +46,7 @@ def test_a_language_that_is_not_translated_is_an_invalid_line(
     assert run(model_folder, prompts, tmp_path / "out", plan=plan) == 3
     refused = [json.loads(line) for line in (tmp_path / "out" / "refused.jsonl").read_text().splitlines()]
     assert [one["line"] for one in refused] == [1, 2]
-    assert "Cyrillic" in refused[0]["error"] and "'off', 'auto'" in refused[1]["error"]
+    assert "Cyrillic" in refused[0]["error"] and "it must be auto, off" in refused[1]["error"]
 
 
 def test_openais_results_have_the_english(model_folder: Path, taught_folder: Path, tmp_path: Path) -> None:

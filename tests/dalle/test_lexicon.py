@@ -163,9 +163,9 @@ def test_what_the_network_invents_or_loses_is_not_accepted(answer: str) -> None:
     assert found.unknown == ()
 
 
-def test_a_sentence_of_too_many_parts_is_looked_up() -> None:
+def test_a_sentence_of_too_many_slots_is_translated_part_by_part() -> None:
     found, asked = translated(", ".join(["chat", "avion"] * 5), "a dog")
-    assert found.by == "look-up" and asked == [] and found.english == ", ".join(["cat", "airplane"] * 5)
+    assert found.by == "parts" and asked == [] and found.english == ", ".join(["cat", "airplane"] * 5)
 
 
 def test_the_shipped_translator() -> None:

@@ -26,8 +26,9 @@ def french(step: PromptTranslator) -> Lexicon:
 
 
 ENGLISH = """Los Angeles|la la land|El Niño|La Croix can|fort|café|jalapeño taco|poncho llama|noir detective|piñata
-crème brûlée|kindergarten|rottweiler|souvenir|fiesta|Rio de Janeiro|fiancé|naïve|déjà vu|Beyoncé|São Paulo|Zürich|Citroën
-Pokémon|über|El Salvador|Côte d'Azur|art nouveau|dachshund|a café in Paris|the con man with a hat|a den of a lion"""
+crème brûlée|kindergarten|rottweiler|souvenir|fiesta|Rio de Janeiro|fiancé|naïve|déjà vu|Beyoncé|São Paulo|Zürich
+Citroën|Pokémon|über|El Salvador|Côte d'Azur|art nouveau|dachshund
+a café in Paris|the con man with a hat|a den of a lion"""
 
 
 @pytest.mark.parametrize("prompt", ENGLISH.replace("\n", "|").split("|"))
@@ -41,7 +42,7 @@ def test_english_names_and_loanwords_stay_as_they_are(step: PromptTranslator, pr
     [
         (
             "fr",
-            "chat noir|noir chat|la maison|un café|le chat|château|éléphant|café noir|un chat à Los Angeles|une crème brûlée",
+            "chat noir|noir chat|la maison|un café|le chat|château|éléphant|café noir|un chat à Los Angeles",
         ),
         ("es", "café con leche|gato|árbol|la piñata|una fiesta|el niño|un gato en Los Angeles"),
         ("de", "ein Hund|Löwe|ein Kindergarten|der Rottweiler|Bär|ein roter Hund in Zürich"),
@@ -73,7 +74,8 @@ def test_english_stays_in_place_in_a_mixture(step: PromptTranslator, prompt: str
     ("language", "prompt", "english"),
     [
         ("fr", "un chat noir, un chien blanc", "a black cat, a white dog"),
-        ("es", "un perro blanco, un gato negro", "a white dog, a black cat"),
+        ("es", "un gato triste con un sombrero rojo", "a sad cat with red hat"),
+        ("es", "un perro rojo con un sombrero azul", "a red dog with blue hat"),
         ("fr", "un chat sur un chien", "a cat on a dog"),
         ("fr", '"un chat noir"', '"a black cat"'),
         ("fr", "un chat (noir)", "a cat (black)"),
