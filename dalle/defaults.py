@@ -1,10 +1,7 @@
 """Values and limits that the command line shows, and that more than one room of the library knows. This module imports
 nothing large, so that `--help` and shell completion do not wait for torch."""
 
-import re
-from typing import Literal, cast
-
-from dalle.errors import ParameterError
+from typing import Literal
 
 __all__ = [
     "DEFAULT_CLIP",
@@ -19,7 +16,6 @@ __all__ = [
     "StepKind",
     "Translate",
     "Weights",
-    "as_translate",
 ]
 
 DEFAULT_MODEL = "emoji"
@@ -48,23 +44,3 @@ round a model in float32, on a CPU; int8 weights have a scale for each output ch
 StepKind = Literal["auto", "eager", "compiled", "cuda_graph"]
 """`auto` is `cuda_graph` on CUDA; on a CPU `compiled` if a compiled step is there that was measured to be faster; else
 `eager`."""
-
-
-def as_translate(value: object) -> Translate:
-    """A value of `translate` from what a caller wrote: `auto`, `off`, or a language as a code or tag in any case, of
-    which the region does not matter (`FR`, `fr-CA`, `fr_FR.UTF-8`; BCP 47 and POSIX). Raises `ParameterError`."""
-    choices = ", ".join(f"{code} ({name})" for code, name in LANGUAGES_OF_PROMPTS.items())
-    if not isinstance(value, str):
-        raise ParameterError(f"translate is {str(value)[:80]}; it must be a text: auto, off, {choices}")
-    tag = re.fullmatch(r"([a-z]{2,8})([-_.@][a-z0-9-_.@]*)?", value.strip().lower())
-    code = "" if tag is None else tag[1]
-    if code in LANGUAGES_OF_PROMPTS or (code in ("auto", "off") and tag is not None and tag[2] is None):
-        return cast(Translate, code)
-    by_name = {name.lower(): code for code, name in LANGUAGES_OF_PROMPTS.items()}
-    if (known := by_name.get(value.strip().lower())) is not None:
-        hint = f"write {known}"
-    elif code in ("en", "eng", "english"):
-        hint = "English is drawn as it is: write off, or auto for prompts in other languages too"
-    else:
-        hint = f"it must be auto, off, {choices}"
-    raise ParameterError(f"translate is {value[:80]!r}; {hint}")

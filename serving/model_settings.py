@@ -7,9 +7,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.decoder.parallel import WINDOW_WIDTH
-from dalle.defaults import Translate, as_translate
+from dalle.defaults import Translate
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
+from dalle.translate.languages import as_translate
 from serving.durations import Duration
 
 __all__ = ["INGRESS", "LOAD_SECONDS", "IdleUnload", "ModelSettings", "QueueSettings", "StrictModel"]

@@ -19,8 +19,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dalle.defaults import Rerank, Translate, as_translate
+from dalle.defaults import Rerank, Translate
 from dalle.errors import ParameterError
+from dalle.translate.languages import as_translate
 
 __all__ = [
     "HARMLESS",

@@ -17,10 +17,10 @@ from dalle.defaults import (
     Background,
     Rerank,
     Weights,
-    as_translate,
 )
 from dalle.errors import DalleError
 from dalle.interrupt import heavy_imports
+from dalle.translate.languages import as_translate
 
 __all__ = ["generate"]
 

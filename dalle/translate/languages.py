@@ -9,11 +9,22 @@ import dataclasses
 import functools
 import re
 import unicodedata
-from typing import Literal
+from typing import Literal, cast
 
-from dalle.defaults import LANGUAGES_OF_PROMPTS
+from dalle.defaults import LANGUAGES_OF_PROMPTS, Translate
+from dalle.errors import ParameterError
 
-__all__ = ["LANGUAGES", "PARTICLES", "Word", "clean", "folded", "script_of", "without_particle", "words_in"]
+__all__ = [
+    "LANGUAGES",
+    "PARTICLES",
+    "Word",
+    "as_translate",
+    "clean",
+    "folded",
+    "script_of",
+    "without_particle",
+    "words_in",
+]
 
 LANGUAGES = LANGUAGES_OF_PROMPTS
 """English names of the languages by ISO 639 code."""
@@ -98,3 +109,23 @@ def without_particle(word: str) -> str:
         if word.endswith(particle) and len(word) > len(particle):
             return word.removesuffix(particle)
     return word
+
+
+def as_translate(value: object) -> Translate:
+    """A value of `translate` from what a caller wrote: `auto`, `off`, or a language as a code or tag in any case, of
+    which the region does not matter (`FR`, `fr-CA`, `fr_FR.UTF-8`; BCP 47 and POSIX). Raises `ParameterError`."""
+    choices = ", ".join(f"{code} ({name})" for code, name in LANGUAGES_OF_PROMPTS.items())
+    if not isinstance(value, str):
+        raise ParameterError(f"translate is {str(value)[:80]}; it must be a text: auto, off, {choices}")
+    tag = re.fullmatch(r"([a-z]{2,8})([-_.@][a-z0-9-_.@]*)?", value.strip().lower())
+    code = "" if tag is None else tag[1]
+    if code in LANGUAGES_OF_PROMPTS or (code in ("auto", "off") and tag is not None and tag[2] is None):
+        return cast(Translate, code)
+    by_name = {name.lower(): code for code, name in LANGUAGES_OF_PROMPTS.items()}
+    if (known := by_name.get(value.strip().lower())) is not None:
+        hint = f"write {known}"
+    elif code in ("en", "eng", "english"):
+        hint = "English is drawn as it is: write off, or auto for prompts in other languages too"
+    else:
+        hint = f"it must be auto, off, {choices}"
+    raise ParameterError(f"translate is {value[:80]!r}; {hint}")

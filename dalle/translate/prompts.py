@@ -8,12 +8,12 @@ English passes through as it is, and costs nothing: a prompt of words that the m
 import functools
 from collections.abc import Callable, Sequence
 
-from dalle.defaults import Translate, as_translate
+from dalle.defaults import Translate
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.translate.clauses import Part
 from dalle.translate.detection import ENGLISH, FOREIGN, LanguageDetector
 from dalle.translate.english import WORD
-from dalle.translate.languages import LANGUAGES
+from dalle.translate.languages import LANGUAGES, as_translate
 from dalle.translate.sentences import Sentence
 from dalle.translate.translator import Translator
 from dalle.translation import PromptTranslation, TranslatedPrompt

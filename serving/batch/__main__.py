@@ -13,12 +13,13 @@ import typer
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.cli.look import SETTINGS, Command, VersionOption, run_app
 from dalle.command_line import INTERRUPTED, exit_on_mistake
-from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, as_translate
+from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
 from dalle.steps import StepKind
 from dalle.transformer.linear import Weights
+from dalle.translate.languages import as_translate
 from serving.batch.driver import Batch, run_batch
 from serving.batch.plan import PlanSettings
 from serving.safety.settings import SafetySettings

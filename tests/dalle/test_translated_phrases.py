@@ -6,9 +6,9 @@ import pytest
 
 from dalle import DALLE
 from dalle.cli.prompts import gather_prompts
-from dalle.defaults import as_translate
 from dalle.errors import LongPromptError, ParameterError, PromptError
 from dalle.translate.clauses import attributes_stay, negations_stay, parts_of
+from dalle.translate.languages import as_translate
 from dalle.translate.lexicon import SLOTS, Lexicon
 from dalle.translate.prompts import PromptTranslator
 
