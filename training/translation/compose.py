@@ -1,4 +1,5 @@
-"""Phrases for training and validation: names in templates, with colours, adjectives, styles and skin tones.
+"""Phrases for training and validation: names in templates, with numbers, colours, adjectives, tails, relations to a
+second thing, styles and skin tones.
 
 Every line is a function of (language, split, number): the same data give the same lines. In half of the training
 phrases, names and styles are replaced by slots in both languages, as `dalle.translate.lexicon` replaces what it knows;
@@ -12,9 +13,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from dalle.translate.lexicon import SLOTS
-from training.translation.grammar import Adjective, NounPhrase, elided, phrase_fields
+from training.translation.grammar import NounPhrase, elided, phrase_fields, takes_number
 from training.translation.sources import Concept, Kind
-from training.translation.words import Template, styles_of, templates_of, words_of
+from training.translation.words import Adjective, Template, styles_of, templates_of, words_of
 
 __all__ = ["Composer", "Line", "tone_ways"]
 
@@ -27,12 +28,30 @@ WEIGHTS: Mapping[Kind, float] = {
     "group": 0.03,
 }
 """Shares of the kinds of names in phrases."""
-ADJECTIVES = ((0.62, 0), (0.94, 1), (1.0, 2))
-TAIL = 0.08
+NUM_THINGS: Mapping[int, float] = {0: 0.05, 1: 0.73, 2: 0.15, 3: 0.07}
+"""Shares of the templates of training by the number of things that they name; a country is none."""
+ADJECTIVES = ((0.56, 0), (0.92, 1), (1.0, 2))
+TAIL, NUMBER, APART = 0.08, 0.08, 0.08
+RELATION = 0.25
+"""Share of the phrases of one thing that have a relation to another one: `a cat on a red chair`."""
+WORN = 0.5
+"""Share of the relations `with` to a thing that tails have, too, and which therefore is no slot: `with a red hat`."""
+WITH = "with {a}"
+THINGS_OF_TAILS = ("hat", "crown", "glasses", "sunglasses", "wings", "beard")
+SIZES = ("small", "big", "old", "young", "new", "long", "round", "fat")
+TWO_COLOURS, TWO_ADJECTIVES = 0.12, 0.3
+NUMBERS = (6, 6, 4, 3, 1, 1, 1, 1, 1)
+"""Weights of the numbers from two to ten."""
 MASKED = 0.5
 """Share of training phrases in which what the lexicon would know is replaced by slots."""
 MASKED_ADJECTIVE = 0.06
 WITHOUT_ACCENTS, WITH_ENDING = 0.04, 0.1
+CLAUSE = re.compile(r"\{rel\}|^qu[ei] ")
+"""Relations whose verb is that of one thing."""
+AGAINST = re.compile(r"\{\w+\} \{style\}|^\{style\}[ の]?\{n\}|^\{Style\}-Emoji|^emoji \{style\}")
+"""Templates in which a style would seem to be that of the second thing of a relation."""
+ALONE = re.compile(r"^\{\w+\}(?:$|[,、])")
+"""Templates in which a colour may stand behind the phrase and a comma."""
 COMBINING = re.compile(r"[\u0300-\u036f]")
 TONE = {
     "fr": re.compile(r"^([^:]+): (peau [^,]+)$"),
@@ -91,10 +110,22 @@ class Composer:
         kinds = {kind: [one for one in known if one.kind == kind] for kind in WEIGHTS}
         self._kinds = {kind: found for kind, found in kinds.items() if found}
         self._weights = [WEIGHTS[kind] for kind in self._kinds]
+        templates = templates_of(language)
+        self._held_out = [one for one in templates if one.held_out]
         self._templates = {
-            held: [one for one in templates_of(language) if one.held_out is held] for held in (False, True)
+            count: [one for one in templates if one.num_things == count and not one.held_out] for count in NUM_THINGS
         }
         self._colours, self._adjectives = words_of(language, "colour"), words_of(language, "adjective")
+        self._sizes = [one for one in self._adjectives if one.english in SIZES]
+        self._plain_colours = [one for one in self._colours if _may_join(one, language)]
+        self._relations = words_of(language, "relation")
+        self._worn = [one for one in known if one.english in THINGS_OF_TAILS]
+        self._names_with_plural = {
+            id(one): [name for name in one.names[language] if takes_number(language, one.english, name)]
+            for one in known
+            if one.kind in ("thing", "word")
+        }
+        self._countable = [one for one in known if self._names_with_plural.get(id(one))]
 
     def names(self) -> Iterator[Line]:
         """All names, and all ways to write skin tones."""
@@ -107,44 +138,109 @@ class Composer:
     def phrase(self, split: str, number: int, *, held_out: bool = False, masks: bool = False) -> Line:
         """The phrase of a number. held_out: with the templates of validation. masks: with slots, in half of them."""
         chance = random.Random(f"{self.language}/{split}/{number}")
-        template = chance.choice(self._templates[held_out])
-        masked = masks and chance.random() < MASKED
-        if "{country}" in template.english:
-            return self._with_country(template, masked, chance)
-        concept = self._concept(chance)
-        english, other = self._noun_phrase(concept, chance, SLOTS[0] if masked else None)
-        if "2}" in template.english:
-            second, other_second = self._noun_phrase(self._concept(chance), chance, SLOTS[1] if masked else None)
-            english |= {f"{key}2": value for key, value in second.items()}
-            other |= {f"{key}2": value for key, value in other_second.items()}
-        self._add_style(english, other, masked, chance)
-        return self._line(template, english, other, concept, chance)
+        template = self._template(held_out, chance)
+        slots = iter(SLOTS) if masks and chance.random() < MASKED else None
+        if template.num_things == 0:
+            return self._with_country(template, slots, chance)
+        first = self._concept(template, chance)
+        english, other = self._noun_phrase(first, template, slots, chance)
+        for thing in range(2, template.num_things + 1):
+            again, other_again = self._noun_phrase(self._concept(template, chance), template, slots, chance)
+            english |= {f"{key}{thing}": value for key, value in again.items()}
+            other |= {f"{key}{thing}": value for key, value in other_again.items()}
+        self._add_style(english, other, slots, chance)
+        return self._line(template, english, other, first, chance)
 
-    def _concept(self, chance: random.Random) -> Concept:
+    def _template(self, held_out: bool, chance: random.Random) -> Template:
+        if held_out:
+            return chance.choice(self._held_out)
+        (num_things,) = chance.choices([*NUM_THINGS], [*NUM_THINGS.values()])
+        return chance.choice(self._templates[num_things])
+
+    def _concept(self, template: Template | None, chance: random.Random) -> Concept:
+        if template is not None and template.has_one and self._countable:
+            return chance.choice(self._countable)
         (kind,) = chance.choices([*self._kinds], self._weights)
         return chance.choice(self._kinds[kind])
 
     def _noun_phrase(
-        self, concept: Concept, chance: random.Random, slot: str | None
+        self,
+        concept: Concept,
+        template: Template | None,
+        slots: Iterator[str] | None,
+        chance: random.Random,
+        *,
+        is_bare: bool = False,
     ) -> tuple[dict[str, str], dict[str, str]]:
-        name, english = chance.choice(concept.names[self.language]), concept.english
+        """The fields of a thing of a template, or of the second thing of a relation. is_bare: without a slot."""
+        number, names = None, concept.names[self.language]
+        has_one = template is not None and template.has_one
+        if chance.random() < NUMBER and self._countable and not (has_one or is_bare):
+            if not self._names_with_plural.get(id(concept)):
+                concept = chance.choice(self._countable)
+            number, names = self._number(chance), self._names_with_plural[id(concept)]
+        name, english = chance.choice(names), concept.english
         if concept.kind == "tone":
             name, english = chance.choice(tone_ways(self.language, name, english))
-        adjectives: list[Adjective] = []
-        if concept.kind in ("thing", "word"):
-            luck = chance.random()
-            count = next(count for limit, count in ADJECTIVES if luck < limit)
-            lists = [self._colours, self._adjectives]
-            chance.shuffle(lists)
-            adjectives = [chance.choice(words) for words in lists[:count]]
-        if slot is not None and adjectives and chance.random() < MASKED_ADJECTIVE:
-            unknown = SLOTS[SLOTS.index(slot) + 4]
+        slot = next(slots) if slots is not None and not is_bare else None
+        adjectives = self._drawn_adjectives(chance) if concept.kind in ("thing", "word") else []
+        if slots is not None and adjectives and chance.random() < MASKED_ADJECTIVE:
+            unknown = next(slots)
             adjectives[0] = Adjective(unknown, f"{unknown}|{unknown}" if self.language in ("fr", "es") else unknown)
-        found = chance.choice(words_of(self.language, "tail")) if chance.random() < TAIL else None
-        tail = (found.english, found.other) if found is not None else None
-        return phrase_fields(NounPhrase(self.language, english, name, adjectives, tail, slot), chance)
+        phrase = NounPhrase(self.language, english, name, adjectives, (), slot, number)
+        if template is not None:
+            phrase = self._with_more(phrase, template, slots, chance)
+        return phrase_fields(phrase, chance)
 
-    def _add_style(self, english: dict[str, str], other: dict[str, str], masked: bool, chance: random.Random) -> None:
+    def _with_more(
+        self, phrase: NounPhrase, template: Template, slots: Iterator[str] | None, chance: random.Random
+    ) -> NounPhrase:
+        """A phrase of a template with a tail, a relation, and a colour apart."""
+        tails = []
+        if template.num_things == 1 and not AGAINST.search(template.other) and chance.random() < RELATION:
+            tails.append(self._relation(phrase, slots, chance))
+        if chance.random() < TAIL:
+            found = chance.choice(words_of(self.language, "tail"))
+            tails.append((found.english, found.other))
+        apart = None
+        if template.num_things == 1 and not tails and ALONE.match(template.other) and chance.random() < APART:
+            apart = _apart(chance.choice(self._plain_colours), self.language)
+        return dataclasses.replace(phrase, tails=tails, apart=apart)
+
+    def _relation(self, head: NounPhrase, slots: Iterator[str] | None, chance: random.Random) -> tuple[str, str]:
+        """A relation to another thing in both languages, such as `on a red chair`."""
+        relations = [one for one in self._relations if not (head.is_plural and CLAUSE.search(one.other))]
+        english = chance.choice([*dict.fromkeys(one.english for one in relations)])
+        relation = chance.choice([one for one in relations if one.english == english])
+        is_worn = relation.english == WITH and bool(self._worn) and chance.random() < WORN
+        second = chance.choice(self._worn) if is_worn else self._concept(None, chance)
+        fields, others = self._noun_phrase(second, None, slots, chance, is_bare=is_worn)
+        return relation.english.format(**fields), relation.other.format(**others, rel="{rel}")
+
+    def _number(self, chance: random.Random) -> Adjective:
+        numbers = words_of(self.language, "number")
+        english = [*dict.fromkeys(one.english for one in numbers)]
+        (drawn,) = chance.choices(english, NUMBERS)
+        return chance.choice([one for one in numbers if one.english == drawn])
+
+    def _drawn_adjectives(self, chance: random.Random) -> list[Adjective]:
+        luck = chance.random()
+        count = next(count for limit, count in ADJECTIVES if luck < limit)
+        lists = [self._colours, self._adjectives]
+        if count == 2 and chance.random() < TWO_ADJECTIVES:
+            lists = [[one for one in self._adjectives if one.english not in SIZES], self._sizes]
+        chance.shuffle(lists)
+        found = [chance.choice(words) for words in lists[:count]]
+        if count and chance.random() < TWO_COLOURS:
+            one = chance.choice(self._plain_colours)
+            others = [colour for colour in self._plain_colours if colour.english != one.english]
+            found[0] = _both(one, chance.choice(others), self.language)
+            found = [one for number, one in enumerate(found) if number == 0 or one not in self._colours]
+        return found
+
+    def _add_style(
+        self, english: dict[str, str], other: dict[str, str], slots: Iterator[str] | None, chance: random.Random
+    ) -> None:
         luck = chance.random()
         if luck < 0.6:
             style = Adjective(*[chance.choice(styles_of())] * 2)
@@ -152,18 +248,18 @@ class Composer:
             style = chance.choice(words_of(self.language, "style"))
         else:
             style = Adjective(*[_unknown_word(chance)] * 2)
-        if masked and chance.random() < 0.7:
-            style = Adjective(SLOTS[2], SLOTS[2])
+        if slots is not None and chance.random() < 0.7:
+            style = Adjective(*[next(slots)] * 2)
         english["style"], other["style"] = style.english, style.other
         other["Style"] = re.sub(r"[ ]", "-", style.other.title() if style.other.isascii() else style.other)
 
-    def _with_country(self, template: Template, masked: bool, chance: random.Random) -> Line:
+    def _with_country(self, template: Template, slots: Iterator[str] | None, chance: random.Random) -> Line:
         concept = chance.choice(self._kinds.get("region") or self.concepts)
         name, english = chance.choice(concept.names[self.language]), concept.english
-        if masked:
-            name, english = SLOTS[0], SLOTS[0]
+        if slots is not None:
+            name = english = next(slots)
         fields, other = {"country": english}, {"country": name, "de_country": elided("de", name)}
-        self._add_style(fields, other, masked, chance)
+        self._add_style(fields, other, slots, chance)
         return self._line(template, fields, other, concept, chance)
 
     def _line(
@@ -196,6 +292,36 @@ class Composer:
         if chance.random() < WITH_ENDING and source[-1].isalnum():
             source += "。" if self.language == "ja" else chance.choice(".!")
         return source
+
+
+def _may_join(colour: Adjective, language: str) -> bool:
+    """Whether a colour may be apart from its noun, or joined with another one."""
+    if " " in colour.english or colour.english == "colorful":
+        return False
+    return {"ko": colour.other.endswith("색"), "ja": colour.other.endswith("の"), "de": colour.other[0] != "="}.get(
+        language, True
+    )
+
+
+def _apart(colour: Adjective, language: str) -> Adjective:
+    """A colour behind its noun and a comma: Japanese `赤の` becomes `赤`."""
+    return Adjective(colour.english, colour.other.removesuffix("の") if language == "ja" else colour.other)
+
+
+def _both(one: Adjective, two: Adjective, language: str) -> Adjective:
+    """Two colours as one adjective: `noir et blanc`, `schwarz-weiß`, `검은색과 흰색`, `赤と青の`."""
+    english = f"{one.english} and {two.english}"
+    match language:
+        case "fr" | "es":
+            joint = " et " if language == "fr" else " y "
+            pairs = zip(one.other.split("|"), two.other.split("|"), strict=True)
+            return Adjective(english, "|".join(joint.join(pair) for pair in pairs))
+        case "de":
+            return Adjective(english, f"{one.other}-{two.other}")
+        case "ko":
+            return Adjective(english, f"{one.other}과 {two.other}")
+        case _:
+            return Adjective(english, f"{one.other.removesuffix('の')}と{two.other}")
 
 
 def _renumbered(source: str, target: str) -> tuple[str, str]:
