@@ -15,14 +15,14 @@ from dalle.translate.lexicon import SLOTS, Lexicon, lexicon_file
 from tests.support.translation import unpacked_packages
 from training.emoji.names import Annotation
 from training.emoji.packages import Packages, fetch_npm
-from training.translation.compose import tone_ways
-from training.translation.grammar import Adjective, NounPhrase, phrase_fields
+from training.translation.grammar import NounPhrase, phrase_fields
 from training.translation.keywords import paired_words
 from training.translation.lexicons import unambiguous
 from training.translation.lines import SPLITS, Concepts, read_lines
 from training.translation.notice import notice
 from training.translation.sources import Concept, is_held_out, load_concepts
-from training.translation.words import WordKind, templates_of, words_of
+from training.translation.tones import tone_ways
+from training.translation.words import Adjective, WordKind, templates_of, words_of
 from training.translation_data import LEXICONS, SEEN_LEXICONS, TranslationDataOptions, build, write_data
 
 NUM_PHRASES, NUM_VAL = 250, 30

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dalle.translate.lexicon import SLOTS
 from training.translation.grammar import NounPhrase, elided, phrase_fields, takes_number
+from training.translation.modifiers import Modifiers
 from training.translation.sources import Concept, Kind
+from training.translation.tones import tone_ways
 from training.translation.words import Adjective, Template, styles_of, templates_of, words_of
 
-__all__ = ["Composer", "Line", "tone_ways"]
+__all__ = ["Composer", "Line"]
 
 WEIGHTS: Mapping[Kind, float] = {
     "thing": 0.7,
@@ -30,7 +32,6 @@ WEIGHTS: Mapping[Kind, float] = {
 """Shares of the kinds of names in phrases."""
 NUM_THINGS: Mapping[int, float] = {0: 0.05, 1: 0.73, 2: 0.15, 3: 0.07}
 """Shares of the templates of training by the number of things that they name; a country is none."""
-ADJECTIVES = ((0.56, 0), (0.92, 1), (1.0, 2))
 TAIL, NUMBER, APART = 0.08, 0.08, 0.08
 RELATION = 0.25
 """Share of the phrases of one thing that have a relation to another one: `a cat on a red chair`."""
@@ -38,10 +39,6 @@ WORN = 0.5
 """Share of the relations `with` to a thing that tails have, too, and which therefore is no slot: `with a red hat`."""
 WITH = "with {a}"
 THINGS_OF_TAILS = ("hat", "crown", "glasses", "sunglasses", "wings", "beard")
-SIZES = ("small", "big", "old", "young", "new", "long", "round", "fat")
-TWO_COLOURS, TWO_ADJECTIVES = 0.12, 0.3
-NUMBERS = (6, 6, 4, 3, 1, 1, 1, 1, 1)
-"""Weights of the numbers from two to ten."""
 MASKED = 0.5
 """Share of training phrases in which what the lexicon would know is replaced by slots."""
 MASKED_ADJECTIVE = 0.06
@@ -53,13 +50,6 @@ AGAINST = re.compile(r"\{\w+\} \{style\}|^\{style\}[ の]?\{n\}|^\{Style\}-Emoji
 ALONE = re.compile(r"^\{\w+\}(?:$|[,、])")
 """Templates in which a colour may stand behind the phrase and a comma."""
 COMBINING = re.compile(r"[\u0300-\u036f]")
-TONE = {
-    "fr": re.compile(r"^([^:]+): (peau [^,]+)$"),
-    "de": re.compile(r"^([^:]+): (\w+) Hautfarbe$"),
-    "es": re.compile(r"^([^:]+): tono de piel ([^,]+)$"),
-    "ko": re.compile(r"^([^:]+): (\S+(?: \S+)? 피부)$"),
-    "ja": re.compile(r"^([^:]+): (\S+肌色)$"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,30 +63,6 @@ class Line:
     kind: str
     """`name` for a bare name, else `phrase`."""
     masked: bool = False
-
-
-def tone_ways(language: str, name: str, english: str) -> list[tuple[str, str]]:
-    """Ways to write a name with one skin tone, each with its English: `Frau mit heller Hautfarbe`, `woman with light
-    skin tone`. Only the name itself if it has several tones or other details."""
-    ways = [(name, english), (name.replace(":", ","), english)]
-    found = TONE[language].match(name)
-    thing, comma, tone = english.rpartition(", ")
-    if found is None or not comma or "," in thing or not tone.endswith("skin tone"):
-        return ways
-    subject, said = found.groups()
-    joined = f"{thing} with {tone}"
-    match language:
-        case "fr":
-            ways += [(f"{subject} à la {said}", joined), (f"{subject} avec la {said}", joined)]
-        case "de":
-            ways += [(f"{subject} mit {said}r Hautfarbe", joined), (f"{subject} mit {said}r Haut", joined)]
-        case "es":
-            ways += [(f"{subject} con tono de piel {said}", joined), (f"{subject} de tono de piel {said}", joined)]
-        case "ko":
-            ways += [(f"{said}의 {subject}", joined), (f"{said} {subject}", joined)]
-        case "ja":
-            ways += [(f"{said}の{subject}", joined)]
-    return ways
 
 
 class Composer:
@@ -115,9 +81,7 @@ class Composer:
         self._templates = {
             count: [one for one in templates if one.num_things == count and not one.held_out] for count in NUM_THINGS
         }
-        self._colours, self._adjectives = words_of(language, "colour"), words_of(language, "adjective")
-        self._sizes = [one for one in self._adjectives if one.english in SIZES]
-        self._plain_colours = [one for one in self._colours if _may_join(one, language)]
+        self._modifiers = Modifiers(language)
         self._relations = words_of(language, "relation")
         self._worn = [one for one in known if one.english in THINGS_OF_TAILS]
         self._names_with_plural = {
@@ -178,15 +142,17 @@ class Composer:
         if chance.random() < NUMBER and self._countable and not (has_one or is_bare):
             if not self._names_with_plural.get(id(concept)):
                 concept = chance.choice(self._countable)
-            number, names = self._number(chance), self._names_with_plural[id(concept)]
+            number, names = self._modifiers.number(chance), self._names_with_plural[id(concept)]
         name, english = chance.choice(names), concept.english
         if concept.kind == "tone":
             name, english = chance.choice(tone_ways(self.language, name, english))
         slot = next(slots) if slots is not None and not is_bare else None
-        adjectives = self._drawn_adjectives(chance) if concept.kind in ("thing", "word") else []
+        adjectives = self._modifiers.adjectives(chance) if concept.kind in ("thing", "word") else []
         if slots is not None and adjectives and chance.random() < MASKED_ADJECTIVE:
             unknown = next(slots)
-            adjectives[0] = Adjective(unknown, f"{unknown}|{unknown}" if self.language in ("fr", "es") else unknown)
+            adjectives[0] = Adjective(
+                unknown, {"de": f"={unknown}", "ko": unknown, "ja": unknown}.get(self.language, f"{unknown}|{unknown}")
+            )
         phrase = NounPhrase(self.language, english, name, adjectives, (), slot, number)
         if template is not None:
             phrase = self._with_more(phrase, template, slots, chance)
@@ -204,7 +170,7 @@ class Composer:
             tails.append((found.english, found.other))
         apart = None
         if template.num_things == 1 and not tails and ALONE.match(template.other) and chance.random() < APART:
-            apart = _apart(chance.choice(self._plain_colours), self.language)
+            apart = self._modifiers.apart(chance)
         return dataclasses.replace(phrase, tails=tails, apart=apart)
 
     def _relation(self, head: NounPhrase, slots: Iterator[str] | None, chance: random.Random) -> tuple[str, str]:
@@ -216,27 +182,6 @@ class Composer:
         second = chance.choice(self._worn) if is_worn else self._concept(None, chance)
         fields, others = self._noun_phrase(second, None, slots, chance, is_bare=is_worn)
         return relation.english.format(**fields), relation.other.format(**others, rel="{rel}")
-
-    def _number(self, chance: random.Random) -> Adjective:
-        numbers = words_of(self.language, "number")
-        english = [*dict.fromkeys(one.english for one in numbers)]
-        (drawn,) = chance.choices(english, NUMBERS)
-        return chance.choice([one for one in numbers if one.english == drawn])
-
-    def _drawn_adjectives(self, chance: random.Random) -> list[Adjective]:
-        luck = chance.random()
-        count = next(count for limit, count in ADJECTIVES if luck < limit)
-        lists = [self._colours, self._adjectives]
-        if count == 2 and chance.random() < TWO_ADJECTIVES:
-            lists = [[one for one in self._adjectives if one.english not in SIZES], self._sizes]
-        chance.shuffle(lists)
-        found = [chance.choice(words) for words in lists[:count]]
-        if count and chance.random() < TWO_COLOURS:
-            one = chance.choice(self._plain_colours)
-            others = [colour for colour in self._plain_colours if colour.english != one.english]
-            found[0] = _both(one, chance.choice(others), self.language)
-            found = [one for number, one in enumerate(found) if number == 0 or one not in self._colours]
-        return found
 
     def _add_style(
         self, english: dict[str, str], other: dict[str, str], slots: Iterator[str] | None, chance: random.Random
@@ -292,36 +237,6 @@ class Composer:
         if chance.random() < WITH_ENDING and source[-1].isalnum():
             source += "。" if self.language == "ja" else chance.choice(".!")
         return source
-
-
-def _may_join(colour: Adjective, language: str) -> bool:
-    """Whether a colour may be apart from its noun, or joined with another one."""
-    if " " in colour.english or colour.english == "colorful":
-        return False
-    return {"ko": colour.other.endswith("색"), "ja": colour.other.endswith("の"), "de": colour.other[0] != "="}.get(
-        language, True
-    )
-
-
-def _apart(colour: Adjective, language: str) -> Adjective:
-    """A colour behind its noun and a comma: Japanese `赤の` becomes `赤`."""
-    return Adjective(colour.english, colour.other.removesuffix("の") if language == "ja" else colour.other)
-
-
-def _both(one: Adjective, two: Adjective, language: str) -> Adjective:
-    """Two colours as one adjective: `noir et blanc`, `schwarz-weiß`, `검은색과 흰색`, `赤と青の`."""
-    english = f"{one.english} and {two.english}"
-    match language:
-        case "fr" | "es":
-            joint = " et " if language == "fr" else " y "
-            pairs = zip(one.other.split("|"), two.other.split("|"), strict=True)
-            return Adjective(english, "|".join(joint.join(pair) for pair in pairs))
-        case "de":
-            return Adjective(english, f"{one.other}-{two.other}")
-        case "ko":
-            return Adjective(english, f"{one.other}과 {two.other}")
-        case _:
-            return Adjective(english, f"{one.other.removesuffix('の')}と{two.other}")
 
 
 def _renumbered(source: str, target: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 
+from training.translation.modifiers import LARGE_NUMBERS
 from training.translation.words import words_of
 
 __all__ = ["COUNTERS", "counter_of", "number_forms"]
@@ -14,8 +15,9 @@ COUNTERS = {
 ANIMALS = frozenset(
     """panda cat kitten dog puppy rabbit bear fox wolf lion tiger monkey frog cow pig horse mouse chicken duck bird fish
     elephant turtle snake dragon unicorn dinosaur butterfly bee owl penguin whale dolphin shark octopus crab spider ant
-    snail bat hamster koala sheep goat camel giraffe zebra leopard gorilla hedgehog squirrel otter jellyfish goose kangaroo sheep sloth badger eagle
-    swan parrot flamingo peacock rooster turkey dodo crocodile lizard seal beetle ladybug cricket fly worm""".split()
+    snail bat hamster koala sheep goat camel giraffe zebra leopard gorilla hedgehog squirrel otter jellyfish goose
+    kangaroo sloth badger eagle swan parrot flamingo peacock rooster turkey dodo crocodile lizard seal beetle ladybug
+    cricket fly worm""".split()
 )
 PEOPLE = frozenset(
     """man woman person child girl boy king queen princess prince witch angel baby wizard knight pirate ninja astronaut
@@ -25,8 +27,8 @@ PEOPLE = frozenset(
 VEHICLES = frozenset(
     "car truck bus airplane bicycle taxi ambulance tractor motorcycle scooter helicopter computer phone train".split()
 )
+TSU_NUMBERS = frozenset("23456789二三四五六七八九")
 PARTICLES = ("", "를", "을", "와", "과", "랑", "하고", "의", "가", "이", "는", "은", "도", "만")
-NO_TSU = ("열", "10", "十")
 
 
 def counter_of(language: str, number: str, english: str, chance: random.Random) -> str:
@@ -36,7 +38,7 @@ def counter_of(language: str, number: str, english: str, chance: random.Random) 
     """
     counter = chance.choice(COUNTERS[language][_class_of(english)])
     if language == "ja":
-        return f"{number}{'個' if counter == 'つ' and number in NO_TSU else counter}"
+        return f"{number}{'個' if counter == 'つ' and number not in TSU_NUMBERS else counter}"
     return f"{number}{'' if number.isdigit() else chance.choice((' ', ' ', ''))}{counter}"
 
 
@@ -50,12 +52,13 @@ def _class_of(english: str) -> str:
 
 def number_forms(language: str) -> Iterator[tuple[str, str]]:
     """All numbers with all counters, as they stand within a sentence, and their English."""
-    for number in words_of(language, "number"):
+    numbers = [(one.other, one.english) for one in words_of(language, "number")]
+    for number, english in [*numbers, *((str(one), str(one)) for one in LARGE_NUMBERS)]:
         for counter in sorted({one for some in COUNTERS[language].values() for one in some}):
             if language == "ja":
-                yield f"{number.other}{counter}", number.english
-                yield f"{number.other}{counter}の", number.english
+                yield f"{number}{counter}", english
+                yield f"{number}{counter}の", english
             else:
                 for particle in PARTICLES:
-                    yield f"{number.other} {counter}{particle}", number.english
-                yield f"{number.other}{counter}", number.english
+                    yield f"{number} {counter}{particle}", english
+                yield f"{number}{counter}", english

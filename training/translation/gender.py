@@ -14,12 +14,14 @@ Gender = Literal["m", "f", "n"]
 FRENCH_F = re.compile(r"([tsx]ion|té|ée|e|eur froide)$")
 FRENCH_M = re.compile(r"(age|isme|ège|tre|cle|ble|phone|scope|aire|gramme|lycée|musée|aphe|ide|ope|tère|xe)$")
 FRENCH_IRREGULAR = {
-    "f": "main fleur souris croix dent maison chanson mer peau voix fourmi clé clef tour noix brebis nuit boisson plage forêt image page cage loutre "
+    "f": "main fleur souris croix dent maison chanson mer peau voix fourmi clé clef tour noix brebis nuit boisson "
+    "plage forêt image page cage loutre "
     "balle table carte cravate fenêtre fable fin cuillère paire raquette lettre montre huître poutre cible",
     "m": "arbre livre homme singe crabe casque masque verre disque symbole signe poivre beurre gorille crocodile "
     "triangle rectangle losange coude pouce ventre squelette ange mage elfe génie zombie robinet nuage groupe globe "
     "parapluie trèfle téléphone microphone violoncelle cimetière temple dôme stade pique poulpe calamar zèbre phoque "
-    "dromadaire hippopotame rhinocéros légume concombre champignon fromage sandwich spectacle drapeau sceau tigre dinosaure prince fantôme crâne pirate vampire "
+    "dromadaire hippopotame rhinocéros légume concombre champignon fromage sandwich spectacle drapeau sceau "
+    "tigre dinosaure prince fantôme crâne pirate vampire "
     "insecte moine juge garde gymnase parachute tube vase gaz chêne navire bonhomme couple",
 }
 SPANISH_F = re.compile(r"(a|ción|sión|dad|tud|ez|umbre)$")
@@ -32,11 +34,13 @@ SPANISH_IRREGULAR = {
 GERMAN_F = re.compile(
     r"(e|ung|heit|keit|schaft|ion|tät|ur|erin|[^w]ei|hand|maus|kuh|gans|frucht|wurst|burg|stadt|welt|uhr|tür|bank|nacht"
     r"|milch|butter|feder|leiter|mutter|schwester|tochter|trommel|gabel|kartoffel|insel|zwiebel|muschel|schüssel|frau"
-    r"|nuss|faust|post|pflicht|fee|person|mango|ananas|kiwi|kamera|pizza|bar|axt|nadel|ampel|form|figur|\bwand|mauer|schachtel|königin|prinzessin)$",
+    r"|nuss|faust|post|pflicht|fee|person|mango|ananas|kiwi|kamera|pizza|bar|axt|nadel|ampel|form|figur"
+    r"|\bwand|mauer|schachtel|königin|prinzessin)$",
     re.IGNORECASE,
 )
 GERMAN_M = re.compile(
-    r"(affe|löwe|hase|drache|käse|junge|rabe|falke|buchstabe|riese|matrose|bär|kunde|welpe|\bsee|baum|kuchen|kaffee|\btee)$",
+    r"(affe|löwe|hase|drache|käse|junge|rabe|falke|buchstabe|riese|matrose|bär|kunde|welpe|\bsee|baum|kuchen|kaffee"
+    r"|\btee)$",
     re.IGNORECASE,
 )
 GERMAN_N = re.compile(

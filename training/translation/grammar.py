@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from training.captions.grammar import countable, is_plural, plural, with_article, with_the
 from training.translation.counters import counter_of
 from training.translation.gender import Gender, gender_of
-from training.translation.plurals import dative_plural, plural_adjective, plural_name
+from training.translation.plurals import dative_plural, is_weak, plural_adjective, plural_name
 from training.translation.words import Adjective, words_of
 
 __all__ = ["NounPhrase", "elided", "phrase_fields", "takes_number"]
@@ -174,16 +174,20 @@ def _german(phrase: NounPhrase, has_article: bool, chance: random.Random) -> dic
     if phrase.slot:
         stems, words, declined, rest = [], [phrase.slot], 0, ""
 
-    def form(ending: str, *, dative: bool = False) -> str:
+    weak = plural_name("de", words[-1]) if len(words) == 1 and is_weak(words[0]) else None
+
+    def form(ending: str, *, oblique: bool = False) -> str:
         given = [f"{_uninflected(one)}{'' if one.other.startswith('=') else ending}" for one in phrase.adjectives]
         noun = words[declined:]
         if many and not phrase.slot:
-            noun = [dative_plural(many) if dative else many]
+            noun = [dative_plural(many) if oblique else many]
+        elif oblique and weak and not phrase.slot:
+            noun = [weak]
         return " ".join([*given, *(f"{stem}{ending}" for stem in stems), *noun]) + rest + after
 
     if is_many:
         count = f"{phrase.number.other.removeprefix('=')} " if phrase.number else ""
-        bare, dative = count + form("e"), count + form("en", dative=True)
+        bare, dative = count + form("e"), count + form("en", oblique=True)
         definite = count + form("en")
         nouns = {**dict.fromkeys(("n", "ein", "einen", "acc"), bare), "einem": dative, "der": f"die {definite}"}
         none = f"keine {form('en')}"
@@ -192,20 +196,20 @@ def _german(phrase: NounPhrase, has_article: bool, chance: random.Random) -> dic
     forms = {
         "n": form(STRONG[gender]),
         "der": f"{definite} {form('e')}",
-        "dem": f"{'der' if gender == 'f' else 'dem'} {form('en')}",
-        "im": f"{'in der' if gender == 'f' else 'im'} {form('en')}",
-        "acc": form(ACCUSATIVE[gender]),
+        "dem": f"{'der' if gender == 'f' else 'dem'} {form('en', oblique=True)}",
+        "im": f"{'in der' if gender == 'f' else 'im'} {form('en', oblique=True)}",
+        "acc": form(ACCUSATIVE[gender], oblique=True),
         "no": f"k{nominative} {form(STRONG[gender])}",
-        "not": f"k{accusative} {form(ACCUSATIVE[gender])}",
+        "not": f"k{accusative} {form(ACCUSATIVE[gender], oblique=True)}",
     }
     if not has_article:
-        bare = forms["n"]
-        return {**forms, "ein": bare, "einen": forms["acc"], "einem": form({"f": "er"}.get(gender, "em"))}
+        bare, ending = forms["n"], {"f": "er"}.get(gender, "em")
+        return {**forms, "ein": bare, "einen": forms["acc"], "einem": form(ending, oblique=True)}
     return {
         **forms,
         "ein": f"{nominative} {form(STRONG[gender])}",
-        "einen": f"{accusative} {form(ACCUSATIVE[gender])}",
-        "einem": f"{dative} {form('en')}",
+        "einen": f"{accusative} {form(ACCUSATIVE[gender], oblique=True)}",
+        "einem": f"{dative} {form('en', oblique=True)}",
     }
 
 

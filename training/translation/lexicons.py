@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 
 from dalle.translate.languages import PARTICLES, clean, folded, without_particle, words_in
 from dalle.translate.lexicon import Lexicon
-from training.captions.grammar import plural
-from training.translation.compose import tone_ways
+from training.captions.grammar import countable, plural
 from training.translation.counters import COUNTERS, number_forms
 from training.translation.grammar import GERMAN_ADJECTIVE
-from training.translation.plurals import dative_plural, plural_name
+from training.translation.modifiers import LARGE_NUMBERS
+from training.translation.plurals import dative_plural, is_weak, plural_adjective, plural_name
 from training.translation.sources import Concept
+from training.translation.tones import tone_ways
 from training.translation.words import WordKind, styles_of, templates_of, words_of
 
 __all__ = ["build_lexicon", "unambiguous"]
@@ -34,10 +35,12 @@ FIELD = re.compile(r"\{(\w+)\}")
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 ENDINGS = ("er", "e", "es", "en", "em")
 FUNCTION = {
-    "fr": "aucun aucune un une le la les l d des de du au aux à a en dans sur sous avec sans et ou pour par qui que s moi",
+    "fr": "aucun aucune un une le la les l d des de du au aux à a en dans sur sous avec sans et ou pour par qui que"
+    " s moi",
     "es": "ningun ninguna un una unos unas el la los las de del al a en con sin sobre bajo por para y e o que me",
-    "de": "kein keine keinen ein eine einen einem einer eines der die das den dem des und oder mit von vom vor im in auf am an bei ohne"
-    " unter über mir für zu zum zur aus nach",
+    "de": "kein keine keinen"
+    " ein eine einen einem einer eines der die das den dem des und oder mit von vom vor im in auf"
+    " am an bei ohne unter über mir für zu zum zur aus nach",
     "ko": "그리고 나에게",
     "ja": "の を と が に は で な",
 }
@@ -64,6 +67,8 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
         plain |= {_key(word.other, language) for word in words_of(language, kind) if word.other != word.english}
     plain |= {key for word in words_of(language, "relation") for key in _keys(FIELD.sub(" ", word.other), language)}
     plain |= {key for text in around for key in _keys(text, language)}
+    for number in map(str, LARGE_NUMBERS):
+        words[number] = sorted({number, *words.get(number, ())})
     words |= {word: [*MEANINGS.get(word, ())] for word in FUNCTION[language].split()}
     if language == "ko":
         plain |= {*PARTICLES}
@@ -106,10 +111,11 @@ def _ways(language: str, name: str, english: str) -> Iterable[tuple[str, str]]:
         stem = re.sub(r"(er|es|e)$", "", first)
         for ending in ENDINGS:
             yield f"{stem}{ending} {rest}", english
-    many = plural(english) if language not in COUNTERS else None
-    said = plural_name(language, name) if many else None
+    many = plural(english) or (english if countable(english) and english.isalpha() else None)
+    said = plural_name(language, name) if many and language not in COUNTERS else None
     if many and said and said != name:
-        yield said, many
+        # a weak noun such as `Löwen` is more often one lion that is drawn than several
+        yield said, english if language == "de" and is_weak(name) else many
         if language == "de":
             yield dative_plural(said), many
 
@@ -175,6 +181,8 @@ def _forms(word: str, language: str) -> list[str]:
     parts = [part.removeprefix("<").removeprefix("=") for part in word.split("|")]
     if language == "de" and " " not in word and not word.startswith("="):
         parts += [f"{part.removesuffix('e')}{ending}" for part in parts for ending in ENDINGS]
+    if language in ("fr", "es") and "|" in word:
+        parts += [plural_adjective(language, part) for part in parts]
     return parts
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from training.translation.gender import gender_of
 from training.translation.words import plurals_of
 
-__all__ = ["dative_plural", "plural_adjective", "plural_name"]
+__all__ = ["dative_plural", "is_weak", "plural_adjective", "plural_name"]
 
 FRENCH_IN_OUX = ("bijou", "caillou", "chou", "genou", "hibou", "joujou", "pou")
 FRENCH_IN_EUS = ("bleu", "pneu")
@@ -27,7 +27,10 @@ SPANISH_IRREGULAR = {
 }
 SPANISH_ADJECTIVES = {"gran": "grandes", "gris": "grises"}
 SPANISH_UNCHANGED = ("naranja", "rosa", "violeta", "turquesa", "guay")
-GERMAN_WEAK = re.compile(r"(affe|löwe|hase|drache|junge|rabe|riese|matrose|kunde|welpe)$", re.IGNORECASE)
+GERMAN_WEAK = re.compile(
+    r"(affe|löwe|hase|drache|junge|rabe|falke|riese|matrose|kunde|welpe|bär|prinz|pirat|elefant|astronaut|mensch|held)$",
+    re.IGNORECASE,
+)
 
 
 @functools.cache
@@ -71,9 +74,16 @@ def _german(word: str) -> str | None:
         return f"{word}en"
     if word.endswith(("erin", "istin")):
         return f"{word}nen"
-    if GERMAN_WEAK.search(word) or (word.endswith("e") and gender_of("de", word) == "f"):
+    if is_weak(word):
+        return f"{word}n" if word.endswith("e") else f"{word}en"
+    if word.endswith("e") and gender_of("de", word) == "f":
         return f"{word}n"
     return word if word.endswith("er") and gender_of("de", word) == "m" else None
+
+
+def is_weak(noun: str) -> bool:
+    """Whether a German noun has the form of its plural in all cases but the nominative: `einen Löwen`."""
+    return GERMAN_WEAK.search(noun) is not None
 
 
 def dative_plural(name: str) -> str:

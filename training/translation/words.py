@@ -24,7 +24,8 @@ __all__ = [
 
 FOLDER = Path(__file__).parent
 ONE = re.compile(
-    r"\{(?:no|not)2?\}|pas \{de2?\}|없|なし|いない|がない|no hay|\} (?:mange|tient|chevauche|isst|hält|reitet|come|sostiene|monta) "
+    r"\{(?:no|not)2?\}|pas \{de2?\}|없|なし|いない|がない|no hay"
+    r"|\} (?:mange|tient|chevauche|isst|hält|reitet|come|sostiene|monta) "
 )
 """Templates that say that a thing is not there, or what one thing does."""
 WordKind = Literal["colour", "adjective", "number", "tail", "relation", "style", "noun"]
