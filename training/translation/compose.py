@@ -106,10 +106,10 @@ class Composer:
         slots = iter(SLOTS) if masks and chance.random() < MASKED else None
         if template.num_things == 0:
             return self._with_country(template, slots, chance)
-        first = self._concept(template, chance)
-        english, other = self._noun_phrase(first, template, slots, chance)
+        first, number_of_first = self._thing(template, chance)
+        english, other = self._noun_phrase(first, number_of_first, template, slots, chance)
         for thing in range(2, template.num_things + 1):
-            again, other_again = self._noun_phrase(self._concept(template, chance), template, slots, chance)
+            again, other_again = self._noun_phrase(*self._thing(template, chance), template, slots, chance)
             english |= {f"{key}{thing}": value for key, value in again.items()}
             other |= {f"{key}{thing}": value for key, value in other_again.items()}
         self._add_style(english, other, slots, chance)
@@ -121,15 +121,22 @@ class Composer:
         (num_things,) = chance.choices([*NUM_THINGS], [*NUM_THINGS.values()])
         return chance.choice(self._templates[num_things])
 
-    def _concept(self, template: Template | None, chance: random.Random) -> Concept:
+    def _thing(self, template: Template | None, chance: random.Random) -> tuple[Concept, Adjective | None]:
+        """A concept, and its number if it has one. template: None for the second thing of a relation."""
         if template is not None and template.has_one and self._countable:
-            return chance.choice(self._countable)
+            return chance.choice(self._countable), None
         (kind,) = chance.choices([*self._kinds], self._weights)
-        return chance.choice(self._kinds[kind])
+        concept = chance.choice(self._kinds[kind])
+        if chance.random() >= NUMBER or not self._countable:
+            return concept, None
+        if not self._names_with_plural.get(id(concept)):
+            concept = chance.choice(self._countable)
+        return concept, self._modifiers.number(chance)
 
     def _noun_phrase(
         self,
         concept: Concept,
+        number: Adjective | None,
         template: Template | None,
         slots: Iterator[str] | None,
         chance: random.Random,
@@ -137,12 +144,7 @@ class Composer:
         is_bare: bool = False,
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The fields of a thing of a template, or of the second thing of a relation. is_bare: without a slot."""
-        number, names = None, concept.names[self.language]
-        has_one = template is not None and template.has_one
-        if chance.random() < NUMBER and self._countable and not (has_one or is_bare):
-            if not self._names_with_plural.get(id(concept)):
-                concept = chance.choice(self._countable)
-            number, names = self._modifiers.number(chance), self._names_with_plural[id(concept)]
+        names = self._names_with_plural[id(concept)] if number else concept.names[self.language]
         name, english = chance.choice(names), concept.english
         if concept.kind == "tone":
             name, english = chance.choice(tone_ways(self.language, name, english))
@@ -150,9 +152,8 @@ class Composer:
         adjectives = self._modifiers.adjectives(chance) if concept.kind in ("thing", "word") else []
         if slots is not None and adjectives and chance.random() < MASKED_ADJECTIVE:
             unknown = next(slots)
-            adjectives[0] = Adjective(
-                unknown, {"de": f"={unknown}", "ko": unknown, "ja": unknown}.get(self.language, f"{unknown}|{unknown}")
-            )
+            forms = {"de": f"={unknown}", "ko": unknown, "ja": unknown}
+            adjectives[0] = Adjective(unknown, forms.get(self.language, f"{unknown}|{unknown}"))
         phrase = NounPhrase(self.language, english, name, adjectives, (), slot, number)
         if template is not None:
             phrase = self._with_more(phrase, template, slots, chance)
@@ -179,8 +180,8 @@ class Composer:
         english = chance.choice([*dict.fromkeys(one.english for one in relations)])
         relation = chance.choice([one for one in relations if one.english == english])
         is_worn = relation.english == WITH and bool(self._worn) and chance.random() < WORN
-        second = chance.choice(self._worn) if is_worn else self._concept(None, chance)
-        fields, others = self._noun_phrase(second, None, slots, chance, is_bare=is_worn)
+        second, number = (chance.choice(self._worn), None) if is_worn else self._thing(None, chance)
+        fields, others = self._noun_phrase(second, number, None, slots, chance, is_bare=is_worn)
         return relation.english.format(**fields), relation.other.format(**others, rel="{rel}")
 
     def _add_style(
