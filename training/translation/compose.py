@@ -32,7 +32,7 @@ WEIGHTS: Mapping[Kind, float] = {
 """Shares of the kinds of names in phrases."""
 NUM_THINGS: Mapping[int, float] = {0: 0.05, 1: 0.73, 2: 0.15, 3: 0.07}
 """Shares of the templates of training by the number of things that they name; a country is none."""
-TAIL, NUMBER, APART = 0.08, 0.08, 0.08
+TAIL, NUMBER, APART = 0.08, 0.05, 0.08
 RELATION = 0.25
 """Share of the phrases of one thing that have a relation to another one: `a cat on a red chair`."""
 WORN = 0.5

@@ -1,14 +1,14 @@
 """Numbers of Korean and Japanese have a counter that depends on the thing: `고양이 두 마리`, `2匹の猫`."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from training.translation.modifiers import LARGE_NUMBERS
 from training.translation.words import words_of
 
 __all__ = ["COUNTERS", "counter_of", "number_forms"]
 
-COUNTERS = {
+COUNTERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "ko": {"animal": ("마리",), "person": ("명",), "vehicle": ("대",), "thing": ("개",)},
     "ja": {"animal": ("匹", "匹", "頭"), "person": ("人",), "vehicle": ("台",), "thing": ("つ", "個")},
 }

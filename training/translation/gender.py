@@ -32,10 +32,10 @@ SPANISH_IRREGULAR = {
     "nieve moto foto radio calle fuente clase torre cruz voz catedral pared bici",
 }
 GERMAN_F = re.compile(
-    r"(e|ung|heit|keit|schaft|ion|tät|ur|erin|[^w]ei|hand|maus|kuh|gans|frucht|wurst|burg|stadt|welt|uhr|tür|bank|nacht"
+    r"(e|ung|heit|keit|schaft|ion|tät|ur|(?:er|ld|at|ist|rzt|log|nt)in|[^w]ei|hand|maus|kuh|gans|frucht|wurst|burg|stadt|welt|uhr|tür|bank|nacht"
     r"|milch|butter|feder|leiter|mutter|schwester|tochter|trommel|gabel|kartoffel|insel|zwiebel|muschel|schüssel|frau"
     r"|nuss|faust|post|pflicht|fee|person|mango|ananas|kiwi|kamera|pizza|bar|axt|nadel|ampel|form|figur"
-    r"|\bwand|mauer|schachtel|königin|prinzessin)$",
+    r"|\bwand|mauer|schachtel|königin|prinzessin|hochzeit|auster)$",
     re.IGNORECASE,
 )
 GERMAN_M = re.compile(
