@@ -11,7 +11,6 @@ other weights by AdamW.
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,18 +21,16 @@ from torch import Tensor
 
 from dalle.checkpoint.clip import load_clip, save_classifier
 from dalle.clip.classifier import Classifier, ClassifierConfig, LabelSet
-from dalle.device import choose_device
 from dalle.files import atomic_file
 from dalle.images import composite, to_pil
 from training.classify_config import PRESETS, ClassifyConfig
 from training.command import run_preset
-from training.distributed import current_share, data_parallel, means, quiet_followers
+from training.distributed import data_parallel, means, quiet_followers
 from training.evaluation.confusion import confusion, confusion_picture, top_accuracies
-from training.gates import Gate
 from training.hardware import autocast
 from training.loop import train
+from training.network_task import NetworkTask
 from training.next_step import after_classify
-from training.optimization import WeightAverage, clip_and_step, muon_and_adamw
 from training.pairs.epochs import WeightedEpochs
 from training.pairs.labelled import NO_LABEL, Labelled, read_folder, read_shards
 from training.pairs.problems import PROBLEMS_FILE, Broken
@@ -41,7 +38,6 @@ from training.pairs.shards import PairShards, find_shards
 from training.pairs.small_pictures import drawn_backgrounds
 from training.pairs.views import draw_places, moved
 from training.provenance import about_run, data_digest
-from training.run_folder import Parts
 from training.small_data import misfits_of_loop
 
 __all__ = ["PRESETS", "ClassifyTask", "run"]
@@ -49,31 +45,21 @@ __all__ = ["PRESETS", "ClassifyTask", "run"]
 AT_ONCE = 128
 
 
-class ClassifyTask:
+class ClassifyTask(NetworkTask[Classifier]):
     """The `training.loop.Task` of a classifier: batches of pictures, and the cross-entropy of their labels."""
 
     def __init__(self, config: ClassifyConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self.device = choose_device(config.loop.device)
-        self.share = current_share()
         torch.manual_seed(config.loop.seed)
         started = None if config.start_from is None else load_clip(config.start_from).network.vision
         self.vision = config.vision if started is None else started.config
         with quiet_followers():
             self.pictures, self.val_pictures, label_sets, self.digest = self._read()
-        self.model = Classifier(ClassifierConfig(vision=self.vision, label_sets=label_sets))
+        model = Classifier(ClassifierConfig(vision=self.vision, label_sets=label_sets))
         if started is not None:
-            self.model.vision.load_state_dict(started.state_dict())
-        self.model.to(self.device)
-        self.average = WeightAverage(self.model, decay=config.loop.average_decay)
-        self.matrix_optimizer, self.optimizer = muon_and_adamw(
-            self.model,
-            self.model.vision.encoder,
-            matrix_rate=config.matrix_rate,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        self.gate = Gate()
+            model.vision.load_state_dict(started.state_dict())
+        self.train_network(model, model.vision.encoder)
         self.losses = data_parallel(self._losses, self.model)
         self.epochs = WeightedEpochs(self.pictures.weights, batch_size=config.loop.batch_size, seed=config.loop.seed)
 
@@ -89,15 +75,6 @@ class ClassifyTask:
             file=Path(config.run, PROBLEMS_FILE), num_pairs=len(train) + len(val), max_share=config.max_broken
         )
         return *read_shards(train, val, config.labels, size, broken), data_digest(train.paths)
-
-    def state(self) -> Parts:
-        return {
-            "model": self.model,
-            "average": self.average,
-            "matrix_optimizer": self.matrix_optimizer,
-            "optimizer": self.optimizer,
-            "gate": self.gate,
-        }
 
     def inputs(self) -> dict[str, str | int]:
         """Number and digest of the training pictures: a run resumes only with the same."""
@@ -137,12 +114,9 @@ class ClassifyTask:
         losses = self.losses(batch)
         losses["loss"].backward()
         together = means(losses)
-        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], self.config.loop, step, together["loss"])
+        scalars = self.optimize(step, together["loss"])
         self.average.update(self.model)
         return {**together, **scalars}
-
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: top-1 and top-5 accuracy and confusion of each set of labels."""

@@ -11,7 +11,6 @@ all of them.
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -22,24 +21,21 @@ from torch import Tensor, nn
 
 from dalle.checkpoint.clip import save_clip
 from dalle.clip.clip import MAX_LOG_SCALE, Clip
-from dalle.device import choose_device
 from training.clip_config import PRESETS, ClipTrainingConfig
 from training.clip_data import ContrastiveBatches, PairLabels
 from training.command import run_preset
-from training.distributed import current_share, data_parallel, means, quiet_followers
+from training.distributed import data_parallel, means, quiet_followers
 from training.evaluation.features import evenly
 from training.evaluation.matching import Split, measure_split
-from training.gates import Gate
 from training.hardware import autocast
 from training.loop import train
 from training.losses.contrastive import contrastive_loss
+from training.network_task import NetworkTask
 from training.next_step import after_clip
-from training.optimization import WeightAverage, clip_and_step, muon_and_adamw
 from training.pairs.problems import PROBLEMS_FILE, Broken
 from training.pairs.shards import PairShards, find_shards
 from training.pairs.small_pictures import SmallPictures
 from training.provenance import about_run, data_digest
-from training.run_folder import Parts
 from training.small_data import misfits_of_loop
 from training.starting_model import load_text
 
@@ -48,26 +44,16 @@ __all__ = ["PRESETS", "ClipTask", "run"]
 NUM_VALIDATION_PICTURES = 512
 
 
-class ClipTask:
+class ClipTask(NetworkTask[Clip]):
     """The `training.loop.Task` of a CLIP model: batches of pictures and captions, and their contrastive loss."""
 
     def __init__(self, config: ClipTrainingConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self.device = choose_device(config.loop.device)
-        self.share = current_share()
         self.text_tokenizer = load_text(config.text_tokenizer)
         torch.manual_seed(config.loop.seed)
-        self.model = self._new_model().to(self.device)
-        self.average = WeightAverage(self.model, decay=config.loop.average_decay)
-        self.matrix_optimizer, self.optimizer = muon_and_adamw(
-            self.model,
-            self.model.vision.encoder,
-            self.model.text.encoder,
-            matrix_rate=config.matrix_rate,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        self.gate = Gate()
+        model = self._new_model()
+        self.train_network(model, model.vision.encoder, model.text.encoder)
         self.loss = data_parallel(self._loss, self.model)
         with quiet_followers():
             self.pairs = PairShards(find_shards(config.train_shards), progress=True, max_broken=config.max_broken)
@@ -101,15 +87,6 @@ class ClipTask:
             nn.init.constant_(model.bias, -math.log(self.config.loop.batch_size))
         return model
 
-    def state(self) -> Parts:
-        return {
-            "model": self.model,
-            "average": self.average,
-            "matrix_optimizer": self.matrix_optimizer,
-            "optimizer": self.optimizer,
-            "gate": self.gate,
-        }
-
     def inputs(self) -> dict[str, str | int]:
         """Digests of text tokenizer and data, and the number of training pairs: a run resumes only with the same."""
         return {
@@ -131,15 +108,12 @@ class ClipTask:
         loss = self.loss(batch)
         loss.backward()
         losses = means({"loss": loss})
-        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], self.config.loop, step, losses["loss"])
+        scalars = self.optimize(step, losses["loss"])
         with torch.no_grad():
             self.model.log_scale.clamp_(max=MAX_LOG_SCALE)
         self.average.update(self.model)
         scale, bias = self.model.log_scale.detach().exp(), self.model.bias.detach()
         return {**losses, **scalars, "scale": scale, "bias": bias}
-
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights: recall of the validation pairs' first captions, and zero-shot accuracy."""

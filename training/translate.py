@@ -9,7 +9,6 @@ Matrices of the blocks are trained by Muon, all other weights by AdamW. Dropout 
 Exit codes: 0 done, 2 a mistake of the caller, 4 stopped by SIGTERM, 130 by Ctrl-C. The same command resumes the run.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dalle.checkpoint.translator import save_translator
-from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.text.bpe import TextTokenizer
 from dalle.translate.encoder_decoder import EncoderDecoder
@@ -29,15 +27,13 @@ from dalle.translate.lexicon import Lexicon, lexicon_file
 from dalle.translate.search import SearchConfig
 from dalle.translate.translator import TextConfig, Translator
 from training.command import run_preset
-from training.distributed import current_share, data_parallel, means
+from training.distributed import data_parallel, means
 from training.evaluation.features import evenly
-from training.gates import Gate
 from training.hardware import autocast
 from training.loop import train
+from training.network_task import NetworkTask
 from training.next_step import after_translate
-from training.optimization import WeightAverage, clip_and_step, muon_and_adamw
 from training.provenance import about_run, data_digest
-from training.run_folder import Parts
 from training.small_data import misfits_of_loop
 from training.translate_config import PRESETS, TranslateConfig
 from training.translation.batches import SentenceBatches
@@ -52,13 +48,12 @@ GREEDY = SearchConfig(num_beams=1)
 """Beams are no better at sentences this short, and take twice the time."""
 
 
-class TranslateTask:
+class TranslateTask(NetworkTask[EncoderDecoder]):
     """The `training.loop.Task` of a translator: batches of sentences, and the cross-entropy of their translations."""
 
     def __init__(self, config: TranslateConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self.device = choose_device(config.loop.device)
-        self.share = current_share()
         data = Path(config.data)
         self.digest = data_digest([data / "train.jsonl"])
         lines = read_lines(data / "train.jsonl")
@@ -80,17 +75,8 @@ class TranslateTask:
         self.notice = (data / "NOTICE").read_text(encoding="utf-8") if (data / "NOTICE").exists() else ""
         self.val = {split: self._some(read_lines(data / f"{split}.jsonl")) for split in VALIDATED}
         torch.manual_seed(config.loop.seed)
-        self.model = self._new_model().to(self.device)
-        self.average = WeightAverage(self.model, decay=config.loop.average_decay)
-        self.matrix_optimizer, self.optimizer = muon_and_adamw(
-            self.model,
-            self.model.encoder,
-            self.model.decoder,
-            matrix_rate=config.matrix_rate,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        self.gate = Gate()
+        model = self._new_model()
+        self.train_network(model, model.encoder, model.decoder)
         self.dropout = config.dropout
         self._add_dropout()
         self.loss = data_parallel(self._loss, self.model)
@@ -122,15 +108,6 @@ class TranslateTask:
         fitting = [line for line in lines if len(self.text_tokenizer.tokenize(line["source"])) < limit]
         return [fitting[number] for number in evenly(len(fitting), self.config.num_validation)]
 
-    def state(self) -> Parts:
-        return {
-            "model": self.model,
-            "average": self.average,
-            "matrix_optimizer": self.matrix_optimizer,
-            "optimizer": self.optimizer,
-            "gate": self.gate,
-        }
-
     def inputs(self) -> dict[str, str | int]:
         """Digests of text tokenizer and data, and the number of training lines: a run resumes only with the same."""
         return {
@@ -159,12 +136,9 @@ class TranslateTask:
         loss = self.loss(batch)
         loss.backward()
         losses = means({"loss": loss})
-        scalars = clip_and_step([self.matrix_optimizer, self.optimizer], config.loop, step, losses["loss"])
+        scalars = self.optimize(step, losses["loss"])
         self.average.update(self.model)
         return {**losses, **scalars, "dropout": self.dropout}
-
-    def gathered(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def validate(self) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Validates the averaged weights alone, without lexicons, with greedy search: exact match and chrF."""

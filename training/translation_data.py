@@ -47,7 +47,7 @@ class TranslationDataOptions:
     """Output folder. Files of an earlier build there are replaced."""
     packages: Path | None = None
     """Folder for downloaded and unpacked packages, about 250 MB. None: `.packages` in the output folder."""
-    phrases: int = 45_000
+    phrases: int = 60_000
     """Phrases to train on in each language, beside all names."""
     val: int = 400
     """Lines of each validation split in each language, at most."""
@@ -79,7 +79,7 @@ def write_data(packages: Packages, options: TranslationDataOptions) -> None:
         found = split_lines(language, concepts, num_phrases=options.phrases, num_val=options.val)
         for split, some in found.items():
             lines[split][language] = some
-        for folder, known in ((LEXICONS, [*concepts.seen, *concepts.held_out]), (SEEN_LEXICONS, concepts.seen)):
+        for folder, known in ((LEXICONS, concepts.all), (SEEN_LEXICONS, concepts.seen)):
             (out / folder).mkdir(exist_ok=True)
             build_lexicon(language, known).save(out / folder)
         counts = ", ".join(f"{len(some)} of {split}" for split, some in found.items())

@@ -58,7 +58,9 @@ class Replica:
         self._moderation = Moderation(SafetySettings(**safety)) if safety is not None else None
         self.engine = AsyncEngine(model, chosen, self._tracing, self._moderation).start()
         self._orphans = Orphans(self.engine.cancel)
-        logger.info("the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.threads)
+        logger.info(
+            "the model %s is ready: %d slots, %d threads", chosen.id, chosen.num_slots, self.engine.thread.threads
+        )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Change the limit of the queue while the service runs; Ray Serve calls this."""

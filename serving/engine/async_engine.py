@@ -1,37 +1,24 @@
-"""`AsyncEngine`: an engine on a thread of its own, which takes jobs and sends events.
+"""`AsyncEngine`: an engine for an event loop, which takes jobs and sends events.
 
-One thread touches the engine, the schedule and every tensor. The event loop only passes jobs in and events out, and
-never waits for a step. The thread reads arrivals and cancellations before each step, so a cancelled job leaves its
-slots within one step. It also decodes codes to pixels, right after the step that drew the last of them: on a CPU a
-second pool of threads would compete for the same cores, and on a GPU the work is queued in order anyway. Prompts are
-tokenized before a job reaches the thread, and pixels are encoded as files after it (`delivery`), on other threads.
+The event loop only passes jobs in and events out, and never waits for a step: an `EngineThread` draws. Prompts are
+moderated, translated and tokenized before a job reaches it, and pixels are encoded as files after it (`delivery`), on
+other threads.
 """
 
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
-import queue
-import threading
 import time
 from collections.abc import AsyncGenerator
 
-import torch
-
-from dalle.decoder.engine import StepResult
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
-from dalle.steps import new_engine
-from serving.attributes import CODES, PREFILL, STEPS, TRANSLATE, WAIT
-from serving.engine.candidates import Candidates
-from serving.engine.chooser import CANCELLED, Chooser
-from serving.engine.delivery import Delivery
+from serving.attributes import TRANSLATE
+from serving.engine.engine_thread import CLOSING, LATE, EngineThread
 from serving.engine.explainer import Explainer
-from serving.engine.open_jobs import OpenJob, OpenPicture, pictures_of, request_of
-from serving.engine.reproducibility import fingerprint, self_test
-from serving.engine.schedule import Schedule
+from serving.engine.open_jobs import OpenJob, request_of
 from serving.engine.translating import Translating
-from serving.jobs import FAILED, Accepted, Drawn, EngineFailedError, Event, Explain, Explained, Job, ModelInfo, Refused
+from serving.jobs import Drawn, Event, Explain, Explained, Job, ModelInfo, Refused
 from serving.metrics import EngineMetrics
 from serving.model_settings import ModelSettings
 from serving.refusals import refusal_from
@@ -41,20 +28,8 @@ from serving.tracing import JobSpan, Tracing
 
 __all__ = ["AsyncEngine"]
 
-logger = logging.getLogger(__name__)
-
-ARRIVALS_PER_STEP = 4
-"""Most jobs that are considered between two steps."""
-ADMISSIONS_PER_STEP = 2
-"""Most pictures that get slots between two steps. Each runs its prefill first, which delays the others."""
 CHECK_SECONDS = 5.0
 """Interval at which a caller that waits for events checks that the engine is alive."""
-STUCK_SECONDS = 60.0
-"""Duration of a step after which the engine counts as stuck."""
-CLOSING = Refused(status=503, code="shutting_down", message="the service is shutting down")
-EVICTED = "evicted"
-"""Error type of the steps of a spare picture that gave its slots up."""
-LATE = Refused(status=408, code="deadline_exceeded", message="the deadline has passed before all pictures were drawn")
 
 
 class AsyncEngine:
@@ -73,48 +48,21 @@ class AsyncEngine:
         self.metrics = EngineMetrics(settings.id)
         self._tracing = tracing
         self._moderation = moderation
-        self.threads = settings.threads or max(1, int(settings.num_cpus))
         self.created = int(time.time())
-        self.num_slots_wanted = 0
-        """Slots that pictures hold or are queued for, without those of batches."""
-        buckets = [2**i for i in range(10) if 2**i < settings.num_slots] if settings.mode == "fast" else []
-        self._engine = new_engine(
-            model,
-            num_slots=settings.num_slots,
-            step=settings.step,
-            weights=settings.weights,
-            buckets=buckets,
-            parallel=settings.parallel,
-        )
         self._translating = Translating(model, settings.translator, self.metrics)
-        self.fingerprint = fingerprint(model, settings, self.threads, self._engine.step_kind, self._translating.digest)
-        self._schedule: Schedule[OpenPicture] = Schedule(num_slots=settings.num_slots, max_queue=settings.max_queue)
+        self.thread = EngineThread(
+            model, settings, self.metrics, moderation, self._translating.digest, failed=self._wake_callers
+        )
         self._known: set[OpenJob] = set()
         """Jobs whose callers are waiting for events; changed by the event loop alone."""
-        self._jobs: set[OpenJob] = set()
-        """Jobs that were accepted; used by the engine's thread alone."""
-        self._arrivals: queue.SimpleQueue[OpenJob | None] = queue.SimpleQueue()
-        """New jobs; None only wakes the thread."""
-        self._delivery = Delivery(model, self._engine.step_kind, self._schedule, self.metrics, moderation)
-        step_kind = self._engine.step_kind
-        self._chooser = Chooser(model, step_kind, settings.clip, self.metrics, self._delivery.send)
-        self._candidates = Candidates(self._engine, self._schedule, self._chooser, self.metrics, self._jobs.discard)
         self._tokenizing = concurrent.futures.ThreadPoolExecutor(1, "tokenizing")
         """Tokenizes prompts in the order in which jobs arrive: several threads would change their order."""
         self._explainer = Explainer(model)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._closing = False
-        self._failure: BaseException | None = None
-        self._last_sign = self._last_use = time.monotonic()
-        self._ready = threading.Event()
-
-    # -- called from anywhere
+        self._last_use = time.monotonic()
 
     def start(self) -> "AsyncEngine":
         """Start the thread and wait until its self-test has passed. Raises `EngineFailedError` if it fails."""
-        self._thread.start()
-        self._ready.wait()
-        self.check()
+        self.thread.start()
         return self
 
     def draw(self, job: Job) -> AsyncGenerator[Event]:
@@ -131,7 +79,7 @@ class AsyncEngine:
     async def _draw(self, job: Job, span: JobSpan | None = None) -> AsyncGenerator[Event]:
         assert job.indices, "a job without pictures"
         self._last_use = time.monotonic()
-        if self._closing:
+        if self.thread.closing:
             yield CLOSING
             return
         self.check()
@@ -172,7 +120,7 @@ class AsyncEngine:
             span=span,
         )
         self._known.add(open_job)
-        self._arrivals.put(open_job)
+        self.thread.submit(open_job)
         try:
             while num_open:
                 try:
@@ -190,11 +138,11 @@ class AsyncEngine:
             self._known.discard(open_job)
             self._last_use = time.monotonic()
             if num_open:
-                self._cancel(open_job)
+                self.thread.cancel(open_job)
 
     async def explain(self, asked: Explain) -> Explained | Refused:
         """Explain a finished picture, beside the engine's thread: see `Explainer`."""
-        if self._closing:
+        if self.thread.closing:
             return CLOSING
         try:
             return await self._explainer.explain(asked)
@@ -205,12 +153,18 @@ class AsyncEngine:
         """Stop a job of this owner. Its slots are free before the next step. False if it is finished or unknown."""
         found = [open_job for open_job in list(self._known) if (open_job.job.id, open_job.job.owner) == (job_id, owner)]
         for open_job in found:
-            self._cancel(open_job)
+            self.thread.cancel(open_job)
         return bool(found)
 
-    def _cancel(self, open_job: OpenJob) -> None:
-        open_job.cancelled_at = self._engine.num_steps
-        self._arrivals.put(None)
+    def _wake_callers(self) -> None:
+        """Have all callers check the engine, whose thread has failed."""
+        for open_job in list(self._known):
+            open_job.post(None)
+
+    @property
+    def num_slots_wanted(self) -> int:
+        """Slots that pictures hold or are queued for, without those of batches."""
+        return self.thread.num_slots_wanted
 
     @property
     def idle_seconds(self) -> float:
@@ -220,31 +174,22 @@ class AsyncEngine:
     @property
     def max_queue(self) -> int:
         """Largest number of queued pictures. It can be set while the engine runs."""
-        return self._schedule.max_queue
+        return self.thread.schedule.max_queue
 
     @max_queue.setter
     def max_queue(self, number: int) -> None:
-        self._schedule.max_queue = number
+        self.thread.schedule.max_queue = number
 
     def check(self) -> None:
-        """Raise `EngineFailedError` if the thread has ended, or has been in one step for `STUCK_SECONDS`."""
-        if self._failure is not None:
-            raise EngineFailedError(f"the engine's thread has failed: {self._failure!r}")
-        if self._ready.is_set() and not self._thread.is_alive():
-            raise EngineFailedError("the engine's thread has ended")
-        if self._ready.is_set() and time.monotonic() - self._last_sign > STUCK_SECONDS:
-            raise EngineFailedError(f"the engine has not finished a step for {STUCK_SECONDS:.0f} seconds")
+        """Raise `EngineFailedError` if the engine's thread has ended, or is stuck in a step."""
+        self.thread.check()
 
     def close(self) -> None:
         """Refuse new jobs, finish those that were accepted, and end the threads."""
-        self._closing = True
-        self._arrivals.put(None)
-        self._thread.join()
+        self.thread.close()
         self._translating.close()
         self._tokenizing.shutdown(wait=False)
         self._explainer.close()
-        self._chooser.close()
-        self._delivery.close()
 
     def info(self) -> ModelInfo:
         """Facts about the model. Raises `EngineFailedError` as `check` does."""
@@ -260,197 +205,10 @@ class AsyncEngine:
             max_prompt_tokens=text.max_tokens if text is not None else 0,
             image_mode=model.image_mode,
             sampling=model.sampling.to_dict(),
-            rerank=self._chooser.judges,
+            rerank=self.thread.chooser.judges,
             translates=self._translating.languages,
             translation_fault=self._translating.fault,
             translate=self.settings.translate,
             created=self.created,
             vocabulary=model.vocabulary,
         )
-
-    # -- on the engine's thread
-
-    def _run(self) -> None:
-        try:
-            torch.set_num_threads(self.threads)
-            self._schedule.step_seconds, self._schedule.decode_seconds = self_test(
-                self._engine, self.model, self.settings
-            )
-            self.metrics.slots.set(self.settings.num_slots)
-            self._ready.set()
-            while not (self._closing and not self._jobs and self._arrivals.empty()):
-                self._last_sign = time.monotonic()
-                self._take_arrivals()
-                self._stop_cancelled_and_late()
-                since = time.monotonic()
-                self._admit()
-                if self._schedule.active:
-                    self._step(since)
-        except BaseException as error:
-            self._failure = error
-            logger.exception("the engine's thread has failed")
-            for open_job in list(self._known):
-                open_job.post(None)
-            self._ready.set()
-
-    def _take_arrivals(self) -> None:
-        """Consider a few of the jobs that have arrived. With nothing to draw, wait for one for up to a second."""
-        schedule = self._schedule
-        idle = schedule.is_idle and not self._closing
-        num_taken = 0
-        with contextlib.suppress(queue.Empty):
-            while num_taken < ARRIVALS_PER_STEP:
-                open_job = self._arrivals.get(timeout=1.0) if idle else self._arrivals.get_nowait()
-                idle = False
-                if open_job is not None:
-                    num_taken += 1
-                    self._accept(open_job)
-
-    def _accept(self, open_job: OpenJob) -> None:
-        """Queue a job's pictures, or refuse it, and post the outcome."""
-        try:
-            outcome = self._consider(open_job)
-        except Exception:  # a bug in one job must not stop the others
-            logger.exception("the job %s could not be prepared", open_job.job.id)
-            outcome = FAILED
-        if isinstance(outcome, Refused):
-            self.metrics.count_refusal(outcome.code)
-        open_job.post(outcome)
-        self._count()
-
-    def _consider(self, open_job: OpenJob) -> Accepted | Refused:
-        if self._closing:
-            return CLOSING
-        if open_job.cancelled_at is not None:
-            return CANCELLED
-        pictures, now = pictures_of(self.model, open_job), time.time()
-        outcome = self._schedule.consider(
-            [picture for picture in pictures if not picture.candidate],
-            now,
-            promised=open_job.job.accepted,
-            judging=self._candidates.judging_seconds(open_job),
-        )
-        if isinstance(outcome, Refused):
-            return outcome
-        self._jobs.add(open_job)
-        for picture in pictures:
-            self._schedule.push(picture)
-        self._candidates.expect(open_job)
-        position, estimate = outcome
-        request = pictures[0].request
-        return Accepted(
-            position=position,
-            estimate=self._candidates.estimate(open_job, estimate, now),
-            num_text_tokens=request.num_text_tokens,
-            num_kept_codes=0 if request.kept is None else int((request.kept >= 0).sum()),
-            fingerprint=self.fingerprint,
-            translated=open_job.translated,
-        )
-
-    def _stop_cancelled_and_late(self) -> None:
-        """Stop the jobs that were cancelled or whose deadline has passed, and spare ones if the engine closes."""
-        self._candidates.give_up_late(self._jobs, closing=self._closing)
-        now = time.time()
-        for open_job in list(self._jobs):
-            if open_job.cancelled_at is not None:
-                self._stop(open_job, CANCELLED)
-            elif open_job.job.deadline < now:
-                self._stop(open_job, LATE)
-            elif open_job.job.spare and self._closing:
-                self._stop(open_job, CLOSING)
-
-    def _stop(self, open_job: OpenJob, refusal: Refused) -> None:
-        """Remove a job from the queue and its slots, and post why."""
-        self._jobs.discard(open_job)
-        now = time.monotonic()
-        for picture in self._schedule.remove(lambda picture: picture.open_job is open_job):
-            picture.add_span(WAIT, picture.queued, now, error=refusal.code)
-        mine = {key: picture for key, picture in self._schedule.active.items() if picture.open_job is open_job}
-        for key, picture in mine.items():
-            self._engine.cancel(key)
-            del self._schedule.active[key]
-            num_drawn = picture.num_codes - picture.num_kept
-            picture.add_span(STEPS, picture.prefilled, now, {CODES: num_drawn}, refusal.code)
-            self.metrics.discarded_steps.inc(num_drawn)
-        if mine and open_job.cancelled_at is not None:
-            self.metrics.wasted_steps.inc(self._engine.num_steps - open_job.cancelled_at)
-        self.metrics.cancellations.inc()
-        self._count()
-        open_job.post(refusal)
-
-    def _count(self) -> None:
-        self.metrics.queue_length.set(len(self._schedule.queue))
-        self.metrics.slots_used.set(self._schedule.num_slots - self._schedule.num_free_slots)
-        self.num_slots_wanted = self._schedule.num_slots_wanted
-
-    def _admit(self) -> None:
-        served: set[OpenJob] = set()
-        for _ in range(ADMISSIONS_PER_STEP):
-            for key in self._schedule.evicted():
-                self._evict(key)
-            picture = self._schedule.pop()
-            if picture is None:
-                break
-            picture.started = time.monotonic()
-            if not picture.spare:
-                served.add(picture.open_job)
-                self.metrics.queue_seconds.observe(picture.started - picture.open_job.arrived)
-            self._schedule.active[self._engine.add(picture.request)] = picture
-            self._engine.admit()
-            picture.prefilled = time.monotonic()
-            picture.add_span(WAIT, picture.queued, picture.started)
-            picture.add_span(PREFILL, picture.started, picture.prefilled)
-        self._candidates.give_way(served)
-
-    def _evict(self, key: int) -> None:
-        """Take the slots of a spare picture: a candidate is given up, and a picture of a batch is queued again, to be
-        drawn anew with the same codes."""
-        if self._schedule.active[key].candidate:
-            self._candidates.evict(key)
-            return
-        picture = self._schedule.active.pop(key)
-        self._engine.cancel(key)
-        num_drawn = picture.num_codes - picture.num_kept
-        picture.queued = time.monotonic()
-        picture.add_span(STEPS, picture.prefilled, picture.queued, {CODES: num_drawn}, EVICTED)
-        self.metrics.discarded_steps.inc(num_drawn)
-        self.metrics.evictions.inc()
-        picture.num_codes = picture.num_kept
-        self._schedule.push(picture)
-
-    def _step(self, since: float) -> None:
-        """Run a step that began with the prefill of new pictures at `since`, and deliver what is finished."""
-        result = self._engine.step()
-        seconds = time.monotonic() - since
-        self._schedule.step_seconds += 0.05 * (seconds - self._schedule.step_seconds)
-        self.metrics.steps.inc()
-        self.metrics.step_seconds.observe(seconds)
-        self.metrics.codes.inc(result.num_codes)
-        self._deliver(result)
-        self._count()
-
-    def _deliver(self, result: StepResult) -> None:
-        for key, num_codes in result.drawn.items():
-            picture = self._schedule.active.get(key)
-            if picture is None:
-                continue  # stopped in this loop, because another picture of its job failed
-            picture.num_codes = num_codes
-            try:
-                if key in result.finished:
-                    del self._schedule.active[key]
-                    num_drawn = num_codes - picture.num_kept
-                    picture.add_span(STEPS, picture.prefilled, time.monotonic(), {CODES: num_drawn})
-                    if picture.judged:
-                        self._candidates.finish(picture, result.finished[key])
-                        continue
-                    self._delivery.post_picture(picture, result.finished[key])
-                    picture.open_job.num_open -= 1
-                    if not picture.open_job.num_open:
-                        self._jobs.discard(picture.open_job)
-                elif picture.previews and num_codes >= picture.previews[0]:
-                    picture.previews.pop(0)
-                    self._delivery.post_preview(picture, self._engine.codes_so_far(key))
-            except Exception:  # a bug in one job must not stop the others
-                logger.exception("a picture of the job %s could not be made", picture.open_job.job.id)
-                self.metrics.count_refusal(FAILED.code)
-                self._stop(picture.open_job, FAILED)

@@ -94,7 +94,7 @@ def test_callers_take_turns(start: Start) -> None:
     async def both() -> None:
         stands, go = hold(engine)
         await asyncio.to_thread(stands.wait, 10)
-        assert not engine._schedule.active
+        assert not engine.thread.schedule.active
         greedy = asyncio.create_task(draw(job("greedy", caller="greedy", indices=tuple(range(20)))))
         await asyncio.sleep(0.05)
         modest = asyncio.create_task(draw(job("modest", caller="modest", indices=(0, 1))))
@@ -114,7 +114,7 @@ def test_two_jobs_may_have_one_id(start: Start) -> None:
 
 def test_the_estimate_knows_previews(start: Start) -> None:
     engine = start()
-    engine._schedule.step_seconds, engine._schedule.decode_seconds = 0.01, 1.0
+    engine.thread.schedule.step_seconds, engine.thread.schedule.decode_seconds = 0.01, 1.0
     plain, watched = (run(engine, job(num_previews=num))[0][0] for num in (0, 4))
     assert isinstance(plain, Accepted) and isinstance(watched, Accepted)
     assert watched.estimate > plain.estimate + 2

@@ -59,7 +59,7 @@ def test_a_full_queue_refuses_exactly_what_does_not_fit(start: Start) -> None:
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(start: Start) -> None:
     engine = start(max_queue=1000)
-    engine._schedule.step_seconds = 1.0  # pretended
+    engine.thread.schedule.step_seconds = 1.0  # pretended
     (events,) = run(engine, job(deadline=time.time() + 10))
     (refused,) = events
     assert isinstance(refused, Refused)
@@ -76,7 +76,7 @@ def test_a_deadline_that_passes_stops_the_job(start: Start) -> None:
     # the engine read it only after its deadline
     assert isinstance(late[-1], Refused) and late[-1].code in ("deadline_exceeded", "deadline_unreachable")
     assert len(images(fine)) == 1
-    assert engine._engine.num_free_slots == 4
+    assert engine.thread.engine.num_free_slots == 4
 
 
 def test_leaving_early_frees_the_slots_within_a_step(start: Start) -> None:
@@ -101,7 +101,7 @@ def test_leaving_early_frees_the_slots_within_a_step(start: Start) -> None:
     stands, go = hold(engine)
     go.set()
     assert stands.wait(10)
-    assert engine._engine.num_free_slots == 4 and not engine._jobs and not engine._schedule.active
+    assert engine.thread.engine.num_free_slots == 4 and not engine.thread.jobs and not engine.thread.schedule.active
     values = {
         sample.name: sample.value
         for family in engine.metrics.registry.collect()
@@ -160,11 +160,11 @@ def test_a_failed_step_is_reported_to_every_job(model: DALLE) -> None:
     def fail() -> None:
         raise ZeroDivisionError("on purpose")
 
-    engine._engine.step = fail  # type: ignore[method-assign, assignment]
+    engine.thread.engine.step = fail  # type: ignore[method-assign, assignment]
     for _ in range(2):  # open jobs, and later ones
         with pytest.raises(EngineFailedError, match="on purpose"):
             run(engine, job())
-    engine._thread.join()
+    engine.thread.join()
     for ask in (engine.check, engine.info):
         with pytest.raises(EngineFailedError, match="has failed"):
             ask()
@@ -172,7 +172,7 @@ def test_a_failed_step_is_reported_to_every_job(model: DALLE) -> None:
 
 def test_a_stuck_step_is_noticed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = start()
-    monkeypatch.setattr("serving.engine.async_engine.STUCK_SECONDS", 2.0)
+    monkeypatch.setattr("serving.engine.engine_thread.STUCK_SECONDS", 2.0)
     time.sleep(2.5)
     engine.check()  # an idle engine wakes once a second
     stands, go = hold(engine)
@@ -199,7 +199,7 @@ def test_a_picture_that_cannot_be_made_is_not_everybodys(start: Start, model: DA
         broken, fine = run(engine, job("broken", prompt="a green heart", indices=(0, 1)), job("fine"))
     assert isinstance(broken[-1], Refused) and broken[-1].code == "engine_failed"
     assert len(images(fine)) == 1
-    assert len(images(run(engine, job())[0])) == 1 and not engine._jobs
+    assert len(images(run(engine, job())[0])) == 1 and not engine.thread.jobs
 
 
 def test_a_mistake_of_ours_in_one_job_is_not_everybodys(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

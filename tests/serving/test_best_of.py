@@ -45,15 +45,15 @@ def value(engine: AsyncEngine, name: str) -> float:
 def hold_at(engine: AsyncEngine, num_steps: int) -> tuple[threading.Event, threading.Event]:
     """Hold an engine after so many steps from now, before it takes the jobs that have arrived meanwhile: see `hold`."""
     stands, go = threading.Event(), threading.Event()
-    take, at = engine._take_arrivals, engine._engine.num_steps + num_steps
+    take, at = engine.thread._take_arrivals, engine.thread.engine.num_steps + num_steps
 
     def wait() -> None:
-        if engine._engine.num_steps == at and not stands.is_set():
+        if engine.thread.engine.num_steps == at and not stands.is_set():
             stands.set()
             assert go.wait(60)
         take()
 
-    engine._take_arrivals = wait  # type: ignore[method-assign]
+    engine.thread._take_arrivals = wait  # type: ignore[method-assign]
     return stands, go
 
 
@@ -101,13 +101,13 @@ def test_a_second_caller_starts_as_if_there_were_no_candidates(start: Start) -> 
 
     async def other() -> list[Event]:
         await asyncio.to_thread(stands.wait, 60)
-        arrived = engine._engine.num_steps
+        arrived = engine.thread.engine.num_steps
         task = asyncio.create_task(collect(engine.draw(job("other", caller="other", seed=1))))
-        while engine._arrivals.empty():
+        while engine.thread.arrivals.empty():
             await asyncio.sleep(0.01)
         go.set()
         found = await task
-        steps["other"] = engine._engine.num_steps - arrived
+        steps["other"] = engine.thread.engine.num_steps - arrived
         return found
 
     async def both() -> tuple[list[Event], list[Event]]:
@@ -153,13 +153,13 @@ def test_a_batch_draws_all_candidates_and_comes_after_those_of_others(start: Sta
 
 def test_the_deadline_ends_candidates_and_not_the_job(start: Start) -> None:
     engine = start(parallel=1)
-    step = engine._engine.step
+    step = engine.thread.engine.step
 
     def slowly() -> Any:
         time.sleep(0.02)
         return step()
 
-    engine._engine.step = slowly  # type: ignore[method-assign]
+    engine.thread.engine.step = slowly  # type: ignore[method-assign]
     one = job(num_candidates=400, rerank="likelihood", deadline=time.time() + 3)
     (events,) = run(engine, one)
     accepted, best = events
@@ -178,17 +178,17 @@ def test_a_caller_that_leaves_frees_all_slots_within_a_step(start: Start) -> Non
         await asyncio.to_thread(stands.wait, 60)
         await events.aclose()
         go.set()
-        while engine._jobs:
+        while engine.thread.jobs:
             await asyncio.sleep(0.01)
 
     asyncio.run(leave())
-    assert engine._schedule.is_idle and engine._engine.num_free_slots == 4
+    assert engine.thread.schedule.is_idle and engine.thread.engine.num_free_slots == 4
     assert value(engine, "wasted_steps") <= 1
 
 
 def test_a_job_is_cancelled_while_it_is_judged(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = start()
-    compared = engine._chooser._compared
+    compared = engine.thread.chooser._compared
     judging, go = threading.Event(), threading.Event()
 
     def wait(open_job: Any) -> Any:
@@ -196,7 +196,7 @@ def test_a_job_is_cancelled_while_it_is_judged(start: Start, monkeypatch: pytest
         assert go.wait(30)
         return compared(open_job)
 
-    monkeypatch.setattr(engine._chooser, "_compared", wait)
+    monkeypatch.setattr(engine.thread.chooser, "_compared", wait)
 
     async def cancelled() -> list[Event]:
         task = asyncio.create_task(collect(engine.draw(job("victim", num_candidates=2, rerank="likelihood"))))
@@ -211,7 +211,7 @@ def test_a_job_is_cancelled_while_it_is_judged(start: Start, monkeypatch: pytest
 
 def test_a_judge_that_fails_fails_its_job_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = start()
-    monkeypatch.setattr(engine._chooser, "_clip", "/nowhere")
+    monkeypatch.setattr(engine.thread.chooser, "_clip", "/nowhere")
     (failed,), (works,) = (
         run(engine, job(num_candidates=1, rerank=rerank))[0][-1:] for rerank in ("clip", "likelihood")
     )
@@ -229,7 +229,7 @@ def test_closing_gives_candidates_up_and_answers(model: DALLE) -> None:
         )
         calling.start()
         assert stands.wait(60)
-        engine._closing = True
+        engine.thread.closing = True
         go.set()
         calling.join()
     assert ranking(drawn(found)[0]).best_of == 1

@@ -51,7 +51,7 @@ def test_a_closed_connection_frees_its_slots(slow: Service) -> None:
     assert metric(slow, "dalle_slots_used") == 0
     assert metric(slow, "dalle_cancellations_total") == before[0] + 2
     assert metric(slow, "dalle_wasted_steps_total") <= before[1] + 2
-    assert not slow.engine._jobs
+    assert not slow.engine.thread.jobs
 
 
 def test_a_request_can_be_cancelled_by_its_id(slow: Service) -> None:
@@ -69,7 +69,7 @@ def test_an_error_in_mid_stream_reaches_openais_client(slow: Service) -> None:
         stream = client.images.generate(
             model="lively", prompt="a red panda", stream=True, partial_images=1, n=4, extra_body={"deadline": 2.2}
         )
-        slow.engine._schedule.step_seconds = 0.01  # pretended: a picture takes more than a second
+        slow.engine.thread.schedule.step_seconds = 0.01  # pretended: a picture takes more than a second
         with pytest.raises(openai.APIError) as caught:
             list(stream)
     assert caught.value.code == "deadline_exceeded"
@@ -94,7 +94,7 @@ def test_a_slow_reader_hurts_nobody_and_gets_everything(model: DALLE) -> None:
             while metric(one, "dalle_pictures_total") < num_pictures + 5:
                 assert time.monotonic() < until, "the engine waits for the reader"
                 time.sleep(0.05)
-            assert not one.engine._jobs
+            assert not one.engine.thread.jobs
             parts = []
             while part := reader.recv(65536):
                 parts.append(part)

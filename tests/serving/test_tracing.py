@@ -272,7 +272,7 @@ def test_an_engine_that_fails_fails_the_trace(quick: Service, spans: Spans, monk
     def broken() -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(quick.engine._engine, "step", broken)
+    monkeypatch.setattr(quick.engine.thread.engine, "step", broken)
     assert post(quick, **PROMPT).status_code == 500
     assert error_type(spans.one("POST")) == "500"
     assert {error_type(spans.one(name)) for name in ("generate_content", "draw")} == {"engine_failed"}

@@ -70,15 +70,15 @@ def hold(engine: AsyncEngine) -> tuple[threading.Event, threading.Event]:
     """Stop the engine's thread between two steps. Returns two events: one is set when it has stopped, the other resumes
     it when set."""
     stands, go = threading.Event(), threading.Event()
-    stop = engine._stop_cancelled_and_late
+    stop = engine.thread._stop_cancelled_and_late
 
     def wait() -> None:
-        engine._stop_cancelled_and_late = stop  # type: ignore[method-assign]
+        engine.thread._stop_cancelled_and_late = stop  # type: ignore[method-assign]
         stands.set()
         assert go.wait(30)
 
-    engine._stop_cancelled_and_late = wait  # type: ignore[method-assign]
-    engine._arrivals.put(None)
+    engine.thread._stop_cancelled_and_late = wait  # type: ignore[method-assign]
+    engine.thread.arrivals.put(None)
     return stands, go
 
 

@@ -77,13 +77,13 @@ def service(
     moderation = Moderation(whole.safety) if whole.safety.stages else None
     one = AsyncEngine(model, model_settings, tracing, moderation).start()
     if slow:
-        step = one._engine.step
+        step = one.thread.engine.step
 
         def slowly() -> Any:
             time.sleep(slow)
             return step()
 
-        one._engine.step = slowly  # type: ignore[method-assign]
+        one.thread.engine.step = slowly  # type: ignore[method-assign]
     try:
         with running(create_app(LocalBackend({model_settings.id: one}), whole, tracing=tracing), send_buffer) as url:
             yield Service(url, one, whole, moderation)

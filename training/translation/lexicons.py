@@ -7,28 +7,40 @@ from collections.abc import Iterable, Sequence
 
 from dalle.translate.languages import PARTICLES, clean, folded, without_particle, words_in
 from dalle.translate.lexicon import Lexicon
-from training.captions.grammar import plural
-from training.translation.compose import tone_ways
+from training.captions.grammar import countable, plural
+from training.translation.counters import COUNTERS, number_forms
 from training.translation.grammar import GERMAN_ADJECTIVE
+from training.translation.modifiers import LARGE_NUMBERS
+from training.translation.plurals import dative_plural, is_weak, plural_adjective, plural_name
 from training.translation.sources import Concept
+from training.translation.tones import tone_ways
 from training.translation.words import WordKind, styles_of, templates_of, words_of
 
 __all__ = ["build_lexicon", "unambiguous"]
 
 ORDER = ("thing", "word", "region", "flag", "group", "language")
 """Kinds of concepts in the order in which they get a name that several have. Names with skin tones are composed."""
-WITHOUT = ("sans", "sin", "ohne")
-MODIFIERS: tuple[WordKind, ...] = ("colour", "adjective")
-AROUND: tuple[WordKind, ...] = ("tail", "style")
+MEANINGS = {
+    **dict.fromkeys(("sans", "sin", "ohne"), ("without",)),
+    **dict.fromkeys(("aucun", "aucune", "kein", "keine", "keinen", "ningun", "ninguna"), ("no",)),
+    **dict.fromkeys(("sous", "bajo"), ("under", "rain")),
+    "unter": ("under",),
+    "vor": ("front", "background"),
+}
+"""What function words may become that have a meaning of their own: `sous la pluie` is `in the rain`."""
+MODIFIERS: tuple[WordKind, ...] = ("colour", "adjective", "number")
+AROUND: tuple[WordKind, ...] = ("tail", "relation", "style")
 SHARE, FEW, SHARE_OF_MANY = 0.3, 3, 0.1
 FIELD = re.compile(r"\{(\w+)\}")
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 ENDINGS = ("er", "e", "es", "en", "em")
 FUNCTION = {
-    "fr": "un une le la les l d des de du au aux à a en dans sur sous avec sans et ou pour par qui que s moi",
-    "es": "un una unos unas el la los las de del al a en con sin sobre bajo por para y e o que me",
-    "de": "ein eine einen einem einer eines der die das den dem des und oder mit von vom vor im in auf am an bei ohne"
-    " unter über mir für zu zum zur aus nach",
+    "fr": "aucun aucune un une le la les l d des de du au aux à a en dans sur sous avec sans et ou pour par qui que"
+    " s moi",
+    "es": "ningun ninguna un una unos unas el la los las de del al a en con sin sobre bajo por para y e o que me",
+    "de": "kein keine keinen"
+    " ein eine einen einem einer eines der die das den dem des und oder mit von vom vor im in auf"
+    " am an bei ohne unter über mir für zu zum zur aus nach",
     "ko": "그리고 나에게",
     "ja": "の を と が に は で な",
 }
@@ -47,15 +59,20 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
     modifiers = (
         form for kind in MODIFIERS for word in words_of(language, kind) for form in _forms(word.other, language)
     )
+    counts = number_forms(language) if language in COUNTERS else ()
     around = (FIELD.sub(" ", template.other) for template in templates_of(language))
     plain = {_key(modifier, language) for modifier in modifiers} | {*FUNCTION[language].split()}
-    for kind in AROUND:  # styles have words of their own in each language; names of styles are names
+    plain |= {_key(form, language) for form, _ in counts}
+    for kind in ("tail", "style"):  # styles have words of their own in each language; names of styles are names
         plain |= {_key(word.other, language) for word in words_of(language, kind) if word.other != word.english}
+    plain |= {key for word in words_of(language, "relation") for key in _keys(FIELD.sub(" ", word.other), language)}
     plain |= {key for text in around for key in _keys(text, language)}
-    words |= {word: ["without"] if word in WITHOUT else [] for word in FUNCTION[language].split()}
+    for number in map(str, LARGE_NUMBERS):
+        words[number] = sorted({number, *words.get(number, ())})
+    words |= {word: [*MEANINGS.get(word, ())] for word in FUNCTION[language].split()}
     if language == "ko":
         plain |= {*PARTICLES}
-        words |= {particle: [] for particle in PARTICLES}
+        words |= {word: [] for word in (*PARTICLES, *(one for some in COUNTERS["ko"].values() for one in some))}
     plain -= {_key(style, language) for style in styles_of()}
     return Lexicon(language, names, words, plain - {""})
 
@@ -94,9 +111,13 @@ def _ways(language: str, name: str, english: str) -> Iterable[tuple[str, str]]:
         stem = re.sub(r"(er|es|e)$", "", first)
         for ending in ENDINGS:
             yield f"{stem}{ending} {rest}", english
-    many = plural(english) if language in ("fr", "es") and name.isalpha() else None
-    if many and not name.endswith(("s", "x", "z")):
-        yield name + ("s" if language == "fr" or name[-1] in "aeiouáéó" else "es"), many
+    many = plural(english) or (english if countable(english) and english.isalpha() else None)
+    said = plural_name(language, name) if many and language not in COUNTERS else None
+    if many and said and said != name:
+        # a weak noun such as `Löwen` is more often one lion that is drawn than several
+        yield said, english if language == "de" and is_weak(name) else many
+        if language == "de":
+            yield dative_plural(said), many
 
 
 def _words(language: str, concepts: Sequence[Concept]) -> dict[str, list[str]]:
@@ -137,10 +158,15 @@ def _entries(language: str) -> dict[str, set[str]]:
     entries: dict[str, list[set[str]]] = defaultdict(list)
     for kind in (*MODIFIERS, *AROUND):
         for word in words_of(language, kind):
-            keys = {key for form in _forms(word.other, language) for key in _keys(form, language)}
+            forms = _forms(FIELD.sub(" ", word.other), language)
+            keys = {key for form in forms for key in _keys(form, language)}
             for key in keys:
-                if (english := _english(word.english)) not in entries[key]:
+                if (english := _english(FIELD.sub(" ", word.english))) not in entries[key]:
                     entries[key].append(english)
+    for form, said in number_forms(language) if language in COUNTERS else ():
+        for key in _keys(form, language):
+            if {said} not in entries[key]:
+                entries[key].append({said})
     found: dict[str, set[str]] = defaultdict(set)
     for key, several in entries.items():
         found[key] = set.intersection(*several) or (set().union(*several) if len(several) <= FEW else set())
@@ -155,6 +181,8 @@ def _forms(word: str, language: str) -> list[str]:
     parts = [part.removeprefix("<").removeprefix("=") for part in word.split("|")]
     if language == "de" and " " not in word and not word.startswith("="):
         parts += [f"{part.removesuffix('e')}{ending}" for part in parts for ending in ENDINGS]
+    if language in ("fr", "es") and "|" in word:
+        parts += [plural_adjective(language, part) for part in parts]
     return parts
 
 

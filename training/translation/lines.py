@@ -28,26 +28,34 @@ class Concepts:
     """Concepts to train on."""
     held_out: Sequence[Concept]
     """Concepts of validation."""
+    left_out: Sequence[Concept]
+    """Everyday nouns with a name of a concept that is held out: in no line, but in the lexicons that ship."""
+
+    @property
+    def all(self) -> Sequence[Concept]:
+        """All concepts, those of the lexicons that ship."""
+        return [*self.seen, *self.held_out, *self.left_out]
 
     @classmethod
     def of_packages(cls, packages: Packages) -> "Concepts":
         """The concepts of packages, and those of everyday nouns and paired keywords.
 
-        A noun or keyword with a name of a held-out concept, in any language, is left out.
+        A keyword with a name of a held-out concept, in any language, is left out.
         """
         concepts = load_concepts(packages)
         seen = [one for one in concepts if not is_held_out(one.key)]
         held_out = [one for one in concepts if is_held_out(one.key)]
         taken = {(language, _plain(name, language)) for one in held_out for language, name in _all_names(one)}
         nouns = [Concept(f"noun:{english}", "word", english, names) for english, names in nouns_of().items()]
-        seen += [one for one in nouns if not taken & {(code, _plain(name, code)) for code, name in _all_names(one)}]
+        left_out = [one for one in nouns if taken & {(code, _plain(name, code)) for code, name in _all_names(one)}]
+        seen += [one for one in nouns if one not in left_out]
         taken |= {(language, _plain(name, language)) for one in seen for language, name in _all_names(one)}
         english = annotations_of(packages, "en")
         for language in LANGUAGES:
             for word, said in paired_words(english, annotations_of(packages, language)).items():
                 if not {(language, _plain(word, language))} & taken:
                     seen.append(Concept(f"keyword:{said}", "word", said, {language: (word,)}))
-        return cls(seen, held_out)
+        return cls(seen, held_out, left_out)
 
 
 def _all_names(concept: Concept) -> Iterator[tuple[str, str]]:
