@@ -8,7 +8,7 @@ names and unknown words are kept apart from the network. Look-ups have the lexic
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from dalle.errors import LongPromptError, ParameterError
 from dalle.files import atomic_write, check_claimed, check_output, names_in
 from dalle.translate.languages import LANGUAGES
 from dalle.translate.lexicon import Lexicon, lexicon_file
-from dalle.translate.sentences import Sentence, translate
+from dalle.translate.sentences import Sentence, Way, translate
 from dalle.translate.translator import Translator
 from training.command import run_function
 from training.evaluation.features import evenly
@@ -111,7 +111,7 @@ def _measured(
         "network": lambda: network(sources),
         "both": lambda: [one.english for one in sentences],
     }
-    shares = {by: sum(one.by == by for one in sentences) / len(lines) for by in ("name", "network", "look-up")}
+    shares = {by: sum(one.by == by for one in sentences) / len(lines) for by in get_args(Way)}
     shares["keeps a word"] = sum(bool(one.unknown) for one in sentences) / len(lines)
     return {way: measure_translations(ways[way](), targets) for way in WAYS}, shares
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from dalle.errors import CheckpointError
-from dalle.translate.grammar import FUNCTION_WORDS, NEGATIONS, REQUEST_WORDS
+from dalle.translate.grammar import FUNCTION_WORDS, JOINING, NEGATIONS, REQUEST_WORDS
 from dalle.translate.languages import PARTICLES, Word, clean, folded, script_of, without_particle, words_in
 
 __all__ = ["CLEAR", "SLOTS", "Lexicon", "Piece", "lexicon_file"]
@@ -154,7 +154,7 @@ class Lexicon:
             for count in range(min(self._longest, len(words) - at), 0, -1):
                 some = words[at : at + count]
                 piece = self._phrase_at(text, some) or self._name_at(text, some)
-                if piece is not None:
+                if piece is not None and not self._shares_its_end(some, words[at + count : at + count + 2]):
                     found.append(piece)
                     at += count
                     break
@@ -162,6 +162,14 @@ class Lexicon:
                 found += self._word(text, words[at])
                 at += 1
         return found
+
+    def _shares_its_end(self, words: Sequence[Word], following: Sequence[Word]) -> bool:
+        """Whether the last word of a name is an attribute that `and` joins to another one: in `un chat noir et blanc`
+        there is a cat, and no black cat."""
+        if len(words) < 2 or len(following) < 2 or words[-1].key not in self.plain:
+            return False
+        joining, attribute = following
+        return JOINING[self.language].get(joining.key) == "and" and bool(self.words.get(attribute.key))
 
     def _phrase_at(self, text: str, words: Sequence[Word]) -> Piece | None:
         """The phrase around names that these words are, in which there are no names."""

@@ -31,7 +31,7 @@ from dalle.translate.languages import clean, folded
 from dalle.translate.lexicon import CLEAR, SLOTS, Lexicon, Piece
 from dalle.translate.word_by_word import word_by_word
 
-__all__ = ["Sentence", "translate"]
+__all__ = ["Sentence", "Way", "translate"]
 
 Network = Callable[[Sequence[str]], Sequence[str]]
 Way = Literal["name", "network", "parts", "look-up"]
