@@ -29,6 +29,7 @@ from dalle.translate.counters import counted
 from dalle.translate.grammar import FUNCTION_WORDS, JOINING
 from dalle.translate.languages import clean, folded
 from dalle.translate.lexicon import CLEAR, SLOTS, Lexicon, Piece
+from dalle.translate.nouns import plural, with_article
 from dalle.translate.word_by_word import word_by_word
 
 __all__ = ["Sentence", "Way", "translate"]
@@ -36,7 +37,8 @@ __all__ = ["Sentence", "Way", "translate"]
 Network = Callable[[Sequence[str]], Sequence[str]]
 Way = Literal["name", "network", "parts", "look-up"]
 ARTICLE = re.compile(r"\b(a|an) (?=\S)", re.IGNORECASE)
-VOWEL = re.compile(r"(?!(?:uni([^mn]|$)|u[tks]\w|ewe|ufo\b|eu|one\b|once\b))[aeiou]|hour\b|heir\b", re.IGNORECASE)
+SEVERAL = re.compile(rf"\b(?:two|three|four|five|six|seven|eight|nine|ten|[2-9]|[1-9]\d+) [^{SLOTS}]*$")
+"""What ends before a slot that stands for more than one thing: a number, and attributes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,13 +188,17 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
         and attributes_stay(masked.text, english, lexicon)
     ):
         return None
+    template = english
     for slot, piece in zip(SLOTS, masked.slots, strict=False):
-        if re.match(r"\d+ ", piece.english):
+        name = piece.english
+        if re.match(r"\d+ ", name):
             english = re.sub(rf"\b(?:a|an) (?={slot})", "", english)
-        english = english.replace(slot, piece.english)
+        elif piece.kind == "name" and SEVERAL.search(template[: template.index(slot)]):
+            name = plural(name) or name
+        english = english.replace(slot, name)
     return ARTICLE.sub(lambda found: _article(found[1], english[found.end() :]), english)
 
 
 def _article(article: str, following: str) -> str:
-    right = "an" if VOWEL.match(following) else "a"
+    right = with_article(following).split()[0]
     return f"{right.capitalize() if article[0].isupper() else right} "

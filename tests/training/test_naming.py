@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from training.captions.grammar import countable, plural, with_article
+from dalle.translate.nouns import countable, plural, with_article
 from training.captions.naming import SYNONYMS, said, telling_keywords
 
 

@@ -9,8 +9,8 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from dalle.translate.nouns import with_article
 from training.captions.draw import draw_caption
-from training.captions.grammar import with_article
 from training.captions.wording import Style, style_of
 
 __all__ = ["GROUP_FRAMES", "STYLE_FRAMES", "Caption", "describing", "drawn_caption", "group_prompts", "style_prompts"]

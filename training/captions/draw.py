@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from dalle.translate.nouns import countable, is_plural, plural, with_article, with_the
 from training.captions.frames import (
     AROUND_WRAPPED,
     ASKABLE,
@@ -30,7 +31,6 @@ from training.captions.frames import (
     WITHOUT_EMOJI,
     WRAPPED,
 )
-from training.captions.grammar import countable, is_plural, plural, with_article, with_the
 from training.captions.naming import country_of, said, straight, synonyms, telling_keywords
 from training.captions.wording import Style, style_of
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.captions.grammar import with_article
+from dalle.translate.nouns import with_article
 
 __all__ = [
     "country_of",

@@ -9,7 +9,7 @@ Both sides share only the words for what a picture shows: names, synonyms and sk
 import random
 from typing import Any, Literal
 
-from training.captions.grammar import countable, with_article, with_the
+from dalle.translate.nouns import countable, with_article, with_the
 from training.captions.naming import country_of, said, straight, synonyms
 from training.captions.wording import Style, style_of
 

@@ -18,7 +18,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from training.captions.grammar import countable, is_plural, plural, with_article, with_the
+from dalle.translate.nouns import countable, is_plural, plural, with_article, with_the
 from training.translation.counters import counter_of
 from training.translation.gender import Gender, gender_of
 from training.translation.plurals import dative_plural, is_weak, plural_adjective, plural_name

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from dalle.translate.languages import PARTICLES, clean, folded, without_particle, words_in
 from dalle.translate.lexicon import Lexicon
-from training.captions.grammar import countable, plural
+from dalle.translate.nouns import countable, plural
 from training.translation.counters import COUNTERS, number_forms
 from training.translation.grammar import GERMAN_ADJECTIVE
 from training.translation.modifiers import LARGE_NUMBERS
