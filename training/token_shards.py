@@ -40,11 +40,13 @@ LENGTH_BYTES = 8
 def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
     """SHA-256, in hex, over all that determines an image tokenizer's codes: configuration, encoder and codebook.
 
-    Token shards stay valid if the decoder half is trained further or enlarged, and if a new option of the configuration
-    is left at its default.
+    Token shards stay valid if the decoder half is trained further, enlarged or given an alpha channel, and if a new
+    option of the configuration is left at its default.
     """
     defaults = type(image_tokenizer.config)().to_dict()
     values = image_tokenizer.config.to_dict()
+    if values.pop("encodes_over_white", False):
+        values["channels"] = 3  # what the encoder reads
     chosen = {key: value for key, value in values.items() if value != defaults[key] and key not in DECODER_FIELDS}
     digest = hashlib.sha256(json.dumps(chosen).encode())
     for name, value in sorted(image_tokenizer.state_dict().items()):

@@ -25,6 +25,7 @@ from dalle.device import choose_device
 from dalle.errors import DataError
 from dalle.vq.quantize import CodebookAverage, codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer
+from training.alpha import with_alpha
 from training.command import run_preset
 from training.distributed import (
     WHOLE,
@@ -70,7 +71,7 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
         raise DataError(f"{folder} has no codebook to learn, which entropy_weight needs: set it to 0")
     if model.config.quantizer == "gumbel" and not config.only_decoder:
         raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
-    return model
+    return with_alpha(model, folder) if config.add_alpha else model
 
 
 class VQTask:

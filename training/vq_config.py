@@ -86,6 +86,9 @@ class VQTrainingConfig(Config):
     """Model directory whose image tokenizer is trained further; its shape replaces `model`. None: new weights."""
     only_decoder: bool = False
     """Train only the decoder half, from codes to pixels; encoder and codebook, and so all codes, stay as they are."""
+    add_alpha: bool = False
+    """Give an image tokenizer of RGB an alpha channel to draw, at first opaque. Its encoder reads pictures over white,
+    so that all codes stay as they are. Only with `only_decoder`."""
     random_codes: float = 0.0
     """Share of codes that are replaced at random before they are decoded, so that the decoder half learns to confine
     the damage of a wrong code to its place (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
@@ -121,5 +124,6 @@ class VQTrainingConfig(Config):
         )
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
         require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
+        require(self.only_decoder or not self.add_alpha, "add_alpha needs only_decoder")
         require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
         require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")

@@ -113,7 +113,7 @@ class ImageEncoder(nn.Sequential):
         in_widths = config.encoder_widths
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.patch_size),
-            nn.Conv2d(config.channels * config.patch_size**2, in_widths[0], 3, padding=1),
+            nn.Conv2d(config.encoder_channels * config.patch_size**2, in_widths[0], 3, padding=1),
         ]
         for level, width in enumerate(widths):
             layers += _level(config, level, in_widths[level], width, config.num_res_blocks)
@@ -220,7 +220,8 @@ class ImageTokenizer(nn.Module):
         if self.config.decode_only:
             raise ImageError("this image tokenizer only decodes: its checkpoint came without an encoder")
         check_images(images, self.config.factor, self.config.channels)
-        pixels = images if self.config.pixel_range == "signed" else (images + 1) / 2
+        read = self._read(images)
+        pixels = read if self.config.pixel_range == "signed" else (read + 1) / 2
         latents = rearrange(self.encoder(pixels), "b d h w -> b h w d")
         if self.config.blank_code is None:
             return latents
@@ -240,11 +241,17 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.encode(self.latents(images))
 
     def blank_patches(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> (B, h, w) bool: whether every pixel of the patch is white or, with 4 channels,
-        transparent."""
+        """(B, C, H, W) in [-1, 1] -> (B, h, w) bool: whether every pixel of the patch is white or, if the encoder reads
+        4 channels, transparent."""
         size = self.config.factor
-        patches = rearrange(images, "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
-        return ((patches < -BLANK) if self.config.channels == 4 else (patches > BLANK)).all(-1)
+        patches = rearrange(self._read(images), "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
+        return ((patches < -BLANK) if self.config.encoder_channels == 4 else (patches > BLANK)).all(-1)
+
+    def _read(self, images: Tensor) -> Tensor:
+        """The pictures that the encoder reads: (B, C, H, W) -> (B, encoder_channels, H, W)."""
+        if not self.config.encodes_over_white:
+            return images
+        return images[:, :3] + (1 - images[:, 3:])  # premultiplied colours over white, as `dalle.images.composite`
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

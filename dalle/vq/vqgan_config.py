@@ -21,6 +21,9 @@ class ImageTokenizerConfig(Config):
     """Nominal height and width in pixels; a multiple of `factor`."""
     channels: int = 3
     """3 for RGB; 4 for RGBA with colours premultiplied by alpha."""
+    encodes_over_white: bool = False
+    """The encoder reads RGBA pictures over white, with 3 channels: codes are those of a tokenizer of RGB, whose decoder
+    half has learned to draw transparency."""
     patch_size: int = 1
     """Side of the square of pixels that is folded into channels at the input and unfolded at the output. 1 is the plain
     VQGAN."""
@@ -77,13 +80,14 @@ class ImageTokenizerConfig(Config):
     normalize_codes: bool = True
     """Compare and look up codebook vectors at unit length (ViT-VQGAN, LlamaGen)."""
     blank_code: int | None = None
-    """Code of every patch whose pixels are all white or, with 4 channels, all transparent; None lets the encoder
-    choose. An encoder that sees beyond the patch gives such patches hundreds of codes that look alike and depend on
+    """Code of every patch whose pixels the encoder reads as all white or, with 4 channels, all transparent; None lets
+    it choose. An encoder that sees beyond the patch gives such patches hundreds of codes that look alike and depend on
     their surroundings, which the Transformer cannot predict."""
 
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
         require(self.channels in (3, 4), f"channels is {self.channels}; it must be 3 (RGB) or 4 (RGBA)")
+        require(self.channels == 4 or not self.encodes_over_white, "encodes_over_white needs RGBA: channels must be 4")
         require(self.channels == 3 or not self.wavelet_head, "a wavelet_head draws RGB: channels must be 3")
         require_at_least(self, 1, "patch_size", "num_res_blocks")
         require_at_least(self, 2, "codebook_size")
@@ -136,6 +140,11 @@ class ImageTokenizerConfig(Config):
     def picture_factor(self) -> int:
         """Pixels per code, along each side, of a decoded image: `factor`, or twice that with a wavelet head."""
         return 2 * self.factor if self.wavelet_head else self.factor
+
+    @property
+    def encoder_channels(self) -> int:
+        """Channels of the pictures that the encoder reads."""
+        return 3 if self.encodes_over_white else self.channels
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:

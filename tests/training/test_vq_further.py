@@ -10,11 +10,13 @@ import torch
 from dalle.checkpoint import load_image_tokenizer, save_checkpoint
 from dalle.decoder.decoder import Decoder
 from dalle.errors import CheckpointError, DataError
+from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import decoder_config
-from tests.support.stages import MODEL, NUM_TRAIN, changed, step, vq_training, weights, write_stage_1
+from tests.support.pairs import write_pairs
+from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, changed, step, vq_training, weights, write_stage_1
 from training.token_shards import codes_digest
 from training.vq import VQTask
 
@@ -23,6 +25,15 @@ from training.vq import VQTask
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stage1")
     write_stage_1(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Squares on a transparent background."""
+    folder = tmp_path_factory.mktemp("clear")
+    write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
+    write_pairs(folder, "val", NUM_VAL, transparent=True)
     return folder
 
 
@@ -70,6 +81,29 @@ def test_training_the_decoder_alone_keeps_every_code(data: Path, tmp_path: Path)
     images = task.pairs.images(range(NUM_TRAIN))
     assert torch.equal(exported.encode(images), eyes.encode(images))
     assert not torch.equal(exported.decode(eyes.encode(images)), eyes.decode(eyes.encode(images)))
+
+
+def test_a_tokenizer_of_rgb_learns_to_draw_transparency_with_the_codes_that_it_has(
+    data: Path, clear: Path, tmp_path: Path
+) -> None:
+    """At first it draws the same colours, opaque; its shards stay valid, and pictures over white have their codes."""
+    rgb = load_image_tokenizer(data / "eyes")
+    changes: dict[str, Any] = {"start_from": str(data / "eyes"), "only_decoder": True, "add_alpha": True}
+    task = VQTask(vq_training(clear, **changes, loop={"steps": 60, "batch_size": 8}, learning_rate=3e-3))
+    images = task.val_pairs.images(range(NUM_VAL), channels=4)
+    codes = rgb.encode(composite(images))
+    drawn = task.model.decode(codes)
+    assert torch.equal(drawn[:, :3], rgb.decode(codes)) and (drawn[:, 3] == 1).all()
+    before = task.validate()[0]["alpha_error"]
+    for number in range(60):
+        step(task, number)
+    task.export(tmp_path / "model", 60)
+    exported = load_image_tokenizer(tmp_path / "model")
+    assert exported.config.channels == 4 and codes_digest(exported) == codes_digest(rgb)
+    assert torch.equal(exported.encode(images), codes)
+    assert task.validate()[0]["alpha_error"] < 0.5 * before
+    with pytest.raises(DataError, match="model has an alpha channel already: leave add_alpha out"):
+        VQTask(vq_training(clear, **changes | {"start_from": str(tmp_path / "model")}))
 
 
 def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
