@@ -15,15 +15,26 @@ from dalle.translate.grammar import (
     ARTICLES,
     ENGLISH_JOINING,
     ENGLISH_NEGATIONS,
+    ENGLISH_POSITIONS,
     FUNCTION_WORDS,
     JOINING,
     NEGATION_FOLLOWS,
     NEGATIONS,
+    POSITIONS,
 )
-from dalle.translate.languages import Word, folded, words_in
+from dalle.translate.languages import Word, folded, without_particle, words_in
 from dalle.translate.lexicon import SLOTS, Lexicon
 
-__all__ = ["ENGLISH_WORD", "Part", "attributes_stay", "marks_stay", "negations_stay", "parts_of", "slots_stay_apart"]
+__all__ = [
+    "ENGLISH_WORD",
+    "Part",
+    "attributes_stay",
+    "marks_stay",
+    "negations_stay",
+    "parts_of",
+    "positions_stay",
+    "slots_stay_apart",
+]
 
 ENGLISH_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 MARK = re.compile(r"""[,;:.!?()\[\]{}"\u00ab\u00bb\u3001\u3002\u300c\u300d/|+&](?:\s|$)?|\s[-\u2013\u2014]\s""")
@@ -177,6 +188,13 @@ def negations_stay(source: str, english: str, language: str) -> bool:
         if beside is not None and beside not in following:
             return False
     return True
+
+
+def positions_stay(source: str, english: str, language: str) -> bool:
+    """Whether an English sentence has as many words for a place, such as `under`, as the source has."""
+    places = [word for word in words_in(source, language) if without_particle(word.key) in POSITIONS.get(language, ())]
+    said = [word for word in ENGLISH_WORD.findall(english.lower()) if word in ENGLISH_POSITIONS]
+    return len(said) >= len(places)
 
 
 def marks_stay(source: str, english: str) -> bool:

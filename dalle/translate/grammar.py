@@ -11,10 +11,12 @@ __all__ = [
     "ARTICLES",
     "ENGLISH_JOINING",
     "ENGLISH_NEGATIONS",
+    "ENGLISH_POSITIONS",
     "FUNCTION_WORDS",
     "JOINING",
     "NEGATIONS",
     "NEGATION_FOLLOWS",
+    "POSITIONS",
     "REQUEST_WORDS",
     "SMALL_WORDS",
     "STYLE",
@@ -44,7 +46,8 @@ JOINING: Mapping[str, Mapping[str, str]] = {
 }
 """Words between two parts of a sentence, with their English. Korean ones are particles of the word before them."""
 ENGLISH_JOINING = frozenset(
-    "and or with without in on under for at behind over by from to near beside next against holding wearing".split()
+    "and or with without in on under for at behind over by from to near beside next against".split()
+    + "holding wearing eating riding".split()
 )
 FUNCTION_WORDS = frozenset("a an the of in on at with and or for to from by".split())
 """English words that a translation may have whatever the source says."""
@@ -62,6 +65,12 @@ NEGATIONS: Mapping[str, Mapping[str, str]] = {
 NEGATION_FOLLOWS = frozenset({"ko", "ja"})
 """Languages in which a word of negation follows what it negates."""
 ENGLISH_NEGATIONS = frozenset("without no not non nor never nobody nothing".split())
+POSITIONS: Mapping[str, frozenset[str]] = {
+    "ko": frozenset("위 아래 밑 안 속 옆 앞 뒤".split()),
+    "ja": frozenset("上 下 中 隣 横 前 後ろ".split()),
+}
+"""Words for a place beside, on or in something, which are nouns in Korean and Japanese."""
+ENGLISH_POSITIONS = frozenset("on under in inside next front behind above below over beside".split())
 ADJECTIVES_FOLLOW = frozenset({"fr", "es"})
 """Languages whose adjectives mostly follow their noun."""
 SMALL_WORDS: Mapping[str, Mapping[str, str]] = {

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from dalle.errors import CheckpointError
-from dalle.translate.grammar import FUNCTION_WORDS, JOINING, NEGATIONS, REQUEST_WORDS
+from dalle.translate.grammar import ARTICLES, FUNCTION_WORDS, JOINING, NEGATIONS, REQUEST_WORDS
 from dalle.translate.languages import PARTICLES, Word, clean, folded, script_of, without_particle, words_in
 
 __all__ = ["CLEAR", "SLOTS", "Lexicon", "Piece", "lexicon_file"]
@@ -169,7 +169,8 @@ class Lexicon:
         if len(words) < 2 or len(following) < 2 or words[-1].key not in self.plain:
             return False
         joining, attribute = following
-        return JOINING[self.language].get(joining.key) == "and" and bool(self.words.get(attribute.key))
+        is_attribute = attribute.key in self.plain and attribute.key not in ARTICLES.get(self.language, ())
+        return JOINING[self.language].get(joining.key) == "and" and is_attribute
 
     def _phrase_at(self, text: str, words: Sequence[Word]) -> Piece | None:
         """The phrase around names that these words are, in which there are no names."""

@@ -23,13 +23,13 @@ from dalle.translate.clauses import (
     marks_stay,
     negations_stay,
     parts_of,
+    positions_stay,
     slots_stay_apart,
 )
-from dalle.translate.counters import counted
 from dalle.translate.grammar import FUNCTION_WORDS, JOINING
 from dalle.translate.languages import clean, folded
 from dalle.translate.lexicon import CLEAR, SLOTS, Lexicon, Piece
-from dalle.translate.nouns import plural, with_article
+from dalle.translate.nouns import is_plural, plural, with_article
 from dalle.translate.word_by_word import word_by_word
 
 __all__ = ["Sentence", "Way", "translate"]
@@ -37,7 +37,9 @@ __all__ = ["Sentence", "Way", "translate"]
 Network = Callable[[Sequence[str]], Sequence[str]]
 Way = Literal["name", "network", "parts", "look-up"]
 ARTICLE = re.compile(r"\b(a|an) (?=\S)", re.IGNORECASE)
-SEVERAL = re.compile(rf"\b(?:two|three|four|five|six|seven|eight|nine|ten|[2-9]|[1-9]\d+) [^{SLOTS}]*$")
+TONE = re.compile(r":(?= [^:,]*skin tone)")
+"""What stands before a skin tone, and is a comma in the lexicons' English."""
+SEVERAL = re.compile(rf"\b(?:two|three|four|five|six|seven|eight|nine|ten|[2-9]|[1-9]\d+) [^{''.join(SLOTS)}]*$")
 """What ends before a slot that stands for more than one thing: a number, and attributes."""
 
 
@@ -59,7 +61,7 @@ def translate(sources: Sequence[str], lexicon: Lexicon, network: Network) -> lis
 
     network: translates a batch of sentences, in each of which up to eight slots may stand for words.
     """
-    cleaned = [counted(clean(source), lexicon) for source in sources]
+    cleaned = [clean(source) for source in sources]
     found = _resolved(cleaned, lexicon, network, {}, levels=(False, True))
     return [
         Sentence(source, found[text].english, found[text].unknown, found[text].by)
@@ -114,7 +116,8 @@ def _joined(parts: Sequence[Part], resolved: Mapping[str, _Found]) -> _Found:
     """A sentence of its parts."""
     inner = [resolved[part.text] for part in parts if not part.is_english]
     english = "".join(part.text if part.is_english else resolved[part.text].english for part in parts)
-    english = re.sub(r"\s+([,;.!?)])", r"\1", english)
+    english = re.sub(r"\s+([,;.!?)])", r"\1", english).rstrip(" .!")
+    english = TONE.sub(",", english)
     by: Way = "look-up" if all(one.by == "look-up" for one in inner) else "parts"
     return _Found(re.sub(r"\s+", " ", english).strip(), tuple(word for one in inner for word in one.unknown), by)
 
@@ -139,9 +142,6 @@ def _masked(text: str, lexicon: Lexicon) -> _Masked | None:
         if piece.kind == "word":
             continue
         last = slots[-1] if slots else None
-        if piece.kind == "name" and last and last.english.isdigit() and not text[last.end : piece.start].strip():
-            slots[-1] = Piece(last.start, piece.end, "name", f"{last.english} {piece.english}")
-            continue
         if last and last.kind == piece.kind != "name" and not text[last.end : piece.start].strip(" -"):
             slots[-1] = Piece(last.start, piece.end, piece.kind, text[last.start : piece.end])
         else:
@@ -162,15 +162,16 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     used = sorted(character for character in english if character in SLOTS)
     if used != list(SLOTS[: len(masked.slots)]):
         return None
-    licences = [found - FUNCTION_WORDS for found in lexicon.licences(masked.rest)]
+    may_become = lexicon.licences(masked.rest)
+    licences = [found - FUNCTION_WORDS for found in may_become]
     words = Counter(word for word in ENGLISH_WORD.findall(english.lower()) if word not in FUNCTION_WORDS)
     as_they_are = Counter(ENGLISH_WORD.findall(masked.rest.lower()))
     if not (words or masked.slots):
         return None
     if any(count > as_they_are[word] + sum(word in found for found in licences) for word, count in words.items()):
         return None
-    # a Japanese word may be cut where its script changes, so that a part of it is not translated by itself
-    if lexicon.language != "ja" and any(0 < len(found) <= CLEAR and found.isdisjoint(words) for found in licences):
+    said = {*ENGLISH_WORD.findall(english.lower())}
+    if any(found.isdisjoint(said) for found in _meant(masked.text, may_become, lexicon)):
         return None
     last = ENGLISH_WORD.findall(english)[-1:]
     if (last and last[0].lower() in FUNCTION_WORDS and not english.endswith(SLOTS)) or english.startswith(
@@ -185,18 +186,32 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
         slots_stay_apart(masked.text, english, names, lexicon.language)
         and marks_stay(masked.text, english)
         and negations_stay(masked.text, english, lexicon.language)
+        and positions_stay(masked.text, english, lexicon.language)
         and attributes_stay(masked.text, english, lexicon)
     ):
         return None
     template = english
     for slot, piece in zip(SLOTS, masked.slots, strict=False):
         name = piece.english
-        if re.match(r"\d+ ", name):
-            english = re.sub(rf"\b(?:a|an) (?={slot})", "", english)
-        elif piece.kind == "name" and SEVERAL.search(template[: template.index(slot)]):
+        if piece.kind == "name" and SEVERAL.search(template[: template.index(slot)]):
             name = plural(name) or name
+        if is_plural(name):
+            english = re.sub(rf"\b(?:a|an) (?={slot})", "", english)
         english = english.replace(slot, name)
     return ARTICLE.sub(lambda found: _article(found[1], english[found.end() :]), english)
+
+
+def _meant(text: str, licences: Sequence[set[str]], lexicon: Lexicon) -> list[set[str]]:
+    """For each word of a sentence with slots that has a clear meaning, the English words that it may become.
+
+    A Japanese word may be cut where its script changes, so that a part of it is not translated by itself: only words
+    around names count there, which are known as a whole.
+    """
+    if lexicon.language != "ja":
+        return [found for found in licences if 0 < len(found - FUNCTION_WORDS) <= CLEAR]
+    said = [text[piece.start : piece.end] for piece in lexicon.pieces(text) if piece.kind == "word"]
+    found = [set[str]().union(*lexicon.licences(word)) for word in said if word in lexicon.plain]
+    return [one for one in found if 0 < len(one) <= CLEAR]
 
 
 def _article(article: str, following: str) -> str:

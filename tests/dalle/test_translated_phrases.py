@@ -74,18 +74,18 @@ def test_english_stays_in_place_in_a_mixture(step: PromptTranslator, prompt: str
     ("language", "prompt", "english"),
     [
         ("fr", "un chat noir, un chien blanc", "a black cat, a white dog"),
-        ("es", "un gato triste con un sombrero rojo", "a sad cat with red hat"),
-        ("es", "un perro rojo con un sombrero azul", "a red dog with blue hat"),
+        ("es", "un gato triste con un sombrero rojo", "a sad cat with a red hat"),
+        ("es", "un perro rojo con un sombrero azul", "a red dog with a blue hat"),
         ("fr", "un chat sur un chien", "a cat on a dog"),
         ("fr", '"un chat noir"', '"a black cat"'),
         ("fr", "un chat (noir)", "a cat (black)"),
-        ("ko", "고양이가 없는 집", "house without cat"),
-        ("ja", "帽子なしの猫", "cat without hat"),
+        ("ko", "고양이가 없는 집", "house without a cat"),
+        ("ja", "帽子なしの猫", "cat without a hat"),
         ("fr", "un chat sans chapeau", "a cat without hat"),
         ("de", "eine Katze ohne Hut", "a cat without hat"),
         ("de", "kein Hund", "no dog"),
-        ("ko", "사과 3개", "3 apple"),
-        ("ja", "りんご3個", "3 apple"),
+        ("ko", "사과 3개", "three apples"),
+        ("ja", "りんご3個", "three apples"),
     ],
 )
 def test_clauses_negations_marks_and_numbers(step: PromptTranslator, language: str, prompt: str, english: str) -> None:
@@ -145,3 +145,59 @@ def test_prompts_of_a_file_know_their_line(tmp_path: Path) -> None:
     error = given.located("красная панда", LongPromptError("it is too long"))
     assert isinstance(error, LongPromptError) and str(error) == f"line 3 of {path}: it is too long"
     assert str(given.located("a dog", PromptError("no"))) == "no"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names"),
+    [
+        ("un chat noir et blanc", ["cat"]),
+        ("un chat noir et un chien blanc", ["black cat", "dog"]),
+        ("un chat noir et chien", ["black cat", "dog"]),
+    ],
+)
+def test_an_attribute_that_is_joined_to_another_is_no_part_of_a_name(
+    french: Lexicon, prompt: str, names: list[str]
+) -> None:
+    assert [piece.english for piece in french.pieces(prompt) if piece.kind == "name"] == names
+
+
+@pytest.mark.parametrize(
+    ("prompt", "english"),
+    [
+        ("빨간 개 두 마리 그리고 고양이", "two red dogs and cat"),
+        ("빨간 개와 고양이 세 마리", "red dog and three cats"),
+        ("빨간 개와 고양이", "red dog and cat"),
+    ],
+)
+def test_names_behind_a_number_are_plural(step: PromptTranslator, prompt: str, english: str) -> None:
+    """Korean nouns have no plural, so the lexicon has none."""
+    (found,) = step.translator.translate_with_lexicon([prompt], "ko")
+    assert (found.english, found.unknown) == (english, ())
+
+
+@pytest.mark.parametrize(
+    ("language", "prompt", "english"),
+    [
+        ("fr", "un chat noir et blanc", "a black and white cat"),
+        ("fr", "deux pommes vertes", "two green apples"),
+        ("fr", "montre-moi un lapin blanc", "show me a white rabbit"),
+        ("es", "una casa sin ventanas", "a house without windows"),
+        ("de", "ein Affe, der eine Banane isst", "a monkey eating a banana"),
+        ("de", "drei rote Äpfel", "three red apples"),
+        ("ko", "빨간 모자를 쓴 고양이", "cat with a red hat"),
+        ("ko", "나무 위의 새", "bird on a tree"),
+        ("ja", "泣いている赤ちゃん", "crying baby"),
+        ("ja", "バナナを食べる猿", "monkey eating a banana"),
+    ],
+)
+def test_numbers_relations_and_pairs_of_colours(
+    step: PromptTranslator, language: str, prompt: str, english: str
+) -> None:
+    (found,) = step.translator.translate_with_lexicon([prompt], language)
+    assert (found.english, found.unknown, found.by) == (english, (), "network")
+
+
+def test_a_place_that_the_network_loses_is_kept_and_reported(step: PromptTranslator) -> None:
+    """The network says `tree two cats`."""
+    (found,) = step.translator.translate_with_lexicon(["나무 아래 고양이 두 마리"], "ko")
+    assert "아래" in found.unknown and "아래" in found.english
