@@ -8,6 +8,7 @@ clause, a word belongs to the names beside it. The checks read sentences with sl
 
 import dataclasses
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 
@@ -29,6 +30,7 @@ __all__ = [
     "ENGLISH_WORD",
     "Part",
     "attributes_stay",
+    "has_marks",
     "marks_stay",
     "negations_stay",
     "parts_of",
@@ -38,7 +40,7 @@ __all__ = [
 
 ENGLISH_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 MARK = re.compile(r"""[,;:.!?()\[\]{}"\u00ab\u00bb\u3001\u3002\u300c\u300d/|+&](?:\s|$)?|\s[-\u2013\u2014]\s""")
-KEPT_MARKS = re.compile(r"[()\[\]{}\"\u00ab\u00bb]")
+KEPT_MARKS = re.compile(r"[()\[\]{}\"\u00ab\u00bb\u300c\u300d]")
 ENGLISH_MARKS = str.maketrans({"\u3001": ", ", "\u3002": ". ", "\u300c": '"', "\u300d": '"'})
 
 
@@ -195,6 +197,11 @@ def positions_stay(source: str, english: str, language: str) -> bool:
     places = [word for word in words_in(source, language) if without_particle(word.key) in POSITIONS.get(language, ())]
     said = [word for word in ENGLISH_WORD.findall(english.lower()) if word in ENGLISH_POSITIONS]
     return len(said) >= len(places)
+
+
+def has_marks(text: str) -> bool:
+    """Whether a text has brackets, quotes or emoji, which stay in its translation."""
+    return bool(KEPT_MARKS.search(text)) or any(unicodedata.category(character) == "So" for character in text)
 
 
 def marks_stay(source: str, english: str) -> bool:

@@ -76,7 +76,10 @@ class LanguageDetector:
         others = [script for script in scripts if script != "latin"]
         if 2 * len(others) > len(scripts):
             raise self._error(f"written in {max(sorted({*others}), key=others.count).title()} letters")
-        return self._of_latin_letters(text)
+        found, clause = self._of_latin_letters(text), text.partition(",")[0]
+        if found == ENGLISH and clause != text and any(word in FOREIGN for word in WORD.findall(clause.lower())):
+            return self._of_latin_letters(clause)  # `un chat noir, 4k, masterpiece`
+        return found
 
     def mixture_of(self, text: str, language: str) -> tuple[str, list[Part]] | None:
         """The language beside English of a prompt in two languages, and its parts; None for a prompt in one language,
@@ -107,11 +110,12 @@ class LanguageDetector:
 
     def _has_plain_english(self, text: str, code: str) -> bool:
         """Whether Latin letters in a Korean or Japanese prompt are English words, and no name of a style."""
-        pieces = self._lexicons[code].pieces(clean(text))
-        latin = [piece.english for piece in pieces if piece.english.isascii() and piece.english.isalpha()]
-        names = any(piece.kind == "name" and text[piece.start : piece.end].isascii() for piece in pieces)
+        text = clean(text)
+        said = [(piece.kind, text[piece.start : piece.end]) for piece in self._lexicons[code].pieces(text)]
+        latin = [word for _, word in said if word.isascii() and word.isalpha()]
+        names = any(kind == "name" and word.isascii() for kind, word in said)
         has_style = any(style in text for style in STYLE[code])
-        return not (names or has_style) and any(is_english_word(word) for word in latin)
+        return not (names or has_style) and any(len(word) > 1 and is_english_word(word) for word in latin)
 
     def _kind_of(self, code: str, word: str) -> WordKind:
         names, others = self._exact[code]
@@ -145,7 +149,8 @@ class LanguageDetector:
         known |= {code: self._num_known(text, code) for code in LATIN if code in self._lexicons}
         most = max(known.values())
         num_english = sum(self.is_english(word) or self._is_english_word(word) for word in words)
-        if num_english == len(words) and not (foreign := self._that_know_exactly(words)):
+        foreign = self._that_know_exactly(words)
+        if num_english == len(words) and (not foreign or text != whole):
             return ENGLISH
         if num_english == len(words):
             return foreign[0] if len(foreign) == 1 else self._likeliest(whole, foreign)
@@ -163,8 +168,7 @@ class LanguageDetector:
                 raise self._error(f"in {OTHERS[found]}")
             if found in best or found == ENGLISH or most == 0:
                 return found if found in known else ENGLISH
-        has_accents = not text.isascii() and known[ENGLISH] == 0 < most
-        if most > len(words) / 2 or has_accents:
+        if most > len(words) / 2 or num_english == 0 < most:
             return self._likeliest(whole, best)
         return ENGLISH
 

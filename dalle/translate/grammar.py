@@ -30,7 +30,7 @@ ARTICLES: Mapping[str, frozenset[str]] = {
 JOINING: Mapping[str, Mapping[str, str]] = {
     "fr": {
         **{"et": "and", "ou": "or", "avec": "with", "sans": "without", "dans": "in", "sur": "on", "sous": "under"},
-        **{"en": "in", "pour": "for", "devant": "in front of", "derriere": "behind"},
+        **{"aux": "with", "en": "in", "pour": "for", "devant": "in front of", "derriere": "behind"},
     },
     "es": {
         **{"y": "and", "e": "and", "o": "or", "con": "with", "sin": "without", "en": "in", "sobre": "on"},
@@ -58,8 +58,11 @@ NEGATIONS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("kein", "keine", "keinen", "keinem", "keiner", "keines"), "no"),
         **{"ohne": "without", "nicht": "not", "nie": "never"},
     },
-    "ko": dict.fromkeys(("없는", "없이"), "without"),
-    "ja": dict.fromkeys(("なし", "なしの", "のない", "がない", "のいない", "がいない", "無し", "無い"), "without"),
+    "ko": {**dict.fromkeys(("없는", "없이"), "without"), "말고": "not"},
+    "ja": {
+        **dict.fromkeys(("なし", "なしの", "のない", "がない", "のいない", "がいない", "無し", "無い"), "without"),
+        **dict.fromkeys(("ではなく", "じゃなく", "でなく"), "not"),
+    },
 }
 """Words of negation with their English."""
 NEGATION_FOLLOWS = frozenset({"ko", "ja"})

@@ -34,6 +34,8 @@ PieceKind = Literal["name", "word", "unknown", "same"]
 SURE_PARTICLES = ("에서", "으로", "이랑", "하고", "은", "는", "을", "를", "의", "와", "과")
 """Korean particles that few words end in."""
 FINAL_MARKS = ".!?\u3002\uff01\uff1f "
+MEASURE = re.compile(r"\d+(?:[.:/]\d+)+|(?<![^\W_])\d+[a-zA-Z]+(?![^\W_])")
+"""Numbers that count nothing, such as `1.3`, `16:9` and `8k`."""
 MAX_PLAIN = 12
 """Letters of the longest Japanese word around names that is looked for."""
 MIN_PART = 3
@@ -48,7 +50,8 @@ class Piece:
     end: int
     kind: PieceKind
     """`name`: known, with its English; `word`: one that the network has learned; `unknown`: kept and reported;
-    `same`: a number, emoji, or a word in Latin letters among Korean or Japanese ones, which English has as it is."""
+    `same`: an emoji, a number that counts nothing, or a word in Latin letters among Korean or Japanese ones, which
+    English has as it is."""
     english: str
     """English of a name; the text itself for the others."""
 
@@ -103,6 +106,7 @@ class Lexicon:
         self._abbreviations = {self._key(name) for name in names if name.isascii() and name.isupper()} - {
             self._key(name) for name in names if not (name.isascii() and name.isupper())
         }
+        self._numbers_in_names = {found[0].lower() for name in self.names for found in MEASURE.finditer(name)}
         self._longest = max((key.count(" ") + 1 for key in (*self._by_key, *self.plain)), default=0)
         self._longest_text = max((len(key) for key in self._by_key), default=0)
 
@@ -143,8 +147,16 @@ class Lexicon:
     def pieces(self, text: str) -> list[Piece]:
         """All words and emoji of a cleaned text as pieces, from left to right."""
         words = self._japanese(text) if self.language == "ja" else self._spaced(text)
-        emoji = [Piece(start, end, "same", text[start:end]) for start, end in _runs_of_emoji(text)]
-        return sorted([*words, *emoji], key=lambda piece: piece.start) if emoji else words
+        same = [*_runs_of_emoji(text), *(found.span() for found in MEASURE.finditer(text) if self._is_measure(found))]
+        if not same:
+            return words
+        others = [one for one in words if all(one.end <= start or one.start >= end for start, end in same)]
+        kept = [Piece(start, end, "same", text[start:end]) for start, end in same]
+        return sorted([*others, *kept], key=lambda piece: piece.start)
+
+    def _is_measure(self, found: re.Match[str]) -> bool:
+        """Whether a number is no word, and in no name, as `3d` is."""
+        return found[0].lower() not in self._numbers_in_names and not self.knows(folded(found[0], self.language))
 
     def _spaced(self, text: str) -> list[Piece]:
         words = words_in(text, self.language)
@@ -278,7 +290,8 @@ class Lexicon:
             are_plain = first in self.plain or second in self.plain or script_of(run[0]) == "hiragana"
             if first in self.words and second in self.words and are_plain:
                 return [Piece(start, end, "word", text[start:end])]
-        return [Piece(start, end, "word" if run in self.words else "unknown", text[start:end])]
+        is_known = run in self.words or run in NEGATIONS[self.language]
+        return [Piece(start, end, "word" if is_known else "unknown", text[start:end])]
 
     # -- words
 

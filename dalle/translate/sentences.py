@@ -20,6 +20,7 @@ from dalle.translate.clauses import (
     ENGLISH_WORD,
     Part,
     attributes_stay,
+    has_marks,
     marks_stay,
     negations_stay,
     parts_of,
@@ -37,6 +38,8 @@ __all__ = ["Sentence", "Way", "translate"]
 Network = Callable[[Sequence[str]], Sequence[str]]
 Way = Literal["name", "network", "parts", "look-up"]
 ARTICLE = re.compile(r"\b(a|an) (?=\S)", re.IGNORECASE)
+HIRAGANA = re.compile(r"[\u3041-\u309f]+$")
+"""Japanese endings and small words, which mean little by themselves."""
 TONE = re.compile(r":(?= [^:,]*skin tone)")
 """What stands before a skin tone, and is a comma in the lexicons' English."""
 SEVERAL = re.compile(rf"\b(?:two|three|four|five|six|seven|eight|nine|ten|[2-9]|[1-9]\d+) [^{''.join(SLOTS)}]*$")
@@ -78,7 +81,7 @@ class _Found:
 
 def _accepted(texts: Sequence[str], lexicon: Lexicon, network: Network) -> list[_Found | None]:
     """What cleaned texts become as a name, or by the network; None where its sentence is not accepted."""
-    names = [lexicon.name(text) for text in texts]
+    names = [None if has_marks(text) else lexicon.name(text) for text in texts]
     prepared = [_masked(text, lexicon) for text in texts]
     waiting = [index for index, name in enumerate(names) if name is None and prepared[index] is not None]
     asked = network([_text(prepared[index]) for index in waiting]) if waiting else []
@@ -108,7 +111,8 @@ def _resolved(
         elif text in parts:
             found[text] = _joined(parts[text], resolved)
         else:
-            found[text] = _Found(*word_by_word(text, lexicon), "look-up")
+            english, unknown = word_by_word(text, lexicon)
+            found[text] = _Found(english, unknown, "look-up") if english else _Found(text, (text,), "look-up")
     return found
 
 
@@ -179,7 +183,8 @@ def _filled(english: str, masked: _Masked | None, lexicon: Lexicon) -> str | Non
     ):
         return None
     first = folded(masked.text.partition(" ")[0], lexicon.language)
-    if JOINING[lexicon.language].get(first) == "with" and not english.startswith("with"):
+    joining = JOINING[lexicon.language].get(first)
+    if joining is not None and not english.lower().startswith(joining):
         return None
     names = [slot for slot, piece in zip(SLOTS, masked.slots, strict=False) if piece.kind == "name"]
     if not (
@@ -209,9 +214,9 @@ def _meant(text: str, licences: Sequence[set[str]], lexicon: Lexicon) -> list[se
     """
     if lexicon.language != "ja":
         return [found for found in licences if 0 < len(found - FUNCTION_WORDS) <= CLEAR]
-    said = [text[piece.start : piece.end] for piece in lexicon.pieces(text) if piece.kind == "word"]
-    found = [set[str]().union(*lexicon.licences(word)) for word in said if word in lexicon.plain]
-    return [one for one in found if 0 < len(one) <= CLEAR]
+    pieces = [piece for piece in lexicon.pieces(text) if piece.kind == "word"]
+    said = [one.english for one in pieces if one.english in lexicon.plain and not HIRAGANA.match(one.english)]
+    return [{*lexicon.words.get(word, ())} for word in said if 0 < len(lexicon.words.get(word, ())) <= CLEAR]
 
 
 def _article(article: str, following: str) -> str:

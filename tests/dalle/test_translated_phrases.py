@@ -27,6 +27,7 @@ def french(step: PromptTranslator) -> Lexicon:
 
 ENGLISH = """Los Angeles|la la land|El Niño|La Croix can|fort|café|jalapeño taco|poncho llama|noir detective|piñata
 crème brûlée|kindergarten|rottweiler|souvenir|fiesta|Rio de Janeiro|fiancé|naïve|déjà vu|Beyoncé|São Paulo|Zürich
+grand piano|a grand piano|São Paulo skyline|Zürich skyline|Das Boot|Der Spiegel cover
 Citroën|Pokémon|über|El Salvador|Côte d'Azur|art nouveau|dachshund
 a café in Paris|the con man with a hat|a den of a lion"""
 
@@ -201,3 +202,26 @@ def test_a_place_that_the_network_loses_is_kept_and_reported(step: PromptTransla
     """The network says `tree two cats`."""
     (found,) = step.translator.translate_with_lexicon(["나무 아래 고양이 두 마리"], "ko")
     assert "아래" in found.unknown and "아래" in found.english
+
+
+@pytest.mark.parametrize(
+    ("prompt", "language", "english"),
+    [
+        ("un chat noir, 4k, masterpiece", "fr", "a black cat, 4k, masterpiece"),
+        ("(un chat:1.3), noir", "fr", "(a cat:1.3), black"),
+        ("猫、8k", "ja", "cat, 8k"),
+        ('"검은 고양이"', "ko", '"black cat"'),
+        ("「黒い猫」", "ja", '"black cat"'),
+        ("犬ではなく猫", "ja", "cat not dog"),
+        ("개 말고 고양이", "ko", "cat not dog"),
+        ("une femme aux cheveux rouges", "fr", "a woman with red hair"),
+        ("a red panda und ein Hund", "de", "a red panda and a dog"),
+        ("un canapé rouge", "fr", "a red sofa"),
+        ("un mono en bicicleta", "es", "a monkey in bicycle"),
+        ("の", "ja", "の"),
+    ],
+)
+def test_what_a_stranger_typed(step: PromptTranslator, prompt: str, language: str, english: str) -> None:
+    found = step(prompt)
+    assert found.translation is not None
+    assert (found.translation.language, found.prompt) == (language, english)

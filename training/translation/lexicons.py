@@ -67,6 +67,8 @@ def build_lexicon(language: str, concepts: Sequence[Concept]) -> Lexicon:
         plain |= {_key(word.other, language) for word in words_of(language, kind) if word.other != word.english}
     plain |= {key for word in words_of(language, "relation") for key in _keys(FIELD.sub(" ", word.other), language)}
     plain |= {key for text in around for key in _keys(text, language)}
+    if language == "ja":
+        words |= _whole_modifiers()
     for number in map(str, LARGE_NUMBERS):
         words[number] = sorted({number, *words.get(number, ())})
     words |= {word: [*MEANINGS.get(word, ())] for word in FUNCTION[language].split()}
@@ -150,6 +152,18 @@ def _counted(language: str, concepts: Sequence[Concept]) -> dict[str, set[str]]:
         if count >= SHARE * counts[key] or (count >= FEW and count >= SHARE_OF_MANY * counts[key]):
             found[key].add(word)
     return found
+
+
+def _whole_modifiers() -> dict[str, list[str]]:
+    """The English words of Japanese modifiers that end in another script than they begin with, such as 寝ている: their
+    parts may become too much."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for kind in MODIFIERS:
+        for word in words_of("ja", kind):
+            for form in _forms(word.other, "ja"):
+                if len(_keys(form, "ja")) > 1:
+                    found[_key(form, "ja")].update(_english(word.english))
+    return {key: sorted(english) for key, english in found.items()}
 
 
 def _entries(language: str) -> dict[str, set[str]]:
