@@ -136,7 +136,11 @@ class LanguageDetector:
         japanese = self._lexicons.get("ja")
         if japanese is not None and all(piece.kind != "unknown" for piece in japanese.pieces(text)):
             return "ja"
-        hint = "" if japanese is None else ", or Japanese with words that the translator lacks (translate ja says so)"
+        hint = (
+            ""
+            if japanese is None
+            else ", or in Japanese with words that the translator lacks (then set translate to ja)"
+        )
         raise self._error(f"in Chinese{hint}")
 
     def _of_latin_letters(self, text: str) -> str:

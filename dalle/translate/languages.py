@@ -111,6 +111,16 @@ def without_particle(word: str) -> str:
     return word
 
 
+OTHER_NAMES = {
+    **{"français": "fr", "francais": "fr", "fra": "fr", "fre": "fr"},
+    **{"한국어": "ko", "kor": "ko", "kr": "ko"},
+    **{"deutsch": "de", "deu": "de", "ger": "de"},
+    **{"español": "es", "espanol": "es", "spa": "es"},
+    **{"日本語": "ja", "jpn": "ja", "jp": "ja"},
+}
+"""What people write for a language's code, by which a message names the code."""
+
+
 def as_translate(value: object) -> Translate:
     """A value of `translate` from what a caller wrote: `auto`, `off`, or a language as a code or tag in any case, of
     which the region does not matter (`FR`, `fr-CA`, `fr_FR.UTF-8`; BCP 47 and POSIX). Raises `ParameterError`."""
@@ -121,7 +131,7 @@ def as_translate(value: object) -> Translate:
     code = "" if tag is None else tag[1]
     if code in LANGUAGES_OF_PROMPTS or (code in ("auto", "off") and tag is not None and tag[2] is None):
         return cast(Translate, code)
-    by_name = {name.lower(): code for code, name in LANGUAGES_OF_PROMPTS.items()}
+    by_name = {name.lower(): code for code, name in LANGUAGES_OF_PROMPTS.items()} | OTHER_NAMES
     if (known := by_name.get(value.strip().lower())) is not None:
         hint = f"write {known}"
     elif code in ("en", "eng", "english"):

@@ -121,6 +121,8 @@ def test_tags_of_languages_are_taken_by_their_language(step: PromptTranslator, t
     ("value", "message"),
     [
         ("French", "translate is 'French'; write fr"),
+        ("jp", "translate is 'jp'; write ja"),
+        ("Español", "translate is 'Español'; write es"),
         ("en-US", "translate is 'en-US'; English is drawn as it is: write off"),
         ("it", "translate is 'it'; it must be auto, off, fr \\(French\\)"),
         ("auto-FR", "translate is 'auto-FR'; it must be"),
