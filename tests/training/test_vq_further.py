@@ -15,8 +15,17 @@ from dalle.text.bpe import TextTokenizer
 from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import decoder_config
-from tests.support.pairs import write_pairs
-from tests.support.stages import MODEL, NUM_TRAIN, NUM_VAL, changed, step, vq_training, weights, write_stage_1
+from tests.support.stages import (
+    MODEL,
+    NUM_TRAIN,
+    NUM_VAL,
+    changed,
+    step,
+    vq_training,
+    weights,
+    write_stage_1,
+    write_transparent,
+)
 from training.token_shards import codes_digest
 from training.vq import VQTask
 
@@ -32,8 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Squares on a transparent background."""
     folder = tmp_path_factory.mktemp("clear")
-    write_pairs(folder, "train", NUM_TRAIN, per_shard=15, transparent=True)
-    write_pairs(folder, "val", NUM_VAL, transparent=True)
+    write_transparent(folder)
     return folder
 
 
