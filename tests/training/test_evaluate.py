@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from dalle.checkpoint import save_checkpoint
 from dalle.checkpoint.clip import find_clip, load_clip
 from dalle.errors import DalleError, ParameterError
 from dalle.files import CannotWriteError
-from dalle.images import to_pil
+from dalle.images import CHECKERS, to_pil
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.vqgan import ImageTokenizer
 from tests.support.galleries import COLOURS, write_shards
 from tests.support.models import lively_decoder
+from tests.support.stages import write_transparent
 from training import evaluate as program
+from training.alpha import with_alpha
 from training.captions.phrasing import Phrasing, prompt_for
 from training.evaluate import evaluate, find_splits
 from training.evaluation.generation import Drawn, draw
@@ -54,6 +57,7 @@ def test_the_whole_program(shards: Path, model: Path, tmp_path: Path, capsys: py
     for row in numbers["reconstruction"].values():
         assert 0 < row["psnr"] < 100
         assert 0 < row["usage"] <= 1 <= row["perplexity"] <= 32
+        assert row["alpha_error"] is None
     # usage is over the set: what any of the splits uses, all of them use together
     of_splits = [numbers["reconstruction"][name]["usage"] for name in ("val_combo", "val_misc", "all val")]
     assert max(of_splits) == of_splits[2] <= of_splits[0] + of_splits[1]
@@ -135,6 +139,28 @@ def test_a_model_without_a_decoder_is_reconstructed_only(
     assert numbers["reconstruction"]["train"]["pictures"] == 6
     assert "Generation" not in (tmp_path / "report" / "table.md").read_text()
     assert not list(tmp_path.glob("gallery-*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut")
+def test_transparency_is_measured_and_shown(
+    tmp_path: Path, image_tokenizer: ImageTokenizer, text_tokenizer: TextTokenizer
+) -> None:
+    decoder = lively_decoder(text_vocab_size=text_tokenizer.vocab_size)
+    opaque = with_alpha(image_tokenizer, "tiny")
+    last = opaque.get_parameter(f"decoder.{len(opaque.decoder) - 2}.bias")
+    with torch.no_grad():
+        last[-(opaque.config.patch_size**2) :] = 1000.0  # alpha is 1 whatever the codes are
+    save_checkpoint(
+        tmp_path / "model", name="tiny", image_tokenizer=opaque, text_tokenizer=text_tokenizer, decoder=decoder
+    )
+    write_transparent(tmp_path / "shards")
+    evaluate(tmp_path / "model", shards=(str(tmp_path / "shards"),), num=2, out=tmp_path / "out", device="cpu")
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    pairs = find_splits([str(tmp_path / "shards")])["val"]
+    missing = [1 - float(pairs.picture(number, channels=4)[3].double().mean()) / 255 for number in range(len(pairs))]
+    assert numbers["reconstruction"]["val"]["alpha_error"] == pytest.approx(sum(missing) / len(missing), rel=1e-4)
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert (CHECKERS[1],) * 3 in {colour for _, colour in sheet.convert("RGB").getcolors(1 << 24) or []}
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ class Drawn:
     clip_real: Tensor
     clip_prompts: Tensor
     examples: Sequence[tuple[str, int, Tensor]]
-    """At most 24 drawn pictures, evenly spaced: prompt, number of the pair in its split, and picture (3, H, W)."""
+    """At most 24 drawn pictures, evenly spaced: prompt, number of the pair in its split, and picture (C, H, W), with
+    alpha if the model draws it."""
 
     @classmethod
     def cat(cls, parts: Sequence["Drawn"]) -> "Drawn":
@@ -114,13 +115,14 @@ def draw(
     clip_real: list[Tensor] = []
     clip_size = clip.network.config.vision.image_size
     for batch in batches(range(len(chosen)), f"compare {name}"):
-        images = composite(tokenizer.decode(codes[batch].to(embed.device)))
+        decoded = tokenizer.decode(codes[batch].to(embed.device))
+        images = composite(decoded)
         real = pairs.images([chosen[i] for i in batch], channels=tokenizer.config.channels).to(embed.device)
         drawn.append(embed(images))
         reconstructed.append(embed(composite(tokenizer.decode(tokenizer.encode(real)))))
         for found, pictures in ((clip_drawn, images), (clip_real, composite(real))):
             found.append(clip.network.embed_images(resized(pictures, clip_size)).cpu())
-        examples += [(prompts[i], chosen[i], image.cpu()) for i, image in zip(batch, images, strict=True) if i in shown]
+        examples += [(prompts[i], chosen[i], one.cpu()) for i, one in zip(batch, decoded, strict=True) if i in shown]
     return Drawn(
         numbers=start + torch.tensor(chosen),
         drawn=torch.cat(drawn),

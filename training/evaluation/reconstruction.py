@@ -31,19 +31,30 @@ class Reconstructed:
     """LPIPS distance of each picture: (M,)."""
     counts: Tensor
     """Number of times that each of the K codes occurred: (K,) int64."""
+    alpha_error: Tensor | None
+    """Mean absolute error of each picture's alpha, in [0, 1]: (M,). None if the pictures have no alpha channel."""
 
     @classmethod
     def cat(cls, parts: Sequence["Reconstructed"]) -> "Reconstructed":
         """Joins the pictures of all parts, and adds up their counts."""
         names = ("psnr", "ssim", "perceptual")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return cls(**joined, counts=torch.stack([part.counts for part in parts]).sum(0))
+        alpha = [part.alpha_error for part in parts if part.alpha_error is not None]
+        counts = torch.stack([part.counts for part in parts]).sum(0)
+        return cls(**joined, counts=counts, alpha_error=torch.cat(alpha) if alpha else None)
 
     def numbers(self) -> Numbers:
         """Means over pictures, and usage and perplexity of the codebook over all pictures together."""
         usage, perplexity = codebook_statistics(self.counts)
         means = {name: getattr(self, name).mean().item() for name in ("psnr", "ssim", "perceptual")}
-        return {"pictures": len(self.psnr), **means, "usage": usage, "perplexity": perplexity}
+        alpha_error = None if self.alpha_error is None else self.alpha_error.mean().item()
+        return {
+            "pictures": len(self.psnr),
+            **means,
+            "alpha_error": alpha_error,
+            "usage": usage,
+            "perplexity": perplexity,
+        }
 
 
 @torch.no_grad()
@@ -59,7 +70,9 @@ def reconstruct(
     for batch in batches(numbers, title):
         images = pairs.images(batch, channels=tokenizer.config.channels).to(device)
         codes = tokenizer.encode(images)
-        images, decoded = composite(images), composite(tokenizer.decode(codes))
+        decoded = tokenizer.decode(codes)
+        alpha_error = ((decoded - images)[:, 3] / 2).abs().mean((1, 2)).cpu() if images.shape[1] == 4 else None
+        images, decoded = composite(images), composite(decoded)
         with autocast(device, "auto"):
             distance = lpips(decoded, images).float()
         parts.append(
@@ -68,6 +81,7 @@ def reconstruct(
                 ssim=ssim(decoded, images).cpu(),
                 perceptual=distance.cpu(),
                 counts=torch.bincount(codes.flatten(), minlength=tokenizer.config.codebook_size).cpu(),
+                alpha_error=alpha_error,
             )
         )
     return Reconstructed.cat(parts)

@@ -20,11 +20,13 @@ GAP = 4
 
 
 def sheet(drawn: Drawn, pairs: PairShards) -> Image.Image:
-    """A contact sheet of a split's examples: each drawn picture next to the real one, with the prompt below."""
+    """A contact sheet of a split's examples: each drawn picture next to the real one, with the prompt below, over a
+    checkerboard where they are transparent."""
     cells, prompts = [], []
     for prompt, number, image in drawn.examples:
-        real = pairs.images([number])[0]
-        gap = torch.ones(3, image.shape[1], GAP)
+        channels = len(image)
+        real = pairs.images([number], channels=channels)[0]
+        gap = torch.ones(channels, image.shape[1], GAP)
         cells.append(to_pil(torch.cat([image, gap, real], dim=2)))
         prompts.append(prompt)
     return contact_sheet(cells, labels=prompts, columns=SHEET_COLUMNS)
@@ -64,7 +66,8 @@ def report(
     parts = [
         f"# {checkpoint.name}, {checkpoint.digest[:12]}",
         "## Reconstruction",
-        "PSNR (dB), SSIM and LPIPS are means over pictures. Usage (%) and perplexity of the codebook "
+        "PSNR (dB), SSIM and LPIPS over white, and the mean absolute error of alpha in [0, 1] where the model draws "
+        "transparency, are means over pictures. Usage (%) and perplexity of the codebook "
         f"({codebook_size} codes) are over all pictures of a row together.",
         _table(
             reconstruction,
@@ -73,6 +76,7 @@ def report(
                 ("PSNR", "psnr", "number"),
                 ("SSIM", "ssim", "fine"),
                 ("LPIPS", "perceptual", "fine"),
+                ("alpha error", "alpha_error", "fine"),
                 ("usage", "usage", "share"),
                 ("perplexity", "perplexity", "number"),
             ],
