@@ -2,7 +2,7 @@
 
 import dataclasses
 
-import torch
+from torch import nn
 
 from dalle.errors import DataError
 from dalle.vq.vqgan import ImageTokenizer
@@ -10,20 +10,17 @@ from dalle.vq.vqgan import ImageTokenizer
 __all__ = ["with_alpha"]
 
 
-def with_alpha(model: ImageTokenizer, folder: str) -> ImageTokenizer:
-    """The image tokenizer with a fourth channel to draw, which is opaque everywhere until it is trained: it decodes to
-    the same colours. Its encoder reads RGBA pictures over white, and gives the same codes for them.
+def with_alpha(model: ImageTokenizer, widths: tuple[int, ...], folder: str) -> ImageTokenizer:
+    """The image tokenizer with a network that finds alpha in a decoded picture, new and with opaque pictures until it
+    is trained. All else stays: codes, and what pictures look like over white.
 
-    folder: where the model is from, for messages. Raises `DataError` if it has an alpha channel already.
+    widths: `alpha_widths` of the result. folder: where the model is from, for messages. Raises `DataError` if it has an
+    alpha channel already, and `ConfigError` for widths that do not fit.
     """
     if model.config.channels == 4:
-        raise DataError(f"{folder} has an alpha channel already: leave add_alpha out")
-    weights = model.state_dict()
-    last = f"decoder.{len(model.decoder) - 2}"  # before the pixels are unfolded
-    weight, bias = weights[f"{last}.weight"], weights[f"{last}.bias"]
-    num_pixels = model.config.patch_size**2
-    weights[f"{last}.weight"] = torch.cat([weight, weight.new_zeros(num_pixels, *weight.shape[1:])])
-    weights[f"{last}.bias"] = torch.cat([bias, bias.new_ones(num_pixels)])
-    result = ImageTokenizer(dataclasses.replace(model.config, channels=4, encodes_over_white=True))
-    result.load_state_dict(weights)
+        raise DataError(f"{folder} has an alpha channel already: leave alpha_widths out")
+    result = ImageTokenizer(dataclasses.replace(model.config, channels=4, alpha_widths=widths))
+    result.load_state_dict(model.state_dict(), strict=False)
+    nn.init.zeros_(result.matting.get_parameter("alpha.2.weight"))
+    nn.init.ones_(result.matting.get_parameter("alpha.2.bias"))
     return result

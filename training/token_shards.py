@@ -29,7 +29,7 @@ from training.pairs.open_files import OpenFiles
 
 __all__ = ["StoredRows", "TokenShards", "codes_digest"]
 
-DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks"}
+DECODER_FIELDS = {"decoder_widths", "num_decoder_blocks", "alpha_widths"}
 """Fields of an image tokenizer's configuration that do not affect codes."""
 KINDS: dict[str, np.dtype[Any]] = {"U16": np.dtype("<u2"), "I32": np.dtype("<i4")}
 """Types of ids, by their names in the header of a file."""
@@ -45,13 +45,14 @@ def codes_digest(image_tokenizer: AnyImageTokenizer) -> str:
     """
     defaults = type(image_tokenizer.config)().to_dict()
     values = image_tokenizer.config.to_dict()
-    if values.pop("encodes_over_white", False):
+    if values.get("alpha_widths"):
         values["channels"] = 3  # what the encoder reads
     chosen = {key: value for key, value in values.items() if value != defaults[key] and key not in DECODER_FIELDS}
     digest = hashlib.sha256(json.dumps(chosen).encode())
     for name, value in sorted(image_tokenizer.state_dict().items()):
-        if not name.startswith("decoder."):
-            digest.update(name.encode() + value.detach().cpu().float().numpy().tobytes())
+        if not name.startswith(("decoder.", "matting.")):
+            # + 0.0: the average of -0.0 and -0.0 is 0.0, which is the same weight
+            digest.update(name.encode() + (value.detach().cpu().float() + 0.0).numpy().tobytes())
     return digest.hexdigest()
 
 

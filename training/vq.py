@@ -71,7 +71,7 @@ def trainable(config: VQTrainingConfig, folder: str) -> ImageTokenizer:
         raise DataError(f"{folder} has no codebook to learn, which entropy_weight needs: set it to 0")
     if model.config.quantizer == "gumbel" and not config.only_decoder:
         raise DataError(f"{folder} has a gumbel quantizer, of which only the decoder can be trained: set only_decoder")
-    return with_alpha(model, folder) if config.add_alpha else model
+    return model if config.alpha_widths is None else with_alpha(model, config.alpha_widths, folder)
 
 
 class VQTask:
@@ -86,7 +86,9 @@ class VQTask:
         model = ImageTokenizer(config.model) if config.start_from is None else trainable(config, config.start_from)
         self.model = model.to(self.device).train()
         self.model.requires_grad_(not config.only_decoder)
-        self.model.decoder.requires_grad_(True)
+        self.model.decoder.requires_grad_(config.alpha_widths is None)
+        if self.model.config.alpha_widths is not None:
+            self.model.matting.requires_grad_(True)
         self.learns_codebook = self.model.quantizer.has_codebook and not config.only_decoder
         if self.model.quantizer.has_codebook:
             self.model.quantizer.codebook.requires_grad_(self.learns_codebook and config.codebook == "gradient")
@@ -107,6 +109,8 @@ class VQTask:
         if config.compile:
             self.model.encoder.compile()
             self.model.decoder.compile()
+            if self.model.config.alpha_widths is not None:
+                self.model.matting.compile()
         self.discriminator = None
         self.lecam = LeCam().to(self.device) if config.lecam_weight > 0 else None
         if config.adversarial_weight > 0:

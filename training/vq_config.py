@@ -86,9 +86,10 @@ class VQTrainingConfig(Config):
     """Model directory whose image tokenizer is trained further; its shape replaces `model`. None: new weights."""
     only_decoder: bool = False
     """Train only the decoder half, from codes to pixels; encoder and codebook, and so all codes, stay as they are."""
-    add_alpha: bool = False
-    """Give an image tokenizer of RGB an alpha channel to draw, at first opaque. Its encoder reads pictures over white,
-    so that all codes stay as they are. Only with `only_decoder`."""
+    alpha_widths: tuple[int, ...] | None = None
+    """Give an image tokenizer of RGB an alpha channel to draw: a network with this many channels in each level, from
+    the finest to the coarsest, finds alpha in the decoded picture, and it alone is trained. The encoder reads pictures
+    over white, so all codes stay as they are, and so do pictures over white. Only with `only_decoder`."""
     random_codes: float = 0.0
     """Share of codes that are replaced at random before they are decoded, so that the decoder half learns to confine
     the damage of a wrong code to its place (RobusTok, arXiv 2503.08354). Only with `only_decoder`."""
@@ -124,6 +125,11 @@ class VQTrainingConfig(Config):
         )
         require(not self.only_decoder or self.start_from is not None, "only_decoder needs start_from")
         require(0 <= self.random_codes < 1, f"random_codes is {self.random_codes}; it must be in [0, 1)")
-        require(self.only_decoder or not self.add_alpha, "add_alpha needs only_decoder")
+        require(self.only_decoder or self.alpha_widths is None, "alpha_widths needs only_decoder")
+        for name in ("perceptual_weight", "adversarial_weight"):
+            require(
+                self.alpha_widths is None or not getattr(self, name),
+                f"alpha_widths trains alpha alone, which has no {name}: set it to 0",
+            )
         require(self.only_decoder or not self.random_codes, "random_codes needs only_decoder")
         require(self.only_decoder or self.drawn_by is None, "drawn_by needs only_decoder")

@@ -26,6 +26,9 @@ __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_image
 BLANK = 0.98
 """Threshold for blank pixels in [-1, 1]: an RGB pixel is blank (white) if all its channels are above it, an RGBA pixel
 (transparent) if all are below its negative."""
+NEARLY_WHITE = 0.1
+"""How much darker than its alpha allows, in [-1, 1], a pixel over white may be: a decoder draws a white background not
+quite white, and it would not be transparent otherwise."""
 
 
 class ResidualBlock(nn.Module):
@@ -113,7 +116,7 @@ class ImageEncoder(nn.Sequential):
         in_widths = config.encoder_widths
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.patch_size),
-            nn.Conv2d(config.encoder_channels * config.patch_size**2, in_widths[0], 3, padding=1),
+            nn.Conv2d(config.inner_channels * config.patch_size**2, in_widths[0], 3, padding=1),
         ]
         for level, width in enumerate(widths):
             layers += _level(config, level, in_widths[level], width, config.num_res_blocks)
@@ -149,7 +152,7 @@ class InverseHaar(nn.Module):
 
 
 class ImageDecoder(nn.Sequential):
-    """(B, codebook_dim, h, w) codebook vectors -> (B, C, H, W) pixels."""
+    """(B, codebook_dim, h, w) codebook vectors -> (B, inner_channels, H, W) pixels."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths_of_decoder
@@ -167,11 +170,51 @@ class ImageDecoder(nn.Sequential):
                 layers.append(_upsample(config, widths[level]))
         layers += [_norm(config, widths[0]), nn.SiLU()]
         num_bands = 4 if config.wavelet_head else 1
-        layers.append(nn.Conv2d(widths[0], config.channels * num_bands * config.patch_size**2, 3, padding=1))
+        layers.append(nn.Conv2d(widths[0], config.inner_channels * num_bands * config.patch_size**2, 3, padding=1))
         layers.append(nn.PixelShuffle(config.patch_size))
         if config.wavelet_head:
             layers.append(InverseHaar())
         super().__init__(*layers)
+
+
+class Matting(nn.Module):
+    """(B, 3, H, W) pictures over white -> (B, 4, H, W), RGBA, premultiplied, which over white are the same pictures.
+
+    A U-Net (Ronneberger et al. 2015, arXiv 1505.04597) with a residual block on either side of each level. Its alpha is
+    raised where a pixel is too dark to be so transparent.
+    """
+
+    def __init__(self, config: ImageTokenizerConfig, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        folded = config.patch_size**2
+        before, after = (widths[0], *widths[:-1]), (*widths[1:], widths[-1])
+        self.enter = nn.Sequential(nn.PixelUnshuffle(config.patch_size), nn.Conv2d(3 * folded, widths[0], 3, padding=1))
+        self.down = nn.ModuleList(ResidualBlock(config, *pair) for pair in zip(before, widths, strict=True))
+        self.smaller = nn.ModuleList(Downsample(width) for width in widths[:-1])
+        self.middle = _middle(config, widths[-1], attention=config.middle_attention)
+        self.up = nn.ModuleList(
+            ResidualBlock(config, below + width, width) for below, width in zip(after, widths, strict=True)
+        )
+        self.larger = nn.ModuleList(Upsample(width) for width in widths[1:])
+        self.alpha = nn.Sequential(
+            _norm(config, widths[0]),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], folded, 3, padding=1),
+            nn.PixelShuffle(config.patch_size),
+        )
+
+    def forward(self, over_white: Tensor) -> Tensor:
+        hidden, kept = self.enter(over_white), []
+        for level, block in enumerate(self.down):
+            hidden = block(self.smaller[level - 1](hidden) if level else hidden)
+            kept.append(hidden)
+        hidden = self.middle(hidden)
+        for level in reversed(range(len(kept))):
+            hidden = self.up[level](torch.cat([hidden, kept[level]], dim=1))
+            if level:
+                hidden = self.larger[level - 1](hidden)
+        alpha = torch.maximum(self.alpha(hidden), -over_white.amin(1, keepdim=True) - NEARLY_WHITE)
+        return torch.cat([over_white + alpha - 1, alpha], dim=1)
 
 
 def check_images(images: Tensor, factor: int, channels: int = 3) -> None:
@@ -194,6 +237,8 @@ class ImageTokenizer(nn.Module):
 
     encoder: ImageEncoder
     """The encoder; absent if the configuration is `decode_only`."""
+    matting: "Matting"
+    """The network that finds alpha in a decoded picture; absent if the configuration has no `alpha_widths`."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
@@ -209,6 +254,8 @@ class ImageTokenizer(nn.Module):
                 config.codebook_size, config.codebook_dim, normalize=config.normalize_codes
             )
         self.decoder = ImageDecoder(config)
+        if config.alpha_widths is not None:
+            self.matting = Matting(config, config.alpha_widths)
 
     def latents(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> latents before quantization (B, h, w, codebook_dim). With a `blank_code`, the
@@ -233,7 +280,9 @@ class ImageTokenizer(nn.Module):
         """Codebook vectors (B, h, w, codebook_dim) -> pixels (B, C, H, W), nominally in [-1, 1], not clamped;
         differentiable."""
         pixels = self.decoder(rearrange(vectors, "b h w d -> b d h w"))
-        return pixels if self.config.pixel_range == "signed" else 2 * pixels - 1
+        if self.config.pixel_range == "unit":
+            pixels = 2 * pixels - 1
+        return pixels if self.config.alpha_widths is None else self.matting(pixels)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -245,11 +294,11 @@ class ImageTokenizer(nn.Module):
         4 channels, transparent."""
         size = self.config.factor
         patches = rearrange(self._read(images), "b c (h p) (w q) -> b h w (c p q)", p=size, q=size)
-        return ((patches < -BLANK) if self.config.encoder_channels == 4 else (patches > BLANK)).all(-1)
+        return ((patches < -BLANK) if self.config.inner_channels == 4 else (patches > BLANK)).all(-1)
 
     def _read(self, images: Tensor) -> Tensor:
-        """The pictures that the encoder reads: (B, C, H, W) -> (B, encoder_channels, H, W)."""
-        if not self.config.encodes_over_white:
+        """The pictures that the encoder reads: (B, C, H, W) -> (B, inner_channels, H, W)."""
+        if self.config.alpha_widths is None:
             return images
         return images[:, :3] + (1 - images[:, 3:])  # premultiplied colours over white, as `dalle.images.composite`
 
@@ -258,7 +307,11 @@ class ImageTokenizer(nn.Module):
         """(B, h, w) codes in [0, codebook_size) -> (B, C, H, W) in [-1, 1], H and W `picture_factor` times h and w.
         Raises `ImageError` for other codes."""
         check_codes(codes, self.config.codebook_size)
-        return self.pixels(self.quantizer.decode(codes)).clamp(-1, 1)
+        pixels = self.pixels(self.quantizer.decode(codes))
+        if self.config.alpha_widths is not None:
+            alpha = pixels[:, 3:]
+            pixels = pixels - (alpha - alpha.clamp(-1, 1))  # of all channels, so that the picture over white stays
+        return pixels.clamp(-1, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """(B, C, H, W) -> the reconstruction (B, C, H, W), not clamped, and the quantizer's output."""

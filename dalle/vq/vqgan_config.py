@@ -21,9 +21,10 @@ class ImageTokenizerConfig(Config):
     """Nominal height and width in pixels; a multiple of `factor`."""
     channels: int = 3
     """3 for RGB; 4 for RGBA with colours premultiplied by alpha."""
-    encodes_over_white: bool = False
-    """The encoder reads RGBA pictures over white, with 3 channels: codes are those of a tokenizer of RGB, whose decoder
-    half has learned to draw transparency."""
+    alpha_widths: tuple[int, ...] | None = None
+    """Channels of each level of a network that finds alpha in the decoded picture, from the finest to the coarsest.
+    Encoder and decoder then work on pictures over white, with 3 channels: codes are those of a tokenizer of RGB. None:
+    no such network."""
     patch_size: int = 1
     """Side of the square of pixels that is folded into channels at the input and unfolded at the output. 1 is the plain
     VQGAN."""
@@ -87,7 +88,7 @@ class ImageTokenizerConfig(Config):
     def __post_init__(self) -> None:
         require(len(self.widths) >= 1, "widths needs at least one level")
         require(self.channels in (3, 4), f"channels is {self.channels}; it must be 3 (RGB) or 4 (RGBA)")
-        require(self.channels == 4 or not self.encodes_over_white, "encodes_over_white needs RGBA: channels must be 4")
+        require(self.channels == 4 or self.alpha_widths is None, "alpha_widths needs RGBA: channels must be 4")
         require(self.channels == 3 or not self.wavelet_head, "a wavelet_head draws RGB: channels must be 3")
         require_at_least(self, 1, "patch_size", "num_res_blocks")
         require_at_least(self, 2, "codebook_size")
@@ -106,12 +107,13 @@ class ImageTokenizerConfig(Config):
             f"normalize_codes compares codes with latents; the {self.quantizer} quantizer does not",
         )
         self._check_levels()
-        require(
-            len(self.widths_of_decoder) == len(self.widths),
-            f"decoder_widths has {len(self.widths_of_decoder)} levels; widths has {len(self.widths)}",
-        )
+        for name, widths in (("decoder_widths", self.decoder_widths), ("alpha_widths", self.alpha_widths)):
+            require(
+                widths is None or len(widths) == len(self.widths),
+                f"{name} has {len(widths or ())} levels; widths has {len(self.widths)}",
+            )
         require(self.blocks_of_decoder >= 1, f"num_decoder_blocks is {self.num_decoder_blocks}; it must be at least 1")
-        for width in (self.encoder_widths[0], *self.widths, *self.widths_of_decoder):
+        for width in (self.encoder_widths[0], *self.widths, *self.widths_of_decoder, *(self.alpha_widths or ())):
             require(
                 width > 0 and width % self.norm_groups == 0,
                 f"width {width} is not a multiple of norm_groups {self.norm_groups}",
@@ -142,9 +144,10 @@ class ImageTokenizerConfig(Config):
         return 2 * self.factor if self.wavelet_head else self.factor
 
     @property
-    def encoder_channels(self) -> int:
-        """Channels of the pictures that the encoder reads."""
-        return 3 if self.encodes_over_white else self.channels
+    def inner_channels(self) -> int:
+        """Channels of the pictures that the encoder reads and the decoder draws: 3 if alpha has a network of its
+        own, else `channels`."""
+        return self.channels if self.alpha_widths is None else 3
 
     @property
     def encoder_widths(self) -> tuple[int, ...]:

@@ -8,8 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dalle.errors import ConfigError, ImageError
+from dalle.images import composite
 from dalle.vq.quantize import CodebookAverage
-from dalle.vq.vqgan import AttentionBlock, Downsample, ImageTokenizer, ImageTokenizerConfig, ResidualBlock
+from dalle.vq.vqgan import (
+    NEARLY_WHITE,
+    AttentionBlock,
+    Downsample,
+    ImageTokenizer,
+    ImageTokenizerConfig,
+    ResidualBlock,
+)
 
 
 def config(**changes: object) -> ImageTokenizerConfig:
@@ -43,6 +51,7 @@ VARIANTS: dict[str, tuple[dict[str, object], int]] = {
     "means and repeated pixels": ({"resample_with_conv": False}, 2),
     "pixels in [0, 1] inside": ({"pixel_range": "unit"}, 2),
     "four channels": ({"channels": 4, "patch_size": 2}, 4),
+    "a network for alpha": ({"channels": 4, "alpha_widths": (4, 8), "patch_size": 2}, 4),
     "a wider and deeper way back": ({"decoder_widths": (12, 20), "num_decoder_blocks": 3}, 2),
 }
 
@@ -180,6 +189,9 @@ def test_codes_out_of_range_are_refused(codes: Tensor) -> None:
         ({"channels": 4, "wavelet_head": True}, "a wavelet_head draws RGB: channels must be 3"),
         ({"decoder_widths": (8,)}, "decoder_widths has 1 levels; widths has 2"),
         ({"decoder_widths": (8, 10)}, "width 10 is not a multiple of norm_groups 4"),
+        ({"alpha_widths": (8, 8)}, "alpha_widths needs RGBA: channels must be 4"),
+        ({"channels": 4, "alpha_widths": (8,)}, "alpha_widths has 1 levels; widths has 2"),
+        ({"channels": 4, "alpha_widths": (8, 6)}, "width 6 is not a multiple of norm_groups 4"),
         ({"num_decoder_blocks": 0}, "num_decoder_blocks is 0; it must be at least 1"),
         ({"quantizer": "gumbel"}, "normalize_codes compares codes with latents; the gumbel quantizer does not"),
     ],
@@ -319,6 +331,23 @@ def test_the_decoder_may_have_its_own_widths_and_blocks() -> None:
     assert widths(wide.encoder) == widths(plain.encoder) == [8, 16, 16, 16]
     shapes = [{name: value.shape for name, value in one.encoder.state_dict().items()} for one in (plain, wide)]
     assert shapes[0] == shapes[1]
+
+
+def test_alpha_that_is_found_in_a_picture_leaves_it_as_it_is_over_white() -> None:
+    tokenizer = lively({"channels": 4, "alpha_widths": (4, 8)})
+    with torch.no_grad():  # all kinds of alpha and colours, beyond [-1, 1] too
+        tokenizer.get_parameter("matting.alpha.2.weight").mul_(30)
+        tokenizer.get_parameter(f"decoder.{len(tokenizer.decoder) - 2}.weight").mul_(3)
+    rgb = ImageTokenizer(config()).eval()
+    rgb.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if "matting" not in name})
+    codes = torch.randint(64, (4, 16, 16))
+    expected, drawn = rgb.decode(codes), tokenizer.decode(codes)
+    alpha = drawn[:, 3:]
+    assert (alpha == 1).any() and (alpha < -0.5).any()
+    difference = (composite(drawn).clamp(-1, 1) - expected).abs()
+    assert (difference < 1e-5).float().mean() > 0.5 and difference.max() < NEARLY_WHITE + 1e-5
+    images = pictures(2, 32, channels=4)
+    assert torch.equal(tokenizer.encode(images), rgb.encode(composite(images)))
 
 
 def test_a_gumbel_code_is_the_likeliest() -> None:

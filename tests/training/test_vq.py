@@ -62,7 +62,7 @@ def clear(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"alpha_weight": -1.0}, "alpha_weight is -1.0; it must not be negative"),
         ({"perceptual_pictures": 0}, "perceptual_pictures is 0; it must be at least 1"),
         ({"random_codes": 1.0}, "random_codes is 1.0; it must be in [0, 1)"),
-        ({"add_alpha": True}, "add_alpha needs only_decoder"),
+        ({"alpha_widths": (16, 16)}, "alpha_widths needs only_decoder"),
         ({"random_codes": 0.1}, "random_codes needs only_decoder"),
         ({"drawn_by": "model"}, "drawn_by needs only_decoder"),
     ],
