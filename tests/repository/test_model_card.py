@@ -21,7 +21,7 @@ def test_the_header_is_that_of_a_hub() -> None:
 
 def test_files_and_digests_are_those_that_ship() -> None:
     folder = find_model(DEFAULT_MODEL)
-    digests = ModelConfig.read(folder).digests | {CONFIG_FILE: file_digest(folder / CONFIG_FILE)}
+    digests = {**ModelConfig.read(folder).digests, CONFIG_FILE: file_digest(folder / CONFIG_FILE)}
     rows = re.findall(r"^\| (\S+) \| ([\d,]+) \| `([0-9a-f]{64})` \|$", CARD, re.MULTILINE)
     expected = {(name, f"{(folder / name).stat().st_size:,}", digest) for name, digest in digests.items()}
     assert {*rows} == expected
