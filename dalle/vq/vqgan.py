@@ -5,19 +5,21 @@ Codes are int64 (B, h, w) in [0, codebook_size), where h = H / factor and w = W 
 the nominal image size: it works on any picture whose sides are multiples of the factor.
 
 The network is the VQGAN of Esser et al. 2021 (arXiv 2012.09841, taming-transformers), block for block, so that
-checkpoints of taming-transformers, vqgan-jax, minDALL-E, LlamaGen, ruDALL-E and min-dalle fit. One addition: a
+checkpoints of taming-transformers, vqgan-jax, minDALL-E, LlamaGen, ruDALL-E and min-dalle fit. Two additions: a
 `patch_size` above 1 folds pixels into channels before the first convolution and unfolds them after the last, which
-makes the network fast on a CPU. `dalle.vq.kinds` lists the other kinds of image tokenizer.
+makes the network fast on a CPU; and with `alpha_widths` another network finds alpha in the decoded picture
+(`dalle.vq.matting`). `dalle.vq.kinds` lists the other kinds of image tokenizer.
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from dalle.errors import ImageError
 from dalle.vq.finite_scalar import FiniteScalarQuantizer
+from dalle.vq.matting import Matting
 from dalle.vq.quantize import GumbelQuantizer, Quantized, VectorQuantizer
+from dalle.vq.vqgan_blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, make_middle, make_norm
 from dalle.vq.vqgan_config import ImageTokenizerConfig
 
 __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_images"]
@@ -26,41 +28,6 @@ __all__ = ["ImageTokenizer", "ImageTokenizerConfig", "check_codes", "check_image
 BLANK = 0.98
 """Threshold for blank pixels in [-1, 1]: an RGB pixel is blank (white) if all its channels are above it, an RGBA pixel
 (transparent) if all are below its negative."""
-NEARLY_WHITE = 0.1
-"""How much darker than its alpha allows, in [-1, 1], a pixel over white may be: a decoder draws a white background not
-quite white, and it would not be transparent otherwise."""
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, config: ImageTokenizerConfig, in_width: int, out_width: int) -> None:
-        super().__init__()
-        self.norm1 = _norm(config, in_width)
-        self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
-        self.norm2 = _norm(config, out_width)
-        self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
-        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention with one head over all positions of the grid."""
-
-    def __init__(self, config: ImageTokenizerConfig, width: int) -> None:
-        super().__init__()
-        self.norm = _norm(config, width)
-        self.query = nn.Conv2d(width, width, 1)
-        self.key = nn.Conv2d(width, width, 1)
-        self.value = nn.Conv2d(width, width, 1)
-        self.output = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        q, k, v = (rearrange(p(normed), "b c h w -> b 1 (h w) c") for p in (self.query, self.key, self.value))
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return x + self.output(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
 def _downsample(config: ImageTokenizerConfig, width: int) -> nn.Module:
@@ -69,34 +36,6 @@ def _downsample(config: ImageTokenizerConfig, width: int) -> nn.Module:
 
 def _upsample(config: ImageTokenizerConfig, width: int) -> nn.Module:
     return Upsample(width) if config.resample_with_conv else nn.Upsample(scale_factor=2.0, mode="nearest")
-
-
-class Downsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # padded on the right and at the bottom only, as in taming-transformers
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def _norm(config: ImageTokenizerConfig, width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, width, eps=config.norm_epsilon)
-
-
-def _middle(config: ImageTokenizerConfig, width: int, *, attention: bool) -> nn.Sequential:
-    attention_blocks = [AttentionBlock(config, width)] if attention else []
-    return nn.Sequential(ResidualBlock(config, width, width), *attention_blocks, ResidualBlock(config, width, width))
 
 
 def _level(config: ImageTokenizerConfig, level: int, in_width: int, width: int, num_blocks: int) -> list[nn.Module]:
@@ -109,7 +48,7 @@ def _level(config: ImageTokenizerConfig, level: int, in_width: int, width: int, 
 
 
 class ImageEncoder(nn.Sequential):
-    """(B, C, H, W) pixels -> (B, codebook_dim, h, w) latents."""
+    """(B, inner_channels, H, W) pixels -> (B, codebook_dim, h, w) latents."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:
         widths = config.widths
@@ -123,7 +62,7 @@ class ImageEncoder(nn.Sequential):
             if level < len(widths) - 1:
                 layers.append(_downsample(config, width))
         attention = config.middle_attention and config.encoder_middle_attention
-        layers += [_middle(config, widths[-1], attention=attention), _norm(config, widths[-1]), nn.SiLU()]
+        layers += [make_middle(config, widths[-1], attention=attention), make_norm(config, widths[-1]), nn.SiLU()]
         z_channels = (config.z_channels or config.codebook_dim) * (2 if config.double_z else 1)
         layers.append(nn.Conv2d(widths[-1], z_channels, 3, padding=1))
         if config.z_channels is not None:
@@ -161,60 +100,20 @@ class ImageDecoder(nn.Sequential):
             layers.append(nn.Conv2d(config.codebook_dim, config.z_channels, 1))
         layers += [
             nn.Conv2d(config.z_channels or config.codebook_dim, widths[-1], 3, padding=1),
-            _middle(config, widths[-1], attention=config.middle_attention),
+            make_middle(config, widths[-1], attention=config.middle_attention),
         ]
         for level in reversed(range(len(widths))):
             in_width = widths[min(level + 1, len(widths) - 1)]
             layers += _level(config, level, in_width, widths[level], config.blocks_of_decoder)
             if level > 0:
                 layers.append(_upsample(config, widths[level]))
-        layers += [_norm(config, widths[0]), nn.SiLU()]
+        layers += [make_norm(config, widths[0]), nn.SiLU()]
         num_bands = 4 if config.wavelet_head else 1
         layers.append(nn.Conv2d(widths[0], config.inner_channels * num_bands * config.patch_size**2, 3, padding=1))
         layers.append(nn.PixelShuffle(config.patch_size))
         if config.wavelet_head:
             layers.append(InverseHaar())
         super().__init__(*layers)
-
-
-class Matting(nn.Module):
-    """(B, 3, H, W) pictures over white -> (B, 4, H, W), RGBA, premultiplied, which over white are the same pictures.
-
-    A U-Net (Ronneberger et al. 2015, arXiv 1505.04597) with a residual block on either side of each level. Its alpha is
-    raised where a pixel is too dark to be so transparent.
-    """
-
-    def __init__(self, config: ImageTokenizerConfig, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        folded = config.patch_size**2
-        before, after = (widths[0], *widths[:-1]), (*widths[1:], widths[-1])
-        self.enter = nn.Sequential(nn.PixelUnshuffle(config.patch_size), nn.Conv2d(3 * folded, widths[0], 3, padding=1))
-        self.down = nn.ModuleList(ResidualBlock(config, *pair) for pair in zip(before, widths, strict=True))
-        self.smaller = nn.ModuleList(Downsample(width) for width in widths[:-1])
-        self.middle = _middle(config, widths[-1], attention=config.middle_attention)
-        self.up = nn.ModuleList(
-            ResidualBlock(config, below + width, width) for below, width in zip(after, widths, strict=True)
-        )
-        self.larger = nn.ModuleList(Upsample(width) for width in widths[1:])
-        self.alpha = nn.Sequential(
-            _norm(config, widths[0]),
-            nn.SiLU(),
-            nn.Conv2d(widths[0], folded, 3, padding=1),
-            nn.PixelShuffle(config.patch_size),
-        )
-
-    def forward(self, over_white: Tensor) -> Tensor:
-        hidden, kept = self.enter(over_white), []
-        for level, block in enumerate(self.down):
-            hidden = block(self.smaller[level - 1](hidden) if level else hidden)
-            kept.append(hidden)
-        hidden = self.middle(hidden)
-        for level in reversed(range(len(kept))):
-            hidden = self.up[level](torch.cat([hidden, kept[level]], dim=1))
-            if level:
-                hidden = self.larger[level - 1](hidden)
-        alpha = torch.maximum(self.alpha(hidden), -over_white.amin(1, keepdim=True) - NEARLY_WHITE)
-        return torch.cat([over_white + alpha - 1, alpha], dim=1)
 
 
 def check_images(images: Tensor, factor: int, channels: int = 3) -> None:
@@ -237,7 +136,7 @@ class ImageTokenizer(nn.Module):
 
     encoder: ImageEncoder
     """The encoder; absent if the configuration is `decode_only`."""
-    matting: "Matting"
+    matting: Matting
     """The network that finds alpha in a decoded picture; absent if the configuration has no `alpha_widths`."""
 
     def __init__(self, config: ImageTokenizerConfig) -> None:

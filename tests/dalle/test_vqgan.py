@@ -9,15 +9,10 @@ from torch import Tensor
 
 from dalle.errors import ConfigError, ImageError
 from dalle.images import composite
+from dalle.vq.matting import NEARLY_WHITE
 from dalle.vq.quantize import CodebookAverage
-from dalle.vq.vqgan import (
-    NEARLY_WHITE,
-    AttentionBlock,
-    Downsample,
-    ImageTokenizer,
-    ImageTokenizerConfig,
-    ResidualBlock,
-)
+from dalle.vq.vqgan import ImageTokenizer, ImageTokenizerConfig
+from dalle.vq.vqgan_blocks import AttentionBlock, Downsample, ResidualBlock
 
 
 def config(**changes: object) -> ImageTokenizerConfig:

@@ -13,7 +13,8 @@ from dalle.errors import CheckpointError, DataError
 from dalle.images import composite
 from dalle.text.bpe import TextTokenizer
 from dalle.vq.discrete_vae import DiscreteVAE, DiscreteVAEConfig
-from dalle.vq.vqgan import NEARLY_WHITE, ImageTokenizer
+from dalle.vq.matting import NEARLY_WHITE
+from dalle.vq.vqgan import ImageTokenizer
 from tests.support.models import decoder_config
 from tests.support.stages import (
     MODEL,
