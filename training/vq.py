@@ -137,7 +137,8 @@ class VQTask:
         if self.channels == 4 and not self.pairs.has_transparency():
             raise DataError(
                 f"no picture of {', '.join(config.train_shards)} has transparent pixels, but the model has an alpha "
-                "channel: build the shards again, or train with --model.channels 3"
+                "channel: build the shards again, or "
+                + ("train with --model.channels 3" if config.start_from is None else "start from a model without one")
             )
         self.streams = not fit_on(self.device, len(self.pairs), self.channels, self.model.config.image_size)
         """Whether pictures are read from the disk for each batch. On CUDA they are kept on the device if they fit."""

@@ -127,6 +127,8 @@ def test_a_tokenizer_of_rgb_learns_to_draw_transparency_with_the_codes_that_it_h
     assert (composite(after)[changed_pixels[:, None].expand_as(difference)] > 1 - NEARLY_WHITE - 1e-5).all()
     with pytest.raises(DataError, match="model has an alpha channel already: leave alpha_widths out"):
         VQTask(vq_training(clear, **changes | {"start_from": str(tmp_path / "model")}))
+    with pytest.raises(DataError, match="has an alpha channel: build the shards again, or start from a model without"):
+        VQTask(vq_training(data, start_from=str(tmp_path / "model")))
 
 
 def test_pixels_are_drawn_from_codes_with_mistakes(data: Path) -> None:
