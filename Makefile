@@ -44,7 +44,8 @@ run: $(VENV)/.installed ## draw a contact sheet; options: PROMPT="..." for your 
 		--prompt "a sunflower, fluent 3d style emoji" \
 		--prompt "green heart, twemoji style emoji" \
 		--prompt "a red apple, noto style emoji" \
-		--prompt "an owl in fluent flat style"; fi; \
+		--prompt "an owl in fluent flat style" \
+		--prompt "a cat on a sofa, noto style emoji"; fi; \
 	$(BIN)/dalle generate --n "$$N" --seed "$$SEED" --out "$$OUT" "$$@"
 
 serve: $(VENV)/.installed-serving ## start the service here; options: PORT=8000, ARGS="--limits.max-n 4" for any setting
