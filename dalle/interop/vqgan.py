@@ -112,11 +112,11 @@ def _describe(path: Path, weights: Mapping[str, LazyTensor], **options: Any) -> 
 
 def names_of(config: ImageTokenizerConfig) -> dict[str, str]:
     """Our names of a VQGAN's weights -> taming-transformers', for a `patch_size` of 1, since that project has no
-    patches."""
+    patches. The weights that find alpha, which it has not either, keep their names."""
     with torch.device("meta"):
         ours = ImageTokenizer(config).state_dict()
     modules = dict(_modules(config))
-    return {name: _translate(name, modules) for name in ours}
+    return {name: name if name.startswith("matting.") else _translate(name, modules) for name in ours}
 
 
 def _translate(name: str, modules: Mapping[str, str]) -> str:

@@ -135,6 +135,7 @@ def _described(config: ImageTokenizerConfig) -> dict[str, Any]:
         "a blank code": config.blank_code is not None,
         f"the quantizer {config.quantizer}": config.quantizer != "nearest",
         "a wavelet head": config.wavelet_head,
+        "an alpha channel": config.channels == 4,
         "no encoder": config.decode_only,
     }
     if found := [reason for reason, holds in reasons.items() if holds]:

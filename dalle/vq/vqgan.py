@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dalle.errors import ImageError
 from dalle.vq.finite_scalar import FiniteScalarQuantizer
-from dalle.vq.matting import Matting
+from dalle.vq.matting import Matting, clamped
 from dalle.vq.quantize import GumbelQuantizer, Quantized, VectorQuantizer
 from dalle.vq.vqgan_blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, make_middle, make_norm
 from dalle.vq.vqgan_config import ImageTokenizerConfig
@@ -207,10 +207,7 @@ class ImageTokenizer(nn.Module):
         Raises `ImageError` for other codes."""
         check_codes(codes, self.config.codebook_size)
         pixels = self.pixels(self.quantizer.decode(codes))
-        if self.config.alpha_widths is not None:
-            alpha = pixels[:, 3:]
-            pixels = pixels - (alpha - alpha.clamp(-1, 1))  # of all channels, so that the picture over white stays
-        return pixels.clamp(-1, 1)
+        return pixels.clamp(-1, 1) if self.config.alpha_widths is None else clamped(pixels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """(B, C, H, W) -> the reconstruction (B, C, H, W), not clamped, and the quantizer's output."""

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dalle.checkpoint import load_checkpoint, load_image_tokenizer, save_checkpoint
+from dalle.checkpoint.store import DEFAULT_MODEL, find_model
 from dalle.checkpoint.weights import LazyTensor
 from dalle.errors import CheckpointError
 from dalle.interop.convert import import_checkpoint
@@ -89,6 +90,16 @@ def test_hf_of_a_whole_model(tmp_path: Path, model_folder: Path) -> None:
     state = loaded.image_tokenizer.state_dict()
     assert torch.equal(weights["quantize.embedding.weight"], state["quantizer.codebook"])
     assert torch.equal(weights["decoder.conv_out.bias"], state["decoder.9.bias"]) and len(weights) == len(state)
+
+
+def test_the_network_that_finds_alpha_keeps_its_names(tmp_path: Path) -> None:
+    """The default model has one, which no other project has."""
+    export_checkpoint(find_model(DEFAULT_MODEL), "hf", tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "image_tokenizer" / "model.safetensors")
+    ours = load_image_tokenizer(find_model(DEFAULT_MODEL)).state_dict()
+    matting = {name for name in ours if name.startswith("matting.")}
+    assert matting and len(weights) == len(ours)
+    assert all(torch.equal(weights[name].float(), ours[name]) for name in matting)
 
 
 def test_what_cannot_be_exported(tmp_path: Path, model_folder: Path) -> None:
