@@ -20,7 +20,8 @@ def with_alpha(model: ImageTokenizer, widths: tuple[int, ...], folder: str) -> I
     if model.config.channels == 4:
         raise DataError(f"{folder} has an alpha channel already: leave alpha_widths out")
     result = ImageTokenizer(dataclasses.replace(model.config, channels=4, alpha_widths=widths))
-    result.load_state_dict(model.state_dict(), strict=False)
+    loaded = result.load_state_dict(model.state_dict(), strict=False)
+    assert not loaded.unexpected_keys and all(name.startswith("matting.") for name in loaded.missing_keys), loaded
     nn.init.zeros_(result.matting.get_parameter("alpha.2.weight"))
     nn.init.ones_(result.matting.get_parameter("alpha.2.bias"))
     return result

@@ -10,7 +10,7 @@ from dalle.errors import DataError
 from dalle.images import composite
 from dalle.vq.quantize import codebook_statistics
 from dalle.vq.vqgan import ImageTokenizer
-from training.evaluation.measures import psnr, ssim
+from training.evaluation.measures import alpha_error, psnr, ssim
 from training.losses.perceptual import LPIPS
 from training.pairs.problems import Broken
 from training.pairs.shards import PairShards
@@ -62,7 +62,7 @@ def validate_tokenizer(
         if config.blank_code is not None:
             num_free -= int(tokenizer.blank_patches(images).sum())
         if config.channels == 4:
-            sums.setdefault("alpha_error", []).append(((drawn - images)[:, 3] / 2).abs().mean((1, 2)))
+            sums.setdefault("alpha_error", []).append(alpha_error(drawn, images))
         images, drawn = composite(images), composite(drawn)
         for name, values in _measures(images, drawn, start).items():
             sums.setdefault(name, []).append(values)

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 __all__ = [
+    "alpha_error",
     "chance_recall",
     "frechet_distance",
     "nearest",
@@ -23,6 +24,11 @@ __all__ = [
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 ROWS_AT_ONCE = 256
+
+
+def alpha_error(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean absolute error of each picture's alpha, (B,) in [0, 1]. Images and targets are (B, 4, H, W) in [-1, 1]."""
+    return ((images - targets)[:, 3] / 2).abs().mean((1, 2))
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dalle.vq.kinds import AnyImageTokenizer
 from dalle.vq.quantize import codebook_statistics
 from training.evaluation.features import batches
 from training.evaluation.generation import Numbers
-from training.evaluation.measures import psnr, ssim
+from training.evaluation.measures import alpha_error, psnr, ssim
 from training.hardware import autocast
 from training.losses.perceptual import LPIPS
 from training.pairs.shards import PairShards
@@ -47,11 +47,11 @@ class Reconstructed:
         """Means over pictures, and usage and perplexity of the codebook over all pictures together."""
         usage, perplexity = codebook_statistics(self.counts)
         means = {name: getattr(self, name).mean().item() for name in ("psnr", "ssim", "perceptual")}
-        alpha_error = None if self.alpha_error is None else self.alpha_error.mean().item()
+        error = None if self.alpha_error is None else self.alpha_error.mean().item()
         return {
             "pictures": len(self.psnr),
             **means,
-            "alpha_error": alpha_error,
+            "alpha_error": error,
             "usage": usage,
             "perplexity": perplexity,
         }
@@ -71,7 +71,7 @@ def reconstruct(
         images = pairs.images(batch, channels=tokenizer.config.channels).to(device)
         codes = tokenizer.encode(images)
         decoded = tokenizer.decode(codes)
-        alpha_error = ((decoded - images)[:, 3] / 2).abs().mean((1, 2)).cpu() if images.shape[1] == 4 else None
+        error = alpha_error(decoded, images).cpu() if images.shape[1] == 4 else None
         images, decoded = composite(images), composite(decoded)
         with autocast(device, "auto"):
             distance = lpips(decoded, images).float()
@@ -81,7 +81,7 @@ def reconstruct(
                 ssim=ssim(decoded, images).cpu(),
                 perceptual=distance.cpu(),
                 counts=torch.bincount(codes.flatten(), minlength=tokenizer.config.codebook_size).cpu(),
-                alpha_error=alpha_error,
+                alpha_error=error,
             )
         )
     return Reconstructed.cat(parts)
