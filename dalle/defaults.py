@@ -33,8 +33,10 @@ Rerank = Literal["likelihood", "clip"]
 """Judge of candidates: the decoder, by the mean log-probability of a picture's codes, or a CLIP model, by the cosine
 between picture and prompt."""
 DEFAULT_RERANK: Rerank = "clip"
-Translate = Literal["off", "auto", "fr", "ko", "de", "es", "ja"]
-"""Language that prompts are translated from, by ISO 639 code: `auto` detects it, `off` draws prompts as they are."""
+Translate = Literal["off", "en", "auto", "fr", "ko", "de", "es", "ja"]
+"""Language that prompts are translated from, by ISO 639 code: `auto` detects it, `off` draws prompts as they are. `en`
+translates nothing: it takes every prompt for English, and puts it into the wording of the model's captions, as `auto`
+does with prompts in English."""
 LANGUAGES_OF_PROMPTS = {"fr": "French", "ko": "Korean", "de": "German", "es": "Spanish", "ja": "Japanese"}
 """English names of the languages that prompts are translated from, by ISO 639 code."""
 Background = Literal["transparent", "opaque", "auto"]

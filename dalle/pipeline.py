@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.best_of import BestOf, Selection, draw_best, judge_of
-from dalle.checkpoint.translator import prompt_translator
+from dalle.checkpoint.translator import default_translate, prompt_translator, translation_fault
 from dalle.clip.model import ClipModel
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
 from dalle.decoder.sampling import SamplingParams, check_seed
-from dalle.defaults import DEFAULT_TRANSLATOR, MAX_PICTURES, Rerank
+from dalle.defaults import DEFAULT_TRANSLATOR, MAX_PICTURES, Rerank, Translate
 from dalle.errors import NegativePromptError, ParameterError, PromptError
 from dalle.images import Background, chosen_background, enlarge, with_background
 from dalle.model import NUM_SLOTS, Model
@@ -223,6 +223,12 @@ class DALLE(Model):
         finally:
             self._idle_engines.clear()
             self._idle_engines[kind] = engine
+
+    @property
+    def translate(self) -> Translate:
+        """What the command line and the service do with prompts unless somebody says: `en` or `off`."""
+        fault = translation_fault(self.name, self.text_tokenizer, self.prompt_language)
+        return default_translate(fault, self.vocabulary)
 
     def prompt_translator(self, translator: str | Path = DEFAULT_TRANSLATOR) -> PromptTranslator:
         """The step that translates prompts in other languages into English, before they are drawn:

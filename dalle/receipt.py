@@ -209,7 +209,7 @@ def _ranking_facts(ranking: Ranking) -> dict[str, str]:
 
 def _translation_facts(translation: PromptTranslation) -> dict[str, str]:
     given = (
-        ("translated from", translation.prompt, translation.language),
+        ("given as" if translation.language == "en" else "translated from", translation.prompt, translation.language),
         ("  negative prompt", translation.negative_prompt, translation.negative_language),
     )
     facts = {name: f"{text} ({language})" for name, text, language in given if text is not None}

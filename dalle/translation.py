@@ -11,7 +11,8 @@ __all__ = ["PromptTranslation", "TranslatedPrompt"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptTranslation(Config):
-    """What was translated into the prompts of a picture. Raises `ParameterError` for a value outside its range.
+    """What was translated into the prompts of a picture, or worded otherwise (language `en`). Raises `ParameterError`
+    for a value outside its range.
 
     A translation says nothing of how the picture was drawn: the English prompts of its receipt draw it again without.
     """
@@ -27,9 +28,9 @@ class PromptTranslation(Config):
     kept: tuple[str, ...] = ()
     """Words of both that are kept as they were, since neither lexicon nor network knows them."""
     translator: str
-    """Name of the translator."""
+    """Name of the translator; `vocabulary` for an English prompt that only got the wording of the model's captions."""
     translator_digest: str
-    """Digest of the translator, in lowercase hexadecimal."""
+    """Digest of the translator, or of what decides the wording, in lowercase hexadecimal."""
 
     def __post_init__(self) -> None:
         texts = (

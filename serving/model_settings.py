@@ -71,9 +71,10 @@ class ModelSettings(QueueSettings):
     clip: str | None = Field(default=None, min_length=1)
     """CLIP model that judges candidates (`best_of` with `rerank` `clip`): a name, or the path of its directory. Without
     it, `emoji`, which knows emoji and icons, is loaded while the first request that needs it is drawn."""
-    translate: Annotated[Translate, BeforeValidator(as_translate)] = "off"
+    translate: Annotated[Translate, BeforeValidator(as_translate)] | None = None
     """Language that prompts are translated from into English, for requests that do not say: `auto` detects it, `off`
-    draws prompts as they are; or `fr`, `ko`, `de`, `es`, `ja`."""
+    draws prompts as they are; or `fr`, `ko`, `de`, `es`, `ja`. `en` puts prompts in English into the wording of the
+    model's captions, and is the default if the model has a vocabulary with styles; else `off` is."""
     translator: str | None = Field(default=None, min_length=1)
     """Translator of prompts: a name, or the path of its directory. It is loaded for the first prompt that needs it
     (default: the one that the library has)."""

@@ -70,7 +70,7 @@ def _check_model(model: ModelSettings) -> None:
         if config.text_tokenizer == ClassTokenizer.kind:
             raise ConfigError(f"prompts of the model {model.id} are numbers of classes: it has no use for a clip")
         load_clip(find_clip(model.clip))
-    if model.translate != "off" or model.translator is not None:
+    if model.translate not in (None, "off") or model.translator is not None:
         _check_translation(model, folder, config)
     if (decoder.feature_width is None) != (model.text_encoder is None):
         need = "has no use for a text encoder" if decoder.feature_width is None else "needs a text_encoder"
@@ -87,7 +87,7 @@ def _check_translation(model: ModelSettings, folder: Path, config: ModelConfig) 
     languages = languages_of_translator(translator)
     if not languages:
         raise ConfigError(f"translator of the model {model.id} is {translator}: it has no lexicons")
-    if model.translate not in ("off", "auto", *languages):
+    if model.translate not in (None, "off", "en", "auto", *languages):
         known = ", ".join(languages)
         raise ConfigError(f"translate of the model {model.id} is {model.translate}; its translator knows {known}")
 

@@ -211,8 +211,8 @@ class _Common(_Body):
     translate: Translate | None = None
     """Translate the prompts into English before they are drawn: `auto` from the language that they are in, `fr`, `ko`,
     `de`, `es` or `ja` from that one (a tag with a region, such as `fr-CA`, is taken for its language), `off` not at all
-    (default: the model's, `translate` of its card). English is drawn
-    as it is, and a language that is not translated is refused."""
+    (default: the model's, `translate` of its card). A prompt in English gets the wording of the model's captions, and
+    `en` does nothing else. A language that is not translated is refused."""
     negative_prompt: Prompt | None = None
     """Text to steer away from; it needs a `guidance_scale` above 1."""
     return_codes: bool = False

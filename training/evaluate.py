@@ -27,6 +27,8 @@ from PIL import Image
 
 from dalle.checkpoint import load_checkpoint
 from dalle.checkpoint.clip import find_clip, load_clip
+from dalle.checkpoint.vocabulary import usable_vocabulary
+from dalle.checkpoint.wording import CaptionWording
 from dalle.decoder.sampling import SamplingParams, check_seed
 from dalle.defaults import DEFAULT_CLIP
 from dalle.device import choose_device, keep_memory
@@ -60,6 +62,7 @@ def evaluate(
     shards: tuple[str, ...] = ("data/emoji",),
     num: int = 200,
     phrasing: Phrasing = "training",
+    wording: bool = True,
     clip: str = DEFAULT_CLIP,
     guidance_scale: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] | None = None,
@@ -81,6 +84,8 @@ def evaluate(
         num: Largest number of pictures drawn for each split.
         phrasing: Wording of the prompts. `training`: the first caption of each pair. `natural`: other words and
             phrases for the same picture, with synonyms, that never occur in training captions.
+        wording: Draw prompts in the wording of the model's captions, as the command line and the service do, if the
+            model has a vocabulary with styles. --no-wording measures the decoder alone.
         clip: CLIP directory, or the name of one in the package, for the CLIP score. Scores of different ones cannot be
             compared.
         guidance_scale: Scale of classifier-free guidance; 1 turns it off.
@@ -115,6 +120,8 @@ def evaluate(
     checkpoint = load_checkpoint(model)
     clip_model = load_clip(find_clip(clip))
     params = SamplingParams.from_dict(checkpoint.sampling.to_dict() | chosen)
+    vocabulary = usable_vocabulary(model)
+    worded = CaptionWording(vocabulary) if wording and vocabulary is not None and vocabulary.styles else None
     splits = find_splits(shards)
     _check_sizes(splits, checkpoint.image_tokenizer.config.image_size)
     checkpoint.image_tokenizer.to(place)
@@ -132,7 +139,12 @@ def evaluate(
         for name, pairs in splits.items():
             start = gallery.starts[name]
             drawn[name] = draw(
-                name, pairs, checkpoint, embed, clip_model, params, num=num, seed=seed, start=start, phrasing=phrasing
+                *(name, pairs, checkpoint, embed, clip_model, params),
+                num=num,
+                seed=seed,
+                start=start,
+                phrasing=phrasing,
+                wording=worded,
             )
             if name == shown:
                 picture = sheet(drawn[name], pairs)
@@ -143,6 +155,7 @@ def evaluate(
         "num": num,
         "seed": seed,
         "phrasing": phrasing,
+        "wording": worded is not None,
         "reconstructed": NUM_RECONSTRUCTED,
         "clip": clip_model.name,
         "clip_digest": clip_model.digest,

@@ -22,6 +22,7 @@ from dalle.checkpoint.files import VOCABULARY_FILE
 from dalle.checkpoint.vocabulary import MAX_LENGTH, Style, Vocabulary, words_of, write_vocabulary
 from dalle.errors import DataError
 from training.captions.naming import said, straight, synonyms, without_skin_tone
+from training.captions.wording import STYLES
 from training.command import run_function
 from training.pairs.shards import PairShards, find_shards
 
@@ -72,7 +73,14 @@ def make_vocabulary(
     survey = _survey(metadata)
     least = min(2, len(survey.endings))
     common = [name for name in survey.names if len(survey.concepts[name]) >= least][:MAX_CONCEPTS]
-    styles = [Style(name=style, phrase=_phrase(style, survey.endings[style])) for style in survey.styles[:MAX_STYLES]]
+    styles = [
+        Style(
+            name=style,
+            phrase=_phrase(style, survey.endings[style]),
+            others=STYLES[style].others if style in STYLES else (),
+        )
+        for style in survey.styles[:MAX_STYLES]
+    ]
     found = {word for name in common for word in words_of(name)}
     frequent = sorted(survey.words, key=lambda word: (-survey.words[word], word))[:MAX_WORDS]
     words = sorted({*frequent} - found)

@@ -17,6 +17,8 @@ from dalle.checkpoint.files import TOKENIZER_FILE, file_digest, listed
 from dalle.checkpoint.model_config import CONFIG_FILE
 from dalle.checkpoint.one_network import DirectoryFormat, find_directory, parsed
 from dalle.checkpoint.vocabulary import Vocabulary
+from dalle.checkpoint.wording import CaptionWording
+from dalle.defaults import Translate
 from dalle.errors import CheckpointError, ParameterError
 from dalle.text.classes import ClassTokenizer
 from dalle.text.kinds import load_text_tokenizer
@@ -30,6 +32,7 @@ from dalle.translate.search import SearchConfig
 from dalle.translate.translator import TextConfig, Translator
 
 __all__ = [
+    "default_translate",
     "find_translator",
     "languages_of_translator",
     "load_translator",
@@ -139,6 +142,12 @@ def translation_fault(name: str, text_tokenizer: PromptTokenizer | None, prompt_
     return None
 
 
+def default_translate(fault: str | None, vocabulary: Vocabulary | None) -> Translate:
+    """What `translate` is for a model unless somebody says: `en` if it has a vocabulary with styles, else `off`. fault:
+    that of `translation_fault`."""
+    return "en" if fault is None and vocabulary is not None and vocabulary.styles else "off"
+
+
 def prompt_translator(
     translator: str | Path,
     *,
@@ -161,7 +170,9 @@ def prompt_translator(
             f"{folder} has no lexicons, and so does not know which words it does not know: prompts need a translator "
             "that has them"
         )
-    return PromptTranslator(lambda: load_translator(folder), vocabulary.knows_all if vocabulary is not None else None)
+    if vocabulary is None:
+        return PromptTranslator(lambda: load_translator(folder))
+    return PromptTranslator(lambda: load_translator(folder), vocabulary.knows_all, CaptionWording(vocabulary))
 
 
 def _check_fit(folder: Path, tokenizer: PromptTokenizer, config: EncoderDecoderConfig) -> None:

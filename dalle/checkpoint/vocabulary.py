@@ -1,9 +1,9 @@
 """`Vocabulary`: what a model knows, for people who look for words to type; the optional `vocabulary.json` of a model
 directory.
 
-No digest covers the file, since it decides nothing that is drawn, but which prompts are English without a doubt and so
-are not translated: it may be added, changed or removed. It is a JSON
-object with the fields of `Vocabulary`; unknown keys are ignored.
+No digest covers the file, since a receipt's picture does not depend on it: it decides which prompts are English beyond
+doubt and so are not translated, and how English ones are worded, and the receipt has the outcome as its prompt. It may
+be added, changed or removed. It is a JSON object with the fields of `Vocabulary`; unknown keys are ignored.
 """
 
 import base64
@@ -37,7 +37,7 @@ __all__ = [
 MAX_BYTES = 8 << 20
 MAX_LENGTH = 200
 """Most characters of a name, a phrase, an example or the description."""
-MAX_STYLES, MAX_EXAMPLES, MAX_CONCEPTS, MAX_WORDS = 64, 12, 20_000, 50_000
+MAX_STYLES, MAX_OTHERS, MAX_EXAMPLES, MAX_CONCEPTS, MAX_WORDS = 64, 12, 12, 20_000, 50_000
 MAX_PICTURE_BYTES = 16 << 10
 PICTURE_START, PICTURE_KIND = b"RIFF", b"WEBP"
 STOP_WORDS = frozenset(
@@ -57,12 +57,20 @@ class Style(Config):
     """Such as `fluent 3d`."""
     phrase: str
     """The words of a prompt for it, such as `fluent 3d style emoji`, which follow the thing and a comma."""
+    others: tuple[str, ...] = ()
+    """Other names of the style, which its captions have too, such as `3d`."""
     picture: str = ""
     """A small WebP file that the model drew in the style, in base64; empty for none."""
 
     def __post_init__(self) -> None:
         _check_text("the name of a style", self.name)
         _check_text(f"the phrase of the style {self.name!r}", self.phrase)
+        require(
+            len(self.others) <= MAX_OTHERS,
+            f"the style {self.name!r} has {len(self.others)} other names; the limit is {MAX_OTHERS}",
+        )
+        for other in self.others:
+            _check_text(f"another name of the style {self.name!r}", other)
         try:
             content = base64.b64decode(self.picture, validate=True)
         except (binascii.Error, ValueError) as error:

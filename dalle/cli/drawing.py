@@ -57,7 +57,8 @@ class Drawing:
     keep_rows: int | None
     background: Background
     weights: Weights
-    translate: Translate
+    translate: Translate | None
+    """None: the model's default."""
     translator: str | None
     truncate: bool
     device: str
@@ -117,20 +118,21 @@ def draw(drawing: Drawing) -> None:
 def _translated(dalle: DALLE, drawing: Drawing) -> list[TranslatedPrompt]:
     """The prompts as they are drawn. Prints what was translated, and warns of words that were kept."""
     negative = drawing.negative_prompt
-    if drawing.translate == "off":
+    chosen = dalle.translate if drawing.translate is None else drawing.translate
+    if chosen == "off":
         return [TranslatedPrompt(prompt=prompt, negative_prompt=negative) for prompt in drawing.prompts.texts]
     translate = dalle.prompt_translator(DEFAULT_TRANSLATOR if drawing.translator is None else drawing.translator)
     found, seen = [], dict[str, str]()
     for prompt in drawing.prompts.texts:
         try:
-            one = translate(prompt, negative, translate=drawing.translate)
+            one = translate(prompt, negative, translate=chosen)
         except NegativePromptError:
             raise
         except PromptError as error:
             raise drawing.prompts.located(prompt, error) from error
         if (other := seen.setdefault(str(one.prompt), prompt)) != prompt:
             raise PromptError(
-                f"{other!r} and {prompt!r} are both {one.prompt!r} in English; give one of them, with --n"
+                f"{other!r} and {prompt!r} are both {one.prompt!r} as they are drawn; give one of them, with --n"
             )
         found.append(one)
         if one.warning is not None:

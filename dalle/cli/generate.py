@@ -155,14 +155,16 @@ def generate(
         ),
     ] = "float32",
     translate: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="off|auto|fr|ko|de|es|ja",
+            metavar="off|en|auto|fr|ko|de|es|ja",
             help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
-            "from French, Korean, German, Spanish or Japanese. English is drawn as it is. A region does not matter "
-            "(fr-CA). The translator reads prompts of up to 63 tokens.",
+            "from French, Korean, German, Spanish or Japanese. A region does not matter (fr-CA). The translator reads "
+            "prompts of up to 63 tokens. English gets the wording of the model's captions: `i want to see a rocket in "
+            "twitter style` becomes `rocket, twemoji style emoji`; off draws every prompt as it is.",
+            show_default="en if the model has a vocabulary with styles, else off",
         ),
-    ] = "off",
+    ] = None,
     translator: Annotated[
         str | None,
         typer.Option(
@@ -198,8 +200,8 @@ def generate(
     """
     if keep_rows is not None and continue_from is None:
         raise DalleError("--keep-rows needs a picture: --continue-from FILE")
-    chosen = as_translate(translate)
-    if translator is not None and chosen == "off":
+    chosen = None if translate is None else as_translate(translate)
+    if translator is not None and chosen in (None, "off", "en"):
         raise DalleError("--translator needs prompts to translate: --translate auto, or a language")
     prompts = gather_prompts(words or (), prompt or (), prompts_file)
     options = {

@@ -123,19 +123,19 @@ OTHER_NAMES = {
 
 def as_translate(value: object) -> Translate:
     """A value of `translate` from what a caller wrote: `auto`, `off`, or a language as a code or tag in any case, of
-    which the region does not matter (`FR`, `fr-CA`, `fr_FR.UTF-8`; BCP 47 and POSIX). Raises `ParameterError`."""
+    which the region does not matter (`FR`, `fr-CA`, `en_GB.UTF-8`; BCP 47 and POSIX). Raises `ParameterError`."""
     choices = ", ".join(f"{code} ({name})" for code, name in LANGUAGES_OF_PROMPTS.items())
     if not isinstance(value, str):
-        raise ParameterError(f"translate is {str(value)[:80]}; it must be a text: auto, off, {choices}")
+        raise ParameterError(f"translate is {str(value)[:80]}; it must be a text: auto, off, {choices}, en")
     tag = re.fullmatch(r"([a-z]{2,8})([-_.@][a-z0-9-_.@]*)?", value.strip().lower())
     code = "" if tag is None else tag[1]
-    if code in LANGUAGES_OF_PROMPTS or (code in ("auto", "off") and tag is not None and tag[2] is None):
+    if code in (*LANGUAGES_OF_PROMPTS, "en") or (code in ("auto", "off") and tag is not None and tag[2] is None):
         return cast(Translate, code)
     by_name = {name.lower(): code for code, name in LANGUAGES_OF_PROMPTS.items()} | OTHER_NAMES
     if (known := by_name.get(value.strip().lower())) is not None:
         hint = f"write {known}"
-    elif code in ("en", "eng", "english"):
-        hint = "English is drawn as it is: write off, or auto for prompts in other languages too"
+    elif code in ("eng", "english"):
+        hint = "write en"
     else:
-        hint = f"it must be auto, off, {choices}"
+        hint = f"it must be auto, off, {choices}, or en, which only words English as captions are"
     raise ParameterError(f"translate is {value[:80]!r}; {hint}")

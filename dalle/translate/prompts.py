@@ -2,11 +2,13 @@
 
     "빨간 판다, fluent 3d 스타일"  ->  "red panda, fluent 3d style", with what was given
 
-English passes through as it is, and costs nothing: a prompt of words that the model knows needs no translator at all.
+English needs no translator. It passes through as it is, or in the wording of the captions that the model was trained on
+(`dalle.checkpoint.wording`): a rocket rendered in noto  ->  rocket, noto style emoji.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from dalle.defaults import Translate
 from dalle.errors import NegativePromptError, ParameterError, PromptError
@@ -18,17 +20,35 @@ from dalle.translate.sentences import Sentence
 from dalle.translate.translator import Translator
 from dalle.translation import PromptTranslation, TranslatedPrompt
 
-__all__ = ["PromptTranslator"]
+__all__ = ["PromptTranslator", "Wording"]
+
+VOCABULARY = "vocabulary"
+"""Name that stands for the translator in the record of a prompt that only got another English wording."""
+
+
+class Wording(Protocol):
+    """Puts English prompts into the wording that a model knows."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(self, prompt: str, /) -> str: ...
 
 
 class PromptTranslator:
     """Translates the prompts of one model. The translator is loaded for the first prompt that needs it."""
 
-    def __init__(self, load: Callable[[], Translator], knows_all: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Translator],
+        knows_all: Callable[[str], bool] | None = None,
+        wording: Wording | None = None,
+    ) -> None:
         """load: loads the translator. knows_all: whether the model knows every word of a text, which is then English
-        whatever other language it may be."""
+        whatever other language it may be. wording: that of English prompts; None leaves them as they are."""
         self._load = load
         self._knows_all = knows_all
+        self._wording = wording
 
     @functools.cached_property
     def translator(self) -> Translator:
@@ -51,7 +71,8 @@ class PromptTranslator:
     ) -> TranslatedPrompt:
         """Translate a prompt and a negative prompt, each from its own language with `auto`, or both from one by its
         code or tag (`fr`, `fr-CA`); `off` leaves them as they are. Texts without a letter are left as they are, and in
-        a prompt in English and another language only the other one is translated.
+        a prompt in English and another language only the other one is translated. A prompt in English gets the wording
+        of captions; `en` takes every text for English.
 
         Raises `PromptError` for a prompt that is no text, in a language that is not translated, or too long for the
         translator, which may be `NegativePromptError`; `ParameterError` for a `translate` that is none, or a language
@@ -66,8 +87,11 @@ class PromptTranslator:
             second = self._translated(negative_prompt, chosen)
         except PromptError as error:
             raise NegativePromptError(str(error).replace("the prompt", "the negative prompt", 1)) from error
-        if first is None and second is None:
+        worded = self._worded(prompt) if first is None and chosen != "off" else None
+        if first is None and second is None and worded is None:
             return TranslatedPrompt(prompt=prompt, negative_prompt=negative_prompt)
+        if worded is not None:
+            first = ENGLISH, Sentence(str(prompt), worded, (), "wording")
         found = [one for one in (first, second) if one is not None]
         return TranslatedPrompt(
             prompt=prompt if first is None else first[1].english,
@@ -78,14 +102,27 @@ class PromptTranslator:
                 negative_prompt=None if second is None else negative_prompt,
                 negative_language=None if second is None else second[0],
                 kept=tuple(dict.fromkeys(word for _, sentence in found for word in sentence.unknown)),
-                translator=self.translator.name,
-                translator_digest=self.translator.digest,
+                **self._named(only_worded=worded is not None and second is None),
             ),
         )
 
+    def _worded(self, prompt: str | None) -> str | None:
+        """An English prompt in the wording of captions; None if it stays as it is."""
+        if prompt is None or self._wording is None:
+            return None
+        worded = self._wording(prompt)
+        return None if worded == prompt else worded
+
+    def _named(self, *, only_worded: bool) -> dict[str, str]:
+        """Name and digest of what was used, for the record."""
+        if only_worded:
+            assert self._wording is not None
+            return {"translator": VOCABULARY, "translator_digest": self._wording.digest}
+        return {"translator": self.translator.name, "translator_digest": self.translator.digest}
+
     def _translated(self, text: str | None, translate: Translate) -> tuple[str, Sentence] | None:
         """Language and translation of a text; None if it is left as it is."""
-        if translate == "off" or text is None or not any(character.isalpha() for character in text):
+        if translate in ("off", ENGLISH) or text is None or not any(character.isalpha() for character in text):
             return None
         language = self.language_of(text) if translate == "auto" else translate
         if language != ENGLISH and language not in self.translator.lexicons:

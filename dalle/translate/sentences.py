@@ -36,7 +36,7 @@ from dalle.translate.word_by_word import word_by_word
 __all__ = ["Sentence", "Way", "translate"]
 
 Network = Callable[[Sequence[str]], Sequence[str]]
-Way = Literal["name", "network", "parts", "look-up"]
+Way = Literal["name", "network", "parts", "look-up", "wording"]
 ARTICLE = re.compile(r"\b(a|an) (?=\S)", re.IGNORECASE)
 HIRAGANA = re.compile(r"[\u3041-\u309f]+$")
 """Japanese endings and small words, which mean little by themselves."""
@@ -56,7 +56,7 @@ class Sentence:
     """Words of the source that are kept as they were, since neither lexicon nor network knows them."""
     by: Way
     """What translated it: the lexicon as one name; the network with the lexicon's names, as a whole or part by part; or
-    the lexicon alone, word by word."""
+    the lexicon alone, word by word; or, for a sentence in English, the wording of a model's captions."""
 
 
 def translate(sources: Sequence[str], lexicon: Lexicon, network: Network) -> list[Sentence]:

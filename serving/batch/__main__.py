@@ -83,13 +83,15 @@ def batch(
         ),
     ] = "auto",
     translate: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="off|auto|fr|ko|de|es|ja",
+            metavar="off|en|auto|fr|ko|de|es|ja",
             help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
-            "from French, Korean, German, Spanish or Japanese. An item may override it.",
+            "from French, Korean, German, Spanish or Japanese; en only puts English into the wording of the model's "
+            "captions. An item may override it.",
+            show_default="en if the model has a vocabulary with styles, else off",
         ),
-    ] = "off",
+    ] = None,
     translator: Annotated[
         str | None,
         typer.Option(metavar="NAME|DIR", help="Translator of the prompts.", show_default=DEFAULT_TRANSLATOR),
@@ -250,7 +252,7 @@ def batch(
                     image_format=output_format,
                     quality=quality,
                     background=background,
-                    translate=as_translate(translate),
+                    translate=None if translate is None else as_translate(translate),
                     translator=translator,
                     layout=layout,
                     shard_size=shard_size,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
-from dalle.checkpoint.translator import prompt_translator
+from dalle.checkpoint.translator import default_translate, prompt_translator, translation_fault
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
 from dalle.defaults import DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
@@ -69,8 +69,8 @@ class PlanSettings:
     """Judge of the candidates, unless the item says; None for the default one. It needs `best_of`."""
     clip: str | None = None
     """Name or directory of the CLIP model that judges; None for the default one."""
-    translate: Translate = "off"
-    """Language that prompts are translated from into English, unless the item says."""
+    translate: Translate | None = None
+    """Language that prompts are translated from into English, unless the item says; None for the model's default."""
     translator: str | None = None
     """Name or directory of the translator; None for the default one."""
     safety: dict[str, Any] | None = None
@@ -130,6 +130,9 @@ class Planner:
         the settings have prompts translated that cannot be, or candidates compared that cannot be, and
         `CheckpointError` for a translator or a CLIP model that is not there or damaged.
         """
+        if settings.translate is None:
+            fault = translation_fault(facts.name, facts.text_tokenizer, facts.prompt_language)
+            settings = dataclasses.replace(settings, translate=default_translate(fault, facts.vocabulary))
         self.facts = facts
         self.model_id = model_id
         self.settings = settings

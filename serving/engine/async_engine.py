@@ -208,7 +208,7 @@ class AsyncEngine:
             rerank=self.thread.chooser.judges,
             translates=self._translating.languages,
             translation_fault=self._translating.fault,
-            translate=self.settings.translate,
+            translate=model.translate if self.settings.translate is None else self.settings.translate,
             created=self.created,
             vocabulary=model.vocabulary,
         )

@@ -216,7 +216,7 @@ def _translate(fields: Fields, info: ModelInfo) -> Translate:
     if chosen == "off":
         return chosen
     fault = info.translation_fault
-    if fault is None and chosen not in ("auto", *info.translates):
+    if fault is None and chosen not in ("auto", "en", *info.translates):
         fault = f"prompts of the model {info.id} are translated from {', '.join(info.translates)}"
     if fault is not None:
         message = f"translate is {chosen}; {fault}; off draws prompts as they are"

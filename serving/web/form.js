@@ -127,8 +127,8 @@ export class Form {
   #translate() {
     const { translate, translate_from: languages } = this.model;
     const wanted = languages.length > 0 && byId("translate").checked;
-    if (wanted === (translate !== "off")) return {};
-    return { translate: wanted ? "auto" : "off" };
+    if (wanted === translates(translate)) return {};
+    return { translate: wanted ? "auto" : "en" };
   }
 
   /** Candidates, if they are wanted. A model whose prompts CLIP cannot read is its own judge. */
@@ -155,7 +155,7 @@ export class Form {
     byId("best_of").value = fields.best_of ?? "";
     byId("seed").value = fields.seed;
     this.#lock(true);
-    this.#wantsTranslation = (fields.translate ?? this.card(fields.model).translate) !== "off";
+    this.#wantsTranslation = translates(fields.translate ?? this.card(fields.model).translate);
     for (const name of ADVANCED) byId(name).value = fields[name] || (fields[name] === 0 && name !== "first_index" ? 0 : "");
     this.#showModel();
     this.#showAdvanced(this.#numChanged > 0);
@@ -235,7 +235,7 @@ export class Form {
     const { id, size, num_codes, sampling, transparency, translate, translate_from: languages } = this.model;
     byId("translate-control").hidden = !languages.length;
     byId("translate-control").title = `From ${languages.map(languageName).join(", ")} into English, which is what is drawn`;
-    byId("translate").checked = this.#wantsTranslation ?? (translate !== "off" || languages.includes(browserLanguage()));
+    byId("translate").checked = this.#wantsTranslation ?? (translates(translate) || languages.includes(browserLanguage()));
     this.#vocabulary.show(id);
     byId("background-field").hidden = !transparency;
     if (!transparency) byId("background").value = ""; // the service would refuse another
@@ -252,6 +252,11 @@ export class Form {
 /** ISO 639 code of the language that the browser speaks. */
 function browserLanguage() {
   return new Intl.Locale(navigator.language || "en").language;
+}
+
+/** Whether this value of the field `translate` translates other languages, and does more than to word English anew. */
+function translates(value) {
+  return value !== "off" && value !== "en";
 }
 
 function languageName(code) {

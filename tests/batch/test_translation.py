@@ -1,11 +1,13 @@
 """Offline batches of prompts in other languages: the pictures and receipts of the library; resumed; refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dalle import DALLE
+from dalle.checkpoint.vocabulary import Style, Vocabulary, write_vocabulary
 from dalle.errors import CheckpointError
 from dalle.receipt import read_receipt
 from tests.support.batches import contents, manifest, prompts_file, run
@@ -64,3 +66,22 @@ def test_a_translator_that_is_not_there_is_found_before_anything_is_drawn(model_
     with pytest.raises(CheckpointError, match="there is no translator 'nonsense'"):
         run(model_folder, prompts, tmp_path / "out", plan={"translate": "auto", "translator": "nonsense"})
     assert not (tmp_path / "out").exists()
+
+
+def test_english_is_worded_as_the_models_captions_are(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "lively"))
+    styles = (Style(name="blue", phrase="blue"),)
+    write_vocabulary(folder, Vocabulary(styles=styles, concepts=("apple",)))
+    items = [{"id": "worded", "prompt": "draw an apple in blue"}, {"id": "off", "prompt": "a panda"}]
+    items[1] |= {"translate": "off"}
+    prompts = prompts_file(tmp_path, items)
+    assert run(folder, prompts, tmp_path / "out") == 0
+    records = {record["id"]: record for record in manifest(tmp_path / "out")}
+    assert [records[name]["prompt"] for name in ("worded", "off")] == ["apple, blue", "a panda"]
+    assert records["worded"]["translation"]["prompt"] == "draw an apple in blue"
+    before = contents(tmp_path / "out")
+    assert run(folder, prompts, tmp_path / "out") == 0 and contents(tmp_path / "out") == before
+    assert run(folder, prompts, tmp_path / "out2", plan={"translate": "off"}) == 3
+    assert "line 1 is invalid: the prompt has" in capsys.readouterr().err, "what was given is too long for this model"

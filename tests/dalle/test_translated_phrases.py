@@ -123,7 +123,7 @@ def test_tags_of_languages_are_taken_by_their_language(step: PromptTranslator, t
         ("French", "translate is 'French'; write fr"),
         ("jp", "translate is 'jp'; write ja"),
         ("Español", "translate is 'Español'; write es"),
-        ("en-US", "translate is 'en-US'; English is drawn as it is: write off"),
+        ("english", "translate is 'english'; write en"),
         ("it", "translate is 'it'; it must be auto, off, fr \\(French\\)"),
         ("auto-FR", "translate is 'auto-FR'; it must be"),
         (3, "translate is 3; it must be a text"),

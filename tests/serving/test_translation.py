@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from dalle import DALLE
+from dalle.checkpoint.vocabulary import Style, Vocabulary
 from dalle.errors import CheckpointError, ConfigError
 from dalle.images import encode_image
 from dalle.text.classes import ClassTokenizer
@@ -207,3 +208,34 @@ def test_a_translator_is_loaded_for_the_first_prompt_that_needs_it(model: DALLE,
         assert "translator" not in step.__dict__
         post(one, prompt="빨간 판다", translate="auto")
         assert "translator" in step.__dict__
+
+
+def test_english_is_worded_as_the_models_captions_are(model: DALLE) -> None:
+    vocabulary = Vocabulary(styles=(Style(name="blue", phrase="blue"),), concepts=("apple", "cat"))
+    with service(changed(model, vocabulary=vocabulary)) as one:
+        assert httpx.get(f"{one.url}/v1/models/lively").json()["translate"] == "en"
+        answer = post(one, prompt="draw an apple in blue", seed=7, negative_prompt="un chat").json()
+        assert answer["data"][0]["revised_prompt"] == "apple, blue"
+        assert answer["translation"] == {
+            "prompt": "draw an apple in blue",
+            "language": "en",
+            "drawn_prompt": "apple, blue",
+            "kept": [],
+            "translator": "vocabulary",
+        }
+        receipt = receipt_of(answer["data"][0]["b64_json"])
+        assert (receipt.prompt, receipt.negative_prompt) == ("apple, blue", "un chat")
+        assert receipt.translation is not None and receipt.translation.prompt == "draw an apple in blue"
+        answer = post(one, prompt="apple, blue").json()
+        assert "translation" not in answer and "revised_prompt" not in answer["data"][0]
+        as_it_is = error_of(post(one, prompt="draw an apple in blue", translate="off"))
+        assert "the prompt has 19 tokens; the limit is 11" in as_it_is["message"]
+        assert post(one, prompt="draw a cat", translate="auto").json()["data"][0]["revised_prompt"] == "cat"
+        step = one.engine._translating._step
+        assert step is not None and "translator" not in step.__dict__, "it was loaded"
+
+
+def test_wording_can_be_the_default_of_a_model_without_styles(model: DALLE, model_folder: Path) -> None:
+    check_settings(load_settings({"models": [{"path": str(model_folder), "translate": "en"}]}))
+    with service(model, engine={"translate": "en"}) as one:
+        assert "revised_prompt" not in post(one, prompt="a red panda").json()["data"][0], "it has no vocabulary"

@@ -11,7 +11,7 @@ The CLIP score is the mean cosine between picture and prompt, as a CLIP model se
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -86,18 +86,20 @@ def draw(
     seed: int,
     start: int,
     phrasing: Phrasing = "training",
+    wording: Callable[[str], str] | None = None,
 ) -> Drawn:
     """Draw a picture for each of at most `num` evenly spaced pairs of a split.
 
     Prompts are those of `training.captions.phrasing`; one that is too long for the model is truncated with a warning.
     The n-th picture, counted from 0, has the seed `seed` + n. start: number of the split's first pair in the gallery.
-    clip: on the device of `embed`.
+    clip: on the device of `embed`. wording: what is drawn of a prompt, as `CaptionWording`; None draws prompts as they
+    are.
     """
     decoder, text, tokenizer = checkpoint.decoder, checkpoint.text_tokenizer, checkpoint.image_tokenizer
     assert decoder is not None and text is not None
     chosen = evenly(len(pairs), num)
     prompts = [prompt_for(pairs.metadata(number), number, phrasing) for number in chosen]
-    rows = text.encode_batch(prompts, truncate=True)
+    rows = text.encode_batch(prompts if wording is None else [wording(one) for one in prompts], truncate=True)
     requests = [
         Request(text_ids=row, null_ids=text.null_ids, params=params, seed=seed + i) for i, row in enumerate(rows)
     ]
