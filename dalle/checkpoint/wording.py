@@ -32,7 +32,7 @@ AROUND = (STOP_WORDS | LINKS) - {"one", "two"} | frozenset(
     what what's when where which who will wish would you'd you're""".split()
 )
 """Words that people put around the thing that they want to see, and that say nothing about it."""
-BEFORE_STYLE = frozenset(("as", "by", "from", "in"))
+BEFORE_STYLE = frozenset(("as", "by", "from", "in", "with"))
 AFTER_STYLE = frozenset(
     ("design", "emoji", "emojis", "icon", "icons", "look", "manner", "rendition", "style", "styled", "version")
 )
@@ -83,15 +83,15 @@ class CaptionWording:
         thing = text[places[first].start() : places[last - 1].end()]
         if any(word in AROUND - LINKS for word in words[first:last]) and tuple(words[first:last]) not in self._things:
             return prompt
+        if last == start and last - first > 3 and words[last - 3] in BEFORE_STYLE and words[last - 2] in ARTICLES:
+            return prompt  # with a shiny 3d look
         if not self._vocabulary.knows_all(thing):
             return prompt
         if style is None:
             return thing if {*words[:first], *words[last:]} - ARTICLES else prompt
-        if words[-len(_words(style.phrase)) :] == _words(
-            style.phrase
-        ):  # a caption, unless a sentence is in front of it
-            before = {*words[:first]}
-            return f"{thing}, {style.phrase}" if before & ARTICLES and before - ARTICLES else prompt
+        before, phrase = {*words[:first]}, _words(style.phrase)
+        if words[-len(phrase) :] == phrase and not (before & ARTICLES and before - ARTICLES):
+            return prompt  # a caption, with no sentence before it
         return f"{thing}, {style.phrase}"
 
     def _style_in(self, words: Sequence[str]) -> tuple[int, int, Style] | None:

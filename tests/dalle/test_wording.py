@@ -113,6 +113,7 @@ def test_a_sentence_becomes_a_caption(wording: CaptionWording, prompt: str, word
         *("a red apple", "A Cat", "cat", "", "   ", "7!", "🐼", "...", "noto style emoji", "emoji", "draw", "the"),
         *("a sunflower, fluent 3d style emoji", "success picture, line icon style", "flash on, flat color icon style"),
         "a zorblax in noto style",  # no caption has this word, and perhaps it says something about the style
+        "a superhero with a shiny 3d look",  # says more about the style
         "a cat in noto style looking at a dog",  # two parts: which is the thing?
         "a cat that is sleeping, not awake, done in noto",
         *("twitter bird", "google", "a blob", "the gradient of a hill", "love letter", "see-no-evil monkey"),
