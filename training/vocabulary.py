@@ -42,6 +42,8 @@ class _Survey:
 
     concepts: Mapping[str, Counter[str]]
     """Number of pictures by concept and style."""
+    others: Mapping[str, frozenset[str]]
+    """Other names of the concepts."""
     captions: Mapping[tuple[str, str], str]
     """The first caption of the first picture, by concept and style."""
     endings: Mapping[str, Counter[str]]
@@ -81,7 +83,8 @@ def make_vocabulary(
         )
         for style in survey.styles[:MAX_STYLES]
     ]
-    found = {word for name in common for word in words_of(name)}
+    others = _synonyms(common, survey)
+    found = {word for name in (*common, *(one for names in others for one in names)) for word in words_of(name)}
     frequent = sorted(survey.words, key=lambda word: (-survey.words[word], word))[:MAX_WORDS]
     words = sorted({*frequent} - found)
     if not common and not styles and not words:
@@ -91,6 +94,7 @@ def make_vocabulary(
         examples=tuple(examples) or _examples(common, survey),
         styles=tuple(styles),
         concepts=tuple(sorted(common, key=lambda name: (name.lower(), name))),
+        synonyms=others,
         words=tuple(words),
     )
 
@@ -162,6 +166,7 @@ def write_vocabulary_of_model(
 
 def _survey(metadata: Iterable[Mapping[str, Any]]) -> _Survey:
     concepts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    others: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
     captions: dict[tuple[str, str], str] = {}
     endings: defaultdict[str, Counter[str]] = defaultdict(Counter)
     words: Counter[str] = Counter()
@@ -174,9 +179,23 @@ def _survey(metadata: Iterable[Mapping[str, Any]]) -> _Survey:
         words.update({*_words(pair)})
         if (name := _concept(pair)) and _is_short(name):
             concepts[name][style] += 1
+            if pair.get("name_en"):
+                known = without_skin_tone(pair["name_en"])
+                others[name] |= {other for other in (*said(known), *synonyms(known)) if _is_short(other)}
             if _is_short(first):
                 captions.setdefault((name, style), first)
-    return _Survey(concepts=concepts, captions=captions, endings=endings, words=words, weights=weights)
+    return _Survey(concepts=concepts, others=others, captions=captions, endings=endings, words=words, weights=weights)
+
+
+def _synonyms(common: Sequence[str], survey: _Survey) -> tuple[tuple[str, ...], ...]:
+    """Each of these concepts that has other names, with these in lower case; a name of several concepts is left
+    out."""
+    names = {name: {name.lower(), *(other.lower() for other in survey.others[name])} for name in common}
+    counts = Counter(one for found in names.values() for one in found)
+    groups = [
+        (name, *sorted(one for one in names[name] - {name.lower()} if counts[one] == 1)) for name in sorted(common)
+    ]
+    return tuple(group for group in groups if len(group) > 1)
 
 
 def _concept(pair: Mapping[str, Any]) -> str | None:

@@ -96,6 +96,8 @@ class Vocabulary(Config):
     styles: tuple[Style, ...] = ()
     concepts: tuple[str, ...] = ()
     """Names of things, without style."""
+    synonyms: tuple[tuple[str, ...], ...] = ()
+    """Concepts that have other names: the concept, and then these, each of which names no other concept."""
     words: tuple[str, ...] = ()
     """Further words of the training captions, in lower case: synonyms, keywords."""
 
@@ -112,6 +114,16 @@ class Vocabulary(Config):
             for text in texts:
                 _check_text(f"an entry of {name}", text)
             require(len({*texts}) == len(texts), f"{name} has an entry twice")
+        self._check_synonyms()
+
+    def _check_synonyms(self) -> None:
+        concepts, others = {*self.concepts}, [other for _, *others in self.synonyms for other in others]
+        require(len(others) <= MAX_WORDS, f"synonyms has {len(others)} other names; the limit is {MAX_WORDS}")
+        for other in others:
+            _check_text("an entry of synonyms", other)
+        unknown = next((names[0] for names in self.synonyms if names[0] not in concepts), None)
+        require(unknown is None, f"synonyms has {unknown!r}, which is no concept")
+        require(len({*others} - concepts) == len(others), "synonyms has a name of two concepts")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -153,7 +165,8 @@ class Vocabulary(Config):
 
     @functools.cached_property
     def _known_words(self) -> frozenset[str]:
-        return frozenset((*self.words, *(word for concept in self.concepts for word in words_of(concept))))
+        names = (*self.concepts, *(other for _, *others in self.synonyms for other in others))
+        return frozenset((*self.words, *(word for name in names for word in words_of(name))))
 
     @functools.cached_property
     def _style_words(self) -> frozenset[str]:
@@ -205,7 +218,7 @@ def usable_vocabulary(folder: Path) -> Vocabulary | None:
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     """Write the vocabulary of a model directory, in place of the one that it has."""
     path = folder / VOCABULARY_FILE
-    atomic_write(path, json.dumps(vocabulary.to_dict(), indent=0, ensure_ascii=False) + "\n")
+    atomic_write(path, json.dumps(vocabulary.to_dict(), ensure_ascii=False, separators=(",", ":")) + "\n")
     path.chmod(0o644)
 
 

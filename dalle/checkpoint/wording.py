@@ -56,15 +56,18 @@ class CaptionWording:
                 self._names[_key(_words(name))] = style
                 self._other_names.discard(_key(_words(name)))
         self._longest_name = max(map(len, self._names), default=0)
-        self._things = {tuple(_words(concept)) for concept in vocabulary.concepts}
+        others = {other: concept for concept, *others in vocabulary.synonyms for other in others}
+        self._other_things = {tuple(_words(other)): concept for other, concept in others.items()}
+        self._things = {tuple(_words(concept)) for concept in vocabulary.concepts} | {*self._other_things}
         self._longest_thing = max(map(len, self._things), default=0)
+        self._thing_words = {word for thing in self._things for word in thing}
         self._vocabulary = vocabulary
 
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256, in hex, of all that decides how prompts are worded."""
         styles = [[style.name, style.phrase, *style.others] for style in self._vocabulary.styles]
-        known = [self._vocabulary.concepts, self._vocabulary.words]
+        known = [self._vocabulary.concepts, self._vocabulary.synonyms, self._vocabulary.words]
         return hashlib.sha256(json.dumps([styles, *known]).encode()).hexdigest()
 
     def __call__(self, prompt: str) -> str:
@@ -75,7 +78,8 @@ class CaptionWording:
         words = [place.group().lower().replace("\u2019", "'") for place in places]
         found = self._style_in(words)
         start, end, style = (len(words), len(words), None) if found is None else found
-        parts = [self._thing_in(words, *part, style) for part in ((0, start), (end, len(words)))]
+        parts = [(0, self._description_before(words, start)), (end, len(words))]
+        parts = [self._thing_in(words, *part, style) for part in parts]
         things = [(first, last) for first, last in parts if first < last]
         if len(things) != 1:
             return prompt
@@ -89,25 +93,51 @@ class CaptionWording:
             return prompt
         if style is None:
             return thing if {*words[:first], *words[last:]} - ARTICLES else prompt
+        thing = self._other_things.get(tuple(words[first:last]), thing)
         before, phrase = {*words[:first]}, _words(style.phrase)
-        if words[-len(phrase) :] == phrase and not (before & ARTICLES and before - ARTICLES):
+        has_comma = start > 0 and "," in text[places[start - 1].end() : places[start].start()]
+        if has_comma and words[start:] == phrase and not (before & ARTICLES and before - ARTICLES):
             return prompt  # a caption, with no sentence before it
         return f"{thing}, {style.phrase}"
 
     def _style_in(self, words: Sequence[str]) -> tuple[int, int, Style] | None:
-        """The longest name of a style in a prompt, of these the last, as words[start:end]: its words in any order."""
+        """The longest name of a style in a prompt, of these the last, as words[start:end]: its words in any order, and
+        perhaps one more between them: `microsoft color gradient`."""
         for length in range(min(self._longest_name, len(words)), 0, -1):
-            for start in range(len(words) - length, -1, -1):
-                end, key = start + length, _key(words[start : start + length])
-                if (style := self._names.get(key)) is None:
-                    continue
-                if length > 1 or key not in self._other_names or self._names_style(words, start):
-                    return start, end, style
+            for between in (0, 1) if length > 1 else (0,):
+                for start in range(len(words) - length - between, -1, -1):
+                    end = start + length + between
+                    if (style := self._style_named(words, start, end, between)) is not None:
+                        return start, end, style
+        return None
+
+    def _style_named(self, words: Sequence[str], start: int, end: int, between: int) -> Style | None:
+        """The style that words[start:end] name, with so many words between them that are in no name of a thing."""
+        names = words[start:end]
+        if not between:
+            style = self._names.get(key := _key(names))
+            is_thing = len(names) == 1 and key in self._other_names and not self._names_style(words, start)
+            return None if is_thing else style
+        for place in range(1, len(names) - 1):
+            if names[place] not in AROUND | self._thing_words:
+                style = self._names.get(_key([*names[:place], *names[place + 1 :]]))
+                if style is not None:
+                    return style
         return None
 
     def _names_style(self, words: Sequence[str], place: int) -> bool:
-        before = next((word for word in reversed(words[:place]) if word not in ARTICLES), "")
-        return before in BEFORE_STYLE or (place + 1 < len(words) and words[place + 1] in AFTER_STYLE)
+        is_described = self._description_before(words, place) < place
+        return is_described or (place + 1 < len(words) and words[place + 1] in AFTER_STYLE)
+
+    def _description_before(self, words: Sequence[str], place: int) -> int:
+        """Where the description of a style begins whose name is at this place: `in`, `with a shiny`, or its name. A
+        word that is in the name of a thing is none of a style: `in a hat`."""
+        start = place
+        if start > 0 and words[start - 1] not in AROUND | self._thing_words:
+            start -= 1
+        while start > 0 and words[start - 1] in ARTICLES:
+            start -= 1
+        return start - 1 if start > 0 and words[start - 1] in BEFORE_STYLE else place
 
     def _thing_in(self, words: Sequence[str], start: int, end: int, style: Style | None) -> tuple[int, int]:
         """The thing in words[start:end], as start and end: without the words around it."""
@@ -136,4 +166,4 @@ def _words(text: str) -> list[str]:
 
 
 def _key(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(word.removesuffix("'s") for word in words))
+    return tuple(sorted(word.removesuffix("'s").replace("colour", "color") for word in words))

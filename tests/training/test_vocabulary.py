@@ -43,6 +43,8 @@ def test_names_styles_and_words_come_from_the_pairs() -> None:
         ("noto", "noto style emoji"),
         ("twemoji", "twemoji style emoji"),
     ]
+    assert ("flag of Peru", "peru flag") in vocabulary.synonyms
+    assert ("man cook", "male chef", "male cook") in vocabulary.synonyms and len(vocabulary.synonyms) == 2
     assert (vocabulary.description, vocabulary.examples) == ("Emoji", ("owl, noto style emoji",))
     assert "widget" in vocabulary.words and "owl" not in vocabulary.words
     assert vocabulary == make_vocabulary(pairs[::-1], description="Emoji", examples=["owl, noto style emoji"])
