@@ -3,8 +3,12 @@
     "i want to see a rocket rendered in twitter style"  ->  "rocket, twemoji style emoji"
 
 A small decoder draws best what is worded as its captions were: the thing, a comma, and the words of a style. People
-word prompts as sentences. So words around the thing are dropped, and the style gets its own words. A prompt that is not
-understood this way to its last word stays as it is.
+word prompts as sentences. Two forms of sentences are understood, each with words of request around it:
+
+    [draw me a] THING [rendered in] STYLE [please]          [i want a] STYLE [emoji that shows a] THING [please]
+
+Only what fits one of them to its last word is worded anew; any other prompt stays as it is, and so does one without a
+style.
 """
 
 import functools
@@ -13,55 +17,97 @@ import json
 import re
 from collections.abc import Sequence
 
-from dalle.checkpoint.vocabulary import STOP_WORDS, Style, Vocabulary
+from dalle.checkpoint.vocabulary import Style, Vocabulary
 
 __all__ = ["CaptionWording"]
 
-ARTICLES = frozenset(("a", "an", "the"))
-LINKS = ARTICLES | {"and", "at", "by", "for", "from", "in", "of", "on", "or", "to", "with"}
-"""Words that also occur within the name of a thing: a house with a garden."""
-AROUND = (STOP_WORDS | LINKS) - {"one", "two"} | frozenset(
-    """am been being but come comes created creates creating deliver depict depicted depicting depiction depicts design
-    designed did display displaying displays do does doing done drawings draws else fashion featuring given gives giving
-    gimme going had has hello hey hi hope hoping how i'd i'll i'm illustrate illustrated illustrating illustration
-    illustrations it's just kindly lemme let let's like likes love made maker makes making manner may maybe might
-    must needed needs nice nicely ok okay our paint painted painting perhaps pic pics pls plz portray portrayed
-    portraying possible produce produced really render rendered rendering renders rendition represent representation
-    represented representing represents see shall should showed showing shown shows simply sketch sketched sort style
-    thank thanks thx try turn turned turning u us use used using variant version wanna wanted wants was way we'd were
-    what what's when where which who will wish would you'd you're""".split()
-)
-"""Words that people put around the thing that they want to see, and that say nothing about it."""
-BEFORE_STYLE = frozenset(("as", "by", "from", "in", "with"))
-AFTER_STYLE = frozenset(
-    ("design", "emoji", "emojis", "icon", "icons", "look", "manner", "rendition", "style", "styled", "version")
-)
-"""Words beside a name such as `google` that show that it names a style, and not the thing."""
+MAX_CHARACTERS = 300
+"""Longer prompts stay as they are."""
+PLAIN = re.compile(r"[\w\s.,:;!?'\u2019\"\u201c\u201d\u2013\u2014-]*")
+"""Prompts with other signs stay as they are: brackets, weights, markup, emoji."""
+BREAK = re.compile(r"[.:;!?\n\"\u201c\u201d]")
+"""Signs that are in no thing, unless it is known by its name: Mrs. Claus."""
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
 SPACED_3D = re.compile(r"\b3[- ]d\b", re.IGNORECASE)
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+ARTICLES = _set("a an the")
+LINKS = ARTICLES | _set("and as at but by for from in into of on or to with")
+"""Words that neither begin nor end a thing."""
+NEGATIONS = _set("no not never nor without except don't doesn't isn't aren't")
+EVIDENCE = _set(
+    """create depict draw drawing emoji generate get gimme give have how i'd icon illustrate illustration image lemme
+    let let's like love make need needed pic picture please produce render see show something sticker version wanna want
+    wanted what would"""
+)
+"""Words of which one at least is in a request."""
+REQUEST = (
+    EVIDENCE
+    | ARTICLES
+    | _set(
+        """am are be can could do does drawn for hello hey hi hoping i i'll i'm is it it's just kindly looking me my
+        now of ok okay pls plz possible should so some that there this to try u us was we you your"""
+    )
+)
+"""Words of a request in front of the thing."""
+CLOSING = _set("me of see draw drawing generate create render want need would showing depicting please")
+"""Words that a request without an article ends with."""
+ALONE = _set("draw generate create gimme")
+"""Requests of one word."""
+INTO_STYLE = _set("as by from in into like using with")
+DONE = _set(
+    """but created depicted designed done drawn illustrated like look looking looks made painted rendered shown styled
+    turned"""
+)
+"""Words between the thing and the style, before `in`."""
+ADJECTIVES = _set(
+    "bright classic clean colorful cool cute glossy minimal minimalist modern neat nice plain shiny simple smooth"
+)
+"""Words that describe a style, and are left out with it."""
+BETWEEN = _set("color colored emoji shaped style")
+"""Words within the name of a style that are left out: microsoft color gradient."""
+OF_STYLE = _set("design emoji emojis icon icons image look manner picture rendition style styled version")
+"""Words after the name of a style."""
+SHOWING = ARTICLES | _set("depicting depicts displaying displays for of show showing shows that which with")
+"""Words between the style and the thing."""
+POLITE = _set("emoji for me pls plz please thank thanks thx you")
+"""Words at the end of a prompt."""
+STRAY = _set(
+    """but depicted depicting depicts done draw drawn emoji emojis give her his i i'd i'm icons it like look looking
+    looks me my our please rendered show shown shows their want would you your"""
+)
+"""Words that a thing does not have, unless it is known by its name."""
 
 
 class CaptionWording:
     """The wording of one model's captions, from its vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._names: dict[tuple[str, ...], Style] = {}
-        self._other_names: set[tuple[str, ...]] = set()
+        """Styles by the words of their names, in alphabetical order."""
+        self._vague: set[tuple[str, ...]] = set()
+        """Names of one word that also mean something else: google, 3d."""
         for style in vocabulary.styles:
-            for name in style.others:
-                self._names[_key(_words(name))] = style
-                self._other_names.add(_key(_words(name)))
+            keys = [_key(_words(name)) for name in style.others]
+            self._names |= dict.fromkeys(keys, style)
+            self._vague |= {key for key in keys if len(key) == 1}
         for style in vocabulary.styles:
-            for name in (style.name, style.phrase):
-                self._names[_key(_words(name))] = style
-                self._other_names.discard(_key(_words(name)))
+            keys = [_key(_words(name)) for name in (style.name, style.phrase)]
+            self._names |= dict.fromkeys(keys, style)
+            self._vague -= {*keys}
         self._longest_name = max(map(len, self._names), default=0)
         others = {other: concept for concept, *others in vocabulary.synonyms for other in others}
-        self._other_things = {tuple(_words(other)): concept for other, concept in others.items()}
-        self._things = {tuple(_words(concept)) for concept in vocabulary.concepts} | {*self._other_things}
+        self._concepts = {tuple(_words(other)): concept for other, concept in others.items() if PLAIN.fullmatch(other)}
+        """Concepts by the words of their other names."""
+        self._things = {tuple(_words(name)) for name in vocabulary.concepts if PLAIN.fullmatch(name)} | {
+            *self._concepts
+        }
         self._longest_thing = max(map(len, self._things), default=0)
-        self._thing_words = {word for thing in self._things for word in thing}
-        self._vocabulary = vocabulary
 
     @functools.cached_property
     def digest(self) -> str:
@@ -71,94 +117,140 @@ class CaptionWording:
         return hashlib.sha256(json.dumps([styles, *known]).encode()).hexdigest()
 
     def __call__(self, prompt: str) -> str:
-        """The prompt in the wording of captions, or as it was given if it is worded so already, or if a word of it is
-        not understood: `a cat, but sleeping`."""
+        """The prompt in the wording of captions, or as it was given if it is a caption already or not understood."""
+        if len(prompt) > MAX_CHARACTERS or not PLAIN.fullmatch(prompt):
+            return prompt
         text = SPACED_3D.sub("3d", prompt)
         places = list(WORD.finditer(text))
         words = [place.group().lower().replace("\u2019", "'") for place in places]
-        found = self._style_in(words)
-        start, end, style = (len(words), len(words), None) if found is None else found
-        parts = [(0, self._description_before(words, start)), (end, len(words))]
-        parts = [self._thing_in(words, *part, style) for part in parts]
-        things = [(first, last) for first, last in parts if first < last]
-        if len(things) != 1:
+        if (found := self._style_in(words)) is None:
             return prompt
-        first, last = things[0]
-        thing = text[places[first].start() : places[last - 1].end()]
-        if any(word in AROUND - LINKS for word in words[first:last]) and tuple(words[first:last]) not in self._things:
+        start, end, style = self._widened(words, *found)
+        first, last = self._thing_beside(words, start, end)
+        thing, known = words[first:last], tuple(words[first:last]) in self._things
+        if not thing or NEGATIONS & {*words[:first], *words[last:], *(thing if not known else ())}:
             return prompt
-        if last == start and last - first > 3 and words[last - 3] in BEFORE_STYLE and words[last - 2] in ARTICLES:
-            return prompt  # with a shiny 3d look
-        if not self._vocabulary.knows_all(thing):
+        given = text[places[first].start() : places[last - 1].end()]
+        if not known and ({thing[0], thing[-1]} & LINKS or STRAY & {*thing} or BREAK.search(given)):
             return prompt
-        if style is None:
-            return thing if {*words[:first], *words[last:]} - ARTICLES else prompt
-        thing = self._other_things.get(tuple(words[first:last]), thing)
+        if self._has_style(thing) or self._spans(words, start, end) or not self._vocabulary.knows_all(given):
+            return prompt
         before, phrase = {*words[:first]}, _words(style.phrase)
         has_comma = start > 0 and "," in text[places[start - 1].end() : places[start].start()]
         if has_comma and words[start:] == phrase and not (before & ARTICLES and before - ARTICLES):
-            return prompt  # a caption, with no sentence before it
-        return f"{thing}, {style.phrase}"
+            return prompt  # a caption, with no request before it
+        return f"{self._concepts.get(tuple(thing), given)}, {style.phrase}"
+
+    # -- the style
 
     def _style_in(self, words: Sequence[str]) -> tuple[int, int, Style] | None:
         """The longest name of a style in a prompt, of these the last, as words[start:end]: its words in any order, and
         perhaps one more between them: `microsoft color gradient`."""
         for length in range(min(self._longest_name, len(words)), 0, -1):
-            for between in (0, 1) if length > 1 else (0,):
-                for start in range(len(words) - length - between, -1, -1):
-                    end = start + length + between
-                    if (style := self._style_named(words, start, end, between)) is not None:
+            for more in (0, 1) if length > 1 else (0,):
+                for start in range(len(words) - length - more, -1, -1):
+                    end = start + length + more
+                    style = self._style_named(words[start:end], more)
+                    if style is not None and (length > 1 or self._is_meant(words, start)):
                         return start, end, style
         return None
 
-    def _style_named(self, words: Sequence[str], start: int, end: int, between: int) -> Style | None:
-        """The style that words[start:end] name, with so many words between them that are in no name of a thing."""
-        names = words[start:end]
-        if not between:
-            style = self._names.get(key := _key(names))
-            is_thing = len(names) == 1 and key in self._other_names and not self._names_style(words, start)
-            return None if is_thing else style
-        for place in range(1, len(names) - 1):
-            if names[place] not in AROUND | self._thing_words:
-                style = self._names.get(_key([*names[:place], *names[place + 1 :]]))
-                if style is not None:
-                    return style
-        return None
-
-    def _names_style(self, words: Sequence[str], place: int) -> bool:
-        is_described = self._description_before(words, place) < place
-        return is_described or (place + 1 < len(words) and words[place + 1] in AFTER_STYLE)
-
-    def _description_before(self, words: Sequence[str], place: int) -> int:
-        """Where the description of a style begins whose name is at this place: `in`, `with a shiny`, or its name. A
-        word that is in the name of a thing is none of a style: `in a hat`."""
-        start = place
-        if start > 0 and words[start - 1] not in AROUND | self._thing_words:
+    def _widened(self, words: Sequence[str], start: int, end: int, style: Style) -> tuple[int, int, Style]:
+        """The place of a style with further names of it on both sides: twitter twemoji."""
+        while start > 0 and self._names.get(_key(words[start - 1 : end - 1])) is style:
+            start, end = start - 1, end - 1
+        while start > 0 and self._names.get(_key(words[start - 1 : start])) is style:
             start -= 1
-        while start > 0 and words[start - 1] in ARTICLES:
-            start -= 1
-        return start - 1 if start > 0 and words[start - 1] in BEFORE_STYLE else place
+        while end < len(words) and self._names.get(_key(words[end : end + 1])) is style:
+            end += 1
+        return start, end, style
 
-    def _thing_in(self, words: Sequence[str], start: int, end: int, style: Style | None) -> tuple[int, int]:
-        """The thing in words[start:end], as start and end: without the words around it."""
+    def _style_named(self, names: Sequence[str], more: int) -> Style | None:
+        if not more:
+            return self._names.get(_key(names))
+        inner = [place for place in range(1, len(names) - 1) if names[place] in BETWEEN]
+        return next(filter(None, (self._names.get(_key([*names[:i], *names[i + 1 :]])) for i in inner)), None)
 
-        def is_around(word: str) -> bool:
-            return word in AROUND or (style is not None and self._names.get((word,)) is style)
+    def _is_meant(self, words: Sequence[str], place: int) -> bool:
+        """Whether a name of one word, such as `google`, names a style here, and not the thing."""
+        if _key(words[place : place + 1]) not in self._vague:
+            return True
+        if place + 1 < len(words) and words[place + 1] in OF_STYLE:
+            return True
+        begin = self._description_before(words, place)
+        return begin < place and bool({"as", "in"} & {*words[begin:place]})
 
-        while start < end and is_around(words[start]) and not self._begins_a_thing(words[start:end]):
-            start += 1
-        while start < end and is_around(words[end - 1]) and not self._ends_a_thing(words[start:end]):
-            end -= 1
-        return start, end
+    def _has_style(self, thing: Sequence[str]) -> bool:
+        """Whether a thing has the name of another style in it that is not vague."""
+        lengths = range(1, min(self._longest_name, len(thing)) + 1)
+        keys = (_key(thing[i : i + n]) for n in lengths for i in range(len(thing) - n + 1))
+        return any(key in self._names and key not in self._vague for key in keys)
+
+    def _spans(self, words: Sequence[str], start: int, end: int) -> bool:
+        """Whether a known thing begins before the style and ends within it, or the other way round: paper clip art."""
+        for low in range(max(0, start - self._longest_thing), end):
+            for high in range(low + 2, min(len(words), low + self._longest_thing) + 1):
+                inside = max(0, min(high, end) - max(low, start))
+                if 0 < inside < high - low and tuple(words[low:high]) in self._things:
+                    return True
+        return False
+
+    # -- the thing
+
+    def _thing_beside(self, words: Sequence[str], start: int, end: int) -> tuple[int, int]:
+        """The thing before or after the style words[start:end], as start and end; empty if the prompt is not understood
+        to its last word."""
+        last = len(words)
+        while last > end and words[last - 1] in POLITE:
+            last -= 1
+        after = end
+        while after < last and words[after] in OF_STYLE:
+            after += 1
+        if after == last:
+            stop = self._description_before(words, start)
+            stop -= stop > 0 and words[stop - 1] == "emoji"
+            return self._after_request(words, stop), stop
+        if not {*words[:start]} <= REQUEST | INTO_STYLE | ADJECTIVES:
+            return 0, 0
+        while after < last and words[after] in SHOWING and tuple(words[after:last]) not in self._things:
+            after += 1
+        return after, last
+
+    def _description_before(self, words: Sequence[str], start: int) -> int:
+        """Where the words begin that lead from a thing to a style which begins at `start`: `rendered in the style of`,
+        `with a shiny`; `start` if there are none."""
+        place = start
+        if place > 0 and words[place - 1] in ADJECTIVES:
+            place -= 1
+        if list(words[max(0, place - 2) : place]) == ["style", "of"]:
+            place -= 2
+        while place > 0 and words[place - 1] in ARTICLES:
+            place -= 1
+        if place == 0 or words[place - 1] not in INTO_STYLE:
+            return start
+        place -= 1
+        while place > 0 and words[place - 1] in DONE:
+            place -= 1
+        return place
+
+    def _after_request(self, words: Sequence[str], stop: int) -> int:
+        """Where the thing begins in words[:stop]: after a request and its article, or after an article."""
+        place = 0
+        while place < stop and words[place] in REQUEST and not self._begins_a_thing(words[place:stop]):
+            place += 1
+        asked = words[:place]
+        is_request = bool(EVIDENCE & {*asked}) and place < stop
+        if is_request and (asked[-1] in ARTICLES | CLOSING if place > 1 else asked[0] in ALONE):
+            return place
+        place = 0
+        while place < stop and words[place] in ARTICLES:
+            place += 1
+        return place
 
     def _begins_a_thing(self, words: Sequence[str]) -> bool:
         """Whether the words begin with a known thing of several words, such as `love letter`, or are one."""
         lengths = range(2, min(self._longest_thing, len(words)) + 1)
         return tuple(words) in self._things or any(tuple(words[:length]) in self._things for length in lengths)
-
-    def _ends_a_thing(self, words: Sequence[str]) -> bool:
-        lengths = range(2, min(self._longest_thing, len(words)) + 1)
-        return tuple(words) in self._things or any(tuple(words[-length:]) in self._things for length in lengths)
 
 
 def _words(text: str) -> list[str]:

@@ -115,6 +115,11 @@ def draw(drawing: Drawing) -> None:
     print(f"{count}, seed {pictures[0].seed}: {place}{shown}")
 
 
+def _is_worded(one: TranslatedPrompt) -> bool:
+    """Whether a prompt only got another English wording."""
+    return one.translation is not None and one.translation.language == "en"
+
+
 def _translated(dalle: DALLE, drawing: Drawing) -> list[TranslatedPrompt]:
     """The prompts as they are drawn. Prints what was translated, and warns of words that were kept."""
     negative = drawing.negative_prompt
@@ -130,9 +135,12 @@ def _translated(dalle: DALLE, drawing: Drawing) -> list[TranslatedPrompt]:
             raise
         except PromptError as error:
             raise drawing.prompts.located(prompt, error) from error
+        if _is_worded(one) and (one.prompt in seen or one.prompt in drawing.prompts.texts):
+            # as it is, as two prompts that become one are still two
+            one = dataclasses.replace(translate(None, negative, translate=chosen), prompt=prompt)
         if (other := seen.setdefault(str(one.prompt), prompt)) != prompt:
             raise PromptError(
-                f"{other!r} and {prompt!r} are both {one.prompt!r} as they are drawn; give one of them, with --n"
+                f"{other!r} and {prompt!r} are both {one.prompt!r} in English; give one of them, with --n"
             )
         found.append(one)
         if one.warning is not None:

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 
+from dalle.defaults import Translate
 from dalle.errors import DalleError
 from dalle.pipeline import DALLE
 from serving.attributes import TRANSLATE
@@ -191,6 +192,12 @@ class AsyncEngine:
         self._tokenizing.shutdown(wait=False)
         self._explainer.close()
 
+    def _default_translate(self) -> Translate:
+        """What is done with prompts of requests that do not say."""
+        if self.settings.translate is not None:
+            return self.settings.translate
+        return "off" if self._translating.fault is not None else self.model.translate
+
     def info(self) -> ModelInfo:
         """Facts about the model. Raises `EngineFailedError` as `check` does."""
         self.check()
@@ -208,7 +215,7 @@ class AsyncEngine:
             rerank=self.thread.chooser.judges,
             translates=self._translating.languages,
             translation_fault=self._translating.fault,
-            translate=model.translate if self.settings.translate is None else self.settings.translate,
+            translate=self._default_translate(),
             created=self.created,
             vocabulary=model.vocabulary,
         )

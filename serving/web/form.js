@@ -15,6 +15,8 @@ export class Form {
   #vocabulary;
   /** Whether prompts are to be translated, as somebody has said; null as long as the model and the browser decide. */
   #wantsTranslation = null;
+  /** The field `translate` of the picture whose settings are used again, until the switch is touched. */
+  #givenTranslate = null;
 
   /** onDraw: called to draw. onPaint: called with {image, name, mask} of a picture on which a part is to be painted. */
   constructor({ onDraw, onPaint }) {
@@ -25,6 +27,7 @@ export class Form {
     byId("model").addEventListener("change", () => this.#showModel());
     byId("translate").addEventListener("change", (event) => {
       this.#wantsTranslation = event.target.checked;
+      this.#givenTranslate = null;
     });
     this.element.addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
     this.#vocabulary = new Vocabulary({ read: () => this.prompt, write: (words, caret) => this.setPrompt(words, caret) });
@@ -126,6 +129,7 @@ export class Form {
   /** What the switch says, where it differs from what the service does anyhow. */
   #translate() {
     const { translate, translate_from: languages } = this.model;
+    if (this.#givenTranslate === "off") return translate === "off" ? {} : { translate: "off" };
     const wanted = languages.length > 0 && byId("translate").checked;
     if (wanted === translates(translate)) return {};
     return { translate: wanted ? "auto" : "en" };
@@ -155,6 +159,7 @@ export class Form {
     byId("best_of").value = fields.best_of ?? "";
     byId("seed").value = fields.seed;
     this.#lock(true);
+    this.#givenTranslate = fields.translate ?? null;
     this.#wantsTranslation = translates(fields.translate ?? this.card(fields.model).translate);
     for (const name of ADVANCED) byId(name).value = fields[name] || (fields[name] === 0 && name !== "first_index" ? 0 : "");
     this.#showModel();

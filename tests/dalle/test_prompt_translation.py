@@ -251,3 +251,13 @@ def test_names_of_each_language_are_found(language: str) -> None:
 def test_the_translator_of_the_library(prompt: str, words: set[str]) -> None:
     found = DALLE.load().prompt_translator()(prompt)
     assert found.prompt is not None and words <= {*found.prompt.replace(",", "").split()} and found.warning is None
+
+
+def test_prompts_that_would_become_one_are_two_pictures(tmp_path: Path) -> None:
+    prompts = ["a rocket in noto", "a rocket in the google style", "a rocket in twitter style"]
+    options = [part for prompt in (*prompts, "rocket, twemoji style emoji") for part in ("--prompt", prompt)]
+    command = [sys.executable, "-m", "dalle.cli", "generate", *options, "--seed", "1", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "en: rocket, noto style emoji\n" in done.stderr
+    found = {read_receipt(path).prompt for path in tmp_path.glob("*.png") if path.name != "contact-sheet.png"}
+    assert found == {"rocket, noto style emoji", *prompts[1:], "rocket, twemoji style emoji"}

@@ -230,7 +230,7 @@ def test_english_is_worded_as_the_models_captions_are(model: DALLE) -> None:
         assert "translation" not in answer and "revised_prompt" not in answer["data"][0]
         as_it_is = error_of(post(one, prompt="draw an apple in blue", translate="off"))
         assert "the prompt has 19 tokens; the limit is 11" in as_it_is["message"]
-        assert post(one, prompt="draw a cat", translate="auto").json()["data"][0]["revised_prompt"] == "cat"
+        assert post(one, prompt="a cat in blue", translate="auto").json()["data"][0]["revised_prompt"] == "cat, blue"
         step = one.engine._translating._step
         assert step is not None and "translator" not in step.__dict__, "it was loaded"
 
