@@ -81,6 +81,7 @@ class PlanSettings:
         if there are none: earlier releases wrote no such keys. The CLIP model is left out: items have its digest."""
         values = dataclasses.asdict(self)
         del values["clip"]
+        values["translate"] = self.translate or "off"
         if self.best_of is not None:
             values["rerank"] = self.rerank or DEFAULT_RERANK
         return {name: value for name, value in values.items() if LEFT_OUT.get(name, ...) != value}
