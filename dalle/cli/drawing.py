@@ -147,7 +147,8 @@ def _translated(dalle: DALLE, drawing: Drawing) -> list[TranslatedPrompt]:
             warnings.warn(one.warning, stacklevel=2)
     for one in found:
         if one.translation is not None and one.translation.language is not None:
-            print(printable(f"{one.translation.language}: {one.prompt}"), file=sys.stderr)
+            label = "drawn as" if _is_worded(one) else one.translation.language
+            print(printable(f"{label}: {one.prompt}"), file=sys.stderr)
     if (last := found[-1].translation) is not None and last.negative_language is not None:
         print(printable(f"{last.negative_language}, negative: {found[-1].negative_prompt}"), file=sys.stderr)
     return found

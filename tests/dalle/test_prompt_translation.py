@@ -258,6 +258,6 @@ def test_prompts_that_would_become_one_are_two_pictures(tmp_path: Path) -> None:
     options = [part for prompt in (*prompts, "rocket, twemoji style emoji") for part in ("--prompt", prompt)]
     command = [sys.executable, "-m", "dalle.cli", "generate", *options, "--seed", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "en: rocket, noto style emoji\n" in done.stderr
+    assert "drawn as: rocket, noto style emoji\n" in done.stderr
     found = {read_receipt(path).prompt for path in tmp_path.glob("*.png") if path.name != "contact-sheet.png"}
     assert found == {"rocket, noto style emoji", *prompts[1:], "rocket, twemoji style emoji"}
