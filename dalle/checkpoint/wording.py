@@ -71,7 +71,7 @@ DONE = _set(
 )
 """Words between the thing and the style, before `in`."""
 LOOKING = _set("like look looking looks")
-"""Those that are a question's: how would a fox look in noto?"""
+"""Words of `DONE` that only questions have: how would a fox look in noto?"""
 QUESTIONS = _set("how what")
 ADJECTIVES = _set(
     "bright classic clean colorful cool cute glossy minimal minimalist modern neat nice plain shiny simple smooth"
@@ -82,7 +82,7 @@ BETWEEN = _set("color colored emoji shaped style")
 OF_STYLE = _set("design emoji emojis icon icons image look manner picture rendition style styled version")
 """Words after the name of a style."""
 LOOKS = _set("design look manner rendition style version")
-"""Those without which `with a round flag` says what is in the picture."""
+"""Words without which `with a round flag` says what is in the picture."""
 SHOWING = ARTICLES | _set("depicting depicts displaying displays of show showing shows that which")
 """Words between the style and the thing."""
 POLITE = _set("emoji for me pls plz please thank thanks thx you")
