@@ -45,14 +45,14 @@ NEGATIONS = _set(
     """anti aren't can't cannot doesn't don't except isn't minus never no non none nor not nothing sans unlike versus vs
     without won't"""
 )
-EVIDENCE = _set(
+ASKING = _set(
     """create depict draw drawing emoji generate get gimme give have how i'd icon illustrate illustration image lemme
     let let's like love make need needed pic picture please produce render see show something sticker version wanna want
     wanted what would"""
 )
 """Words at least one of which makes a request."""
 REQUEST = (
-    EVIDENCE
+    ASKING
     | ARTICLES
     | _set(
         """am are be can could do does drawn for hello hey hi hoping i i'll i'm is it it's just kindly looking me my
@@ -259,7 +259,7 @@ class CaptionWording:
         while place < stop and words[place] in REQUEST and not self._begins_a_thing(words[place:stop]):
             place += 1
         asked = words[:place]
-        is_request = bool(EVIDENCE & {*asked}) and place < stop
+        is_request = bool(ASKING & {*asked}) and place < stop
         if is_request and (asked[-1] in ARTICLES | CLOSING if place > 1 else asked[0] in ALONE):
             return place
         place = 0
