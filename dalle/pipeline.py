@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle.best_of import BestOf, Selection, draw_best, judge_of
-from dalle.checkpoint.translator import default_translate, prompt_translator, translation_fault
+from dalle.checkpoint.translator import default_translate, prompt_translator
 from dalle.clip.model import ClipModel
 from dalle.decoder.engine import Engine, StepResult
 from dalle.decoder.request import Request
@@ -227,8 +227,9 @@ class DALLE(Model):
     @property
     def translate(self) -> Translate:
         """What the command line and the service do with prompts unless somebody says: `en` or `off`."""
-        fault = translation_fault(self.name, self.text_tokenizer, self.prompt_language)
-        return default_translate(fault, self.vocabulary)
+        return default_translate(
+            text_tokenizer=self.text_tokenizer, prompt_language=self.prompt_language, vocabulary=self.vocabulary
+        )
 
     def prompt_translator(self, translator: str | Path = DEFAULT_TRANSLATOR) -> PromptTranslator:
         """The step that translates prompts in other languages into English, before they are drawn:

@@ -142,10 +142,13 @@ def translation_fault(name: str, text_tokenizer: PromptTokenizer | None, prompt_
     return None
 
 
-def default_translate(fault: str | None, vocabulary: Vocabulary | None) -> Translate:
-    """What `translate` is for a model unless somebody says: `en` if it has a vocabulary with styles, else `off`. fault:
-    that of `translation_fault`."""
-    return "en" if fault is None and vocabulary is not None and vocabulary.styles else "off"
+def default_translate(
+    *, text_tokenizer: PromptTokenizer | None, prompt_language: str, vocabulary: Vocabulary | None
+) -> Translate:
+    """What `translate` is for a model unless somebody says: `en` if its prompts are English and its vocabulary has styles,
+    else `off`."""
+    is_english = translation_fault("", text_tokenizer, prompt_language) is None
+    return "en" if is_english and vocabulary is not None and vocabulary.styles else "off"
 
 
 def prompt_translator(

@@ -117,6 +117,8 @@ class Vocabulary(Config):
         self._check_synonyms()
 
     def _check_synonyms(self) -> None:
+        short = next((names for names in self.synonyms if len(names) < 2), None)
+        require(short is None, f"synonyms has {short}; it must be a concept and its other names")
         concepts, others = {*self.concepts}, [other for _, *others in self.synonyms for other in others]
         require(len(others) <= MAX_WORDS, f"synonyms has {len(others)} other names; the limit is {MAX_WORDS}")
         for other in others:

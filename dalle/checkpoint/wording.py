@@ -24,6 +24,8 @@ __all__ = ["CaptionWording"]
 
 MAX_CHARACTERS = 300
 """Longer prompts stay as they are."""
+MAX_REORDERED = 4
+"""Most words of a style's name that may come in any order."""
 PLAIN = re.compile(r"[\w\s.,:;!?'\u2019\"\u201c\u201d\u2013\u2014-]*")
 """Prompts with other characters stay as they are: brackets, weights, markup, emoji."""
 BREAK = re.compile(r"[.:;!?\n\"\u201c\u201d]")
@@ -278,10 +280,12 @@ def _words(text: str) -> list[str]:
 
 
 def _orders(name: str) -> list[tuple[str, ...]]:
-    """The words of a style's name in all orders, or in the given one if it has a word that any style may have after its
-    name: emoji one."""
+    """The words of a style's name in all orders; in the given one alone if they are many, or if any style may have one of
+    them after its name: emoji one."""
     words = _words(name)
-    return [_key(words)] if OF_STYLE & {*words} else [_key(order) for order in itertools.permutations(words)]
+    if len(words) > MAX_REORDERED or OF_STYLE & {*words}:
+        return [_key(words)]
+    return [_key(order) for order in itertools.permutations(words)]
 
 
 def _key(words: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from dalle.checkpoint import ModelFacts
-from dalle.checkpoint.translator import default_translate, prompt_translator, translation_fault
+from dalle.checkpoint.translator import default_translate, prompt_translator
 from dalle.decoder.request import NOT_TRAINED_FOR_GUIDANCE
 from dalle.decoder.sampling import SamplingParams
 from dalle.defaults import DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
@@ -132,8 +132,12 @@ class Planner:
         `CheckpointError` for a translator or a CLIP model that is not there or damaged.
         """
         if settings.translate is None:
-            fault = translation_fault(facts.name, facts.text_tokenizer, facts.prompt_language)
-            settings = dataclasses.replace(settings, translate=default_translate(fault, facts.vocabulary))
+            default = default_translate(
+                text_tokenizer=facts.text_tokenizer,
+                prompt_language=facts.prompt_language,
+                vocabulary=facts.vocabulary,
+            )
+            settings = dataclasses.replace(settings, translate=default)
         self.facts = facts
         self.model_id = model_id
         self.settings = settings

@@ -95,6 +95,10 @@ def test_a_damaged_one_is_told_and_the_model_draws_all_the_same(folder: Path, co
         (lambda: Vocabulary(concepts=tuple(map(str, range(20_001)))), "concepts has 20001 entries; the limit is 20000"),
         (lambda: Style(name="flat", phrase="flat", others=("",)), "another name of the style 'flat' is ''"),
         (lambda: Style(name="flat", phrase="flat", others=("a",) * 13), "has 13 other names; the limit is 12"),
+        (
+            lambda: Vocabulary(concepts=("owl",), synonyms=((),)),
+            r"synonyms has \(\); it must be a concept and its other",
+        ),
         (lambda: Vocabulary(synonyms=(("owl", "bird"),)), "synonyms has 'owl', which is no concept"),
         (
             lambda: Vocabulary(concepts=("owl", "jay"), synonyms=(("owl", "bird"), ("jay", "bird"))),

@@ -163,6 +163,13 @@ def test_prompts_of_a_stranger(wording: CaptionWording, vocabulary: Vocabulary) 
     assert understood >= 41, "of 60"
 
 
+def test_a_long_name_of_a_style_takes_no_time() -> None:
+    """A vocabulary may come with a model from somewhere else, and orders of its words are many."""
+    name = " ".join("bcdefghjklmnopqrstvwxyz")
+    wording = CaptionWording(Vocabulary(styles=(Style(name=name, phrase=name, others=(name[::-1],)),), words=("fox",)))
+    assert wording(f"a fox in {name}") == f"fox, {name}"
+
+
 def test_a_model_without_styles_is_given_prompts_as_they_are() -> None:
     wording = CaptionWording(Vocabulary(concepts=("red panda",), words=("fluffy",)))
     assert wording("please draw a fluffy red panda in noto style") == "please draw a fluffy red panda in noto style"
