@@ -145,8 +145,8 @@ def translation_fault(name: str, text_tokenizer: PromptTokenizer | None, prompt_
 def default_translate(
     *, text_tokenizer: PromptTokenizer | None, prompt_language: str, vocabulary: Vocabulary | None
 ) -> Translate:
-    """What `translate` is for a model unless somebody says: `en` if its prompts are English and its vocabulary has styles,
-    else `off`."""
+    """What `translate` is for a model unless somebody says: `en` if its prompts are English and its vocabulary has
+    styles, else `off`."""
     is_english = translation_fault("", text_tokenizer, prompt_language) is None
     return "en" if is_english and vocabulary is not None and vocabulary.styles else "off"
 

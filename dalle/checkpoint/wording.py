@@ -280,8 +280,8 @@ def _words(text: str) -> list[str]:
 
 
 def _orders(name: str) -> list[tuple[str, ...]]:
-    """The words of a style's name in all orders; in the given one alone if they are many, or if any style may have one of
-    them after its name: emoji one."""
+    """The words of a style's name in all orders; in the given one alone if they are many, or if any style may have one
+    of them after its name: emoji one."""
     words = _words(name)
     if len(words) > MAX_REORDERED or OF_STYLE & {*words}:
         return [_key(words)]
