@@ -5,7 +5,6 @@ without end for an ingress that is being replaced, and breaks off when it loses 
 `middlewares` in the proxy's process if the environment variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
-import asyncio
 import json
 import logging
 
@@ -16,14 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import ApiError
 from serving.headers import SECURITY_HEADERS, TRACE_CONTEXT, request_id_of
 
-__all__ = ["CALLBACK", "ProxyErrors", "middlewares"]
+__all__ = ["CALLBACK", "TIMEOUT", "ProxyErrors", "middlewares"]
 
 logger = logging.getLogger(__name__)
 
 CALLBACK = "serving.proxy:middlewares"
+TIMEOUT = "x-request-timeout-seconds"
+"""Header that sets Serve's timeout for its request, in seconds."""
 STEERING = frozenset(
     {
-        "x-request-timeout-seconds",
+        TIMEOUT,
         "x-request-disconnect-disabled",
         "x-session-id",
         "serve-multiplexed-model-id",
@@ -37,7 +38,8 @@ MESSAGES = {
     503: "the service is starting, stopping or overloaded; try again in a moment",
 }
 PROBES = ("/health", "/ready")
-"""Ends of the paths that are answered within `PROBE_SECONDS`."""
+"""Ends of the paths that are answered within `PROBE_SECONDS`, by Serve's own timeout: a request that is cancelled from
+outside leaves a task behind, whose stack trace Serve prints."""
 PROBE_SECONDS = 0.8
 ROUTES = "/-/routes"
 """Serve's path that lists the applications that have been deployed."""
@@ -59,7 +61,10 @@ class ProxyErrors:
             return
         request_id = request_id_of(Headers(scope=scope))
         scope["headers"] = [header for header in scope["headers"] if _passes(*header)]
-        MutableHeaders(scope=scope)["x-request-id"] = request_id  # Serve and the ingress keep an id that is there
+        headers = MutableHeaders(scope=scope)
+        headers["x-request-id"] = request_id  # Serve and the ingress keep an id that is there
+        if probe := scope["path"].endswith(PROBES):
+            headers[TIMEOUT] = str(PROBE_SECONDS)
         started = replaced = streaming = False
 
         async def send_error(status: int) -> None:
@@ -77,25 +82,22 @@ class ProxyErrors:
                 streaming = kind.startswith("text/event-stream")
                 replaced = status >= 400 and not kind.startswith("application/json")
                 if replaced:
-                    if status == 404 and not await self._has_routes(scope):
-                        status = 503
-                    await send_error(status)
+                    late = status == 408 and probe
+                    await send_error(503 if late or (status == 404 and not await self._has_routes(scope)) else status)
             elif not message.get("more_body", False):
                 streaming = False
             if not replaced:
                 await send(message)
 
         try:
-            async with asyncio.timeout(PROBE_SECONDS if scope["path"].endswith(PROBES) else None) as probe:
-                await self.app(scope, receive, send_in_form)
+            await self.app(scope, receive, send_in_form)
         except Exception:
             if started and not streaming:
                 raise  # the reader sees the response break off
-            if not probe.expired():
-                logger.exception("the proxy has failed")
+            logger.exception("the proxy has failed")
         finally:
             if not started:  # also after a cancellation, or an end without a response, as when an ingress dies
-                await send_error(503 if probe.expired() else 500)
+                await send_error(500)
             elif streaming:
                 event = f"event: error\ndata: {json.dumps(_error(500).body)}\n\n"
                 await send({"type": "http.response.body", "body": event.encode()})

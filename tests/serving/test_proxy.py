@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.types import Receive, Scope, Send
 
 from serving.headers import SECURITY_HEADERS
-from serving.proxy import ProxyErrors
+from serving.proxy import TIMEOUT, ProxyErrors
 
 ROOT = Path(__file__).parents[2]
 STEERING = ("X-Request-Timeout-Seconds", "X-Session-Id", "x_session_id", "serve_multiplexed_model_id", "traceparent")
@@ -36,14 +36,17 @@ def ask(path: str, request_id: bytes = b"mine-1", routes: Response = DEPLOYED) -
             await routes(scope, receive, send)
             return
         headers = {name: value.decode() for name, value in scope["headers"]}  # as Serve reads them
-        assert not {name.lower().encode() for name in STEERING} & headers.keys()
+        own = {TIMEOUT.encode()} if path.endswith("/ready") else set()
+        assert {name.lower().encode() for name in STEERING} & headers.keys() == own
         serves_id = {"X-Request-ID": headers[b"x-request-id"]}
         if path == "/broken":
             raise ConnectionError("the ingress is gone")
         if path == "/silent":
             return
-        if path.endswith("/ready"):
-            await asyncio.sleep(60)
+        if path.endswith("/ready"):  # as Serve does when nobody is there
+            await asyncio.sleep(float(headers[TIMEOUT.encode()]))
+            await PlainTextResponse("timed out", 408, serves_id)(scope, receive, send)
+            return
         answers = {
             "/no-route": NO_ROUTE,
             "/stream": StreamingResponse(breaks_off(), media_type="text/event-stream"),
