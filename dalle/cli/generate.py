@@ -1,11 +1,11 @@
 """`dalle generate`: its options. `dalle.cli.drawing` does the work."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from dalle.cli.look import complete_model
+from dalle.cli.look import complete_model, complete_translate
 from dalle.cli.prompts import gather_prompts
 from dalle.command_line import exit_on_mistake
 from dalle.defaults import (
@@ -16,6 +16,7 @@ from dalle.defaults import (
     MAX_PICTURES,
     Background,
     Rerank,
+    Translate,
     Weights,
 )
 from dalle.errors import DalleError
@@ -157,7 +158,8 @@ def generate(
     translate: Annotated[
         str | None,
         typer.Option(
-            metavar="off|en|auto|fr|ko|de|es|ja",
+            metavar="|".join(get_args(Translate)),
+            autocompletion=complete_translate,
             help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
             "from French, Korean, German, Spanish or Japanese. A region does not matter (fr-CA). The translator reads "
             "prompts of up to 63 tokens. English gets the wording of the model's captions: `i want to see a rocket in "

@@ -3,17 +3,28 @@
 import difflib
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dalle.command_line import CLOSED_PIPE, exit_on_mistake, program, short_warnings
+from dalle.defaults import Translate
 from dalle.help_pages import UsageError, plain_help, print_version
 from dalle.installed import list_installed
 from dalle.printable import printable
 
-__all__ = ["SETTINGS", "Command", "Group", "ModelArgument", "VersionOption", "complete_model", "print_json", "run_app"]
+__all__ = [
+    "SETTINGS",
+    "Command",
+    "Group",
+    "ModelArgument",
+    "VersionOption",
+    "complete_model",
+    "complete_translate",
+    "print_json",
+    "run_app",
+]
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 CLICK_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
@@ -36,6 +47,11 @@ VersionOption = typer.Option(
 def complete_model(incomplete: str) -> list[str]:
     """Names of models, for shell completion. Pulled models are left out: shells split words at their colon."""
     return [name for name in list_installed() if name.startswith(incomplete)]
+
+
+def complete_translate(incomplete: str) -> list[str]:
+    """Values of `--translate`, for shell completion. Tags such as fr-CA are values too, so they are no enumeration."""
+    return [value for value in get_args(Translate) if value.startswith(incomplete)]
 
 
 ModelArgument = Annotated[

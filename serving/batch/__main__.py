@@ -6,14 +6,14 @@ python -m serving.batch prompts.jsonl --out pictures
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from dalle.checkpoint.store import DEFAULT_MODEL
 from dalle.cli.look import SETTINGS, Command, VersionOption, run_app
 from dalle.command_line import INTERRUPTED, exit_on_mistake
-from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank
+from dalle.defaults import DEFAULT_CLIP, DEFAULT_RERANK, DEFAULT_TRANSLATOR, Rerank, Translate
 from dalle.errors import DalleError
 from dalle.images import Background
 from dalle.pipeline import MAX_PICTURES
@@ -85,7 +85,7 @@ def batch(
     translate: Annotated[
         str | None,
         typer.Option(
-            metavar="off|en|auto|fr|ko|de|es|ja",
+            metavar="|".join(get_args(Translate)),
             help="Translate prompts into English before they are drawn: from the language that they are in (auto), or "
             "from French, Korean, German, Spanish or Japanese; en only puts English into the wording of the model's "
             "captions. An item may override it.",

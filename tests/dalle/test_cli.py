@@ -261,6 +261,7 @@ def test_help_and_completion_do_not_wait_for_torch(dalle) -> None:  # type: igno
     assert completed("dalle gen") == ["generate"]
     assert completed("dalle generate --weights b") == ["bfloat16"]
     assert completed("dalle generate --model li") == ["lively"]
+    assert completed("dalle generate --translate e") == ["en", "es"]
 
 
 @pytest.mark.parametrize(
