@@ -115,6 +115,18 @@ def test_a_receiver_that_fails_is_not_noticed(served: Served, receiver: Receiver
     assert len(receiver.of_trace("1" * 32, 8)) == 8, "it is sent to again"
 
 
+def test_a_probe_does_not_wait_for_an_ingress_that_hangs(served: Served) -> None:
+    """By Serve's own timeout, after which it leaves no stack trace: the last test looks."""
+    ingress = served.child("ray::ServeReplica:dalle:Ingress")
+    ingress.suspend()
+    try:
+        answer = httpx.get(served.url + "/ready", timeout=5)
+    finally:
+        ingress.resume()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2"), answer.text
+    served.wait_until_ready()
+
+
 def test_what_was_drawn_last_is_sent_before_the_end(receiver: Receiver, served: Served) -> None:
     """The last test: it stops the service."""
     last = CALLER.replace(TRACE, "2" * 32)
